@@ -38,6 +38,7 @@ from starlette.responses import Response  # noqa: E402
 from rmadapter.conformal import Calibration  # noqa: E402
 from rmadapter.deploy import sockets  # noqa: E402
 from rmadapter.deploy.export.engines import Outputs  # noqa: E402
+from rmadapter.deploy.export.promised import Familiar  # noqa: E402
 from rmadapter.deploy.serve.model import ServedModel  # noqa: E402
 from rmadapter.deploy.serve.service import Limits, Service  # noqa: E402
 
@@ -52,20 +53,23 @@ FACTS = {
     "classes": list(LABELS),
     "features": True,
     "calibration": None,
+    "familiarity": None,
 }
 
 
 class Toy:
-    """A model whose probabilities are the mean shares of the three colours. sizes: of its batches.
-    gate: an event that it waits for before each answer. poison: a mean share of red that makes its
-    batch fail. decoded, large: how many images were decoded, and how many of these were large.
-    slow: an event that large ones wait for."""
+    """A model whose probabilities are the mean shares of the three colours; the bluer an image, the
+    farther it is from the classes. sizes: of its batches. gate: an event that it waits for before
+    each answer. poison: a mean share of red that makes its batch fail. decoded, large: how many
+    images were decoded, and how many of these were large. slow: an event that large ones wait
+    for."""
 
     def __init__(
         self,
         features: bool = True,
         labels: Sequence[str] = LABELS,
         calibration: Calibration | None = None,
+        known: Familiar | None = None,
     ) -> None:
         self.sizes: list[int] = []
         self.gate = threading.Event()
@@ -74,10 +78,11 @@ class Toy:
         self.decoded = self.large = 0
         self.slow = threading.Event()
         self.slow.set()
-        known = calibration.facts if calibration else None
-        facts = {**FACTS, "features": features, "calibration": known}
+        facts = {**FACTS, "features": features}
+        facts |= {"calibration": calibration and calibration.facts}
+        facts |= {"familiarity": known and known.familiarity.facts}
         self.served = ServedModel(
-            tuple(labels), self.transform, self.ask, features, 4, facts, calibration=calibration
+            tuple(labels), self.transform, self.ask, features, 4, facts, None, calibration, known
         )
 
     def transform(self, image: Image.Image) -> np.ndarray:
@@ -95,7 +100,9 @@ class Toy:
             raise RuntimeError("poisoned")
         lengths = np.linalg.norm(means, axis=-1, keepdims=True)
         table = means / means.sum(-1, keepdims=True)
-        return Outputs(table, means / lengths if wanted else None)
+        if not wanted:
+            return Outputs(table)
+        return Outputs(table, means / lengths, means[:, 2])
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.data.decode import load_image
 from rmadapter.deploy.export import folder as exporting
 from rmadapter.deploy.export import graph
+from rmadapter.deploy.export.promised import Familiar
 from rmadapter.deploy.serve import model as serving
 from rmadapter.deploy.serve.model import (
     ServeOptions,
@@ -31,6 +32,7 @@ from rmadapter.deploy.serve.model import (
     open_served,
 )  # fmt: skip
 from rmadapter.errors import UserError
+from rmadapter.familiar import Familiarity
 from rmadapter.methods import load_method
 from rmadapter.support.files import sign
 from rmadapter.training.contract import Known, NotApplicable
@@ -174,6 +176,16 @@ def test_module_gives_features_if_there_are_any(
     module, features = answers_module(saved)
     assert not features
     torch.testing.assert_close(module(pixels), both[0])
+
+
+def test_a_graph_without_the_distances_that_its_folder_promises(
+    exported: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(exported, tmp_path / "model"))
+    known = Familiar(Familiarity((0.9,), (0.1,), "folds"), 4)
+    (folder / "familiarity.json").write_text(json.dumps(known.json()))
+    with pytest.raises(UserError, match="export the run again"):
+        open_served(ServeOptions(folder))
 
 
 def test_a_method_without_features(

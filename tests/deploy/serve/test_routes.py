@@ -14,7 +14,9 @@ import pytest
 from tests.helpers.serving import FACTS, TestClient, Toy, colour_image, running_service, wait_for
 
 from rmadapter.conformal import Calibration  # isort: skip
+from rmadapter.deploy.export.promised import Familiar  # isort: skip
 from rmadapter.deploy.serve.routes import create_app  # isort: skip
+from rmadapter.familiar import Familiarity  # isort: skip
 
 RED = ("red.png", colour_image(250, 50, 0))
 GREEN = ("green.jpg", colour_image(0, 250, 0, (30, 8), "JPEG"))
@@ -144,7 +146,9 @@ def test_openapi_says_how_to_send_images(client: TestClient) -> None:
     assert {"/predict", "/embed", "/models/{model}/predict", "/info", "/metrics"} <= set(paths)
     post = paths["/predict"]["post"]
     assert set(post["requestBody"]["content"]) == {"multipart/form-data", "application/json"}
-    assert {one["name"] for one in post["parameters"]} == {"model", "top", "skip_bad", "error"}
+    assert {one["name"] for one in post["parameters"]} == {
+        "model", "top", "skip_bad", "error", "turn_away"
+    }  # fmt: skip
 
 
 def test_documentation_works_behind_a_proxy(client: TestClient) -> None:
@@ -246,6 +250,85 @@ def test_page_offers_possible_errors(promising: TestClient) -> None:
     answer = promising.post("/?model=toy&error=0.01", files=form(RED))
     assert answer.status_code == 422
     assert "needs 99 images" in answer.text
+
+
+# None of these
+
+OWN = Familiarity((*np.linspace(0.5, 0.99, 40),), (*np.linspace(0, 0.3, 40),), "held out")
+BLUE = ("blue.png", colour_image(0, 50, 250))
+
+
+@pytest.fixture
+def knowing() -> Iterator[TestClient]:
+    toy = Toy(calibration=CALIBRATION, known=Familiar(OWN, 3))
+    with running_service(toy) as service:
+        yield TestClient(create_app(service))
+
+
+def test_strange_images(knowing: TestClient) -> None:
+    for share in ("0.1", "10%25", " 0.1"):
+        path = f"/predict?top=1&skip_bad=true&turn_away={share}"
+        red, blue, bad = answers(knowing, path, RED, BLUE, BAD)
+        assert [*red] == ["image", "classes", "familiar", "decision"]
+        assert (red["familiar"], red["decision"]) == (True, "answer")
+        assert (blue["familiar"], blue["decision"]) == (False, "none of these")
+        assert blue["classes"][0]["class"] == "blue"
+        assert [*bad] == ["image", "error"]
+    path = "/models/toy/predict?error=0.1&turn_away=0.1"
+    red, mixed, blue = answers(knowing, path, RED, MIXED, BLUE)
+    assert [*blue] == ["image", "classes", "set", "familiar", "decision"]
+    assert [one["decision"] for one in (red, mixed, blue)] == ["answer", "unsure", "none of these"]
+    assert blue["set"] == ["blue"]
+    (row,) = answers(knowing, "/predict?turn_away=0", BLUE)
+    assert [*row] == ["image", "classes"]
+    text = knowing.get("/metrics").text
+    assert 'rmadapter_decisions_total{decision="none of these",model="toy"} 4.0' in text
+    assert 'rmadapter_decisions_total{decision="answer",model="toy"} 4.0' in text
+    facts = knowing.get("/info").json()["models"]["toy"]
+    assert facts["familiarity"] == {"images": 40, "source": "held out"}
+
+
+def test_an_image_of_an_added_class_is_not_strange() -> None:
+    with running_service(Toy(known=Familiar(OWN, 2))) as service:  # blue was added
+        (row,) = answers(TestClient(create_app(service)), "/predict?turn_away=0.1", BLUE)
+    assert row["familiar"] is True
+
+
+@pytest.mark.parametrize(
+    ("share", "message"),
+    [
+        ("0.01", "to turn away 1 % needs 99 images"),
+        ("x", "'x' is no share such as 5%"),
+        ("100%", "'100%' is no share"),
+        ("5e-324", "needs"),
+        ("9" * 5000, "no share"),
+    ],
+)
+def test_impossible_shares_are_refused(knowing: TestClient, share: str, message: str) -> None:
+    answer = knowing.post(f"/predict?turn_away={share}", files=form(RED))
+    assert answer.status_code == 422
+    assert message in answer.json()["error"]
+    assert len(answer.json()["error"]) < 1000
+    assert knowing.app.state.service.counters.total("rmadapter_images") == 0  # type: ignore[attr-defined]
+
+
+def test_no_strange_images_without_a_familiarity(client: TestClient) -> None:
+    answer = client.post("/predict?turn_away=0.1", files=form(RED))
+    assert answer.status_code == 422
+    assert "--folds 4" in answer.json()["error"]
+    assert client.get("/info").json()["models"]["toy"]["familiarity"] is None
+    assert "Any of these?" not in client.get("/").text
+
+
+def test_page_offers_possible_shares(knowing: TestClient) -> None:
+    page = knowing.get("/").text
+    for share, offered in ((0.01, False), (0.05, True), (0.1, True)):
+        assert (f'formaction="?model=toy&amp;turn_away={share}"' in page) == offered
+    page = knowing.post("/?model=toy&turn_away=0.1", files=form(BLUE, RED)).text
+    assert "<strong>none of these</strong></p>" in page
+    assert "<strong>answer</strong></p>" in page
+    answer = knowing.post("/?model=toy&turn_away=0.01", files=form(RED))
+    assert answer.status_code == 422
 
 
 # The status page

@@ -60,7 +60,7 @@ def test_waiting_images_are_batched() -> None:
         toy.gate.clear()
         first = batcher.submit(pixels(0))
         wait_for(lambda: toy.sizes, "the thread never started")
-        others = [batcher.submit(pixels(place / 10), features=place == 2) for place in range(1, 7)]
+        others = [batcher.submit(pixels(place / 10), more=place == 2) for place in range(1, 7)]
         toy.gate.set()
         rows = [answer.result(10) for answer in (first, *others)]
     assert toy.sizes == sizes == [1, 4, 2]

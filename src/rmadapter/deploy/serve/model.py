@@ -30,8 +30,10 @@ from rmadapter.deploy.export.engines import (
     Outputs,
     told_apart,
 )
+from rmadapter.deploy.export.promised import Familiar
 from rmadapter.deploy.export.runtime import Model
 from rmadapter.errors import UserError, did_you_mean
+from rmadapter.familiar import strangest
 from rmadapter.metrics import wilson
 from rmadapter.predict.answer import best
 from rmadapter.support.files import (
@@ -96,13 +98,14 @@ class Source(TypedDict):
 
 
 class ModelFacts(Source, total=False):
-    """What /info tells of a model. calibration: by which images errors are promised, if any.
-    device: of torch only."""
+    """What /info tells of a model. calibration, familiarity: by which images errors are promised,
+    and strange images found, if any. device: of torch only."""
 
     engine: str
     classes: list[str]
     features: bool
     calibration: CalibrationFacts | None
+    familiarity: CalibrationFacts | None
     image_size: int
     versions: dict[str, str]
     device: str
@@ -115,7 +118,7 @@ class ServedModel:
     labels: of the C classes. transform: RGB image -> float32 [3, H, W]. predict: pixels [B, 3, H,
     W], and whether more than probabilities is wanted -> what the model gives. features: whether it
     has any. size: H and W. sign: of the folder before it was read. calibration: by which errors are
-    promised, if the run had one.
+    promised, if the run had one. known: what tells images of its classes from others, likewise.
     """
 
     labels: tuple[str, ...]
@@ -126,6 +129,7 @@ class ServedModel:
     facts: ModelFacts
     sign: Sign | None = None
     calibration: Calibration | None = None
+    known: Familiar | None = None
 
     def limits(self, error: float) -> np.ndarray:
         """Return the probabilities [C] from which on classes are in the sets. Raises UserError as
@@ -137,6 +141,18 @@ class ServedModel:
         """Return the labels in the set of one image, the most probable first. probabilities,
         limits: [C]."""
         return tuple(self.labels[i] for i in chosen(probabilities, limits))
+
+    def strangest(self, turn_away: float) -> float:
+        """Return the strangeness above which an image is none of the classes. Raises UserError as
+        `familiar.strangest`."""
+        return strangest(self.known.familiarity if self.known else None, turn_away)
+
+    def is_familiar(self, probabilities: np.ndarray, distance: np.ndarray, limit: float) -> bool:
+        """Return whether an image is of the classes. probabilities: [C]. distance: a number.
+        limit: as from `strangest`."""
+        assert self.known
+        one = Outputs(probabilities[None], None, distance[None])
+        return self.known.familiar(one, limit)[0]
 
     def best(self, probabilities: np.ndarray, top: int) -> list[tuple[str, float]]:
         """Return labels and probabilities of one image, the most probable first. probabilities:
@@ -178,22 +194,26 @@ def _with_runtime(
     model = Model(export, threads)
     engine = ENGINE_NAMES[next(name for name in ENGINES if (export / name).is_file())]
     size = model.transform.size
-    features = answer_grey(folder, model.ask, size).features is not None
-    calibration = model.calibration
-    facts = _facts(source, model.labels, engine, features, size, calibration)
+    grey = answer_grey(folder, model.ask, size)
+    features, calibration, known = grey.features is not None, model.calibration, model.known
+    if known and grey.distances is None:
+        raise UserError(f"{folder}: its graph gives no distances of images: export the run again")
+    facts = _facts(source, model.labels, engine, features, size, calibration, known)
 
     def predict(pixels: np.ndarray, _: bool) -> Outputs:
         return model.ask(pixels)
 
     return ServedModel(
-        tuple(model.labels), model.transform, predict, features, size, facts, before, calibration
-    )
+        tuple(model.labels), model.transform, predict, features, size, facts, before, calibration,
+        known,
+    )  # fmt: skip
 
 
 def _with_torch(folder: Path, options: ServeOptions, before: Sign | None) -> ServedModel:
     import torch
 
     from rmadapter.artifacts.checkpoint import load
+    from rmadapter.runs.features import known_images
 
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -214,10 +234,13 @@ def _with_torch(folder: Path, options: ServeOptions, before: Sign | None) -> Ser
     size = backbone.image_size
     answer_grey(folder, lambda pixels: predict(pixels, features), size)
     labels = tuple(str(label) for label in saved.labels)
-    calibration = saved.calibration
-    facts = _facts(run_source(folder), labels, "torch", features, size, calibration)
+    calibration, own = saved.calibration, known_images(saved.fitted, saved.names)
+    known = Familiar(own, len(saved.fitted.classes)) if own else None
+    facts = _facts(run_source(folder), labels, "torch", features, size, calibration, known)
     facts["device"] = str(backbone.device)
-    return ServedModel(labels, transform, predict, features, size, facts, before, calibration)
+    return ServedModel(
+        labels, transform, predict, features, size, facts, before, calibration, known
+    )
 
 
 def answers_module(saved: Saved) -> tuple[Answers, bool]:
@@ -290,7 +313,7 @@ def export_run(folder: Path, options: ServeOptions, place: Path) -> None:
 
 def _facts(
     source: Source, labels: Sequence[str], engine: str, features: bool, size: int,
-    calibration: Calibration | None,
+    calibration: Calibration | None, known: Familiar | None,
 ) -> ModelFacts:  # fmt: skip
     libraries = ("rmadapter", "numpy", "pillow", LIBRARIES.get(engine, engine))
     versions = {"python": platform.python_version()}
@@ -304,6 +327,7 @@ def _facts(
         "classes": list(labels),
         "features": features,
         "calibration": calibration.facts if calibration else None,
+        "familiarity": known.familiarity.facts if known else None,
         "image_size": size,
         "versions": versions,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from importlib import metadata
+from pathlib import Path
 from typing import Annotated, NamedTuple, cast
 
 import anyio
@@ -17,12 +18,13 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
-from rmadapter.conformal import decide, parse_share
+from rmadapter.conformal import parse_share
 from rmadapter.deploy.serve.model import ModelFacts, ServedModel
 from rmadapter.deploy.serve.requests import BODY, CLIENT_LEFT, AccessMiddleware, read_uploads
-from rmadapter.deploy.serve.service import Answers, Service
+from rmadapter.deploy.serve.service import Answers, Outputs, Service
 from rmadapter.deploy.serve.waiting import too_busy
 from rmadapter.errors import UserError
+from rmadapter.predict.answer import Answer
 from rmadapter.support.html import template
 
 POLICY = (
@@ -40,28 +42,39 @@ Error = Annotated[
         "this share of images, such as 0.05 or 5%.",
     ),
 ]
+TurnAway = Annotated[
+    str,
+    Query(
+        description="Call strange images none of these, and at most this share of images of the "
+        "classes, such as 0.05 or 5%.",
+    ),
+]
 router = APIRouter()
 
 
 @router.post("/models/{model}/predict", openapi_extra=BODY)
 @router.post("/predict", openapi_extra=BODY)
 async def predict(
-    request: Request, model: str = "", top: Top = 5, skip_bad: SkipBad = False, error: Error = ""
-) -> JSONResponse:
+    request: Request, model: str = "", top: Top = 5, skip_bad: SkipBad = False, error: Error = "",
+    turn_away: TurnAway = "",
+) -> JSONResponse:  # fmt: skip
     """The most probable classes of images."""
-    result = await _answer(request, model, skip_bad=skip_bad, error=error)
-    limits = _limits(result.model, error)
+    result = await _answer(request, model, skip_bad, error=error, turn_away=turn_away)
+    promise = _promise(result.model, error, turn_away)
     answers: list[dict[str, object]] = []
     for image, row in zip(result.images, result.rows, strict=True):
         if isinstance(row, UserError):
             answers.append({"image": image, "error": str(row)})
         else:
-            best = result.model.best(row.probabilities, top)
-            classes = [{"class": label, "probability": share} for label, share in best]
+            found = _decide(request, result, image, row, promise, top)
+            classes = [{"class": label, "probability": share} for label, share in found.best]
             answer: dict[str, object] = {"image": image, "classes": classes}
-            if limits is not None:
-                labels = result.model.members(row.probabilities, limits)
-                answer |= {"set": [*labels], "decision": _decide(request, result.name, labels)}
+            if found.labels:
+                answer["set"] = [*found.labels]
+            if found.familiar is not None:
+                answer["familiar"] = found.familiar
+            if found.decision:
+                answer["decision"] = found.decision
             answers.append(answer)
     return JSONResponse({"model": result.name, "answers": answers})
 
@@ -70,7 +83,7 @@ async def predict(
 @router.post("/embed", openapi_extra=BODY)
 async def embed(request: Request, model: str = "", skip_bad: SkipBad = False) -> JSONResponse:
     """Features of unit length, similar for similar images."""
-    result = await _answer(request, model, skip_bad=skip_bad, features=True)
+    result = await _answer(request, model, skip_bad, features=True)
     answers: list[dict[str, object]] = []
     for image, row in zip(result.images, result.rows, strict=True):
         if isinstance(row, UserError) or row.features is None:
@@ -128,32 +141,52 @@ def _facts(request: Request) -> dict[str, ModelFacts]:
     return {name: model.facts for name, model in _service(request).models.items()}
 
 
-def _limits(model: ServedModel, error: str) -> np.ndarray | None:
-    """Return the limits [C] of classes in the sets for an error such as 5%; None for none. Raises
-    HTTPException for an error that cannot be promised."""
+class _Promise(NamedTuple):
+    """limits: of the classes in the sets, [C]. strangest: an image above this is none of the
+    classes. None each if not requested."""
+
+    limits: np.ndarray | None
+    strangest: float | None
+
+
+def _promise(model: ServedModel, error: str, turn_away: str) -> _Promise:
+    """Return what decides for shares such as 5%. Raises HTTPException for those that cannot be
+    promised."""
     try:
-        share = parse_share(error or "0")
-        return model.limits(share) if share else None
+        miss, away = parse_share(error or "0"), parse_share(turn_away or "0")
+        limits = model.limits(miss) if miss else None
+        return _Promise(limits, model.strangest(away) if away else None)
     except UserError as reason:
         raise HTTPException(422, str(reason)) from None
 
 
-def _decide(request: Request, name: str, labels: Sequence[str]) -> str:
-    """Return what is decided by a set of labels, and count it."""
-    decision = decide(len(labels))
-    _service(request).counters.decisions.labels(name, decision).inc()
-    return decision
+def _decide(
+    request: Request, result: Answers, image: str, row: Outputs, promise: _Promise, top: int
+) -> Answer:
+    """Return the answer for one image, and count what is decided."""
+    model, labels, familiar = result.model, tuple[str, ...](), None
+    if promise.limits is not None:
+        labels = model.members(row.probabilities, promise.limits)
+    if promise.strangest is not None and row.distance is not None:
+        familiar = model.is_familiar(row.probabilities, row.distance, promise.strangest)
+    best = tuple(model.best(row.probabilities, top))
+    answer = Answer(Path(image), best, labels=labels, familiar=familiar)
+    if answer.decision:
+        _service(request).counters.decisions.labels(result.name, answer.decision).inc()
+    return answer
 
 
 async def _answer(
-    request: Request, model: str, *, skip_bad: bool, features: bool = False, error: str = ""
-) -> Answers:
-    """Answer the images of a request. error: refused before anything is read if it cannot be
-    promised. Raises HTTPException."""
+    request: Request, model: str, skip_bad: bool, *, features: bool = False, error: str = "",
+    turn_away: str = "",
+) -> Answers:  # fmt: skip
+    """Answer the images of a request. error, turn_away: refused before anything is read if they
+    cannot be promised. Raises HTTPException."""
     service = _service(request)
     name = model or service.only()
+    distance = False
     if name in service.models:
-        _limits(service.models[name], error)
+        distance = _promise(service.models[name], error, turn_away).strangest is not None
     seconds = service.limits.seconds
     try:
         with anyio.fail_after(seconds):
@@ -163,7 +196,7 @@ async def _answer(
         raise HTTPException(408, f"the body did not arrive within {seconds:g} s", close) from None
     try:
         with anyio.fail_after(seconds):
-            return await service.answer(name, uploads, features, skip_bad)
+            return await service.answer(name, uploads, features, skip_bad, distance)
     except TimeoutError:
         queue = service.queues()[name]
         raise too_busy(f"no answer within {seconds:g} s", queue, service.seconds()) from None
@@ -173,8 +206,8 @@ async def _answer(
 
 
 class _Card(NamedTuple):
-    """An image on the page: its name, what is wrong with it, its best classes, and with a promised
-    error its set and the decision."""
+    """An image on the page: its name, what is wrong with it, its best classes, and if something is
+    promised its set and the decision."""
 
     image: str
     error: str
@@ -189,10 +222,12 @@ async def page(request: Request) -> HTMLResponse:
 
 
 @router.post("/", include_in_schema=False)
-async def page_with_answers(request: Request, model: str = "", error: str = "") -> HTMLResponse:
+async def page_with_answers(
+    request: Request, model: str = "", error: str = "", turn_away: str = ""
+) -> HTMLResponse:
     try:
-        result = await _answer(request, model, skip_bad=True, error=error)
-        limits = _limits(result.model, error)
+        result = await _answer(request, model, skip_bad=True, error=error, turn_away=turn_away)
+        promise = _promise(result.model, error, turn_away)
     except HTTPException as reason:
         return _page(request, error=str(_content(reason)["error"]), status=reason.status_code)
     cards = []
@@ -200,12 +235,8 @@ async def page_with_answers(request: Request, model: str = "", error: str = "") 
         if isinstance(row, UserError):
             cards.append(_Card(image, str(row), []))
         else:
-            card = _Card(image, "", result.model.best(row.probabilities, 5))
-            if limits is not None:
-                labels = result.model.members(row.probabilities, limits)
-                decision = _decide(request, result.name, labels)
-                card = card._replace(labels=labels, decision=decision)
-            cards.append(card)
+            found = _decide(request, result, image, row, promise, 5)
+            cards.append(_Card(image, "", [*found.best], found.labels, found.decision))
     return _page(request, result.name, cards)
 
 
@@ -217,9 +248,11 @@ def _page(
     service = _service(request)
     counters = service.counters
     calibrations = {name: served.calibration for name, served in service.models.items()}
+    known = {name: served.known for name, served in service.models.items()}
     html = template("serve.html.j2").render(
         models=_facts(request),
         errors={name: one.possible() if one else [] for name, one in calibrations.items()},
+        shares={name: one.familiarity.possible() if one else [] for name, one in known.items()},
         requests=counters.total("rmadapter_requests"),
         images=counters.total("rmadapter_images", outcome="answered"),
         model=model,

@@ -96,7 +96,7 @@ class Counters:
             "rmadapter_request_seconds", "From the first byte to the last.", "path", SECONDS
         )
         self.images = counter("rmadapter_images", "Images, answered or bad.", "model", "outcome")
-        text = "Answers to requests with an error."
+        text = "Answers to requests with an error or a share to turn away."
         self.decisions = counter("rmadapter_decisions", text, "model", "decision")
         self.batches = histogram(
             "rmadapter_batch_images", "Images asked about at once.", "model", IMAGES
@@ -123,15 +123,19 @@ class Counters:
 
 
 class Outputs(NamedTuple):
-    """One image's probabilities [C], and features [e] if requested."""
+    """One image's probabilities [C], and if requested features [e], and the distance from the
+    nearest class mean, where the model gives them."""
 
     probabilities: np.ndarray
     features: np.ndarray | None = None
+    distance: np.ndarray | None = None
 
 
 class _Item(NamedTuple):
+    """more: than probabilities."""
+
     pixels: np.ndarray
-    features: bool
+    more: bool
     outputs: Future[Outputs]
 
 
@@ -181,9 +185,9 @@ class Batcher:
         if self.retired and not self._taken:
             self._items.put(None)
 
-    def submit(self, pixels: np.ndarray, features: bool = False) -> Future[Outputs]:
-        """Queue one image that has a place. pixels: [3, H, W]."""
-        item = _Item(pixels, features, Future())
+    def submit(self, pixels: np.ndarray, more: bool = False) -> Future[Outputs]:
+        """Queue one image that has a place. pixels: [3, H, W]. more: than probabilities."""
+        item = _Item(pixels, more, Future())
         self._items.put(item)
         return item.outputs
 
@@ -230,16 +234,15 @@ class Batcher:
 
     def _outputs(self, batch: Sequence[_Item]) -> list[Outputs]:
         pixels = np.stack([item.pixels for item in batch])
-        wanted = any(item.features for item in batch)
-        probabilities, features, _ = self.model.predict(pixels, wanted)
+        wanted = any(item.more for item in batch)
+        probabilities, *others = self.model.predict(pixels, wanted)
         if not np.isfinite(probabilities).all():
             raise ArithmeticError("the model's answers contain NaN or infinity")
-        return [
-            Outputs(
-                probabilities[i], None if features is None or not item.features else features[i]
-            )
-            for i, item in enumerate(batch)
-        ]
+        rows = []
+        for i, item in enumerate(batch):
+            more = (part[i] if item.more and part is not None else None for part in others)
+            rows.append(Outputs(probabilities[i], *more))
+        return rows
 
 
 # All models
@@ -339,8 +342,9 @@ class Service:
         return next(iter(self._models))
 
     async def answer(
-        self, name: str, uploads: Sequence[Upload], features: bool = False, skip_bad: bool = False
-    ) -> Answers:
+        self, name: str, uploads: Sequence[Upload], features: bool = False, skip_bad: bool = False,
+        distance: bool = False,
+    ) -> Answers:  # fmt: skip
         """Answer all images, or with `skip_bad` those that can be read.
 
         Raises HTTPException: 404 for an unknown model or one without the wanted features, 422 with
@@ -359,7 +363,8 @@ class Service:
         # nothing was awaited, so it is still the current model
         try:
             with batcher.place(len(uploads)):
-                jobs = [self._answer_one(batcher, upload, features) for upload in uploads]
+                more = features or distance
+                jobs = [self._answer_one(batcher, upload, more) for upload in uploads]
                 found = await asyncio.gather(*jobs, return_exceptions=True)
         except QueueFull as full:
             raise too_busy("too many images are waiting", full.state, full.retry) from None
@@ -377,18 +382,18 @@ class Service:
         self.counters.images.labels(name, "answered").inc(len(rows) - len(bad))
         return Answers(name, batcher.model, [upload.name for upload in uploads], rows)
 
-    async def _answer_one(self, batcher: Batcher, upload: Upload, features: bool) -> Outputs:
+    async def _answer_one(self, batcher: Batcher, upload: Upload, more: bool) -> Outputs:
         """Decode an image when its turn comes, and answer it. Raises UserError if it is bad, and
         QueueFull if it is large and too many large ones are waiting."""
         run, transform = asyncio.get_running_loop().run_in_executor, batcher.model.transform
         async with batcher.room:
             pixels = await run(self._pool, decode, transform, upload, LARGE)
             if pixels is not None:
-                return await asyncio.wrap_future(batcher.submit(pixels, features))
+                return await asyncio.wrap_future(batcher.submit(pixels, more))
         with self._large.place(1):
             pixels = await run(self._single, decode, transform, upload)
         assert pixels is not None
-        return await asyncio.wrap_future(batcher.submit(pixels, features))
+        return await asyncio.wrap_future(batcher.submit(pixels, more))
 
 
 def decode(
