@@ -122,15 +122,20 @@ def known_images(fitted: Fitted, names: Sequence[str]) -> Familiarity | None:
 
 @torch.no_grad()
 def examine(
-    fitted: Fitted, images: Sequence[ImageSource], progress: bool
+    fitted: Fitted, images: Sequence[ImageSource], progress: bool, names: Sequence[str] = ()
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return probabilities [N, C] of images, and distances [N] from the class means, none if the
-    model keeps no means. Raises UserError for an unreadable image."""
-    score = fitted.score()
+    model keeps no means.
+
+    names: of the C classes, by default those that it was fitted to. Raises UserError for an
+    unreadable image.
+    """
+    names = names or fitted.classes
+    score = fitted.score(tuple(names))
     features: Callable[[States], Tensor] | None = None
     if fitted.means is not None:
-        features, score = shared_features(fitted, fitted.classes, score)
-    tables, far = [torch.empty(0, len(fitted.classes))], [torch.empty(0)]
+        features, score = shared_features(fitted, names, score)
+    tables, far = [torch.empty(0, len(names))], [torch.empty(0)]
     stream = decode_batches(images, fitted.backbone.preprocess, BATCH)
     for _, pixels in track(stream, -(-len(images) // BATCH), "predicting", progress):
         states = fitted.states(pixels)

@@ -243,7 +243,9 @@ def test_zero_shot_by_keyboard(page: Tab, colors: Path) -> None:
 
 
 @needs_browser
-def test_sets_at_the_chosen_error(page: Tab, blends: list[Path]) -> None:
+def test_sets_and_strange_images_at_chosen_shares(
+    page: Tab, blends: list[Path], noise: Path
+) -> None:
     page.until("document.querySelectorAll('#runs option').length === 2")
     page.script("document.getElementById('runs').value = 'with a calibration'; 0")
     click(page, "#open button")
@@ -265,6 +267,18 @@ def test_sets_at_the_chosen_error(page: Tab, blends: list[Path]) -> None:
     page.script(f"document.getElementById('error').value = '0'; {changed}")
     assert page.script(decisions) == [""] * 12
     assert page.script(promised) == ""
+    choose(page, "#files", str(noise))
+    until_count(page, "#answers > li", 13)
+    share = "document.getElementById('share')"
+    changed = f"{share}.dispatchEvent(new Event('change'))"
+    page.script(f"{share}.value = '0.1'; {changed}")
+    assert page.script(decisions)[0] == "none of these"
+    assert "answer" in page.script(decisions)
+    kept = "document.getElementById('kept').textContent"
+    assert "At most 10\xa0% of images like these 40 images" in page.script(kept)
+    check_both_layouts(page)
+    page.script(f"{share}.value = '0'; {changed}")
+    assert page.script(decisions) == [""] * 13
 
 
 @needs_browser

@@ -204,6 +204,29 @@ def test_sets_at_each_error_that_can_be_promised(
     assert session.predict(blends[0], "x")["sets"] == []
 
 
+def test_strange_images_at_each_share(
+    session: Session, calibrated: Path, blends: list[Path], noise: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(calibrated, tmp_path / "runs/calibrated")
+    session.open("calibrated")
+    model = session.state()["model"]
+    assert model["familiarity"] == {"images": 40, "source": "held out"}
+    assert model["shares"] == [0.05, 0.1]
+    saved, images = load(calibrated, session.shared.backbone), [*blends, noise]
+    predictor = Predictor(saved.fitted, saved.names, saved.names, turn_away=0.1)
+    expected = [answer for batch in predictor.predict(images) for answer in batch]
+    for image, answer in zip(images, expected, strict=True):
+        found = session.predict(image, image.name)
+        assert found["familiar"][1] == {"share": 0.1, "familiar": answer.familiar}
+        assert found["classes"][0]["probability"] == pytest.approx(answer.best[0][1], abs=1e-5)
+    session.add(["yellow"])  # the nearest name to none of the images
+    assert session.state()["model"]["shares"] == [0.05, 0.1]
+    assert len(session.predict(noise, "x")["familiar"]) == 2
+    session.open("colours")
+    assert session.state()["model"]["shares"] == []
+    assert session.predict(noise, "x")["familiar"] == []
+
+
 def test_zero_shot_from_names(session: Session, colors: Path) -> None:
     with pytest.raises(UserError, match="no classifier yet"):
         session.predict(colors / "test/red/0.png", "a.png")

@@ -158,30 +158,38 @@ function drawErrors(model) {
   $("error").replaceChildren(...[0, ...errors].map((value) =>
     element("option", { value, selected: value === first }, value ? percent(value, 0) : "off")));
   $("error-row").hidden = !errors.length;
+  $("share").replaceChildren(...[0, ...model?.shares ?? []].map((value) => element("option", { value }, value ? percent(value, 0) : "off")));
+  $("share-row").hidden = !model?.shares.length;
   drawPromise(model);
 }
+
+const source = (facts) => facts?.source === "held out" ? "images that were not used for training"
+  : "training images, each answered by a classifier that had not seen it";
 
 function drawPromise(model) {
   const error = Number($("error").value), calibration = model?.calibration;
   const few = `promising an error of ${percent(PREFERRED, 0)} needs 19 images that the classifier was not trained on, and there are ${calibration?.images}`;
-  const source = calibration?.source === "held out" ? "images that were not used for training"
-    : "training images, each answered by a classifier that had not seen it";
+  const share = Number($("share").value), familiarity = model?.familiarity;
   const more = model?.added ? ` Nothing is promised for images of the ${model.added} classes that were added by name.` : "";
   $("promised").textContent = error
-    ? `An image with more than one possible class is unsure. The right class is missing on at most ${percent(error, 0)} of images like these ${calibration.images} ${source}.${more}`
+    ? `An image with more than one possible class is unsure. The right class is missing on at most ${percent(error, 0)} of images like these ${calibration.images} ${source(calibration)}.${more}`
     : !calibration ? "No error can be promised, as this classifier has no answers on images that it was not trained on."
     : model.errors.includes(PREFERRED) ? "" : sentence(few);
+  $("kept").textContent = share
+    ? `At most ${percent(share, 0)} of images like these ${familiarity.images} ${source(familiarity)} are called “none of these”.` : "";
 }
 
-// Shows on a card what is decided at the chosen error; returns it in words.
+// Shows on a card what is decided at the chosen error and share; returns it in words.
 function drawDecision(card) {
   const found = card.sets.find(({ error }) => error === Number($("error").value)), paragraph = card.querySelector(".decision");
+  const known = card.familiar.find(({ share }) => share === Number($("share").value));
+  const word = known && !known.familiar ? "none of these" : found?.decision ?? (known ? "answer" : "");
   const names = found?.set.slice(0, MOST_NAMED).flatMap((label, i) => [i ? ", " : "", own(label)]) ?? [];
   const more = found?.set.length - MOST_NAMED;
-  paragraph.hidden = !found;
-  paragraph.replaceChildren(...(found ? [element("strong", {}, found.decision)] : []),
-    ...(found?.set.length > 1 ? [": it may be ", ...names, more > 0 ? ` or one of ${more} others` : ""] : []));
-  return found ? ` (${paragraph.textContent})` : "";
+  paragraph.hidden = !word;
+  paragraph.replaceChildren(...(word ? [element("strong", {}, word)] : []),
+    ...(word === "unsure" ? [": it may be ", ...names, more > 0 ? ` or one of ${more} others` : ""] : []));
+  return word ? ` (${paragraph.textContent})` : "";
 }
 
 function draw(state) {
@@ -257,8 +265,8 @@ const takeZip = (files) => files.length && doing("images", async (say) => {
   return [opened ? `${opened} is open.` : "The images were added.", leftOut(bad)].filter(Boolean).join("\n");
 });
 const tryThem = (files) => doing("try", (say) => each(files, say, async (file) => {
-  const { classes, sets, src } = await put("ask", file), name = file.name ?? "camera image";
-  const card = element("li", { sets }, element("img", { alt: "", src }), element("h3", {}, own(name), ": ", own(classes[0].label)),
+  const { classes, sets, familiar, src } = await put("ask", file), name = file.name ?? "camera image";
+  const card = element("li", { sets, familiar }, element("img", { alt: "", src }), element("h3", {}, own(name), ": ", own(classes[0].label)),
     element("p", { className: "decision" }), bars(classes));
   $("answers").prepend(card);
   drawDecision(card);
@@ -294,10 +302,11 @@ $("alone").addEventListener("click", () => doing("train", async () => {
 }));
 $("stop").addEventListener("click", () => doing("train", () => ask("stop")));
 $("files").addEventListener("change", () => tryThem(taken($("files"))));
-$("error").addEventListener("change", () => {
-  drawPromise(JSON.parse(shown.model));
-  for (const card of $("answers").children) drawDecision(card);
-});
+for (const id of ["error", "share"])
+  $(id).addEventListener("change", () => {
+    drawPromise(JSON.parse(shown.model));
+    for (const card of $("answers").children) drawDecision(card);
+  });
 $("look").addEventListener("click", () => start(eye, "try", (file) => tryThem([file])));
 $("more").querySelector("form").addEventListener("submit", (event) => {
   event.preventDefault();

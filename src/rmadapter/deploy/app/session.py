@@ -12,18 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TypedDict
 
-import numpy as np
-
 from rmadapter.artifacts.checkpoint import MOST_CLASSES, Saved, copy_run, load, save
 from rmadapter.artifacts.page import thumbnail
 from rmadapter.artifacts.run_folder import RunFolder, runs_below
 from rmadapter.backbones import Backbone
 from rmadapter.backbones.choice import advise
-from rmadapter.conformal import chosen, decide, limits_of
 from rmadapter.data.decode import load_image
 from rmadapter.data.names import prompt_names
 from rmadapter.deploy.app.images import IMAGES, ImageStore, class_name, unzip
 from rmadapter.deploy.app.jobs import Job, Jobs, without_commands
+from rmadapter.deploy.app.promises import Decided, Recognised, look, offers, sets_of
 from rmadapter.deploy.app.scores import Scores, read_scores, record_of
 from rmadapter.encoders import pausing
 from rmadapter.errors import UserError, did_you_mean, quoted
@@ -53,20 +51,13 @@ class Class(TypedDict):
     probability: float
 
 
-class Decided(TypedDict):
-    """The classes that may be right at a promised error, and what they decide."""
-
-    error: float
-    set: list[str]
-    decision: str
-
-
 class Answer(TypedDict):
-    """classes: the most probable first. sets: for each error that the page offers. src: a small
-    copy of the image, as a data: address."""
+    """classes: the most probable first. sets, familiar: for each error and each share that the page
+    offers. src: a small copy of the image, as a data: address."""
 
     classes: list[Class]
     sets: list[Decided]
+    familiar: list[Recognised]
     src: str
 
 
@@ -183,14 +174,12 @@ class Session:
             return None
         labels = [str(label) for label in self.saved.labels]
         title = self.saved.fitted.method.title
-        calibration = self.saved.calibration
         return {
             "run": self.run.name,
             "labels": labels,
             "method": title,
             "takes_names": self.takes_names,
-            "calibration": calibration and calibration.facts,
-            "errors": calibration.possible() if calibration else [],
+            **offers(self.saved),
             "added": len(labels) - len(self.saved.fitted.classes),
         }
 
@@ -333,7 +322,7 @@ class Session:
         try:
             with self._backbone():
                 image = load_image(file)
-                table = next(saved.fitted.probabilities([image], saved.names))[0]
+                table, familiar = look(saved, image)
                 src = thumbnail(image, ASKED)
         except UserError as error:
             raise UserError(str(error).replace(str(file), name)) from None
@@ -342,7 +331,8 @@ class Session:
             for label, probability in zip(saved.labels, table.tolist(), strict=True)
         ]
         classes = sorted(rows, key=lambda row: -row["probability"])
-        return {"classes": classes, "sets": _sets(saved, table.numpy()), "src": src}
+        sets = sets_of(saved, table)
+        return {"classes": classes, "sets": sets, "familiar": familiar, "src": src}
 
     def scores(self) -> Scores | None:
         self._model()
@@ -439,17 +429,6 @@ class Session:
         options = ["--out", out.name, "--backbone", backbone, "--json"]
         self.job = Job(what, [*words, *options], self.folder, out, on_success)
         self.shared.jobs.add(self.job)
-
-
-def _sets(saved: Saved, probabilities: np.ndarray) -> list[Decided]:
-    """Return the set of an image at each error that the model can promise. probabilities: [C]."""
-    calibration = saved.calibration
-    sets: list[Decided] = []
-    for error in calibration.possible() if calibration else []:
-        limits = limits_of(calibration, error, saved.fitted.classes, saved.names)
-        labels = [str(saved.labels[place]) for place in chosen(probabilities, limits)]
-        sets.append({"error": error, "set": labels, "decision": decide(len(labels))})
-    return sets
 
 
 @contextmanager

@@ -1,0 +1,73 @@
+"""What the page says of an image beyond its classes, at each share that it offers."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+import numpy as np
+from PIL import Image
+
+from rmadapter.artifacts.checkpoint import Saved
+from rmadapter.conformal import CalibrationFacts, chosen, decide, limits_of
+from rmadapter.runs.features import examine, known_images
+
+
+class Decided(TypedDict):
+    """The classes that may be right at a promised error, and what they decide."""
+
+    error: float
+    set: list[str]
+    decision: str
+
+
+class Recognised(TypedDict):
+    """Whether an image is of the classes at all, if this share of their images may be turned
+    away."""
+
+    share: float
+    familiar: bool
+
+
+class Offers(TypedDict):
+    """What the page offers for a model: errors and shares, and by which images."""
+
+    calibration: CalibrationFacts | None
+    errors: list[float]
+    familiarity: CalibrationFacts | None
+    shares: list[float]
+
+
+def offers(saved: Saved) -> Offers:
+    """Return what can be promised for a model."""
+    calibration, familiarity = saved.calibration, known_images(saved.fitted, saved.names)
+    return {
+        "calibration": calibration.facts if calibration else None,
+        "errors": calibration.possible() if calibration else [],
+        "familiarity": familiarity.facts if familiarity else None,
+        "shares": familiarity.possible() if familiarity else [],
+    }
+
+
+def look(saved: Saved, image: Image.Image) -> tuple[np.ndarray, list[Recognised]]:
+    """Return the probabilities [C] of an image, and whether it is familiar at each share."""
+    familiarity, names = known_images(saved.fitted, saved.names), saved.names
+    if familiarity is None:
+        return next(saved.fitted.probabilities([image], names))[0].numpy(), []
+    table, far = examine(saved.fitted, [image], False, names)
+    found: list[Recognised] = []
+    for share in familiarity.possible():
+        limit, known = familiarity.limit(share), len(saved.fitted.classes)
+        own = bool(familiarity.familiar(table, far, limit, known)[0])
+        found.append({"share": share, "familiar": own})
+    return table[0], found
+
+
+def sets_of(saved: Saved, probabilities: np.ndarray) -> list[Decided]:
+    """Return the set of an image at each error that the model can promise. probabilities: [C]."""
+    calibration = saved.calibration
+    sets: list[Decided] = []
+    for error in calibration.possible() if calibration else []:
+        limits = limits_of(calibration, error, saved.fitted.classes, saved.names)
+        labels = [str(saved.labels[place]) for place in chosen(probabilities, limits)]
+        sets.append({"error": error, "set": labels, "decision": decide(len(labels))})
+    return sets
