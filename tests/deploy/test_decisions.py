@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,45 +16,73 @@ import pytest
 from rmadapter import FewShotClassifier, explain_images
 from rmadapter.artifacts.checkpoint import load
 from rmadapter.backbones import Backbone
+from rmadapter.runs.features import examine
 from tests.helpers.serving import TestClient
 from tests.helpers.shell import Command, rmadapter
 
+from rmadapter.deploy.app.jobs import Jobs  # isort: skip
+from rmadapter.deploy.app.session import Session, Shared  # isort: skip
 from rmadapter.deploy.serve.model import ServeOptions, open_served  # isort: skip
 from rmadapter.deploy.serve.routes import create_app  # isort: skip
 from rmadapter.deploy.serve.service import Limits, Service  # isort: skip
 
 __all__ = ["rmadapter"]  # a fixture
 
-Decisions: TypeAlias = "list[tuple[list[str], str]]"  # the set and the decision of each image
+Decisions: TypeAlias = "list[tuple[list[str], bool | None, str]]"  # set, familiar, decision
+SETS, BOTH = ("--error", "10%"), ("--error", "10%", "--turn-away", "10%")
 
 
 @pytest.fixture(scope="module")
-def expected(calibrated: Path, tiny_clip: Backbone, blends: list[Path]) -> Decisions:
-    """Of `predict_set`, for images of which none is as near to a limit as engines may differ."""
+def images(blends: list[Path], noise: Path) -> list[Path]:
+    return [*blends, noise]
+
+
+@pytest.fixture(scope="module")
+def expected(calibrated: Path, tiny_clip: Backbone, images: list[Path]) -> Decisions:
+    """Of `predict_set` and `is_familiar`, for images of which none is as near to a limit as engines
+    may differ."""
     saved = load(calibrated, tiny_clip)
-    table = np.concatenate([part.numpy() for part in saved.fitted.probabilities(blends)])
+    table, far = examine(saved.fitted, images, False)
     assert np.abs(table - 0.2).min() > 1e-3
+    own = saved.fitted.familiarity
+    assert own
+    assert np.abs(own.strangeness(table, far) - own.limit(0.1)).min() > 0.01
     model = FewShotClassifier.load(calibrated, backbone=tiny_clip.name)
-    sets = model.predict_set(blends, error=0.1)
-    answers = model.predict(blends, error=0.1)
+    sets = model.predict_set(images, error=0.1)
+    answers = model.predict(images, error=0.1)
     decided = ["unsure" if answer is None else "answer" for answer in answers]
-    assert {*decided} == {"answer", "unsure"}
-    return [*zip(sets, decided, strict=True)]
+    familiar = model.is_familiar(images, turn_away=0.1).tolist()
+    pairs = zip(decided, familiar, strict=True)
+    decided = [one if known else "none of these" for one, known in pairs]
+    assert {*decided} == {"answer", "unsure", "none of these"}
+    assert decided[-1] == "none of these"
+    return [*zip(sets, familiar, decided, strict=True)]
+
+
+def without_shares(expected: Decisions) -> Decisions:
+    """Return what is decided by the sets alone."""
+    return [(labels, None, "answer" if len(labels) == 1 else "unsure") for labels, *_ in expected]
 
 
 def of_rows(rows: list[dict[str, str]]) -> Decisions:
     for row in rows:
-        assert (row["label"] == "unsure") == (row["decision"] == "unsure")
-    return [(json.loads(row["set"]), row["decision"]) for row in rows]
+        assert (row["label"] == row["decision"]) == (row["decision"] != "answer")
+    return [(json.loads(row["set"]), familiar_of(row), row["decision"]) for row in rows]
 
 
+def familiar_of(row: dict[str, str]) -> bool | None:
+    return json.loads(str(row["familiar"]).lower()) if "familiar" in row else None
+
+
+@pytest.mark.parametrize("words", [SETS, BOTH])
 def test_by_the_command_line(
-    expected: Decisions, calibrated: Path, tiny_clip: Backbone, blends: list[Path],
-    rmadapter: Command, tmp_path: Path,
+    words: tuple[str, ...], expected: Decisions, calibrated: Path, tiny_clip: Backbone,
+    images: list[Path], rmadapter: Command, tmp_path: Path,
 ) -> None:  # fmt: skip
-    command = ["predict", calibrated, *blends, "--backbone", tiny_clip.name, "--error", "10%"]
+    expected = expected if words == BOTH else without_shares(expected)
+    command = ["predict", calibrated, *images, "--backbone", tiny_clip.name, *words]
     found = rmadapter.json(*command)
-    assert [(one["set"], one["decision"]) for one in found] == expected
+    assert [(one["set"], one.get("familiar"), one["decision"]) for one in found] == expected
     rmadapter.done(*command, "--out", tmp_path / "a.csv")
     with open(tmp_path / "a.csv", encoding="utf-8", newline="") as file:
         assert of_rows([*csv.DictReader(file)]) == expected
@@ -63,30 +92,55 @@ def test_by_the_command_line(
 
 
 def test_by_explanations(
-    expected: Decisions, calibrated: Path, tiny_clip: Backbone, blends: list[Path], colors: Path
+    expected: Decisions, calibrated: Path, tiny_clip: Backbone, images: list[Path], colors: Path
 ) -> None:
     found = explain_images(
-        calibrated, blends, data=colors, backbone=tiny_clip, progress=False, error=0.1
+        calibrated, images, data=colors, backbone=tiny_clip, progress=False, error=0.1
     )
-    assert [([*one.labels], one.decision) for one in found] == expected
+    decided = [([*one.labels], None, one.decision) for one in found]
+    assert decided == without_shares(expected)
 
 
-def by_server(folder: Path, backbone: Backbone, images: list[Path]) -> Decisions:
+def by_server(folder: Path, backbone: Backbone, images: list[Path], path: str) -> Decisions:
     served = open_served(ServeOptions(folder, backbone=backbone.name, threads=1))
     service = Service({"model": served}, Limits())
     try:
         files = [("files", (image.name, image.read_bytes())) for image in images]
-        answer = TestClient(create_app(service)).post("/predict?error=0.1", files=files)
+        answer = TestClient(create_app(service)).post(path, files=files)
     finally:
         service.close()
     assert answer.status_code == 200
-    return [(one["set"], one["decision"]) for one in answer.json()["answers"]]
+    found = answer.json()["answers"]
+    return [(one["set"], one.get("familiar"), one["decision"]) for one in found]
+
+
+ONE, TWO = "/predict?error=0.1", "/predict?error=0.1&turn_away=0.1"
 
 
 def test_by_the_server(
-    expected: Decisions, calibrated: Path, tiny_clip: Backbone, blends: list[Path]
+    expected: Decisions, calibrated: Path, tiny_clip: Backbone, images: list[Path]
 ) -> None:
-    assert by_server(calibrated, tiny_clip, blends) == expected
+    assert by_server(calibrated, tiny_clip, images, TWO) == expected
+    assert by_server(calibrated, tiny_clip, images, ONE) == without_shares(expected)
+
+
+def test_by_the_app(
+    expected: Decisions, calibrated: Path, tiny_clip: Backbone, images: list[Path], tmp_path: Path
+) -> None:
+    shutil.copytree(calibrated, tmp_path / "runs/run")
+    shared = Shared(tiny_clip, Jobs(), tmp_path / "runs")
+    (tmp_path / "visitor").mkdir()
+    session = Session(tmp_path / "visitor", shared)
+    session.open("run")
+    decided = []
+    for image in images:
+        answer = session.predict(image, image.name)
+        (found,) = [one for one in answer["sets"] if one["error"] == 0.1]
+        (familiar,) = [one["familiar"] for one in answer["familiar"] if one["share"] == 0.1]
+        decision = found["decision"] if familiar else "none of these"
+        decided.append((found["set"], familiar, decision))
+    shared.jobs.close()
+    assert decided == expected
 
 
 SLOW = pytest.mark.slow
@@ -98,7 +152,7 @@ NEEDED = {
 
 @pytest.mark.parametrize("to", FORMATS)
 def test_by_exports(
-    to: str, expected: Decisions, calibrated: Path, tiny_clip: Backbone, blends: list[Path],
+    to: str, expected: Decisions, calibrated: Path, tiny_clip: Backbone, images: list[Path],
     colors: Path, tmp_path: Path,
 ) -> None:  # fmt: skip
     for needed in NEEDED.get(to, ()):
@@ -108,9 +162,14 @@ def test_by_exports(
 
     out = tmp_path / "model"
     export(calibrated, load(calibrated, tiny_clip), out, data=colors, to=to)
-    command = [sys.executable, out / "predict.py", *blends, "--error", "10%"]
+    model, words, path = Model(out, threads=1), BOTH, TWO
+    if to == "litert":  # gives no distances
+        expected, words, path = without_shares(expected), SETS, ONE
+    else:
+        familiar = model.is_familiar(images, turn_away=0.1)
+        assert familiar == [known for _, known, _ in expected]
+    command = [sys.executable, out / "predict.py", *images, *words]
     text = subprocess.check_output([*map(str, command)], text=True, stderr=subprocess.DEVNULL)
     assert of_rows([*csv.DictReader(text.splitlines())]) == expected
-    sets = Model(out, threads=1).predict_set(blends, error=0.1)
-    assert sets == [labels for labels, _ in expected]
-    assert by_server(out, tiny_clip, blends) == expected
+    assert model.predict_set(images, error=0.1) == [labels for labels, *_ in expected]
+    assert by_server(out, tiny_clip, images, path) == expected
