@@ -314,6 +314,7 @@ def test_a_promise_that_cannot_be_kept_is_refused(
     refused(rmadapter(*without_folds, "--error", "5%"), "--folds 4")
     refused(rmadapter(*without_folds, "--turn-away", "5%"), "--folds 4")
     refused(rmadapter(*promising, image, "--turn-away", "1%"), "needs 99 images")
+    refused(rmadapter(*promising, image, "--turn-away", "10%", "--names", "red,blue"), "fitted to")
 
 
 def test_the_untouched_backbone_can_be_left_out(

@@ -58,7 +58,7 @@ class Predictor:
             limits_of(fitted.calibration, error, fitted.classes, self.names) if error else None
         )
         self.turn_away = turn_away
-        self.strangest = strangest(fitted, turn_away) if turn_away else None
+        self.strangest = strangest(fitted, turn_away, self.names) if turn_away else None
         self._score = fitted.score(self.names)
         if turn_away:
             self._features, self._score = shared_features(fitted, self.names, self._score)

@@ -14,6 +14,7 @@ from rmadapter import familiar
 from rmadapter.data.read import ImageSet, ImageSource
 from rmadapter.data.transforms import decode_batches
 from rmadapter.encoders import States
+from rmadapter.errors import UserError
 from rmadapter.familiar import Familiarity
 from rmadapter.prompts import OfFeatures, untouched
 from rmadapter.support.terminal import track
@@ -106,10 +107,19 @@ def shared_features(
     return features, shared
 
 
-def strangest(fitted: Fitted, share: float) -> float:
-    """Return the strangeness above which an image is none of a model's classes. share: as for
-    `Familiarity.limit`. Raises UserError as that, and for a model without what it needs."""
-    return familiar.strangest(known_images(fitted, fitted.classes), share)
+def strangest(fitted: Fitted, share: float, names: Sequence[str] = ()) -> float:
+    """Return the strangeness above which an image is none of a model's classes.
+
+    share: as for `Familiarity.limit`. names: of the classes to choose from, by default those that
+    it was fitted to. Raises UserError as that, for a model without what it needs, and for other
+    classes.
+    """
+    known = known_images(fitted, names or fitted.classes)
+    if known is None and known_images(fitted, fitted.classes):
+        raise UserError(
+            "images can be turned away from the classes that the model was fitted to alone"
+        )
+    return familiar.strangest(known, share)
 
 
 def known_images(fitted: Fitted, names: Sequence[str]) -> Familiarity | None:
