@@ -11,13 +11,16 @@ from itertools import product
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import answer
 import auto
 import choice
 import drawing
 import explain_study
+import familiar
 import int8_study
 import performance
 import plus
+import promises
 import pytest
 import reconstruction_tables
 import suggest
@@ -71,6 +74,10 @@ def auto_tables() -> list[str]:
     [
         ("studies/auto.md", auto_tables, 2),
         ("studies/choice.md", lambda: marked(choice.tables(lines_of("choice"))), 6),
+        ("studies/promises.md", lambda: marked(promises.tables(lines_of("promises"))), 8),
+        ("studies/unfamiliar.md",
+         lambda: marked({name: table for name, table in familiar.tables(
+             lines_of("familiar")).items() if name.startswith("reporting")}), 6),
         ("studies/performance.md",
          lambda: marked(performance.tables(performance.RESULTS, RESULTS / "steps.jsonl")), 4),
         ("studies/plus.md",
@@ -109,11 +116,15 @@ def test_the_page_of_auto_names_the_candidates_of_its_tables() -> None:
         ("auto", ("data", "shots", "seed", "candidate"), ()),
         ("choice", ("data", "shots", "seed", "method"), ()),
         ("explain", ("data", "row"), ("backbone",)),
+        ("familiar", ("data", "shots", "seed", "method"), ()),
+        ("keeping", answer.KEY, ()),
         ("plus", ("data", "shots", "seed"), ("precision",)),
+        ("promises", ("data", "shots", "seed", "method"), ()),
         ("reconstruction", ("backbone", "precision", "data", "shots", "seed", "variant"), ()),
         ("suggest", suggest.KEY, ("backbone",)),
         ("suspects", suspects.KEY, ("backbone",)),
         ("unfamiliar", ("data", "seed", "far"), ("digest",)),
+        ("units", ("data", "draw"), ()),
     ],
 )
 def test_every_run_is_recorded_once_under_the_same_conditions(
