@@ -117,14 +117,10 @@ class Calibration:
 
     def promise(self, error: float) -> str:
         """Return in words what sets with these limits promise."""
-        images = f"{len(self.shares):,}"
-        if self.source == "held out":
-            source = f"{images} images that were not drawn"
-        else:
-            source = f"{images} training images, each answered by a model that had not seen it"
+        images = describe_images(len(self.shares), self.source)
         return (
             f"the right class is missing from the sets of at most {100 * error:g} % of images like "
-            f"these {source}"
+            f"these {images}"
         )
 
     def details(self, error: float, classes: int) -> list[str]:
@@ -174,6 +170,13 @@ class Calibration:
         """Return whether every class has limits of its own at this error."""
         counts = np.bincount(self.classes, minlength=self.known)
         return int(counts.min()) >= SLACK * (needed(error) + 1) - 1
+
+
+def describe_images(count: int, source: Source) -> str:
+    """Say which images a promise rests on."""
+    if source == "held out":
+        return f"{count:,} images that were not drawn"
+    return f"{count:,} training images, each answered by a model that had not seen it"
 
 
 def limits_of(

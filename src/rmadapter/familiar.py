@@ -12,7 +12,7 @@ from typing import get_args
 
 import numpy as np
 
-from rmadapter.conformal import ERRORS, CalibrationFacts, Source
+from rmadapter.conformal import ERRORS, CalibrationFacts, Source, describe_images
 from rmadapter.errors import UserError
 
 NONE = "none of these"
@@ -101,12 +101,8 @@ class Familiarity:
 
     def promise(self, share: float) -> str:
         """Return in words what a limit for this share promises."""
-        images = f"{len(self.sure):,}"
-        if self.source == "held out":
-            source = f"{images} images that were not drawn"
-        else:
-            source = f"{images} training images, each answered by a model that had not seen it"
-        return f"at most {100 * share:g} % of images like these {source} are called {NONE}"
+        images = describe_images(len(self.sure), self.source)
+        return f"at most {100 * share:g} % of images like these {images} are called {NONE}"
 
     def familiar(
         self, table: np.ndarray, distances: np.ndarray, limit: float, known: int

@@ -4,8 +4,10 @@ a stranger."""
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -17,6 +19,8 @@ from rmadapter.support.files import read_json
 
 CALIBRATION, FAMILIARITY = "calibration.json", "familiarity.json"
 MOST_BYTES = 2**20  # of such a file
+MORE = "more classes than the model has"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -67,17 +71,10 @@ def calibration_of(folder: Path, classes: int) -> Calibration | None:
 
     classes: of the model. Raises UserError for a file that `export` did not write.
     """
-    file = folder / CALIBRATION
-    if not os.path.lexists(file):
-        return None
-    values = read_json(file, MOST_BYTES)
-    try:
-        calibration = Calibration.from_json(values)
-        if calibration.known > classes:
-            raise ValueError("more classes than the model has")
-    except ValueError as error:
-        raise damaged(file, error) from None
-    return calibration
+    found = _read(folder / CALIBRATION, Calibration.from_json)
+    if found and found.known > classes:
+        raise damaged(folder / CALIBRATION, ValueError(MORE))
+    return found
 
 
 def familiar_of(folder: Path, classes: int) -> Familiar | None:
@@ -85,14 +82,18 @@ def familiar_of(folder: Path, classes: int) -> Familiar | None:
 
     classes: of the model. Raises UserError for a file that `export` did not write.
     """
-    file = folder / FAMILIARITY
+    found = _read(folder / FAMILIARITY, Familiar.from_json)
+    if found and found.classes > classes:
+        raise damaged(folder / FAMILIARITY, ValueError(MORE))
+    return found
+
+
+def _read(file: Path, parse: Callable[[object], T]) -> T | None:
+    """Read a file if there is one. Raises UserError for one that cannot be parsed."""
     if not os.path.lexists(file):
         return None
     values = read_json(file, MOST_BYTES)
     try:
-        familiar = Familiar.from_json(values)
-        if familiar.classes > classes:
-            raise ValueError("more classes than the model has")
+        return parse(values)
     except ValueError as error:
         raise damaged(file, error) from None
-    return familiar
