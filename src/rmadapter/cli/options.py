@@ -16,7 +16,6 @@ import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 from typer.models import ArgumentInfo, OptionInfo
 
-from rmadapter.conformal import parse_share
 from rmadapter.errors import UserError
 from rmadapter.support.terminal import set_quiet
 
@@ -261,6 +260,8 @@ def parts(text: str) -> list[str]:
 
 def share(text: str | float) -> float:
     """Parse a share such as 5% or 0.05. Raises typer.BadParameter for others."""
+    from rmadapter.conformal import parse_share  # takes NumPy, which --help needs not
+
     try:
         return parse_share(str(text))
     except UserError as error:
