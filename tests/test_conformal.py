@@ -111,6 +111,10 @@ def test_an_error_needs_images() -> None:
     calibration = Calibration.of(*draw(18, 5), "folds")
     with pytest.raises(UserError, match=r"5 % needs 19 images .* there are 18: allow 5.3 %"):
         calibration.limits(0.05, CLASSES)
+    with pytest.raises(UserError, match="--folds 4"):
+        calibration.limits(0.05, CLASSES)
+    with pytest.raises(UserError, match=r"more images$"):
+        Calibration.of(*draw(18, 5), "held out").limits(0.05, CLASSES)
     calibration.limits(0.053, CLASSES)
     for error in (0, 1, -0.1, float("nan")):
         with pytest.raises(UserError, match="give one above 0"):

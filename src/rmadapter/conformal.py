@@ -154,8 +154,8 @@ class Calibration:
             raise UserError(
                 f"an error of {100 * error:g} % needs {least:,} images that the model was not "
                 f"fitted to, and there are {len(self.shares):,}: allow "
-                f"{math.ceil(1000 / (len(self.shares) + 1)) / 10:g} % or more, or fit to more "
-                "images"
+                f"{math.ceil(1000 / (len(self.shares) + 1)) / 10:g} % or more, "
+                f"{how_to_get_more(self.source)}"
             )
         shares, which = np.array(self.shares), np.array(self.classes)
         limits = np.full(classes, shares[_place(len(shares), error)])
@@ -177,6 +177,12 @@ def describe_images(count: int, source: Source) -> str:
     if source == "held out":
         return f"{count:,} images that were not drawn"
     return f"{count:,} training images, each answered by a model that had not seen it"
+
+
+def how_to_get_more(source: Source) -> str:
+    """Say what to do if a promise rests on too few images: a method that takes long to train
+    answers only as many folds as its choice needs."""
+    return "or fit again to more images" + (" or with --folds 4" if source == "folds" else "")
 
 
 def limits_of(

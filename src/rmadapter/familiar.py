@@ -12,7 +12,13 @@ from typing import get_args
 
 import numpy as np
 
-from rmadapter.conformal import ERRORS, CalibrationFacts, Source, describe_images
+from rmadapter.conformal import (
+    ERRORS,
+    CalibrationFacts,
+    Source,
+    describe_images,
+    how_to_get_more,
+)
 from rmadapter.errors import UserError
 
 NONE = "none of these"
@@ -140,7 +146,8 @@ class Familiarity:
             least = math.ceil(round(min(1 / share, 1e12), 9)) - 1
             raise UserError(
                 f"to turn away {100 * share:g} % needs {least:,} images that the model was not "
-                f"fitted to, and there are {len(self.sure):,}"
+                f"fitted to, and there are {len(self.sure):,}: allow a larger share, "
+                f"{how_to_get_more(self.source)}"
             )
         own = self.strangeness(np.array(self.sure)[:, None], np.array(self.distances))
         return float(np.sort(own)[-place])
