@@ -53,7 +53,7 @@ def test_sharing_features_changes_no_answer(name: str, tiny_clip: Backbone, colo
     states = fitted.states(pixels)
     with torch.no_grad():
         expected = fitted.score()(states)
-        features, score = shared_features(fitted, fitted.classes, fitted.score())
+        features, score = shared_features(fitted, fitted.classes)
         torch.testing.assert_close(score(states), expected, rtol=0, atol=1e-5)
         found = features(states)
     assert features(states) is found  # computed once

@@ -59,9 +59,10 @@ class Predictor:
         )
         self.turn_away = turn_away
         self.strangest = strangest(fitted, turn_away, self.names) if turn_away else None
-        self._score = fitted.score(self.names)
         if turn_away:
-            self._features, self._score = shared_features(fitted, self.names, self._score)
+            self._features, self._score = shared_features(fitted, self.names)
+        else:
+            self._score = fitted.score(self.names)
 
     def predict(
         self, images: Iterable[Path], zero_shot: bool = False, bad: BadImages | None = None,

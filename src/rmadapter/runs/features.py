@@ -85,26 +85,21 @@ class Once:
 
 
 def shared_features(
-    fitted: Fitted, names: Sequence[str], score: ToLogits
+    fitted: Fitted, names: Sequence[str]
 ) -> tuple[Callable[[States], Tensor], ToLogits]:
-    """Return the function of `image_features` and one like `fitted.score(names)` that compute
-    nothing twice for the same states.
-
-    score: what `fitted.score(names)` returned; it is used if the method scores no features. Raises
-    NotApplicable as `image_features`.
-    """
+    """Return the function of `image_features` and what `fitted.score(names)` returns, which compute
+    nothing twice for the same states. Raises NotApplicable as both."""
     with torch.no_grad():
         logits = fitted.for_classes(tuple(names))
         features = Once(image_features(fitted, names, logits))
-    if not isinstance(logits, OfFeatures):
-        return features, score
-    scorer = logits
 
     @torch.no_grad()
-    def shared(states: States) -> Tensor:
-        return scorer.logits(features(states)) / fitted.temperature
+    def score(states: States) -> Tensor:
+        if isinstance(logits, OfFeatures):
+            return logits.logits(features(states)) / fitted.temperature
+        return logits(states) / fitted.temperature
 
-    return features, shared
+    return features, score
 
 
 def strangest(fitted: Fitted, share: float, names: Sequence[str] = ()) -> float:
@@ -141,10 +136,11 @@ def examine(
     unreadable image.
     """
     names = names or fitted.classes
-    score = fitted.score(tuple(names))
     features: Callable[[States], Tensor] | None = None
-    if fitted.means is not None:
-        features, score = shared_features(fitted, names, score)
+    if fitted.means is None:
+        score = fitted.score(tuple(names))
+    else:
+        features, score = shared_features(fitted, names)
     tables, far = [torch.empty(0, len(names))], [torch.empty(0)]
     stream = decode_batches(images, fitted.backbone.preprocess, BATCH)
     for _, pixels in track(stream, -(-len(images) // BATCH), "predicting", progress):
