@@ -431,16 +431,9 @@ def _show(
 
 
 def _answer_json(answer: Answer, unsure: float, unfamiliar: bool) -> dict[str, object]:
-    best = [{"class": label, "probability": share} for label, share in answer.best]
-    facts: dict[str, object] = {"image": str(answer.image), "classes": best}
+    facts: dict[str, object] = {"image": str(answer.image), **answer.json()}
     if unsure:
         facts["unsure"] = answer.best[0][1] < unsure
-    if answer.labels:
-        facts["set"] = [*answer.labels]
-    if answer.familiar is not None:
-        facts["familiar"] = answer.familiar
-    if answer.decision:
-        facts["decision"] = answer.decision
     if unfamiliar:
         facts["unfamiliar"] = answer.unfamiliar
     return facts

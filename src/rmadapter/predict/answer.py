@@ -54,6 +54,18 @@ class Answer:
             return decide(len(self.labels))
         return ANSWER if self.familiar else ""
 
+    def json(self) -> dict[str, object]:
+        """Return what commands and servers print of the image besides its name."""
+        best = [{"class": label, "probability": share} for label, share in self.best]
+        facts: dict[str, object] = {"classes": best}
+        if self.labels:
+            facts["set"] = [*self.labels]
+        if self.familiar is not None:
+            facts["familiar"] = self.familiar
+        if self.decision:
+            facts["decision"] = self.decision
+        return facts
+
     def row(self, unsure: float = 0.0) -> Row:
         """Return a row of a table.
 

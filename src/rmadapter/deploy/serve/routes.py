@@ -67,15 +67,7 @@ async def predict(
             answers.append({"image": image, "error": str(row)})
         else:
             found = _decide(request, result, image, row, promise, top)
-            classes = [{"class": label, "probability": share} for label, share in found.best]
-            answer: dict[str, object] = {"image": image, "classes": classes}
-            if found.labels:
-                answer["set"] = [*found.labels]
-            if found.familiar is not None:
-                answer["familiar"] = found.familiar
-            if found.decision:
-                answer["decision"] = found.decision
-            answers.append(answer)
+            answers.append({"image": image, **found.json()})
     return JSONResponse({"model": result.name, "answers": answers})
 
 
