@@ -158,7 +158,7 @@ class Calibration:
                 f"{how_to_get_more(self.source)}"
             )
         shares, which = np.array(self.shares), np.array(self.classes)
-        limits = np.full(classes, shares[_place(len(shares), error)])
+        limits = np.full(classes, shares[rank(len(shares), error) - 1])
         if self.by_class(error):
             by_class = shares[np.argsort(which, kind="stable")]
             counts = np.bincount(which, minlength=self.known)
@@ -226,9 +226,10 @@ def needed(error: float) -> int:
     return math.ceil(round(min(1 / error, 1e12), 9)) - 1  # 1 / error may be infinite
 
 
-def _place(images: int, error: float) -> int:
-    """Return the index of the limit among ascending probabilities."""
-    return math.floor(round((images + 1) * error, 9)) - 1
+def rank(images: int, share: float) -> int:
+    """Return k = floor((N + 1) share), the place of a limit among N images, from 1; 0 if they are
+    too few."""
+    return math.floor(round((images + 1) * share, 9))
 
 
 def in_sets(probabilities: np.ndarray, limits: np.ndarray) -> np.ndarray:

@@ -6,7 +6,6 @@ NumPy only, since exports hold this file.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import get_args
 
@@ -18,6 +17,8 @@ from rmadapter.conformal import (
     Source,
     describe_images,
     how_to_get_more,
+    needed,
+    rank,
 )
 from rmadapter.errors import UserError
 
@@ -87,7 +88,7 @@ class Familiarity:
 
     def possible(self) -> list[float]:
         """Return those of 1, 5 and 10 % that may be turned away by so many images."""
-        return [share for share in ERRORS if self._place(share)]
+        return [share for share in ERRORS if rank(len(self.sure), share)]
 
     def strangeness(self, table: np.ndarray, distances: np.ndarray) -> np.ndarray:
         """Return how strange new images are, [B]: about 0 for those of the model's classes, and
@@ -141,21 +142,15 @@ class Familiarity:
         """
         if not 0 < share < 1:
             raise UserError(f"{100 * share:g} % to turn away: give more than 0 and less than 100 %")
-        place = self._place(share)
+        place = rank(len(self.sure), share)
         if not place:
-            least = math.ceil(round(min(1 / share, 1e12), 9)) - 1
             raise UserError(
-                f"to turn away {100 * share:g} % needs {least:,} images that the model was not "
+                f"to turn away {100 * share:g} % needs {needed(share):,} images that the model was not "
                 f"fitted to, and there are {len(self.sure):,}: allow a larger share, "
                 f"{how_to_get_more(self.source)}"
             )
         own = self.strangeness(np.array(self.sure)[:, None], np.array(self.distances))
         return float(np.sort(own)[-place])
-
-    def _place(self, share: float) -> int:
-        """Return which of the largest strangenesses is the limit, from 1; 0 if there are too few
-        images."""
-        return math.floor(round((len(self.sure) + 1) * share, 9))
 
 
 def strangest(familiarity: Familiarity | None, share: float) -> float:
