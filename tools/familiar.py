@@ -40,7 +40,7 @@ from torch import Tensor
 from rmadapter.data.fewshot import half, split_digest
 from rmadapter.data.image_set import ImageSet
 from rmadapter.runs.evaluate import predict_all
-from rmadapter.runs.features import distances, features_of, image_features, with_means
+from rmadapter.runs.features import distances, distances_of, with_means
 from rmadapter.runs.folds import FOLDS, Folds
 from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
@@ -69,10 +69,8 @@ def scores(fitted: Fitted, images: ImageSet, cache: Cache, shots: Tensor) -> Sco
     """Return each score, higher for stranger images. shots: untouched unit features [N, e] of the
     training images."""
     table = predict_all({"": fitted.score()}, fitted, cache, images, 0)[""].numpy()
-    of = image_features(fitted, fitted.classes)
-    assert fitted.means is not None
     assert fitted.familiarity is not None
-    far = distances(features_of(fitted, images, cache, of), fitted.means).cpu().numpy()
+    far = distances_of(fitted, images, cache)
     frozen = distances(cache.features(images)[0], shots).cpu().numpy()
     return {
         OURS: fitted.familiarity.strangeness(table, far),

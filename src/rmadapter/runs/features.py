@@ -71,6 +71,14 @@ def with_means(fitted: Fitted, train: ImageSet, cache: Cache) -> Fitted:
     return replace(fitted, means=class_means(own, train.labels, len(train.classes)))
 
 
+def distances_of(fitted: Fitted, images: ImageSet, cache: Cache) -> np.ndarray:
+    """Return the distances [N] of images from the class means, none if the model keeps no means."""
+    if fitted.means is None:
+        return np.empty(0)
+    new = features_of(fitted, images, cache, image_features(fitted, fitted.classes))
+    return distances(new, fitted.means).cpu().numpy()
+
+
 class Once:
     """A function of states that is computed once for the same states."""
 

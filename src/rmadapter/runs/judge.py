@@ -18,7 +18,7 @@ from rmadapter.data.fewshot import FewShot
 from rmadapter.data.read import ImageSet
 from rmadapter.methods import load_method
 from rmadapter.methods.linear_probe import LinearProbe
-from rmadapter.runs.features import distances, features_of, image_features
+from rmadapter.runs.features import distances_of
 from rmadapter.runs.folds import Folds, HeldOutAnswers, fitted_temperature
 from rmadapter.runs.lab import Lab, Sets
 from rmadapter.runs.promises import cross_measured, halves, measured
@@ -85,12 +85,7 @@ def _calibrated(
 ) -> Fitted:
     """Return a model that is calibrated by images that it was not fitted to. rows: of these images
     in the evaluation."""
-    far = np.empty(0)
-    if fitted.means is not None:
-        images = evaluation.images.subset(rows)
-        of = image_features(fitted, fitted.classes)
-        new = features_of(fitted, images, cache, of)
-        far = distances(new, fitted.means).cpu().numpy()
+    far = distances_of(fitted, evaluation.images.subset(rows), cache)
     table, labels = evaluation.probabilities[rows], evaluation.labels[rows]
     return HeldOutAnswers(table, labels.tolist(), far).calibrate(fitted, "held out")
 
