@@ -276,10 +276,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     def predict_set(self, images: object, *, error: float = 0.05) -> list[Any]:
         """Return the labels that may be right.
 
-        None of them is right for a share of at most `error` of images like those of the fit. This
-        promise holds on average over calibrations. `fit` calibrates by folds of the shots,
-        whose models saw fewer images, so that the promise is likely to be kept but not certain to
-        be; `calibrate` makes it certain.
+        The promise: none of them is right for a share of at most `error` of images like those of
+        the calibration. With images that `calibrate` was given, it holds on average over such
+        calibrations. `fit` calibrates by folds of the shots, whose models are not the final one, so
+        that the promise is an estimate (docs/studies/promises.md).
 
         Args:
             images: N images, or a single one.

@@ -145,8 +145,8 @@ class Familiarity:
         place = rank(len(self.sure), share)
         if not place:
             raise UserError(
-                f"to turn away {100 * share:g} % needs {needed(share):,} images that the model was not "
-                f"fitted to, and there are {len(self.sure):,}: allow a larger share, "
+                f"to turn away {100 * share:g} % needs {needed(share):,} images that the model was "
+                f"not fitted to, and there are {len(self.sure):,}: allow a larger share, "
                 f"{how_to_get_more(self.source)}"
             )
         own = self.strangeness(np.array(self.sure)[:, None], np.array(self.distances))
