@@ -108,7 +108,7 @@ class Familiarity:
 
     def promise(self, share: float) -> str:
         """Return in words what a limit for this share promises."""
-        images = describe_images(len(self.sure), self.source)
+        images = describe_images(len(self.sure), self.source) + "," * (self.source == "folds")
         return f"at most {100 * share:g} % of images like these {images} are called {NONE}"
 
     def familiar(
