@@ -176,7 +176,7 @@ function drawPromise(model) {
     : !calibration ? "No error can be promised, as this classifier has no answers on images that it was not trained on."
     : model.errors.includes(PREFERRED) ? "" : sentence(few);
   $("kept").textContent = share
-    ? `At most ${percent(share, 0)} of images like these ${familiarity.images} ${source(familiarity)} are called “none of these”.` : "";
+    ? `At most ${percent(share, 0)} of images like these ${familiarity.images} ${source(familiarity)}${familiarity.source === "folds" ? "," : ""} are called “none of these”.` : "";
 }
 
 // Shows on a card what is decided at the chosen error and share; returns it in words.
@@ -188,7 +188,7 @@ function drawDecision(card) {
   const more = found?.set.length - MOST_NAMED;
   paragraph.hidden = !word;
   paragraph.replaceChildren(...(word ? [element("strong", {}, word)] : []),
-    ...(word === "unsure" ? [": it may be ", ...names, more > 0 ? ` or one of ${more} others` : ""] : []));
+    ...(word === "unsure" ? [": it may be ", ...names, more > 0 ? ` and ${more} more` : ""] : []));
   return word ? ` (${paragraph.textContent})` : "";
 }
 

@@ -54,7 +54,7 @@ function decideCard(card) {
   const names = inside.slice(0, SHOWN).flatMap(({ label }, i) => [i ? ", " : "", own(label)]);
   card.decision.hidden = !word;
   card.decision.replaceChildren(element("strong", word),
-    ...(word === "unsure" ? [": it may be ", ...names, more > 0 ? ` or one of ${more} others` : ""] : []));
+    ...(word === "unsure" ? [": it may be ", ...names, more > 0 ? ` and ${more} more` : ""] : []));
   return word;
 }
 
@@ -98,7 +98,7 @@ function offerShares(familiarity) {
   offer(share, away, shares, (chosenShare) => {
     strange = chosenShare ? judge(familiarity, chosenShare) : null;
     kept.textContent = chosenShare ? `At most ${100 * chosenShare} % of ` +
-      `${named(familiarity.sure.length, familiarity.source)} are called so.` : "";
+      `${named(familiarity.sure.length, familiarity.source)}${familiarity.source === "folds" ? "," : ""} are called so.` : "";
     decideAll(chosenShare && `Turning away ${100 * chosenShare} %`);
   });
 }
