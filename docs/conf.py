@@ -32,6 +32,7 @@ SHOWN = {
 HELP = re.compile(r"(?<!\[)`rmadapter help ([a-z]+)`")
 LINK = re.compile(r"\[([^\]]*)\]\((?!https?:|[#/])([^)#\s]+)(#[^)\s]*)?\)")
 PAGE = re.compile(r"docs/([\w/]+)\.md")  # as docstrings name it
+RECORDS = "\n```{{toctree}}\n:hidden:\n/results/{}\n```\n"  # below the study they belong to
 
 project = "rmadapter"
 author = copyright = "The rmadapter authors"
@@ -129,6 +130,8 @@ def setup(app: Sphinx) -> None:
     def read(app: Sphinx, name: str, content: list[str]) -> None:
         page = Path(app.env.doc2path(name))
         content[0] = with_links(content[0], page, page)
+        if page.parent.name == "studies" and (DOCS / "results" / page.name).exists():
+            content[0] += RECORDS.format(page.stem)
 
     def include(app: Sphinx, path: Path, name: str, content: list[str]) -> None:
         page = Path(app.env.doc2path(app.env.docname))  # of `name`, MyST leaves out the folder

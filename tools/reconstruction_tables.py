@@ -1,12 +1,13 @@
-"""Make the tables of docs/studies/reconstruction.md, from the lines that tools/reconstruction.py
-wrote.
+"""Make the tables and the figure of docs/studies/reconstruction.md and of its records, from the
+lines that tools/reconstruction.py wrote.
 
-    python tools/reconstruction_tables.py docs/results/reconstruction.jsonl
+    python tools/reconstruction_tables.py docs/results/reconstruction.jsonl \\
+        --pages docs/studies/reconstruction.md docs/results/reconstruction.md \\
+        --figure docs/studies/reconstruction.svg
 
 A data set counts once, with the mean of its seeds; interval and p are Student's over data sets, p
-corrected (Holm) over the rows of a table with the same figure. `--page
-docs/studies/reconstruction.md` puts each table in its place on the page, between <!-- NAME --> and
-<!-- end -->.
+corrected (Holm) over the rows of a table with the same figure. Each table goes where a page has
+<!-- NAME --> and <!-- end -->; without `--pages`, all are printed.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+from forest import forest, interval
 from studies import TESTED, Line, Lines, markdown, read_lines, show, with_verdicts
 
 from rmadapter.bench.report.stats import half_width, over_sets
 from rmadapter.metrics import harmonic_mean
+from rmadapter.support.files import write_text
 
 CHOOSE = ("rsscn7", "trashnet", "office_caltech/web")
 FIRST = "pocket"  # the backbone of all tables but one
@@ -245,14 +248,33 @@ def dialled(lines: Lines) -> list[dict[str, Any]]:
     return more
 
 
-def tables(lines: Lines) -> dict[str, str]:
-    """Make every table of the page by its name."""
-    first = dialled([line for line in lines if line["backbone"] == FIRST])
-    choosing = [line for line in first if line["data"] in CHOOSE and line["shots"] == 16]
-    reported = {
-        shots: [x for x in first if x["data"] not in CHOOSE and x["shots"] == shots]
+def reported_lines(lines: Lines) -> dict[int, Lines]:
+    """Return the lines on data sets for reporting by shots."""
+    return {
+        shots: [x for x in lines if x["data"] not in CHOOSE and x["shots"] == shots]
         for shots in (4, 16)
     }
+
+
+def drawn(lines: Lines) -> str:
+    """Draw what each loss changes on the data sets for reporting, as SVG."""
+    first = reported_lines([line for line in lines if line["backbone"] == FIRST])
+    rows = {
+        f"{one} - {other},\n{shots} shots, {len(paired(first[shots], one, other, 'hm'))} sets": {
+            name: interval(paired(first[shots], one, other, name.lower()))
+            for name in ("base", "novel", "HM")
+        }
+        for one, other in PAIRS[:3]
+        for shots in (16, 4)
+    }
+    return forest(rows, "losses", "What reconstruction and constraint change, in points")
+
+
+def tables(lines: Lines) -> dict[str, str]:
+    """Make every table of the page and its records by its name."""
+    first = dialled([line for line in lines if line["backbone"] == FIRST])
+    choosing = [line for line in first if line["data"] in CHOOSE and line["shots"] == 16]
+    reported = reported_lines(first)
     tables: dict[str, str] = {}
     for shots, selected in reported.items():
         tables |= _reported_tables(selected, shots)
@@ -317,9 +339,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("lines", type=Path)
-    parser.add_argument("--page", type=Path)
+    parser.add_argument("--pages", type=Path, nargs="*", default=[], help="that take the tables")
+    parser.add_argument("--figure", type=Path, metavar="SVG")
     args = parser.parse_args()
-    show(tables(read(args.lines)), args.page)
+    lines = read(args.lines)
+    show(tables(lines), *args.pages)
+    if args.figure:
+        write_text(args.figure, drawn(lines))
 
 
 if __name__ == "__main__":

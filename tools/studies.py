@@ -103,13 +103,22 @@ def with_verdicts(
 TESTED = ("points", "95 % interval", "data sets", "p", "verdict")
 
 
-def show(tables: Mapping[str, str], page: Path | None) -> None:
-    """Print tables by name, or put them where a page has <!-- NAME --> and <!-- end -->."""
-    if page is None:
+def show(tables: Mapping[str, str], *pages: Path | None) -> None:
+    """Print tables by name, or put each where one of the pages has <!-- NAME --> and <!-- end -->.
+
+    Raises ValueError if none of them has a table's place.
+    """
+    files = [page for page in pages if page]
+    if not files:
         print("\n\n".join(f"{name}\n\n{table}" for name, table in tables.items()))
         return
-    text = page.read_text(encoding="utf-8")
+    texts = {file: file.read_text(encoding="utf-8") for file in files}
     for name, table in tables.items():
-        before, mark, rest = text.partition(f"<!-- {name} -->")
-        text = before + mark + f"\n\n{table}\n\n" + rest[rest.index("<!-- end -->") :]
-    write_text(page, text)
+        mark = f"<!-- {name} -->"
+        file = next((file for file, text in texts.items() if mark in text), None)
+        if file is None:
+            raise ValueError(f"no page has {mark}")
+        before, _, rest = texts[file].partition(mark)
+        texts[file] = f"{before}{mark}\n\n{table}\n\n{rest[rest.index('<!-- end -->') :]}"
+    for file, text in texts.items():
+        write_text(file, text)

@@ -32,7 +32,8 @@ NAMES = (
     *("benchmarks/README.md", "tools/pocket/README.md", "docs/about/versions.md"),
 )
 SHELVES = [ROOT / "docs", *(ROOT / f"docs/{name}" for name in ("guide", "reference", "studies"))]
-FOLDERS = (*SHELVES, *(ROOT / "docs/results").glob("*/"))
+RECORDS = ROOT / "docs/results"
+FOLDERS = (*SHELVES, RECORDS, *RECORDS.glob("*/"))
 PAGES = [
     *(ROOT / name for name in NAMES),
     *(
@@ -161,6 +162,17 @@ def test_the_readme_and_the_guide_are_short() -> None:
     words = [len(page.read_text(encoding="utf-8").split()) for page in ROOT.glob("docs/guide/*.md")]
     assert max(words) <= 1_200
     assert sum(words) <= 12_000
+
+
+def test_the_pages_of_studies_are_short() -> None:
+    """Long tables are in docs/results/NAME.md, the records of docs/studies/NAME.md."""
+    words = {
+        page.stem: len(page.read_text(encoding="utf-8").split())
+        for page in ROOT.glob("docs/studies/*.md")
+    }
+    long = {"findings", "parity", "plus"}
+    assert {name for name, count in words.items() if count > 2_500} <= long
+    assert {page.stem for page in RECORDS.glob("*.md")} <= words.keys()
 
 
 # docs/reference/serve.md

@@ -4,6 +4,7 @@ package uses what the study chose."""
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from io import StringIO
@@ -48,6 +49,12 @@ def page(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
 
+def records(name: str) -> str:
+    """Return the page of records of a study, if there is one."""
+    file = RESULTS / Path(name).name
+    return file.read_text(encoding="utf-8") if file.exists() else ""
+
+
 # Tables
 
 CHEAP = [
@@ -58,6 +65,10 @@ CHEAP = [
 
 def marked(tables: Mapping[str, str]) -> list[str]:
     return [f"<!-- {name} -->\n\n{table}\n\n<!-- end -->" for name, table in tables.items()]
+
+
+def losses() -> list[Line]:
+    return reconstruction_tables.read(RESULTS / "reconstruction.jsonl")
 
 
 def auto_tables() -> list[str]:
@@ -83,8 +94,7 @@ def auto_tables() -> list[str]:
         ("studies/plus.md",
          lambda: marked(plus.tables(plus.read(RESULTS / "plus.jsonl", plus.STUDY))), 6),
         ("studies/reconstruction.md",
-         lambda: marked(reconstruction_tables.tables(
-             reconstruction_tables.read(RESULTS / "reconstruction.jsonl"))), 17),
+         lambda: marked(reconstruction_tables.tables(losses())), 17),
         ("studies/unfamiliar.md",
          lambda: unfamiliar.tables(lines_of("unfamiliar")).split("\n\n"), 3),
         ("studies/int8.md", lambda: [int8_study.table(lines_of("int8"))], 1),
@@ -99,7 +109,21 @@ def test_tables_of_a_study_are_those_of_its_lines(
     computed = tables()
     assert len(computed) == count
     for table in computed:
-        assert table in page(f"docs/{name}")
+        assert table in page(f"docs/{name}") + records(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "drawn"),
+    [("reconstruction", lambda: reconstruction_tables.drawn(losses()))],
+)
+def test_the_figure_of_a_study_shows_its_lines(name: str, drawn: Callable[[], str]) -> None:
+    """Each mean is written in the figure, beside its interval."""
+    svg, shown = drawn(), page(f"docs/studies/{name}.svg")
+    texts = re.findall(r">(.+)</text>", svg)
+    assert len([text for text in texts if re.fullmatch(r"[+-]\d+\.\d", text)]) >= 9
+    assert texts == re.findall(r">(.+)</text>", shown)
+    assert svg.count("<path") == shown.count("<path")
+    assert f"]({name}.svg)" in page(f"docs/studies/{name}.md")
 
 
 def test_the_page_of_auto_names_the_candidates_of_its_tables() -> None:
