@@ -540,23 +540,30 @@ def test_explain_prints_a_table_json_and_a_page(
     refused(rmadapter(*command, "--out", tmp_path / "why"), "already exists")
 
 
-def test_explanations_with_a_promised_error(
-    rmadapter: Command, promising: list[object], photos: Path, tmp_path: Path
+@pytest.mark.parametrize("words", ["--error 5%", "--turn-away 10%", "--error 5% --turn-away 10%"])
+def test_explanations_decide_as_predictions(
+    words: str, rmadapter: Command, promising: list[object], photos: Path, tmp_path: Path
 ) -> None:
-    options = [*promising[1:], photos, "--error", "5%"]
-    predicted = rmadapter.json("predict", *options)
-    done = rmadapter("explain", *options, "--json")
-    assert "promise: the right class is missing" in done.err
-    for one, other in zip(json.loads(done.out), predicted, strict=True):
-        assert one["image"] == other["image"]
-        assert (one["set"], one["decision"]) == (other["set"], other["decision"])
-    done = rmadapter("explain", *options, "--out", tmp_path / "why")
-    assert "decision" in done.out
+    pixels = np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(pixels).save(photos / "noise.png")
+    options = [*promising[1:], photos, *words.split()]
+    predicted, promised = rmadapter("predict", *options, "--json"), rmadapter("explain", *options)
+    assert promised.err.count("promise:") == words.count("--")
+    assert promised.err.splitlines()[:2] == predicted.err.splitlines()[:2]
+    answers = json.loads(predicted.out)
+    decided = ["image", "set", "familiar", "decision"]
+    for one, other in zip(rmadapter.json("explain", *options), answers, strict=True):
+        assert [one.get(key) for key in decided] == [other.get(key) for key in decided]
+    shown = rmadapter.done("explain", *options, "--out", tmp_path / "why").out
     page = (tmp_path / "why/explain.html").read_text(encoding="utf-8")
-    for decision in {one["decision"] for one in predicted}:
+    decisions = {one["decision"] for one in answers}
+    assert ("none of these" in decisions) == ("turn-away" in words)
+    for decision in decisions:
+        assert decision in shown
         assert f"<strong>{decision}</strong>" in page
-    impossible = [*promising[1:], photos / "0/red.png", "--error", "1%"]
-    refused(rmadapter("explain", *impossible), "needs 99 images")
+    for option in words.split()[::2]:
+        impossible = [*promising[1:], photos / "0/red.png", option, "1%"]
+        refused(rmadapter("explain", *impossible), "needs 99 images")
 
 
 def test_mistakes_in_explain_are_named(

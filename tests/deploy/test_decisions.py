@@ -7,16 +7,22 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
+from torch import Tensor
 
 from rmadapter import FewShotClassifier, explain_images
 from rmadapter.artifacts.checkpoint import load
 from rmadapter.backbones import Backbone
+from rmadapter.encoders import States
+from rmadapter.runs import features
 from rmadapter.runs.features import examine
+from rmadapter.training.cache import BATCH
+from tests.helpers.ray_cluster import ray_session
 from tests.helpers.serving import TestClient
 from tests.helpers.shell import Command, rmadapter
 
@@ -26,7 +32,7 @@ from rmadapter.deploy.serve.model import ServeOptions, open_served  # isort: ski
 from rmadapter.deploy.serve.routes import create_app  # isort: skip
 from rmadapter.deploy.serve.service import Limits, Service  # isort: skip
 
-__all__ = ["rmadapter"]  # a fixture
+__all__ = ["ray_session", "rmadapter"]  # fixtures
 
 Decisions: TypeAlias = "list[tuple[list[str], bool | None, str]]"  # set, familiar, decision
 SETS, BOTH = ("--error", "10%"), ("--error", "10%", "--turn-away", "10%")
@@ -91,14 +97,69 @@ def test_by_the_command_line(
     assert of_rows([json.loads(line) for line in lines]) == expected
 
 
+def test_by_parquet(
+    expected: Decisions, calibrated: Path, tiny_clip: Backbone, images: list[Path],
+    rmadapter: Command, tmp_path: Path,
+) -> None:  # fmt: skip
+    parquet = pytest.importorskip("pyarrow.parquet")
+    command = ["predict", calibrated, *images, "--backbone", tiny_clip.name]
+    for words, decided in ((SETS, without_shares(expected)), (BOTH, expected)):
+        file = tmp_path / f"{len(words)}.parquet"
+        rmadapter.done(*command, *words, "--out", file)
+        assert of_rows(parquet.read_table(file).to_pylist()) == decided
+
+
+def test_by_sorting(
+    expected: Decisions, calibrated: Path, tiny_clip: Backbone, images: list[Path],
+    rmadapter: Command, tmp_path: Path,
+) -> None:  # fmt: skip
+    command = ["predict", calibrated, *images, "--backbone", tiny_clip.name, *BOTH]
+    rmadapter.done(*command, "--sort-into", tmp_path / "sorted")
+    for image, (labels, _, decision) in zip(images, expected, strict=True):
+        folder = labels[0] if decision == "answer" else decision
+        assert (tmp_path / "sorted" / folder / image.name).is_file()
+
+
+def test_by_a_cluster(
+    ray_session: None, expected: Decisions, calibrated: Path, tiny_clip: Backbone,
+    images: list[Path], rmadapter: Command, tmp_path: Path,
+) -> None:  # fmt: skip
+    command = ["predict", calibrated, *images, "--backbone", tiny_clip.name, "--ray"]
+    for words, decided in ((SETS, without_shares(expected)), (BOTH, expected)):
+        file = tmp_path / f"{len(words)}.jsonl"
+        rmadapter.done(*command, *words, "--out", file)
+        lines = file.read_text(encoding="utf-8").splitlines()
+        assert of_rows([json.loads(line) for line in lines]) == decided
+
+
 def test_by_explanations(
-    expected: Decisions, calibrated: Path, tiny_clip: Backbone, images: list[Path], colors: Path
-) -> None:
+    expected: Decisions, calibrated: Path, tiny_clip: Backbone, images: list[Path], colors: Path,
+    rmadapter: Command, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """By Python and by the command; features are computed once for each batch."""
+    batches = []
+    image_features = features.image_features
+
+    def counted(*words: Any) -> Callable[[States], Tensor]:
+        of = image_features(*words)
+
+        def features_of(states: States) -> Tensor:
+            batches.append(states)
+            return of(states)
+
+        return features_of
+
+    monkeypatch.setattr(features, "image_features", counted)
     found = explain_images(
-        calibrated, images, data=colors, backbone=tiny_clip, progress=False, error=0.1
-    )
-    decided = [([*one.labels], None, one.decision) for one in found]
-    assert decided == without_shares(expected)
+        calibrated, images, data=colors, backbone=tiny_clip, progress=False, error=0.1,
+        turn_away=0.1,
+    )  # fmt: skip
+    assert [([*one.labels], one.familiar, one.decision) for one in found] == expected
+    assert len(batches) == -(-len(images) // BATCH)
+    command = ["explain", calibrated, *images, "--run-data", colors, "--backbone", tiny_clip.name]
+    for words, decided in ((SETS, without_shares(expected)), (BOTH, expected)):
+        shown = rmadapter.json(*command, *words)
+        assert [(one["set"], one.get("familiar"), one["decision"]) for one in shown] == decided
 
 
 def by_server(folder: Path, backbone: Backbone, images: list[Path], path: str) -> Decisions:

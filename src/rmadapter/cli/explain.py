@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from rmadapter.cli.options import Json, Outside, Quiet, Run, RunData, RunOptions, SkipBad
-from rmadapter.cli.predict import Error, ImageOptions
+from rmadapter.cli.predict import Error, ImageOptions, TurnAway
 from rmadapter.support.files import check_new
 from rmadapter.support.terminal import table
 
@@ -27,6 +27,7 @@ def explain(
     ] = None,
     run_data: RunData = None,
     error: Error = 0.0,
+    turn_away: TurnAway = 0.0,
     reading: ImageOptions = ImageOptions(),
     outside: Outside = False,
     options: RunOptions = RunOptions(),
@@ -59,6 +60,7 @@ def explain(
         device=options.device or "auto",
         skip_bad=skip_bad,
         error=error,
+        turn_away=turn_away,
     )
     if page:
         write_page(page, explained, run.resolve().name)
@@ -66,13 +68,13 @@ def explain(
         listed = [one.json() for one in explained]
         print(json.dumps({"page": str(page), "images": listed} if page else listed))
         return
-    rows = []
+    rows, decides = [], bool(error or turn_away)
     for one in explained:
         near = "\n".join(f"{n.image} ({n.label}, {n.similarity:.2f})" for n in one.neighbours)
-        may_be = f"{one.decision}: {', '.join(one.labels)}"
-        cells = [_shares(one.best), *([may_be] if error else []), _shares(one.zero_shot), near]
+        decision = [": ".join([one.decision, *[", ".join(one.labels)] * bool(one.labels)])]
+        cells = [_shares(one.best), *decision * decides, _shares(one.zero_shot), near]
         rows.append([str(one.image), *cells])
-    decided = ["decision"] * bool(error)
+    decided = ["decision"] * decides
     table(["image", "adapted", *decided, "zero-shot", "nearest training images"], rows)
     if page:
         print(f"page: {page}")

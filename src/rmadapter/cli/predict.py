@@ -51,6 +51,15 @@ Error = Annotated[
         "images, such as 5%; an image with more than one class is unsure.",
     ),
 ]
+TurnAway = Annotated[
+    float,
+    typer.Option(
+        parser=share,
+        metavar="SHARE",
+        help='Label strange images "none of these", and at most this share, such as 5%, of '
+        "images of the classes.",
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -73,15 +82,7 @@ class SortOptions:
         ),
     ] = 0.0
     error: Error = 0.0
-    turn_away: Annotated[
-        float,
-        typer.Option(
-            parser=share,
-            metavar="SHARE",
-            help='Label strange images "none of these", and at most this share, such as 5%, of '
-            "images of the classes.",
-        ),
-    ] = 0.0
+    turn_away: TurnAway = 0.0
 
     def check(self) -> None:
         """Raise UserError for options that contradict each other."""
@@ -202,7 +203,8 @@ def predict(
     predictor = _predictor(options.load(run), names, top, sorting)
     sorter = sorting.sorter(predictor.labels)  # checks the labels even if nothing is sorted
     unsure = _sure_from(run, sorting.unsure, bool(names))
-    _note_promises(predictor)
+    for text in predictor.decider.promises():
+        note(f"promise: {text}")
     if more.unfamiliar:
         _check_examples(run, predictor.fitted)
     if predictor.fitted.remembers:
@@ -238,28 +240,6 @@ def _predictor(saved: Saved, names: str | None, top: int, sorting: SortOptions) 
             f"--names: {error}; `fit --method {FOR_NEW_CLASSES}` makes a model that takes names "
             "alone"
         ) from None
-
-
-def _note_promises(predictor: Predictor) -> None:
-    """Say what is promised, and by which images."""
-    from rmadapter.metrics import most_missed
-
-    calibration, familiarity = predictor.fitted.calibration, predictor.fitted.familiarity
-    error, share, classes = predictor.error, predictor.turn_away, len(predictor.names)
-    if error and calibration:
-        most = 100 * most_missed(len(calibration.shares), error)
-        note(
-            f"promise: {calibration.promise(error)}; this is the mean over such calibrations, of "
-            f"which 95 % stay below {most:.1f} %"
-        )
-        for text in calibration.details(error, classes):
-            note(f"promise: {text}")
-    if share and familiarity:
-        most = 100 * most_missed(len(familiarity.sure), share)
-        note(
-            f"promise: {familiarity.promise(share)}, on average; for 95 % of such draws of images "
-            f"it is at most {most:.1f} %"
-        )
 
 
 def _sure_from(run: Path, wanted: float, other_classes: bool) -> float:
@@ -347,13 +327,14 @@ def _answer_file(
     from rmadapter.predict.answer import columns
     from rmadapter.predict.write import AnswerFile
 
+    decider = predictor.decider
     header = columns(
         predictor.top, sorter is not None, more.zero_shot, more.unfamiliar, error=on_ray,
-        sets=predictor.limits is not None, familiar=predictor.strangest is not None,
+        sets=decider.limits is not None, familiar=decider.strangest is not None,
     )  # fmt: skip
-    limits = [] if predictor.limits is None else [predictor.limits.tolist()]
-    if predictor.strangest is not None:
-        limits.append(predictor.strangest)
+    limits = [] if decider.limits is None else [decider.limits.tolist()]
+    if decider.strangest is not None:
+        limits.append(decider.strangest)
     settings = [header, unsure, *limits, *([] if sorter is None else sorter.settings)]
     return AnswerFile(path, header, answers_key(run, predictor, settings))
 
@@ -424,7 +405,7 @@ def _show(
             inside = ["in the set" * (label in answer.labels)] * bool(answer.labels)
             cells = [f"{100 * probability:.1f} %", *inside, *far]
             lines.append(["" if place else str(answer.image), shown, *cells])
-    more = ["set"] * (predictor.limits is not None) + ["unfamiliar"] * unfamiliar
+    more = ["set"] * (predictor.decider.limits is not None) + ["unfamiliar"] * unfamiliar
     table(["image", "class", "probability", *more], lines)
     if len(images) > SHOWN:
         print(f"the first {SHOWN} of {len(images):,} images; --out answers.csv answers all of them")

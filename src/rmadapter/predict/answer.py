@@ -46,25 +46,13 @@ class Answer:
 
     @property
     def decision(self) -> str:
-        """Return "none of these" for an image that is not familiar, else what is decided by the
-        prediction set; "" if neither was requested."""
-        if self.familiar is False:
-            return NONE
-        if self.labels:
-            return decide(len(self.labels))
-        return ANSWER if self.familiar else ""
+        """Return what `decision` returns."""
+        return decision(self.labels, self.familiar)
 
     def json(self) -> dict[str, object]:
         """Return what commands and servers print of the image besides its name."""
         best = [{"class": label, "probability": share} for label, share in self.best]
-        facts: dict[str, object] = {"classes": best}
-        if self.labels:
-            facts["set"] = [*self.labels]
-        if self.familiar is not None:
-            facts["familiar"] = self.familiar
-        if self.decision:
-            facts["decision"] = self.decision
-        return facts
+        return {"classes": best, **decided(self.labels, self.familiar)}
 
     def row(self, unsure: float = 0.0) -> Row:
         """Return a row of a table.
@@ -92,6 +80,32 @@ class Answer:
         row["unfamiliar"] = self.unfamiliar
         row["zero_shot_label"] = self.zero_shot
         return row
+
+
+def decision(labels: Sequence[str], familiar: bool | None) -> str:
+    """Return "none of these" for an image that is not familiar, else what is decided by the
+    prediction set; "" if neither was requested.
+
+    labels: of the prediction set, none without one. familiar: as in `Answer`.
+    """
+    if familiar is False:
+        return NONE
+    if labels:
+        return decide(len(labels))
+    return ANSWER if familiar else ""
+
+
+def decided(labels: Sequence[str], familiar: bool | None) -> dict[str, object]:
+    """Return what commands and servers print of a decision; nothing if none was requested. labels,
+    familiar: as for `decision`."""
+    facts: dict[str, object] = {}
+    if labels:
+        facts["set"] = [*labels]
+    if familiar is not None:
+        facts["familiar"] = familiar
+    if facts:
+        facts["decision"] = decision(labels, familiar)
+    return facts
 
 
 def best(labels: Sequence[str], probabilities: np.ndarray, top: int) -> list[tuple[str, float]]:

@@ -19,12 +19,13 @@ from rmadapter.artifacts.predictions import (
 from rmadapter.artifacts.record import read_record
 from rmadapter.artifacts.run_folder import RunFolder, find_run
 from rmadapter.backbones import Backbone
-from rmadapter.conformal import chosen, decide, limits_of
 from rmadapter.data.fewshot import read_split
 from rmadapter.data.formats.registry import images_root
 from rmadapter.data.transforms import decode_batches, with_hint
 from rmadapter.errors import UserError
 from rmadapter.methods.zero_shot import ZeroShot
+from rmadapter.predict.answer import decided, decision
+from rmadapter.predict.decide import Decider
 from rmadapter.support.files import user_path
 from rmadapter.support.terminal import note, track
 from rmadapter.training.cache import BATCH
@@ -36,25 +37,26 @@ Classes = tuple[tuple[str, float], ...]  # labels with probabilities, the most p
 @dataclass(frozen=True, eq=False)
 class Explanation:
     """The two most probable classes of an image by the run and by the untouched backbone, and the
-    nearest training images. labels: of the prediction set, if an error is promised."""
+    nearest training images. labels: of the prediction set, if an error is promised. familiar:
+    whether the image is of the run's classes at all, if requested."""
 
     image: Path
     best: Classes
     zero_shot: Classes
     neighbours: tuple[Neighbour, ...]
     labels: tuple[str, ...] = ()
+    familiar: bool | None = None
 
     @property
     def decision(self) -> str:
-        """What is decided by the prediction set; "" without one."""
-        return decide(len(self.labels)) if self.labels else ""
+        """What `predict` decides, "" if nothing is to be decided."""
+        return decision(self.labels, self.familiar)
 
     def json(self) -> dict[str, object]:
-        decided = {"set": [*self.labels], "decision": self.decision} if self.labels else {}
         return {
             "image": str(self.image),
             "classes": classes_json(self.best),
-            **decided,
+            **decided(self.labels, self.familiar),
             "zero_shot": classes_json(self.zero_shot),
             "neighbours": [near.json() for near in self.neighbours],
         }
@@ -68,6 +70,7 @@ def explain_images(
     run: str | Path, images: Sequence[str | Path], *, data: str | Path | None = None,
     backbone: Backbone | str | None = None, method: str = "", skip_bad: bool = False,
     progress: bool = True, device: str = "auto", error: float = 0.0,
+    turn_away: float = 0.0,
 ) -> list[Explanation]:  # fmt: skip
     """Explain each image by its best classes and the nearest training images.
 
@@ -81,16 +84,20 @@ def explain_images(
         progress: Whether to show a bar on stderr.
         device: "auto", "cpu", "cuda" or "cuda:N".
         error: Share of images whose prediction sets may miss the right class; 0 for no sets.
+        turn_away: Share of images of the classes that may be called none of these; 0 to call none
+            so.
 
     Returns:
         An explanation of each image. `best` are the two most probable labels with their
         probabilities, `zero_shot` those of the untouched backbone, `neighbours` the nearest
         training images, if the run records them. With an error, `labels` are those of the
-        prediction set, and `decision` is "answer" or "unsure".
+        prediction set; with a share to turn away, `familiar` says whether the image is of the run's
+        classes at all. With either, `decision` is that of `predict`: "answer", "unsure" or "none of
+        these".
 
     Raises:
         UserError: As for `load`; `data` does not exist; an image is unreadable; there are too few
-            images, or none, to promise the error by.
+            images, or none, to promise the error or the share by.
 
     Example:
         >>> from rmadapter import explain_images
@@ -106,15 +113,13 @@ def explain_images(
     folder = find_run(run)
     saved = load(folder, backbone, method=method, device=device)
     fitted = saved.fitted
-    limits = limits_of(fitted.calibration, error, fitted.classes, saved.names) if error else None
-    if limits is not None and fitted.calibration:
-        calibration = fitted.calibration
-        for text in (calibration.promise(error), *calibration.details(error, len(saved.names))):
-            note(f"promise: {text}")
+    decider = Decider(fitted, saved.names, error, turn_away)
+    for text in decider.promises():
+        note(f"promise: {text}")
     training = _training_images(folder, saved, data)
     question = fitted.known._replace(classes=saved.names)
     untouched = ZeroShot().restore(fitted.backbone, question, {})
-    models = {"adapted": fitted.score(saved.names), "untouched": untouched.score()}
+    models = {"adapted": decider.score, "untouched": untouched.score()}
     files = [Path(image) for image in images]
     bad: list[tuple[Path, str]] | None = [] if skip_bad else None
     stream = with_hint(decode_batches(files, fitted.backbone.preprocess, BATCH, bad))
@@ -122,6 +127,8 @@ def explain_images(
     for batch, pixels in track(stream, -(-len(files) // BATCH), "explaining", progress):
         states = fitted.states(pixels, features=True)
         tables = next(answers(models, [states]))
+        sets = decider.sets(tables["adapted"])
+        familiar = decider.familiar(tables["adapted"], states)
         near = nearest_examples(fitted, states.features)
         for i, image in enumerate(batch):
             neighbours = tuple(
@@ -131,10 +138,9 @@ def explain_images(
             )
             best = _best(saved, tables["adapted"][i])
             zero_shot = _best(saved, tables["untouched"][i])
-            row = tables["adapted"][i].numpy()
-            places = [] if limits is None else chosen(row, limits).tolist()
-            labels = tuple(str(saved.labels[place]) for place in places)
-            explanations.append(Explanation(image, best, zero_shot, neighbours, labels))
+            labels = tuple(str(saved.labels[place]) for place in sets[i])
+            one = Explanation(image, best, zero_shot, neighbours, labels, familiar[i])
+            explanations.append(one)
     for _, text in bad or []:
         note(f"left out: {text}")
     return explanations

@@ -69,10 +69,10 @@ class Model:
 def digest(predictor: Predictor) -> str:
     """Return the SHA-256 of all that answers depend on; `load` has checked the backbone's digest
     against the run."""
-    fitted = predictor.fitted
-    limits = None if predictor.limits is None else predictor.limits.tolist()
+    fitted, decider = predictor.fitted, predictor.decider
+    limits = None if decider.limits is None else decider.limits.tolist()
     model = fitted.backbone.digest, fitted.known.templates, fitted.temperature
-    rest = *model, limits, predictor.strangest
+    rest = *model, limits, decider.strangest
     sha256 = hashlib.sha256(repr(rest).encode())
     for name, tensor in sorted(fitted.tensors.items()):
         sha256.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -164,11 +164,10 @@ def cluster(
 ) -> Cluster:
     """Return a cluster that answers like a predictor, which was loaded with this run, backbone and
     method."""
-    labels = tuple(predictor.labels)
+    labels, decider = tuple(predictor.labels), predictor.decider
     model = Model(
-        run.absolute(), backbone, method, predictor.names, labels, predictor.top, predictor.error,
-        predictor.turn_away,
-        digest(predictor),
+        run.absolute(), backbone, method, predictor.names, labels, predictor.top, decider.error,
+        decider.turn_away, digest(predictor),
     )  # fmt: skip
     return Cluster(model, jobs, address)
 
