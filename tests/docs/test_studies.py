@@ -18,6 +18,7 @@ import choice
 import drawing
 import explain_study
 import familiar
+import findings
 import int8_study
 import performance
 import plus
@@ -28,6 +29,7 @@ import suggest
 import suspects
 import unfamiliar
 
+from rmadapter.bench.report.read import read_records
 from rmadapter.curate.suggest import DEFAULT, FIRST, NEXT
 from rmadapter.curate.suspects import NEIGHBOURS, PROBE
 from rmadapter.runs.folds import FOLDS
@@ -114,7 +116,13 @@ def test_tables_of_a_study_are_those_of_its_lines(
 
 @pytest.mark.parametrize(
     ("name", "drawn"),
-    [("reconstruction", lambda: reconstruction_tables.drawn(losses()))],
+    [
+        (
+            "findings",
+            lambda: findings.drawn(read_records(RESULTS / "photographs/records.jsonl").finished),
+        ),
+        ("reconstruction", lambda: reconstruction_tables.drawn(losses())),
+    ],
 )
 def test_the_figure_of_a_study_shows_its_lines(name: str, drawn: Callable[[], str]) -> None:
     """Each mean is written in the figure, beside its interval."""
