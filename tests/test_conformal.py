@@ -8,7 +8,16 @@ from mapie.classification import SplitConformalClassifier
 from scipy.stats import binom
 from sklearn.base import BaseEstimator, ClassifierMixin
 
-from rmadapter.conformal import Calibration, chosen, decide, in_sets, limits_of, needed
+from rmadapter.conformal import (
+    Calibration,
+    chosen,
+    decide,
+    in_sets,
+    least_share,
+    limits_of,
+    needed,
+    rank,
+)
 from rmadapter.errors import UserError
 from rmadapter.metrics import most_missed
 
@@ -119,6 +128,14 @@ def test_an_error_needs_images() -> None:
     for error in (0, 1, -0.1, float("nan")):
         with pytest.raises(UserError, match="give one above 0"):
             calibration.limits(error, CLASSES)
+
+
+def test_the_least_share_is_possible_and_a_smaller_one_is_not() -> None:
+    for images in range(1, 3000):
+        least = least_share(images)
+        assert needed(least) <= images
+        assert rank(images, least) >= 1
+        assert least < 0.002 or needed(least - 0.001) > images
 
 
 def test_limits_are_for_the_classes_of_the_calibration() -> None:

@@ -154,8 +154,7 @@ class Calibration:
             raise UserError(
                 f"an error of {100 * error:g} % needs {least:,} images that the model was not "
                 f"fitted to, and there are {len(self.shares):,}: allow "
-                f"{math.ceil(1000 / (len(self.shares) + 1)) / 10:g} % or more, "
-                f"{how_to_get_more(self.source)}"
+                f"{100 * least_share(len(self.shares)):g} % or more, {how_to_get_more(self.source)}"
             )
         shares, which = np.array(self.shares), np.array(self.classes)
         limits = np.full(classes, shares[rank(len(shares), error) - 1])
@@ -224,6 +223,11 @@ def needed(error: float) -> int:
     if not 0 < error < 1:
         raise UserError(f"an error of {100 * error:g} %: give one above 0 and below 100 %")
     return math.ceil(round(min(1 / error, 1e12), 9)) - 1  # 1 / error may be infinite
+
+
+def least_share(images: int) -> float:
+    """Return the smallest error that so many images allow, rounded up to a tenth of a percent."""
+    return math.ceil(round(1000 / (images + 1), 9)) / 1000
 
 
 def rank(images: int, share: float) -> int:

@@ -17,6 +17,7 @@ from rmadapter.conformal import (
     Source,
     describe_images,
     how_to_get_more,
+    least_share,
     needed,
     rank,
 )
@@ -146,8 +147,8 @@ class Familiarity:
         if not place:
             raise UserError(
                 f"to turn away {100 * share:g} % needs {needed(share):,} images that the model was "
-                f"not fitted to, and there are {len(self.sure):,}: allow a larger share, "
-                f"{how_to_get_more(self.source)}"
+                f"not fitted to, and there are {len(self.sure):,}: allow "
+                f"{100 * least_share(len(self.sure)):g} % or more, {how_to_get_more(self.source)}"
             )
         own = self.strangeness(np.array(self.sure)[:, None], np.array(self.distances))
         return float(np.sort(own)[-place])

@@ -36,6 +36,7 @@ from rmadapter.deploy.hub import (
     push,
 )  # fmt: skip
 from rmadapter.errors import UserError
+from rmadapter.familiar import Familiarity
 from rmadapter.support.files import check_sums, last_part
 from rmadapter.task import Question
 from tests.helpers.fake_hub import Hub, Repository, hub, point_to
@@ -234,13 +235,35 @@ def test_a_card_says_what_is_promised(calibrated: Path) -> None:
     with_promise = judged.model_copy(update={"promises": (promise,)})
     record = record.model_copy(update={"judgement": with_promise})
     text = model_card(model, record, "anna/colors", "mit", examples=False)
-    assert "like the 40 images that calibrated it: images that were not drawn." in text
+    assert "if they are like the 40 images that were not drawn. Errors from 2.5% on" in text
+    assert "`rmadapter predict --error 5%` lists" in text
     assert "|---|---|---|---|---|\n| 5 | 4.2 (1.0 to 8.0) | 1.3 | 80.0 | - |\n" in text
     bare = model_card(model, None, "anna/colors", "mit", examples=False)
-    assert "like the 40 images" in bare
+    assert "Errors from 2.5% on" in bare
     assert "promised error" not in bare
     model = model.model_copy(update={"calibration": None})
     assert "--error" not in model_card(model, record, "anna/colors", "mit", examples=False)
+
+
+def test_a_card_says_what_may_be_turned_away(calibrated: Path) -> None:
+    model = read_model(calibrated / "model.json")
+    text = model_card(model, None, "anna/colors", "mit", examples=False)
+    assert "`rmadapter predict --turn-away 5%` calls strange images" in text
+    assert "if they are like the 40 images that were not drawn. Shares from 2.5% on" in text
+    own = model.familiarity
+    assert own
+    few = Familiarity(own.sure[:12], own.distances[:12], "folds")
+    model = model.model_copy(update={"familiarity": few})
+    text = model_card(model, None, "anna/colors", "mit", examples=False)
+    assert "`rmadapter predict --turn-away 7.7%` calls strange images" in text
+    assert (
+        "like the 12 training images, each answered by a model that had not seen it. Shares" in text
+    )
+    assert few.limit(0.077) > 0
+    with pytest.raises(UserError, match=r"allow 7\.7 % or more"):
+        few.limit(0.076)
+    model = model.model_copy(update={"familiarity": None})
+    assert "turn-away" not in model_card(model, None, "anna/colors", "mit", examples=False)
 
 
 def test_without_a_record_nothing_was_measured(finished: Path) -> None:

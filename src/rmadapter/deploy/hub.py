@@ -26,6 +26,7 @@ from rmadapter.artifacts.summary import promise_table
 from rmadapter.backbones.choice import licence_of
 from rmadapter.backbones.load import is_published
 from rmadapter.backbones.names import HF_HUB
+from rmadapter.conformal import describe_images, least_share
 from rmadapter.errors import UserError
 from rmadapter.methods.uses import USES
 from rmadapter.settings import to_yaml
@@ -193,7 +194,8 @@ def model_card(
     the weights include features of the training images.
     """
     judged = record.judgement if record else None
-    text = template("modelcard.md.j2", escape=False, cell=_cell, percent=_percent).render(
+    functions = {"cell": _cell, "percent": _percent, "rate": _rate}
+    text = template("modelcard.md.j2", escape=False, **functions).render(
         metadata=_metadata(model, record, repository, licence),
         model=model,
         labels=[*map(str, model.labels)],
@@ -206,6 +208,8 @@ def model_card(
         known=is_published(model.backbone.name),
         its_licence=licence_of(model.backbone.name),
         examples=examples,
+        least=least_share,
+        describe=describe_images,
     )
     return str(text)
 
@@ -218,6 +222,11 @@ def _cell(value: object) -> str:
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
+
+
+def _rate(share: float) -> str:
+    """Return a share in percent, as options take it."""
+    return f"{100 * share:g}%"
 
 
 def _metadata(model: Model, record: Record | None, repository: str, licence: str) -> str:
