@@ -1,7 +1,8 @@
 """RMAdapter+ piece by piece: one training, tested with some of its pieces or without the adapters.
 
     python tools/plus.py dtd10 sign_digits --root DATA --out docs/results/plus.jsonl
-    python tools/plus.py --out docs/results/plus.jsonl --tables --page docs/studies/plus.md
+    python tools/plus.py --out docs/results/plus.jsonl --tables \\
+        --pages docs/studies/plus.md docs/results/plus.md --figure docs/studies/plus.svg
 
 A line is a data set, number of shots and seed, with the accuracies of `PIECES` on the base and
 novel classes. The adapters are trained once; the answers follow from their features and the
@@ -19,6 +20,7 @@ from typing import Any
 
 import reconstruction_tables
 import torch
+from forest import SERIES, forest, interval
 from studies import Line, Lines, append_lines, make_parser, read_lines, show
 from torch import Tensor
 
@@ -31,6 +33,7 @@ from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
 from rmadapter.runs.run import run_task
 from rmadapter.settings import Machine
+from rmadapter.support.files import write_text
 from rmadapter.support.machine import versions
 from rmadapter.training.cache import Cache
 from rmadapter.training.contract import Fitted
@@ -139,8 +142,21 @@ def _run(line: Line) -> tuple[str, int, int, str]:
     return line["data"], line["shots"], line["seed"], line["precision"]
 
 
+def drawn(lines: Lines) -> str:
+    """Draw what RMAdapter+ changes on the data sets for reporting, as SVG."""
+    rows = {}
+    for one, other in PAIRS[1:]:
+        for shots in (4, 16):
+            some = [x for x in lines if x["data"] not in CHOSEN_ON and x["shots"] == shots]
+            rows[f"{one} - {other},\n{shots} shots"] = {
+                name: interval(reconstruction_tables.paired(some, one, other, name.lower()))
+                for name in SERIES
+            }
+    return forest(rows, "plus", "Differences of RMAdapter+ from its controls, in points")
+
+
 def tables(lines: Lines) -> dict[str, str]:
-    """Make every table of docs/studies/plus.md by its name."""
+    """Make every table of docs/studies/plus.md and its records by its name."""
     tables = {}
     for title, choosing in (("choosing", True), ("reporting", False)):
         for shots in (4, 16):
@@ -166,10 +182,14 @@ def main() -> None:
     parser.add_argument("--backbone", default="pocket")
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--study", type=Path, default=STUDY, help="of tools/reconstruction.py")
-    parser.add_argument("--page", type=Path, help="put the tables into this page")
+    parser.add_argument("--pages", type=Path, nargs="*", default=[], help="that take the tables")
+    parser.add_argument("--figure", type=Path, metavar="SVG")
     args = parser.parse_args()
     if args.tables:
-        show(tables(read(args.out, args.study)), args.page)
+        lines = read(args.out, args.study)
+        show(tables(lines), *args.pages)
+        if args.figure:
+            write_text(args.figure, drawn(lines))
         return
     done = {tuple(line[key] for key in KEY) for line in read_lines(args.out)}
     lab = Lab(Machine(precision=args.precision), args.root, keep=True, progress=False)

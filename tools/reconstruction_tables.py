@@ -20,7 +20,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from forest import forest, interval
+from forest import SERIES, forest, interval
 from studies import TESTED, Line, Lines, markdown, read_lines, show, with_verdicts
 
 from rmadapter.bench.report.stats import half_width, over_sets
@@ -261,8 +261,7 @@ def drawn(lines: Lines) -> str:
     first = reported_lines([line for line in lines if line["backbone"] == FIRST])
     rows = {
         f"{one} - {other},\n{shots} shots, {len(paired(first[shots], one, other, 'hm'))} sets": {
-            name: interval(paired(first[shots], one, other, name.lower()))
-            for name in ("base", "novel", "HM")
+            name: interval(paired(first[shots], one, other, name.lower())) for name in SERIES
         }
         for one, other in PAIRS[:3]
         for shots in (16, 4)

@@ -69,6 +69,10 @@ def marked(tables: Mapping[str, str]) -> list[str]:
     return [f"<!-- {name} -->\n\n{table}\n\n<!-- end -->" for name, table in tables.items()]
 
 
+def pieces() -> list[Line]:
+    return plus.read(RESULTS / "plus.jsonl", plus.STUDY)
+
+
 def losses() -> list[Line]:
     return reconstruction_tables.read(RESULTS / "reconstruction.jsonl")
 
@@ -93,8 +97,7 @@ def auto_tables() -> list[str]:
              lines_of("familiar")).items() if name.startswith("reporting")}), 6),
         ("studies/performance.md",
          lambda: marked(performance.tables(performance.RESULTS, RESULTS / "steps.jsonl")), 4),
-        ("studies/plus.md",
-         lambda: marked(plus.tables(plus.read(RESULTS / "plus.jsonl", plus.STUDY))), 6),
+        ("studies/plus.md", lambda: marked(plus.tables(pieces())), 6),
         ("studies/reconstruction.md",
          lambda: marked(reconstruction_tables.tables(losses())), 17),
         ("studies/unfamiliar.md",
@@ -121,6 +124,7 @@ def test_tables_of_a_study_are_those_of_its_lines(
             "findings",
             lambda: findings.drawn(read_records(RESULTS / "photographs/records.jsonl").finished),
         ),
+        ("plus", lambda: plus.drawn(pieces())),
         ("reconstruction", lambda: reconstruction_tables.drawn(losses())),
     ],
 )
