@@ -339,7 +339,9 @@ def expand(verb: Callable[..., None]) -> Callable[..., None]:
     In its signature, the fields of each parameter that is a dataclass stand in that parameter's
     place.
     """
-    hints = get_type_hints(verb, include_extras=True)
+    # get_type_hints would put these into Optional[] where None is the default, until Python 3.11
+    taken = inspect.signature(verb, eval_str=True).parameters
+    hints = {name: parameter.annotation for name, parameter in taken.items()}
     groups: dict[str, type[DataclassInstance]] = {
         name: hint for name, hint in hints.items() if isinstance(hint, type) and is_dataclass(hint)
     }
@@ -350,7 +352,7 @@ def expand(verb: Callable[..., None]) -> Callable[..., None]:
         verb(**values)
 
     options: dict[str, tuple[object, object]] = {}  # annotation and default by name
-    for name, parameter in inspect.signature(verb).parameters.items():
+    for name, parameter in taken.items():
         if name in groups:
             types = get_type_hints(groups[name], include_extras=True)
             options |= {one.name: (types[one.name], one.default) for one in fields(groups[name])}
