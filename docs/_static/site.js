@@ -1,9 +1,13 @@
 // What the theme leaves out for keyboards, screen readers and narrow screens.
 
-const LABELS = { ".sidebar-drawer": "Pages", ".toc-drawer": "Sections of this page" };
+// what the theme shows beside a page, and on narrow screens only after its menu buttons
+const LISTS = {
+  __navigation: [".sidebar-drawer", "Pages"],
+  __toc: [".toc-drawer", "Sections of this page"],
+};
 
 function label() {
-  for (const [selector, text] of Object.entries(LABELS)) {
+  for (const [selector, text] of Object.values(LISTS)) {
     document.querySelector(selector)?.setAttribute("aria-label", text);
   }
   for (const caption of document.querySelectorAll(".caption[role=heading]")) {
@@ -14,6 +18,62 @@ function label() {
       corner.replaceWith(document.createElement("td")); // it is the header of nothing
     }
   }
+}
+
+// the theme's menu buttons are labels of hidden boxes, which no key reaches
+function addButtons() {
+  for (const [id, [selector, text]] of Object.entries(LISTS)) {
+    const box = document.getElementById(id);
+    const list = document.querySelector(selector);
+    if (!box || !list) {
+      continue;
+    }
+    const labels = [...document.querySelectorAll(`label[for="${id}"]:not(.overlay)`)];
+    const buttons = labels.map((each) => asButton(each, text));
+    let opener = null;
+    const show = (open) => {
+      box.checked = open;
+      buttons.forEach((button) => button.setAttribute("aria-expanded", open));
+    };
+    show(box.checked);
+    for (const button of buttons) {
+      button.addEventListener("click", () => {
+        opener = button;
+        show(!box.checked);
+        if (box.checked) {
+          const entries = [...list.querySelectorAll("a, input")];
+          entries.find((each) => each.offsetParent)?.focus({ preventScroll: true });
+        }
+      });
+    }
+    box.addEventListener("change", () => show(box.checked)); // a click beside the list
+    list.addEventListener("click", (event) => {
+      if (event.target.closest("a")) {
+        show(false);
+      }
+    });
+    list.addEventListener("focusout", (event) => {
+      if (event.relatedTarget && !list.contains(event.relatedTarget)) {
+        show(false);
+      }
+    });
+    list.addEventListener("keydown", (event) => {
+      if (event.key === "Escape" && box.checked) {
+        show(false);
+        opener?.focus();
+      }
+    });
+  }
+}
+
+function asButton(label, text) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.className = label.className;
+  button.setAttribute("aria-label", text);
+  button.append(...label.childNodes);
+  label.replaceWith(button);
+  return button;
 }
 
 // arrow keys scroll only what has the focus
@@ -52,6 +112,7 @@ function asWord(text) {
 }
 
 document.addEventListener("DOMContentLoaded", label);
+document.addEventListener("DOMContentLoaded", addButtons);
 document.addEventListener("DOMContentLoaded", keepWords);
 window.addEventListener("load", focusWide);
 window.addEventListener("resize", focusWide);
