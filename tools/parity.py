@@ -4,7 +4,7 @@ trainer and of ours.
     git clone https://github.com/ZjjConan/Multi-Modal-Adapter
     python tools/parity.py mma --upstream Multi-Modal-Adapter
 
-    python tools/parity.py --page    # the table in docs/studies/parity.md, of all that was measured
+    python tools/parity.py --page    # table and figure of docs/studies/parity.md, of all measured
 
 Their trainer is imported from your clone and built unchanged, on a small CLIP of random weights
 that our side uses too. What it trains gets noise and is copied into ours; then both answer the same
@@ -37,6 +37,7 @@ from rmadapter.errors import UserError
 from rmadapter.methods import load_method
 from rmadapter.settings import Machine
 from rmadapter.support.files import read_json, read_text, write_json, write_text
+from rmadapter.support.html import COLOURS, canvas
 from rmadapter.support.machine import seeded, versions
 from rmadapter.training.cache import Cache
 from rmadapter.training.contract import Shots, Trained
@@ -44,6 +45,7 @@ from rmadapter.training.loop import Batch
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "docs/results/parity.json", ROOT / "docs/studies/parity.md"
+RECORDS = ROOT / "docs/results/parity.md"
 BEGIN, END = "<!-- by tools/parity.py --page, from results/parity.json -->", "<!-- end -->"
 LIMIT = 1e-4
 BY_HAND = ("hicropl", "clip-adapter", "tip-adapter-f")  # not in this tool
@@ -192,8 +194,35 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
+def drawn(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Draw the differences of each method beside the limit, as SVG; the largest in figures."""
+    names = [name for name in PEERS if name in results]
+    marks = {"logits": ("adapted", "o"), "loss": ("ink", "D"), "gradients": ("zero-shot", "s")}
+    with canvas(6.4, 4.4, "parity", "Differences between our methods and their authors' code") as (
+        axes,
+        out,
+    ):
+        for place, name in enumerate(names):
+            for kind, (colour, marker) in marks.items():
+                label = kind if place == 0 else None
+                axes.plot(
+                    results[name][kind], place, marker, color=COLOURS[colour], markersize=4,
+                    label=label,
+                )  # fmt: skip
+            largest = max(results[name][kind] for kind in marks)
+            axes.text(LIMIT * 0.85, place, f"{largest:.1e}", ha="right", va="center", fontsize=7)
+        axes.axvline(LIMIT, color=COLOURS["ink"], linewidth=0.8)
+        axes.set(xscale="log", xlim=(1e-7, 2 * LIMIT), ylim=(len(names) - 0.5, -0.5))
+        axes.set_yticks(range(len(names)), names)
+        axes.set_xlabel("difference; the line is the limit, the number the largest of the three")
+        axes.tick_params(axis="y", length=0)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.4, 1.12), ncols=3)
+    return out[0]
+
+
 def write_page(results: Path, page: Path) -> None:
-    """Replace the table between the marks."""
+    """Replace the table between the marks, and draw the figure beside the page."""
+    write_text(page.with_suffix(".svg"), drawn(read_json(results)))
     new = f"{BEGIN}\n\n{table(read_json(results))}\n\n{END}"
     write_text(
         page,
@@ -217,7 +246,9 @@ def main(words: list[str]) -> int:
     parser.add_argument(
         "--out", type=Path, help="JSON that takes what was measured, one entry a method"
     )
-    parser.add_argument("--page", action="store_true", help=f"write the table of {PAGE.name}")
+    parser.add_argument(
+        "--page", action="store_true", help=f"write table and figure of {PAGE.name}"
+    )
     args = parser.parse_args(words)
     if not args.page and (args.method is None or args.upstream is None):
         parser.error("give a method and --upstream DIR, or --page")

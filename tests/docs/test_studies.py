@@ -20,6 +20,7 @@ import explain_study
 import familiar
 import findings
 import int8_study
+import parity
 import performance
 import plus
 import promises
@@ -124,15 +125,16 @@ def test_tables_of_a_study_are_those_of_its_lines(
             "findings",
             lambda: findings.drawn(read_records(RESULTS / "photographs/records.jsonl").finished),
         ),
+        ("parity", lambda: parity.drawn(read_json(parity.RESULTS))),
         ("plus", lambda: plus.drawn(pieces())),
         ("reconstruction", lambda: reconstruction_tables.drawn(losses())),
     ],
 )
 def test_the_figure_of_a_study_shows_its_lines(name: str, drawn: Callable[[], str]) -> None:
-    """Each mean is written in the figure, beside its interval."""
+    """Numbers are written in the figure."""
     svg, shown = drawn(), page(f"docs/studies/{name}.svg")
     texts = re.findall(r">(.+)</text>", svg)
-    assert len([text for text in texts if re.fullmatch(r"[+-]\d+\.\d", text)]) >= 9
+    assert len([x for x in texts if re.fullmatch(r"[+-]\d+\.\d|\d\.\de-\d+", x)]) >= 9
     assert texts == re.findall(r">(.+)</text>", shown)
     assert svg.count("<path") == shown.count("<path")
     assert f"]({name}.svg)" in page(f"docs/studies/{name}.md")

@@ -97,7 +97,7 @@ def test_the_table_of_the_page_is_that_of_the_results(tmp_path: Path) -> None:
 
 
 def test_every_setting_that_makes_ours_theirs_differs_from_ours() -> None:
-    text = parity.PAGE.read_text(encoding="utf-8")
+    text = parity.RECORDS.read_text(encoding="utf-8")
     section = text.split("## Where we differ: settings")[1].split("\n## ")[0]
     settings = re.findall(r"--set ([\w-]+)\.(\w+)=([\d.]+)", section)
     assert len(settings) > 20
