@@ -223,14 +223,11 @@ def test_by_exports(
 
     out = tmp_path / "model"
     export(calibrated, load(calibrated, tiny_clip), out, data=colors, to=to)
-    model, words, path = Model(out, threads=1), BOTH, TWO
-    if to == "litert":  # gives no distances
-        expected, words, path = without_shares(expected), SETS, ONE
-    else:
-        familiar = model.is_familiar(images, turn_away=0.1)
-        assert familiar == [known for _, known, _ in expected]
-    command = [sys.executable, out / "predict.py", *images, *words]
+    model = Model(out, threads=1)
+    familiar = model.is_familiar(images, turn_away=0.1)
+    assert familiar == [known for _, known, _ in expected]
+    command = [sys.executable, out / "predict.py", *images, *BOTH]
     text = subprocess.check_output([*map(str, command)], text=True, stderr=subprocess.DEVNULL)
     assert of_rows([*csv.DictReader(text.splitlines())]) == expected
     assert model.predict_set(images, error=0.1) == [labels for labels, *_ in expected]
-    assert by_server(out, tiny_clip, images, path) == expected
+    assert by_server(out, tiny_clip, images, TWO) == expected

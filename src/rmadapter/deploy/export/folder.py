@@ -21,7 +21,6 @@ from rmadapter.deploy.export.targets import TARGETS, check_options
 from rmadapter.deploy.export.text_encoder import write_text_encoder
 from rmadapter.deploy.hub import README, anonymise_command, anonymise_names
 from rmadapter.errors import UserError
-from rmadapter.familiar import Familiarity
 from rmadapter.runs.features import known_images
 from rmadapter.support.files import sha256, write_json, write_sums, write_text
 from rmadapter.support.html import template
@@ -177,7 +176,7 @@ def _write_model(
     write_json(stage / TRANSFORM, transform_facts(saved.fitted.backbone))
     if saved.calibration:
         write_json(stage / CALIBRATION, saved.calibration.json())
-    familiarity = told_by(saved, options.to)
+    familiarity = known_images(saved.fitted, saved.names)
     if familiarity:
         known = Familiar(familiarity, len(saved.fitted.classes))
         write_json(stage / FAMILIARITY, known.json())
@@ -199,12 +198,6 @@ def _write_model(
     return facts, record
 
 
-def told_by(saved: Saved, to: str) -> Familiarity | None:
-    """Return what tells a run's images from others, for a graph that gives distances: LiteRT's does
-    not."""
-    return None if to == "litert" else known_images(saved.fitted, saved.names)
-
-
 def _facts(
     stage: Path, saved: Saved, record: Record | None, options: ExportOptions, files: list[str],
     measured: parity.Parity,
@@ -217,7 +210,7 @@ def _facts(
     run: RunFacts | None = None
     if record:
         run = {"key": record.key, "split_digest": record.split_digest}
-    modules, familiarity = TARGETS[options.to].modules, told_by(saved, options.to)
+    familiarity = known_images(fitted, saved.names)
     return {
         "format": 1,
         "to": options.to,
@@ -238,7 +231,7 @@ def _facts(
         "familiarity": familiarity.facts if familiarity else None,
         "kept in spite of": "",
         "search": [],
-        "versions": versions() | {name: version_of(name) for name in modules},
+        "versions": versions() | {name: version_of(name) for name in TARGETS[options.to].modules},
         "command": "",
     }
 

@@ -57,22 +57,19 @@ class Answers(nn.Module):
     names: of the classes. embeddings: whether unit features [B, e] follow the probabilities: those
     that are compared with class features; if the classes are scored otherwise, those of the
     untouched encoder, or, if the method runs blocks itself, those that it compares for unseen
-    classes. distance: whether the distance [B] of each image from the nearest class mean comes
-    last, if the model can tell own images from others. Raises NotApplicable as `Fitted.score`, and
-    for embeddings if the method has no features to give; UserError for a model that remembers
-    images.
+    classes. The distance [B] of each image from the nearest class mean comes last, if the model
+    can tell own images from others. Raises NotApplicable as `Fitted.score`, and for embeddings if
+    the method has no features to give; UserError for a model that remembers images.
     """
 
-    def __init__(
-        self, fitted: Fitted, names: Sequence[str], embeddings: bool = False, distance: bool = True
-    ) -> None:
+    def __init__(self, fitted: Fitted, names: Sequence[str], embeddings: bool = False) -> None:
         super().__init__()
         refuse_stateful(fitted, "an exported or served run")
         self.fitted = fitted
         with torch.no_grad():
             self.logits = fitted.for_classes(tuple(names))
             self.embeddings = embeddings
-            self.means = fitted.means if distance and known_images(fitted, names) else None
+            self.means = fitted.means if known_images(fitted, names) else None
             wanted = embeddings or self.means is not None
             self.features = image_features(fitted, names, self.logits) if wanted else None
 
@@ -188,14 +185,14 @@ def _written_by_a_library() -> Iterator[None]:
 
 
 def write_litert(fitted: Fitted, names: Sequence[str], file: Path) -> None:
-    """Write a graph of one image for LiteRT, which gives probabilities alone. Raises OSError,
-    UserError if it cannot be converted, and NotApplicable."""
+    """Write a graph of one image for LiteRT. Raises OSError, UserError if it cannot be converted,
+    and NotApplicable."""
     import litert_torch
 
     def convert(module: Answers, pixels: Tensor, batch: BatchAxis) -> Any:
         return litert_torch.convert(module, (pixels[:1],))
 
-    converted = _traced(Answers(fitted, names, distance=False), convert, "a LiteRT graph")
+    converted = _traced(Answers(fitted, names), convert, "a LiteRT graph")
     with _written_by_a_library():
         converted.export(str(file))
 
