@@ -347,6 +347,34 @@ def test_no_calibration_for_other_classes(calibrated: Path, tiny_clip: Backbone)
         assert known_images(changed.fitted, changed.names) == expected
 
 
+def test_int8_says_what_became_of_the_promises(
+    calibrated: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The limits are those of float32, and the decisions of both models are compared."""
+    monkeypatch.setattr("rmadapter.deploy.export.int8.LARGE", 2**10)
+    monkeypatch.setattr("rmadapter.deploy.export.int8.BLOCK", 32)
+    saved, out = load(calibrated, tiny_clip), tmp_path / "model"
+    facts = export(calibrated, saved, out, "int8", data=colors, force=True)
+    rows = facts["parity"]["decisions"]
+    assert [row["share"] for row in rows] == [0.05, 0.1] * 2
+    images = sorted(colors.glob("test/*/*.png"))
+    labels = [[*map(str, saved.labels)].index(image.parent.name) for image in images]
+    model, calibration = Model(out), saved.calibration
+    assert calibration
+    sets = model.predict_set(images, error=0.1)
+    missed = [model.labels[label] not in names for label, names in zip(labels, sets, strict=True)]
+    assert rows[1]["after"] == pytest.approx(100 * np.mean(missed))
+    familiar = model.is_familiar(images, turn_away=0.1)
+    assert rows[3]["after"] == pytest.approx(100 - 100 * np.mean(familiar))
+    text = (out / "README.md").read_text()
+    assert text.count("The promise is that of the model before it was put into 8 bits") == 2
+    row = rows[1]
+    cells = f"{row['same']:.1f} | {row['before']:.1f} | {row['after']:.1f}"
+    assert f"| error of 10 %: sets without the right class | {cells} |" in text
+    assert "| 5 % turned away: called none of these |" in text
+
+
 def test_readme_with_and_without_a_record(exported: Path, finished: Path) -> None:
     facts = json.loads((exported / "export.json").read_text())
     compared = {**facts["parity"], "title": "generated", "images": 64, "difference": 1.5e-6}

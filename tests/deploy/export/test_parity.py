@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rmadapter.artifacts.checkpoint import Saved
+from rmadapter.artifacts.checkpoint import Saved, load
 from rmadapter.artifacts.record import read_record
+from rmadapter.backbones import Backbone
 from rmadapter.cli.deploy import SEARCHED
 from rmadapter.data.image_set import relative
 from rmadapter.data.read import ImageSource
+from rmadapter.deploy.export.engines import Outputs
 from rmadapter.deploy.export.int8 import WAYS
 from rmadapter.deploy.export.parity import (
     HEADER,
@@ -24,6 +26,7 @@ from rmadapter.deploy.export.parity import (
     Limit,
     Parity,
     compared_images,
+    decisions,
     generated_images,
     measure,
     training_images,
@@ -40,6 +43,31 @@ def test_measured_differences() -> None:
     assert parity == Parity("some", 4, 0.75, parity.difference, before=75.0, after=50.0)
     assert parity.row() == ["some", "4", "75.0", "2.0e-01", "75.0", "50.0"]
     assert measure(ComparedImages("some", ["a"] * 4), BEFORE, BEFORE) == Parity("some", 4, 1.0, 0.0)
+
+
+def test_changed_decisions(calibrated: Path, tiny_clip: Backbone) -> None:
+    """At 10 %, what has a probability of 0.2 is in the sets; the first image loses a class, and the
+    second its own; the third becomes strange."""
+    saved = load(calibrated, tiny_clip)
+    table = np.array([[0.5, 0.3, 0.1, 0.1], [0.7, 0.25, 0.05, 0.0], [0.9, 0.1, 0.0, 0.0]] * 2)
+    table = np.concatenate([table, [[0.9, 0.1, 0.0, 0.0]] * 2])
+    other, far = table.copy(), np.zeros(8)
+    other[0], other[1] = [0.7, 0.1, 0.1, 0.1], [0.9, 0.1, 0.0, 0.0]
+    before, after = Outputs(table, None, far), Outputs(other, None, np.eye(8)[2])
+    labels = [0, 1, 0, 0, 1, 0, 0, 2]
+    rows = [*decisions(saved, before, after, labels)]
+    assert [(row["option"], row["share"]) for row in rows] == [
+        ("error", 0.05), ("error", 0.1), ("turn_away", 0.05), ("turn_away", 0.1),
+    ]  # fmt: skip
+    assert rows[1] == {"option": "error", "share": 0.1, "same": 75, "before": 12.5, "after": 25}
+    assert rows[3] == {
+        "option": "turn_away", "share": 0.1, "same": 87.5, "before": 0, "after": 12.5,
+    }  # fmt: skip
+    for unlabelled in decisions(saved, before, Outputs(table), ()):
+        assert (unlabelled["option"], unlabelled["same"]) == ("error", 100)
+        assert unlabelled["before"] is unlabelled["after"] is None
+    bare = saved._replace(fitted=replace(saved.fitted, calibration=None, familiarity=None))
+    assert not [*decisions(bare, before, after, labels)]
 
 
 @pytest.mark.parametrize(

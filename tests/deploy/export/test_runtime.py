@@ -204,6 +204,9 @@ def test_sets_of_an_export(promising: Path, folder: Path, tmp_path: Path) -> Non
         f'{red},red,0.576117,red,false,"[""red""]",answer',
         f'{yellow},unsure,0.422319,red,true,"[""red"", ""=green""]",unsure',
     ]
+    assert "8 bits" not in done.stderr
+    (promising / "export.json").write_text('{"precision": "int8"}')
+    assert "before it was put into 8 bits; README.md" in call("--error", "20%").stderr
     for word in ("x", "5%", "-1", "100%"):
         done = call("--error", word)
         assert done.returncode == 2

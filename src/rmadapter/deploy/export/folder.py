@@ -11,7 +11,7 @@ from rmadapter.artifacts.record import BackboneName, MethodName, Record, read_re
 from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.backbones import Backbone
 from rmadapter.backbones.choice import licence_of
-from rmadapter.conformal import CalibrationFacts
+from rmadapter.conformal import CalibrationFacts, describe_images, least_share
 from rmadapter.deploy.export import FACTS, graph, int8, parity, web
 from rmadapter.deploy.export.engines import GRAPH, LITERT, OPENVINO, TORCH
 from rmadapter.deploy.export.onefile import one_file
@@ -251,5 +251,7 @@ def readme(facts: ExportFacts, record: Record | None, size: int) -> str:
         form=forms.get(facts["to"], f"ONNX of opset {facts['opset']}"),
         size=size,
         scores=[each for each in every if None not in (each.accuracy, each.zero_shot)],
+        least=least_share,
+        describe=describe_images,
     )
     return f"{text}\n"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from rmadapter.artifacts.checkpoint import Saved
 from rmadapter.artifacts.record import read_record
 from rmadapter.artifacts.run_folder import RunFolder
+from rmadapter.conformal import in_sets
 from rmadapter.data.decode import image_error
 from rmadapter.data.fewshot import read_split
 from rmadapter.data.formats.base import Row, Source
@@ -28,12 +29,29 @@ from rmadapter.deploy.export.graph import Answers
 from rmadapter.deploy.export.runtime import BATCH, Model
 from rmadapter.errors import UserError
 from rmadapter.metrics import accuracy
+from rmadapter.runs.features import known_images
 from rmadapter.support.files import user_path
 
 GENERATED = 64  # images
 LEAST = 64  # images to compare on, if the run has as many
 HEADER = ["images", "n", "same %", "differs", "accuracy", "exported"]
 NEW_CLASSES = ("sundial", "quince", "yurt")  # one that the model does not have is added to compare
+
+
+class DecisionFacts(TypedDict):
+    """How decisions change by an export, in percent of the images compared.
+
+    option, share: "error" or "turn_away", and its value. same: images with the same set, or that
+    are called none of these by both or neither. before, after: images whose sets miss the right
+    class, if labels are known, or that are called none of these, by the fitted and by the exported
+    model.
+    """
+
+    option: str
+    share: float
+    same: float
+    before: float | None
+    after: float | None
 
 
 class ParityFacts(TypedDict):
@@ -48,6 +66,7 @@ class ParityFacts(TypedDict):
     features: float | None
     distances: float | None
     added: float | None
+    decisions: tuple[DecisionFacts, ...]
 
 
 @dataclass(frozen=True)
@@ -86,7 +105,7 @@ class Parity:
     accuracy in percent of the fitted and of the exported model, if labels are known. features:
     largest difference of a feature value, if features are exported. added: largest difference of a
     probability with a class added by name. distances: largest difference of a distance from the
-    class means, if they are exported.
+    class means, if they are exported. decisions: how they change, at each share that is possible.
     """
 
     title: str
@@ -98,6 +117,7 @@ class Parity:
     features: float | None = None
     added: float | None = None
     distances: float | None = None
+    decisions: tuple[DecisionFacts, ...] = ()
 
     def fault(self, limit: Limit) -> str:
         """Say what exceeds a limit, or return ""."""
@@ -177,7 +197,8 @@ def compare(
     """
     images = compared.images
     after = exported_outputs(model, images)
-    parity = measure(compared, fitted_table(saved, images), after.probabilities)
+    before = Outputs(fitted_table(saved, images))
+    parity = measure(compared, before.probabilities, after.probabilities)
     if embeddings or after.distances is not None:
         before = fitted_outputs(saved, images, embeddings)
         parity = replace(
@@ -185,6 +206,7 @@ def compare(
             features=_difference(before.features, after.features),
             distances=_difference(before.distances, after.distances),
         )
+    parity = replace(parity, decisions=(*decisions(saved, before, after, compared.labels),))
     if not text:
         return parity
     known = {key(str(label)) for label in saved.labels}
@@ -192,6 +214,45 @@ def compare(
     model.add_class(name)
     expected = fitted_table(saved._replace(names=(*saved.names, name)), images)
     return replace(parity, added=float(np.abs(expected - exported_table(model, images)).max()))
+
+
+def decisions(
+    saved: Saved, before: Outputs, after: Outputs, labels: Sequence[int]
+) -> Iterator[DecisionFacts]:
+    """Yield how decisions change at each share for which the run has enough images, all by the
+    limits of the fitted model. labels: of the images, empty if unknown."""
+    calibration, known = saved.calibration, known_images(saved.fitted, saved.names)
+    for error in calibration.possible() if calibration else ():
+        assert calibration
+        limits = calibration.limits(error, before.probabilities.shape[1])
+        sets = [in_sets(each.probabilities, limits) for each in (before, after)]
+        same = (sets[0] == sets[1]).all(1)
+        missed = [~inside[np.arange(len(labels)), labels] for inside in sets if len(labels)]
+        yield _changed("error", error, same, missed)
+    if known is None or before.distances is None or after.distances is None:
+        return
+    for share in known.possible():
+        most, own = known.limit(share), len(saved.fitted.classes)
+        away = [
+            ~known.familiar(table, far, most, own)
+            for table, _, far in (before, after)
+            if far is not None
+        ]
+        yield _changed("turn_away", share, away[0] == away[1], away)
+
+
+def _changed(
+    option: str, share: float, same: np.ndarray, hits: Sequence[np.ndarray]
+) -> DecisionFacts:
+    """hits: for the fitted and the exported model, which images count, if known."""
+    before, after = (100 * float(each.mean()) for each in hits) if hits else (None, None)
+    return {
+        "option": option,
+        "share": share,
+        "same": 100 * float(same.mean()),
+        "before": before,
+        "after": after,
+    }
 
 
 def _difference(before: np.ndarray | None, after: np.ndarray | None) -> float | None:

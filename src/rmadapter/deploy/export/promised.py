@@ -12,6 +12,7 @@ from typing import TypeVar
 import numpy as np
 
 from rmadapter.conformal import Calibration
+from rmadapter.deploy.export import FACTS
 from rmadapter.deploy.export.engines import Outputs
 from rmadapter.errors import UserError
 from rmadapter.familiar import Familiarity
@@ -86,6 +87,14 @@ def familiar_of(folder: Path, classes: int) -> Familiar | None:
     if found and found.classes > classes:
         raise damaged(folder / FAMILIARITY, ValueError(MORE))
     return found
+
+
+def in_8_bits(folder: Path) -> bool:
+    """Return whether a model's weights were put into 8 bits, after its promises were measured.
+    Raises UserError for a damaged export.json."""
+    file = folder / FACTS
+    facts = read_json(file, MOST_BYTES) if file.is_file() else None
+    return isinstance(facts, dict) and facts.get("precision") == "int8"
 
 
 def _read(file: Path, parse: Callable[[object], T]) -> T | None:

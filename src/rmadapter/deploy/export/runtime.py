@@ -29,7 +29,7 @@ from rmadapter.data.decode import ImageSource, load_image
 from rmadapter.data.formats.base import image_files
 from rmadapter.data.names import OR, default_name, key
 from rmadapter.deploy.export.engines import ENGINES, GRAPH, Outputs, told_apart
-from rmadapter.deploy.export.promised import calibration_of, damaged, familiar_of
+from rmadapter.deploy.export.promised import calibration_of, damaged, familiar_of, in_8_bits
 from rmadapter.errors import UserError
 from rmadapter.familiar import NONE, strangest
 from rmadapter.predict.answer import Answer, best, cell, columns
@@ -362,8 +362,7 @@ def _limits(model: Model, word: str) -> np.ndarray | None:
         raise UserError(f"a class is already labelled {UNSURE!r}: leave out --error")
     calibration = model.calibration
     assert calibration
-    for text in (calibration.promise(error), *calibration.details(error, len(model.labels))):
-        print("promise:", text, file=sys.stderr)
+    _promise(model, calibration.promise(error), *calibration.details(error, len(model.labels)))
     return limits
 
 
@@ -377,8 +376,17 @@ def _limit(model: Model, word: str) -> float | None:
     if NONE in model.labels:
         raise UserError(f"a class is already labelled {NONE!r}: leave out --turn-away")
     assert model.known
-    print("promise:", model.known.familiarity.promise(share), file=sys.stderr)
+    _promise(model, model.known.familiarity.promise(share))
     return limit
+
+
+def _promise(model: Model, *texts: str) -> None:
+    """Say what is promised."""
+    for text in texts:
+        print("promise:", text, file=sys.stderr)
+    if in_8_bits(model.folder):
+        text = "this holds for the model before it was put into 8 bits; README.md has how many "
+        print("promise:", text + "decisions became others on the images compared", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
