@@ -23,10 +23,10 @@ class Interval(NamedTuple):
 
 def interval(sets: Sequence[Sequence[float]]) -> Interval:
     """Return the interval of differences by data set and draw, as the tables of a study have it.
-    Raises ValueError if one data set has no interval."""
+    Raises ValueError for fewer than three data sets."""
     half, mean = over_sets(sets).half, fmean(map(fmean, sets))
     if half is None:
-        raise ValueError("an interval needs two data sets")
+        raise ValueError("an interval needs three data sets")
     return Interval(mean, mean - half, mean + half)
 
 
