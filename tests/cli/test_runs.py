@@ -458,6 +458,7 @@ def test_very_uneven_classes(rmadapter: Command, tmp_path: Path, tiny_clip: Back
     assert [re.sub(r",.*| from .* %", "", line) for line in err.splitlines()] == [
         "note: no full test split: judging by 3-fold cross-validation of the 7 training images",
         "note: class 'dog' has 1 image", "note: class 'owl' has 2 images",
+        "note: an error of 14.3 % or more can be promised",
         "note: 6 images are too few to judge by: any accuracy is plausible; add images",
         "note: no images to judge these classes by: dog",
     ]  # fmt: skip

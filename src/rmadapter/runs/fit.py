@@ -17,6 +17,7 @@ from rmadapter.artifacts.predictions import (
 )
 from rmadapter.artifacts.record import HeldOut, Record
 from rmadapter.artifacts.run_folder import RunFolder
+from rmadapter.conformal import ERRORS, describe_images, least_share, needed
 from rmadapter.data.fewshot import FewShot, half, read_split, save_split
 from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError
@@ -89,7 +90,11 @@ def fit(
                     outcome = judge(task, method, lab, outcome, few, validation)
                 outcome = outcome.with_facts(
                     key=key, command=command, columns=dict(columns or {}), crops=crops,
-                    notes=(*outcome.record.notes, *notes, *_no_images(outcome.record, folds)),
+                    notes=(
+                        *outcome.record.notes,
+                        *_promised(outcome, method, validation if judged else None),
+                        *notes, *_no_images(outcome.record, folds),
+                    ),
                 )  # fmt: skip
                 record = outcome.record
                 _save(outcome, out, train, lab.test_cache(task))
@@ -156,6 +161,26 @@ def _no_images(record: Record, folds: int | None) -> list[str]:
         f"no image was left to evaluate on: {more}add a test split, or more than one image per "
         "class"
     ]
+
+
+def _promised(outcome: Outcome, method: Method, folds: Folds | None) -> list[str]:
+    """Return a note that says how small an error a run can promise, and whether more folds would
+    allow a smaller one; none for a run without both. folds: of a run on all classes, if any."""
+    calibration, name = outcome.fitted.calibration, outcome.record.method.name
+    images = len(calibration.shares) if calibration else 0
+    text = "no error can be promised, as no image was answered by a model that had not seen it"
+    if calibration:
+        least = f"{100 * least_share(images):g}"
+        text = (
+            f"an error of {least} % or more can be promised, by "
+            f"{describe_images(images, calibration.source)}: predict --error {least}%"
+        )
+    most = len(folds.rows) if folds and (not calibration or calibration.source == "folds") else 0
+    if folds and any(images < needed(error) <= most for error in ERRORS):
+        missing = len(folds) - folds.answered(method, name)
+        text += f"; --folds {FOLDS} trains {missing} more models and allows "
+        text += f"{100 * least_share(most):g} %"
+    return [text] if calibration or most else []
 
 
 def _save(outcome: Outcome, out: Path, train: ImageSet, cache: Cache) -> None:
