@@ -19,10 +19,13 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+import ood_scores
 import torch
+import torch.nn.functional as F
+from promises import figures
 from studies import (
     CHOOSE_ALL,
     REPORT_ALL,
@@ -37,17 +40,25 @@ from studies import (
 )
 from torch import Tensor
 
+from rmadapter.conformal import in_sets, limits_of
 from rmadapter.data.fewshot import half, split_digest
 from rmadapter.data.image_set import ImageSet
+from rmadapter.encoders import States
+from rmadapter.methods.cocoa_mix import WORDS
+from rmadapter.prompts import OfFeatures, zero_shot_weights
 from rmadapter.runs.evaluate import predict_all
-from rmadapter.runs.features import distances, distances_of, with_means
+from rmadapter.runs.features import (
+    distances,
+    shared_features,
+    with_means,
+)
 from rmadapter.runs.folds import FOLDS, Folds
 from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
 from rmadapter.runs.run import learn
 from rmadapter.support.machine import versions
 from rmadapter.training.cache import Cache
-from rmadapter.training.contract import Fitted
+from rmadapter.training.contract import Fitted, NotApplicable
 
 METHODS = ("linear-probe-pair", "rmadapter-plus")
 MOST, FAR = 300, 60  # test images of a set, and of each other set, always the same ones
@@ -55,6 +66,7 @@ SHARE = 0.05  # of own images that may be turned away
 # sets that share photographs or classes
 RELATED = {"caltech101", "office_caltech/web", "pacs/photo"}
 OURS, PARTS = "strangeness", ("distance", "doubt", "nearest image")
+NEWER = ("energy", "ViM", "NNGuide", "MCM", "NegLabel")  # compared on CHOOSE_ALL
 Scores: TypeAlias = Mapping[str, np.ndarray]  # [N] of N images, by name
 
 
@@ -64,20 +76,84 @@ def some(images: ImageSet, most: int) -> ImageSet:
     return images.subset(sorted(rows))
 
 
+class Read(NamedTuple):
+    """What a method reads from N images: its own unit features [N, d], its calibrated logits [N,
+    C], and the untouched encoder's unit features [N, e]."""
+
+    own: Tensor
+    logits: Tensor
+    frozen: Tensor
+
+
 @torch.no_grad()
-def scores(fitted: Fitted, images: ImageSet, cache: Cache, shots: Tensor) -> Scores:
-    """Return each score, higher for stranger images. shots: untouched unit features [N, e] of the
-    training images."""
-    table = predict_all({"": fitted.score()}, fitted, cache, images, 0)[""].numpy()
+def read(fitted: Fitted, images: ImageSet, cache: Cache) -> Read:
+    """Read images as a method does."""
+    features, score = shared_features(fitted, fitted.classes)
+
+    def both(states: States) -> Tensor:
+        return torch.cat([features(states), score(states)], -1)
+
+    found = cache.features(images, first=fitted.first, of=both)[0].float().cpu()
+    own, logits = found.split([found.shape[1] - len(fitted.classes), len(fitted.classes)], -1)
+    frozen = cache.features(images)[0].float().cpu()
+    return Read(F.normalize(own, dim=-1), logits, F.normalize(frozen, dim=-1))
+
+
+@torch.no_grad()
+def scores(fitted: Fitted, shots: Read, new: Read) -> Scores:
+    """Return each score of new images, higher for stranger ones."""
     assert fitted.familiarity is not None
-    far = distances_of(fitted, images, cache)
-    frozen = distances(cache.features(images)[0], shots).cpu().numpy()
+    assert fitted.means is not None
+    table = new.logits.softmax(-1).numpy()
+    far = distances(new.own, fitted.means.cpu()).numpy()
+    words = [word for word in WORDS if word not in fitted.classes]
+    classes, other_words = (
+        zero_shot_weights(fitted.backbone, names, fitted.known.templates).cpu()
+        for names in (fitted.classes, words)
+    )
+    scale = float(fitted.backbone.logit_scale)
+    others = {
+        "nearest image": distances(new.frozen, shots.frozen),
+        "MCM": ood_scores.concepts(new.frozen, classes),
+        "NegLabel": ood_scores.negatives(new.frozen, classes, other_words, scale),
+    }
+    if isinstance(fitted.for_classes(fitted.classes), OfFeatures):  # others have no logits of them
+        read_all = (shots.own, shots.logits, new.own, new.logits)
+        others["energy"] = ood_scores.energy(new.logits)
+        others["ViM"] = ood_scores.virtual_logit(*read_all)
+        others["NNGuide"] = ood_scores.guided(*read_all)
     return {
         OURS: fitted.familiarity.strangeness(table, far),
         "distance": far,
         "doubt": 1 - table.max(1).astype(np.float64),
-        "nearest image": frozen,
+        **{name: score.double().numpy() for name, score in others.items()},
     }
+
+
+def with_added(fitted: Fitted, test: ImageSet, cache: Cache) -> dict[str, Any]:
+    """Return `figures` of prediction sets by error, for those that can be promised, before and
+    after the classes of the other half are added by name: of images of the own classes, and of the
+    added ones. Nothing if the method takes no other classes."""
+    calibration, known = fitted.calibration, fitted.classes
+    assert calibration is not None
+    try:
+        after = fitted.score(test.classes)
+    except NotApplicable:
+        return {}
+    own = np.array(test.labels) < len(known)
+    groups = {
+        "own, nothing added": (fitted.score(), known, own),
+        "own": (after, test.classes, own),
+        "added": (after, test.classes, ~own),
+    }
+    found: dict[str, Any] = {f"{100 * error:g}": {} for error in calibration.possible()}
+    for name, (model, names, which) in groups.items():
+        images = test.subset(np.flatnonzero(which).tolist())
+        table = predict_all({"": model}, fitted, cache, images, 0)[""].numpy()
+        for error, part in found.items():
+            limits = limits_of(calibration, float(error) / 100, known, names)
+            part[name] = figures(in_sets(table, limits), np.array(images.labels))
+    return found
 
 
 def apart(known: np.ndarray, other: np.ndarray) -> list[float]:
@@ -105,12 +181,14 @@ def trial(
     assert held_out is not None
     fitted = replace(learn(request.method, train, task, few, lab), temperature=temperature)
     fitted = held_out.calibrate(with_means(fitted, train, lab.train_cache(task)), "folds")
-    shot_features = lab.train_cache(task).features(train)[0]
-    unit = torch.nn.functional.normalize(shot_features.float(), dim=-1)
+    shots_read = read(fitted, train, lab.train_cache(task))
     test = lab.splits(data)["test"]
-    known = scores(fitted, some(half(test, "base"), MOST), cache, unit)
-    near = scores(fitted, some(half(test, "novel"), MOST), cache, unit)
-    parts = [scores(fitted, some(lab.splits(other)["test"], FAR), cache, unit) for other in others]
+
+    def score(images: ImageSet, most: int) -> Scores:
+        return scores(fitted, shots_read, read(fitted, some(images, most), cache))
+
+    known, near = score(half(test, "base"), MOST), score(half(test, "novel"), MOST)
+    parts = [score(lab.splits(other)["test"], FAR) for other in others]
     far = {name: np.concatenate([part[name] for part in parts]) for name in known}
     line: dict[str, Any] = {"data": data, "shots": shots, "seed": seed, "method": method}
     line |= {"known": len(known[OURS]), "near": len(near[OURS]), "far": len(far[OURS])}
@@ -124,6 +202,7 @@ def trial(
         line["away"] = {
             kind: round(100 * float((part[OURS] > limit).mean()), 3) for kind, part in kinds.items()
         }
+    line["added"] = with_added(fitted, test, cache)
     return line | {"split": split_digest(few), "versions": versions()}
 
 
