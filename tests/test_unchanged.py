@@ -193,8 +193,9 @@ def test_a_run_and_what_is_made_of_it(
 
 def test_published_results() -> None:
     sums = {}
+    pages = {*RESULTS.glob("*.md")}  # of words and tables, which tests/docs holds
     for path in sorted(RESULTS.rglob("*")):
-        if path.is_file():
+        if path.is_file() and path not in pages:
             sums[path.relative_to(RESULTS).as_posix()] = hashlib.sha256(
                 path.read_bytes()
             ).hexdigest()

@@ -23,6 +23,7 @@ FEATURES_ALONE = (
     *("zero-shot", "zero-shot-ensemble", "zero-shot-descriptions", "tda"),
     *("linear-probe", "linear-probe-zero-shot", "linear-probe-pair"),
     *("ridge", "clap", "lp-plus-plus", "clip-adapter", "tip-adapter", "tip-adapter-f"),
+    *("gda", "proker"),
 )
 TEXT_TOO = ("coop", "cocoop", "kgcoop", "prograd", "cocoa-mix", "tcp")
 

@@ -38,10 +38,13 @@ from tests.helpers.methods import probabilities, quick_method
 from tests.helpers.rounding import assert_same_float32
 from tests.helpers.shots import logits_of, noisy_colors, shots_of, untrained
 
-UNTRAINED = ("zero-shot", "zero-shot-ensemble", "zero-shot-descriptions", "tda", "tip-adapter")
+UNTRAINED = (
+    *("zero-shot", "zero-shot-ensemble", "zero-shot-descriptions", "tda"),
+    *("tip-adapter", "gda", "proker"),
+)
 CLOSED = (
     *("linear-probe", "linear-probe-zero-shot", "linear-probe-pair"),
-    *("clap", "lp-plus-plus", "tip-adapter", "tip-adapter-f"),
+    *("clap", "lp-plus-plus", "tip-adapter", "tip-adapter-f", "proker"),
 )
 NOT_STEPWISE = (*UNTRAINED, "linear-probe", "ridge")
 TRAINED = [name for name in METHODS if name not in NOT_STEPWISE]  # step by step

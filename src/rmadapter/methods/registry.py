@@ -41,6 +41,8 @@ METHODS: dict[str, str] = {
     "clip-adapter": "clip_adapter:CLIPAdapter",
     "tip-adapter": "tip_adapter:TipAdapter",
     "tip-adapter-f": "tip_adapter:TipAdapterF",
+    "gda": "gda:GDA",
+    "proker": "proker:ProKeR",
     "prolip": "prolip:ProLIP",
     "coop": "coop:CoOp",
     "cocoop": "cocoop:CoCoOp",

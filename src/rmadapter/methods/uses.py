@@ -53,6 +53,8 @@ USES: Mapping[str, Uses] = {
     "tip-adapter-f": Uses(
         constants="alpha, the grids of alpha and beta, epochs on EuroSAT", tuned=HELD_OUT
     ),
+    "gda": Uses(tuned=HELD_OUT),
+    "proker": Uses(constants="the grids of beta and lambda", tuned=HELD_OUT),
     "prolip": Uses(tuned=PUBLISHED),
     "coop": Uses(constants="epochs, on ImageNet", tuned=PUBLISHED),
     "cocoop": Uses(tuned=PUBLISHED),
@@ -145,6 +147,17 @@ ABOUT: Mapping[str, About] = {
         "nothing",
         "similar shots add to zero-shot answers",
         "machines that cannot train at all",
+        new_classes=False,
+    ),
+    "gda": About(
+        "nothing",
+        "normal distributions of the shots' features add to zero-shot answers",
+        "an answer in a second, from four shots on",
+    ),
+    "proker": About(
+        "nothing",
+        "a kernel regression of what zero-shot gets wrong on the shots",
+        "an answer in a second for classes with shots",
         new_classes=False,
     ),
     "linear-probe": About(

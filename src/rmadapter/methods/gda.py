@@ -1,0 +1,135 @@
+"""GDA: Wang et al., "A Hard-to-Beat Baseline for Training-free CLIP-based Adaptation", ICLR 2024.
+
+logits = scale * x w^T + alpha * (x W^T + b),    W = mu P,    b = log(1 / C) - diag(mu P mu^T) / 2
+
+x are normalised image features [B, e], w class features, mu the classes' means [C, e] of the shots'
+features, and P an estimate of the inverse of their shared covariance S (Kubokawa and Srivastava,
+2008), for M features in e dimensions:
+
+P = e ((M - 1) S + tr(S) I)^-1
+
+The mean of a class without shots is that of the features nearest to its prompt, and of the prompt
+repeated; P is then the mean of those of such classes, each by its nearest features around its
+prompt.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rmadapter.adapter import at_least_float32
+from rmadapter.backbones import Backbone
+from rmadapter.encoders import States
+from rmadapter.methods.parts.features import held_out
+from rmadapter.methods.parts.tensors import shaped
+from rmadapter.prompts import cosine_logits, linear_logits, zero_shot_weights
+from rmadapter.settings import Positive
+from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits
+
+ALPHAS = tuple(10.0**exponent for exponent in range(-4, 3))
+NEAREST, REPEATED = 64, 16  # features nearest to the prompt of a class without shots; its prompt
+
+
+@dataclass(frozen=True)
+class GDA(Method):
+    """Nothing is trained. alpha is searched on validation images, else on parts of the shots held
+    out in turn; with one shot per class it stays as given. Every view of a shot counts; the
+    released code takes ten."""
+
+    title: ClassVar[str] = "GDA"
+    source: ClassVar[str] = (
+        "Wang et al., ICLR 2024 (arXiv 2402.04087); main_few_shots.py and main_base2new.py of "
+        "github.com/mrflogs/ICLR24"
+    )
+    alpha: Positive = 0.1
+    search: bool = True
+
+    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
+        views = F.normalize(at_least_float32(shots.features()), dim=-1)
+        alpha = self._best(backbone, shots, views) if self.search else self.alpha
+        weight, bias = classifier(views, shots.labels, len(shots.classes))
+        tensors = {"weight": weight, "bias": bias, "alpha": torch.tensor(alpha)}
+        return self.restore(backbone, shots.known, {**tensors, "shots": views.flatten(0, 1)})
+
+    def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
+        count, size = len(known.classes), backbone.embedding_size
+        weight, bias = shaped(tensors, "weight", count, size), shaped(tensors, "bias", count)
+        alpha, shots = float(shaped(tensors, "alpha")), shaped(tensors, "shots", -1, size)
+        place = {name: i for i, name in enumerate(known.classes)}
+
+        def for_classes(names: Sequence[str]) -> ToLogits:
+            prompts = zero_shot_weights(backbone, names, known.templates)
+            weights, biases = torch.empty_like(prompts), prompts.new_empty(len(names))
+            old = [i for i, name in enumerate(names) if name in place]
+            rows = [place[names[i]] for i in old]
+            weights[old], biases[old] = weight[rows], bias[rows]
+            new = [i for i, name in enumerate(names) if name not in place]
+            if new:
+                weights[new], biases[new] = without_shots(shots, prompts[new])
+
+            def score(states: States) -> Tensor:
+                x = F.normalize(at_least_float32(states.features), dim=-1)
+                clip = cosine_logits(backbone, x, prompts)
+                return clip + alpha * linear_logits(x, weights, biases)
+
+            return score
+
+        return Fitted(self, backbone, known, tensors, for_classes)
+
+    def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
+        return Parameters()
+
+    def _best(self, backbone: Backbone, shots: Shots, views: Tensor) -> float:
+        """Return the alpha with the most hits on held-out images, the smallest of equals. views:
+        [V, N, e]."""
+        prompts = zero_shot_weights(backbone, shots.classes, shots.templates)
+        hits = torch.zeros(len(ALPHAS), dtype=torch.long)
+        parts = held_out(shots)
+        for rows, features, targets in parts:
+            fit = classifier(views[:, rows], shots.labels[rows], len(shots.classes))
+            x = F.normalize(at_least_float32(features), dim=-1)
+            clip, ours = cosine_logits(backbone, x, prompts), linear_logits(x, *fit)
+            found = [int(((clip + a * ours).argmax(-1) == targets).sum()) for a in ALPHAS]
+            hits += torch.tensor(found)
+        return ALPHAS[hits.tolist().index(int(hits.max()))] if parts else self.alpha
+
+
+def precision(deviations: Tensor) -> Tensor:
+    """Return the estimate P [e, e] for the deviations [M, e] of features from their means; zeros if
+    none deviates."""
+    count, size = deviations.shape
+    covariance = deviations.T @ deviations / max(count - 1, 1)
+    spread = covariance.trace() * torch.eye(size).to(deviations)
+    return size * torch.linalg.pinv((count - 1) * covariance + spread, hermitian=True)
+
+
+def classifier(views: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Return W [C, e] and b [C] for unit features [V, N, e] with labels [N]; every class has
+    some."""
+    members = F.one_hot(labels, classes).to(views)
+    means = members.T @ views.mean(0) / members.sum(0)[:, None]
+    return discriminant(means, precision((views - means[labels]).flatten(0, 1)))
+
+
+def without_shots(features: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor]:
+    """Return W [C, e] and b [C] for classes that have prompts [C, e] alone, by the features [M, e]
+    of other classes' shots."""
+    count = min(NEAREST, len(features))
+    nearest = features[(prompts @ features.T).topk(count, dim=-1).indices]  # [C, count, e]
+    means = (nearest.sum(1) + REPEATED * prompts) / (count + REPEATED)
+    each = [precision(own - prompt) for own, prompt in zip(nearest, prompts, strict=True)]
+    return discriminant(means, torch.stack(each).mean(0))
+
+
+def discriminant(means: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the weights [C, e] and biases [C] of equally frequent normal classes with these means
+    [C, e] and the inverse [e, e] of their covariance."""
+    weight = means @ inverse
+    return weight, -math.log(len(means)) - (weight * means).sum(-1) / 2
