@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,11 +14,13 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from rmadapter.backbones import Backbone
 from rmadapter.cli import deploy as cli
 from rmadapter.cli.deploy import named
+from rmadapter.conformal import Calibration
 from rmadapter.deploy.sockets import address
 from rmadapter.errors import UserError
 from tests.helpers.fake_hub import Hub, Repository, hub
@@ -248,6 +251,26 @@ def test_export_prints_a_table_or_json(
     assert facts["command"].startswith("rmadapter export ")
     assert facts["bytes"] < (tmp_path / "a/model.onnx").stat().st_size
     refused(rmadapter(*command, "--out", tmp_path / "a"), "a: already exists")
+
+
+@needs_onnx
+@pytest.mark.slow
+def test_export_shows_what_it_changed_in_decisions(
+    rmadapter: Command, finished: Path, colors: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    facts = json.loads((run / "model.json").read_text())
+    shares = [*np.linspace(0.2, 0.9, 20).round(6).tolist()]
+    calibration = Calibration((*shares,), (*range(4),) * 5, 4, "folds").json()
+    (run / "model.json").write_text(json.dumps({**facts, "calibration": calibration}))
+    (run / "SHA256SUMS").unlink()
+    command = ["export", run, "--data", colors, *backbone_option(run)]
+    shown = [
+        rmadapter.done(*command, "--out", tmp_path / precision, "--precision", precision).out
+        for precision in ("fp16", "fp32")
+    ]
+    assert ["sets without the right class, at 5 %" in text for text in shown] == [True, False]
+    assert "sets without the right class, at 5 %" in (tmp_path / "fp32/README.md").read_text()
 
 
 @needs_onnx

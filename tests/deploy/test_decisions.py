@@ -18,6 +18,7 @@ from torch import Tensor
 from rmadapter import FewShotClassifier, explain_images
 from rmadapter.artifacts.checkpoint import load
 from rmadapter.backbones import Backbone
+from rmadapter.deploy.hub import push
 from rmadapter.encoders import States
 from rmadapter.runs import features
 from rmadapter.runs.features import examine
@@ -160,6 +161,15 @@ def test_by_explanations(
     for words, decided in ((SETS, without_shares(expected)), (BOTH, expected)):
         shown = rmadapter.json(*command, *words)
         assert [(one["set"], one.get("familiar"), one["decision"]) for one in shown] == decided
+
+
+def test_by_a_pushed_run(
+    expected: Decisions, calibrated: Path, tiny_clip: Backbone, images: list[Path], tmp_path: Path
+) -> None:
+    push(calibrated, "anna/colors", to=tmp_path / "pushed")
+    model = FewShotClassifier.load(tmp_path / "pushed", backbone=tiny_clip.name)
+    assert model.predict_set(images, error=0.1) == [labels for labels, *_ in expected]
+    assert model.is_familiar(images, turn_away=0.1).tolist() == [known for _, known, _ in expected]
 
 
 def by_server(folder: Path, backbone: Backbone, images: list[Path], path: str) -> Decisions:

@@ -154,7 +154,7 @@ def export(
 
 def _show_parity(facts: ExportFacts) -> None:
     """Print how the exported model compares with the run."""
-    from rmadapter.deploy.export.parity import HEADER, Parity
+    from rmadapter.deploy.export.parity import DECISIONS, HEADER, Parity
 
     if facts["search"]:
         rows = [
@@ -164,6 +164,8 @@ def _show_parity(facts: ExportFacts) -> None:
         table(SEARCHED, rows)
     parity = Parity(**facts["parity"])
     table(HEADER, [parity.row()])
+    if parity.decisions and facts["precision"] != "fp32":
+        table(DECISIONS, parity.decision_rows())
     if parity.features is not None:
         print(f"features differ by at most {parity.features:.1e}")
     if parity.added is not None:

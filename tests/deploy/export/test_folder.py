@@ -371,8 +371,8 @@ def test_int8_says_what_became_of_the_promises(
     assert text.count("The promise is that of the model before it was put into 8 bits") == 2
     row = rows[1]
     cells = f"{row['same']:.1f} | {row['before']:.1f} | {row['after']:.1f}"
-    assert f"| error of 10 %: sets without the right class | {cells} |" in text
-    assert "| 5 % turned away: called none of these |" in text
+    assert f"| sets without the right class, at 10 % | {cells} |" in text
+    assert "| called none of these, at 5 % |" in text
 
 
 def test_readme_with_and_without_a_record(exported: Path, finished: Path) -> None:

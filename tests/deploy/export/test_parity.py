@@ -20,9 +20,11 @@ from rmadapter.data.read import ImageSource
 from rmadapter.deploy.export.engines import Outputs
 from rmadapter.deploy.export.int8 import WAYS
 from rmadapter.deploy.export.parity import (
+    DECISIONS,
     HEADER,
     LIMITS,
     ComparedImages,
+    DecisionFacts,
     Limit,
     Parity,
     compared_images,
@@ -209,9 +211,15 @@ def test_table_with_other_column_names(
         assert compared_images(run, saved, None, False, 100).title == title
 
 
+CHANGED: DecisionFacts = {
+    "option": "error", "share": 0.05, "same": 100.0, "before": 100.0, "after": None,
+}  # fmt: skip
+
+
 def test_tables_fit_into_80_columns() -> None:
     row = Parity("test images of sign_digits", 1000, 0.995, 2.8e-5, 100.0, 100.0).row()
     assert width(HEADER, row) <= 80
+    assert width(DECISIONS, Parity("", 9, 1.0, 0.0, decisions=(CHANGED,)).decision_rows()[0]) <= 80
     assert width(SEARCHED, [WAYS[2].name, "1234.5", "100.0", "0.0042", "1234.5", "*"]) <= 80
 
 

@@ -253,5 +253,6 @@ def readme(facts: ExportFacts, record: Record | None, size: int) -> str:
         scores=[each for each in every if None not in (each.accuracy, each.zero_shot)],
         least=least_share,
         describe=describe_images,
+        decisions=(parity.DECISIONS, parity.Parity(**facts["parity"]).decision_rows()),
     )
     return f"{text}\n"

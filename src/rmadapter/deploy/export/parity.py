@@ -35,6 +35,7 @@ from rmadapter.support.files import user_path
 GENERATED = 64  # images
 LEAST = 64  # images to compare on, if the run has as many
 HEADER = ["images", "n", "same %", "differs", "accuracy", "exported"]
+DECISIONS = ["in % of these images", "same", "before", "exported"]
 NEW_CLASSES = ("sundial", "quince", "yurt")  # one that the model does not have is added to compare
 
 
@@ -143,6 +144,16 @@ class Parity:
         rates = ["-" if rate is None else f"{rate:.1f}" for rate in (self.before, self.after)]
         same, difference = f"{100 * self.same:.1f}", f"{self.difference:.1e}"
         return [self.title, str(self.images), same, difference, *rates]
+
+    def decision_rows(self) -> list[list[str]]:
+        """Return a row of `DECISIONS` for each kind of decision and share."""
+        texts = {"error": "sets without the right class", "turn_away": "called none of these"}
+        rows = []
+        for row in self.decisions:
+            rates = [row["same"], row["before"], row["after"]]
+            cells = ["-" if rate is None else f"{rate:.1f}" for rate in rates]
+            rows.append([f"{texts[row['option']]}, at {100 * row['share']:g} %", *cells])
+        return rows
 
     def json(self) -> ParityFacts:
         return cast(ParityFacts, asdict(self))
