@@ -15,6 +15,7 @@ from rmadapter.artifacts.checkpoint import Saved, load
 from rmadapter.artifacts.record import read_record
 from rmadapter.backbones import Backbone
 from rmadapter.cli.deploy import SEARCHED
+from rmadapter.conformal import Calibration
 from rmadapter.data.image_set import relative
 from rmadapter.data.read import ImageSource
 from rmadapter.deploy.export.engines import Outputs
@@ -34,6 +35,7 @@ from rmadapter.deploy.export.parity import (
     training_images,
 )
 from rmadapter.errors import UserError
+from rmadapter.familiar import Familiarity
 
 BEFORE = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.5, 0.5]])
 
@@ -68,6 +70,11 @@ def test_changed_decisions(calibrated: Path, tiny_clip: Backbone) -> None:
     for unlabelled in decisions(saved, before, Outputs(table), ()):
         assert (unlabelled["option"], unlabelled["same"]) == ("error", 100)
         assert unlabelled["before"] is unlabelled["after"] is None
+    few = Calibration((0.2, 0.4), (0, 1), 4, "folds")
+    own = Familiarity((0.9,) * 4, (0.1, 0.2, 0.3, 0.4), "folds")
+    small = saved._replace(fitted=replace(saved.fitted, calibration=few, familiarity=own))
+    found = [row["share"] for row in decisions(small, before, after, labels)]
+    assert found == [0.334, 0.2]
     bare = saved._replace(fitted=replace(saved.fitted, calibration=None, familiarity=None))
     assert not [*decisions(bare, before, after, labels)]
 

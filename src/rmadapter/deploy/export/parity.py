@@ -15,7 +15,7 @@ import torch
 from rmadapter.artifacts.checkpoint import Saved
 from rmadapter.artifacts.record import read_record
 from rmadapter.artifacts.run_folder import RunFolder
-from rmadapter.conformal import in_sets
+from rmadapter.conformal import in_sets, least_share
 from rmadapter.data.decode import image_error
 from rmadapter.data.fewshot import read_split
 from rmadapter.data.formats.base import Row, Source
@@ -106,7 +106,7 @@ class Parity:
     accuracy in percent of the fitted and of the exported model, if labels are known. features:
     largest difference of a feature value, if features are exported. added: largest difference of a
     probability with a class added by name. distances: largest difference of a distance from the
-    class means, if they are exported. decisions: how they change, at each share that is possible.
+    class means, if they are exported. decisions: how they change, at each of some shares.
     """
 
     title: str
@@ -230,10 +230,14 @@ def compare(
 def decisions(
     saved: Saved, before: Outputs, after: Outputs, labels: Sequence[int]
 ) -> Iterator[DecisionFacts]:
-    """Yield how decisions change at each share for which the run has enough images, all by the
-    limits of the fitted model. labels: of the images, empty if unknown."""
+    """Yield how decisions change at each of 1, 5 and 10 % for which the run has enough images, or
+    else at the least share that is possible, all by the limits of the fitted model.
+
+    labels: of the images, empty if unknown.
+    """
     calibration, known = saved.calibration, known_images(saved.fitted, saved.names)
-    for error in calibration.possible() if calibration else ():
+    errors = calibration.possible() or [least_share(len(calibration.shares))] if calibration else []
+    for error in errors:
         assert calibration
         limits = calibration.limits(error, before.probabilities.shape[1])
         sets = [in_sets(each.probabilities, limits) for each in (before, after)]
@@ -242,7 +246,7 @@ def decisions(
         yield _changed("error", error, same, missed)
     if known is None or before.distances is None or after.distances is None:
         return
-    for share in known.possible():
+    for share in known.possible() or [least_share(len(known.sure))]:
         most, own = known.limit(share), len(saved.fitted.classes)
         away = [
             ~known.familiar(table, far, most, own)
