@@ -161,7 +161,9 @@ def test_an_option_means_the_same_everywhere() -> None:
             if one.param_type_name == "option":
                 long = next(word for word in one.opts if word.startswith("--"))
                 meaning = one.help.partition(";")[0].rstrip(".")
-                kind = (str(one.type_descriptor.annotation), one.metavar, one.multiple)
+                old = getattr(one, "type", None)  # of older Typer
+                taken = str(one.type_descriptor.annotation) if old is None else old.name
+                kind = (taken, one.metavar, one.multiple)
                 meanings.setdefault(long, set()).add((meaning, *kind, *one.opts))
     differ = {long for long, found in meanings.items() if len(found) > 1}
     assert differ == {*DIFFERENT}

@@ -358,7 +358,7 @@ def _build_siglip(config: Config, file: Path, scratch: Path, image_size: int) ->
     for act in (vision.hidden_act, words.hidden_act):
         if act not in list(ACTS):
             raise UserError(f"{file}: activation {act}; must be one of {', '.join(ACTS)}")
-    if not vision.vision_use_head:
+    if not getattr(vision, "vision_use_head", True):  # transformers 5.20 and older leave it out
         raise UserError(
             f"{file}: its image encoder has no head, so it gives no features to compare with texts"
         )
