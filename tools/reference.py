@@ -199,9 +199,10 @@ def nested(model: type[BaseModel]) -> list[type[BaseModel]]:
 
 
 def models_in(hint: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(hint, type) and issubclass(hint, BaseModel):
-        yield hint
-    for part in get_args(hint):
+    parts = get_args(hint)
+    if not parts and isinstance(hint, type) and issubclass(hint, BaseModel):
+        yield hint  # in Python 3.10, list[int] is a type, too
+    for part in parts:
         yield from models_in(part)
 
 
