@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 from scipy.special import softmax
 from sklearn.calibration import calibration_curve
-from sklearn.metrics import accuracy_score, confusion_matrix, recall_score
+from sklearn.metrics import accuracy_score, confusion_matrix, recall_score, roc_auc_score
 
 from rmadapter import metrics
 
@@ -208,3 +208,28 @@ def test_probabilities_rounded_to_zero_have_a_temperature() -> None:
     assert np.isfinite(metrics.tempered(table, 2.0)).all()
     with pytest.raises(ValueError, match="labels"):
         metrics.temperature(table, [0])
+
+
+def test_open_world_by_every_pair() -> None:
+    rng = np.random.default_rng(7)
+    table, labels = rng.dirichlet(np.ones(5), 60).round(1), rng.integers(0, 5, 60)
+    found = metrics.open_world(table, labels, 2)
+    base, novel = np.flatnonzero(labels < 2), np.flatnonzero(labels >= 2)
+    assert found["base_half"] == pytest.approx(100 * np.mean(table[base].argmax(1) < 2))
+    assert found["novel_half"] == pytest.approx(100 * np.mean(table[novel].argmax(1) >= 2))
+    sure = table[:, :2].max(1)
+    assert found["auroc"] == pytest.approx(100 * roc_auc_score(labels < 2, sure))
+    hits, ties = 0.0, 0
+    for i in base:
+        for j in novel:
+            right = table[i, :2].argmax() == labels[i] and table[j, 2:].argmax() + 2 == labels[j]
+            ties += sure[i] == sure[j]
+            hits += right * ((sure[i] > sure[j]) + (sure[i] == sure[j]) / 2)
+    assert ties  # or they would not be tested
+    assert found["openworld_auc"] == pytest.approx(100 * hits / len(base) / len(novel))
+
+
+def test_open_world_without_a_right_answer() -> None:
+    table = np.array([[0.1, 0.5, 0.2, 0.2], [0.4, 0.1, 0.3, 0.2]])
+    found = metrics.open_world(table, [0, 3], 2)
+    assert found == {"base_half": 100, "novel_half": 0, "auroc": 100, "openworld_auc": 0}

@@ -28,6 +28,42 @@ def harmonic_mean(a: float, b: float) -> float:
     return statistics.harmonic_mean([float(a), float(b)])
 
 
+def open_world(probabilities: np.ndarray, labels: ArrayLike, base: int) -> dict[str, float]:
+    """Return what answers among trained and other classes in one list are worth, in percent.
+
+    base_half, novel_half: images of trained classes that get one of these as their answer, and of
+    others that get one of the others. auroc: of the largest probability of a trained class, for
+    images of these against others. openworld_auc: pairs of one image each that are both right among
+    the classes of their own half, and in that order (Hua et al., ICML 2025, arXiv 2505.05180).
+
+    probabilities: [N, C], the first `base` of them trained. labels: [N], with images of both.
+    """
+    which = np.asarray(labels)
+    of_base, half = which < base, probabilities.argmax(1) < base
+    sure = probabilities[:, :base].max(1)
+    right = np.where(
+        of_base,
+        probabilities[:, :base].argmax(1) == which,
+        base + probabilities[:, base:].argmax(1) == which,
+    )
+    share = right[of_base].mean() * right[~of_base].mean()
+    both = _above(sure[of_base & right], sure[~of_base & right]) if share else 0.0
+    rates = {
+        "base_half": half[of_base].mean(),
+        "novel_half": (~half[~of_base]).mean(),
+        "auroc": _above(sure[of_base], sure[~of_base]),
+        "openworld_auc": share * both,
+    }
+    return {name: 100 * float(rate) for name, rate in rates.items()}
+
+
+def _above(first: np.ndarray, second: np.ndarray) -> float:
+    """Return how many of all pairs have the larger number in the first; equal ones count half."""
+    order = np.sort(second)
+    below = np.searchsorted(order, first, "left") + np.searchsorted(order, first, "right")
+    return float(below.mean()) / 2 / len(order)
+
+
 def confidence_interval(values: ArrayLike, level: float = 0.95) -> float:
     """Return half the width of the mean's confidence interval by Student's t; NaN for fewer than
     two values."""

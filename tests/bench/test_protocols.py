@@ -53,6 +53,13 @@ def test_questions_are_about_all_classes_and_each_target(
     assert job.path.parts[:-2] == (protocol, *datasets[0].split("/"))
 
 
+def test_open_world_asks_about_the_halves_and_then_about_all() -> None:
+    [job] = expand("open-world", ["a"], ["mma"], [1])
+    assert (job.task.classes, job.task.shots) == ("base", 16)
+    asked = [(question.name, question.classes) for question in job.task.questions]
+    assert asked == [("base", "base"), ("novel", "novel"), ("all", "all")]
+
+
 def test_few_shot_has_five_numbers_of_shots() -> None:
     jobs = expand("few-shot", ["a"], ["mma"], [1])
     assert [job.task.shots for job in jobs] == [1, 2, 4, 8, 16]

@@ -15,8 +15,9 @@ from pydantic import (
     model_validator,
 )
 
-from rmadapter.artifacts.record import LONGEST, BackboneName, MethodName, Text
+from rmadapter.artifacts.record import LONGEST, BackboneName, MethodName
 from rmadapter.artifacts.run_folder import RunFolder
+from rmadapter.artifacts.value import Text
 from rmadapter.conformal import Calibration
 from rmadapter.errors import UserError, first_fault
 from rmadapter.familiar import Familiarity

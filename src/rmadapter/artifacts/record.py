@@ -10,20 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import numpy as np
 from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
     FailFast,
     Field,
     ValidationError,
     model_validator,
 )
 
-from rmadapter.errors import UserError, first_fault, is_text
+from rmadapter.artifacts.value import Number, Percent, Plain, Setting, Split, Text, Value
+from rmadapter.errors import UserError, first_fault
 from rmadapter.methods import changed_settings, name_with_settings
 from rmadapter.methods.uses import Uses
 from rmadapter.metrics import harmonic_mean, sure_from
-from rmadapter.settings import MOST_NUMBER, MOST_PARTS, MOST_WHOLE
 from rmadapter.support.files import read_text, write_text
 from rmadapter.task import Question, Task
 
@@ -35,28 +32,6 @@ ANSWERED = ("finished", "not-applicable")
 MOST_HELD_OUT = 1000  # answers kept to choose a threshold by
 LEVEL = 0.05  # significance level of the test whether another method is better
 LONGEST = 2**24  # bytes of a record; one with thousands of notes has a hundredth of that
-
-
-def _a_name(text: str) -> str:
-    if not text.strip() or not is_text(text):
-        raise ValueError("empty, or with characters that are not text")
-    return text
-
-
-Text = Annotated[str, AfterValidator(_a_name)]
-# What a record's open fields may hold: nothing nested deeper than a list, no number too large to
-# compute with.
-Number = Annotated[float, Field(ge=-MOST_NUMBER, le=MOST_NUMBER)]
-Percent = Annotated[float, Field(ge=0, le=100)]
-Split: TypeAlias = Literal["test", "held out", "cross-validated", "train", "val", "all"]
-Plain: TypeAlias = str | bool | Annotated[int, Field(ge=-MOST_WHOLE, le=MOST_WHOLE)] | Number | None
-Setting: TypeAlias = Plain | Annotated[list[Plain], Field(max_length=MOST_PARTS)]
-
-
-class Value(BaseModel):
-    """A frozen part of a record; unknown fields are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class BackboneName(Value):
@@ -118,6 +93,8 @@ class Score(Value):
         zero_shot: Accuracy of the untouched backbone.
         reason: Why the method has no answer.
         order: Seed of the order of images, if answers depend on it.
+        open_world: Figures of answers among trained and other classes in one list, as
+            `metrics.open_world` returns them.
     """
 
     name: str
@@ -130,6 +107,7 @@ class Score(Value):
     zero_shot: Percent | None = None
     reason: str = ""
     order: int | None = None
+    open_world: dict[Text, Percent] = Field(default_factory=dict, max_length=10)
 
     @model_validator(mode="before")
     @classmethod
@@ -414,7 +392,7 @@ class Record(Value):
 
         Args:
             name: Name of a set, for the accuracy on it; "hm", for the harmonic mean of base and
-                novel; or "average", over other data sets.
+                novel; "average", over other data sets; or one of `open_world` of a score.
             zero_shot: Whether it is the untouched backbone's.
         """
         if name == "hm":
@@ -426,7 +404,8 @@ class Record(Value):
             return fmean(values) if figures and len(values) == len(figures) else None
         score = self.score(name)
         if score is None:
-            return None
+            joint = self.score("all")
+            return None if joint is None or zero_shot else joint.open_world.get(name)
         value = score.zero_shot if zero_shot else score.accuracy
         if value is None or not score.images:
             return value

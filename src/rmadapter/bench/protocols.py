@@ -11,9 +11,9 @@ from typing import Literal, TypeAlias
 
 from rmadapter.errors import UserError, did_you_mean
 from rmadapter.settings import configured
-from rmadapter.task import Question, Task
+from rmadapter.task import Half, Question, Task
 
-Tests: TypeAlias = Literal["halves", "targets", "accuracy"]  # what a protocol tests on
+Tests: TypeAlias = Literal["halves", "targets", "accuracy", "together"]  # what a protocol tests on
 Values: TypeAlias = "tuple[tuple[str, object], ...]"  # (setting, value)
 
 
@@ -75,8 +75,8 @@ class Variant:
 @dataclass(frozen=True)
 class Protocol:
     """An experiment. text: what it does, for readers. tests: the halves of the classes, the target
-    data sets, or all classes. variants: of an ablation or of sensitivity, which fix their methods;
-    empty for the others."""
+    data sets, all classes, or the halves and then all classes together. variants: of an ablation or
+    of sensitivity, which fix their methods; empty for the others."""
 
     text: str
     tests: Tests = "halves"
@@ -144,6 +144,9 @@ PROTOCOLS: dict[str, Protocol] = {
     "domain-generalization": Protocol(
         "train on one domain, test on its siblings (Table 3)", "targets"
     ),
+    "open-world": Protocol(
+        "train on the first half of the classes, ask about all in one list", "together"
+    ),
     "few-shot": Protocol("all classes, 1 to 16 shots", "accuracy", (1, 2, 4, 8, 16)),
     "ablation-components": Protocol("parts of the loss (Table 4)", variants=COMPONENTS),
     "ablation-sharing": Protocol("which projection the branches share (Table 5)", variants=SHARING),
@@ -154,8 +157,12 @@ PROTOCOLS: dict[str, Protocol] = {
 }
 # of a protocol without variants, unless others are named
 METHODS = ("zero-shot", "mma", "rmadapter")
+HALVES: tuple[Half, ...] = ("base", "novel")
 # figures of a record, and columns of its tables
-RESERVED = {"all", "base", "novel", "hm", "average", "source"}
+RESERVED = {
+    *("all", "base", "novel", "hm", "average", "source"),
+    *("base_half", "novel_half", "auroc", "openworld_auc"),
+}
 DOMAINS = {"imagenet": ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r")}
 
 
@@ -211,7 +218,9 @@ def _tasks(
     from rmadapter.data.catalog.sets import find
 
     fields: dict[str, object] = {"data": dataset, "classes": "base", "tests": ()}
-    if tests != "halves":
+    if tests == "together":
+        fields["tests"] = (*(Question(half, classes=half) for half in HALVES), Question("all"))
+    elif tests != "halves":
         questions = (Question("all"), *(Question(name, name) for name in targets))
         fields |= {"classes": "all", "tests": questions}
     catalogued = find(PurePath(dataset).name) if own_templates else None

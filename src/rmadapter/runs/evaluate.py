@@ -12,17 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rmadapter import metrics
 from rmadapter.artifacts.checkpoint import Saved, read_draw
 from rmadapter.artifacts.predictions import Evaluation
-from rmadapter.artifacts.record import Score, Split, read_record
+from rmadapter.artifacts.record import Score, read_record
 from rmadapter.artifacts.run_folder import RunFolder
+from rmadapter.artifacts.value import Split
 from rmadapter.data.fewshot import few_shot, half, has_digest, read_split
 from rmadapter.data.names import custom_names, nfc
 from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError
 from rmadapter.methods import changed_settings, name_with_settings
 from rmadapter.methods.zero_shot import ZeroShot
-from rmadapter.metrics import accuracy, paired
 from rmadapter.runs.lab import Sets, Splits
 from rmadapter.settings import settings_of
 from rmadapter.support.terminal import note
@@ -71,11 +72,25 @@ def evaluate(
         beside = dict(zip(others, rest, strict=True))
         evaluations.append(Evaluation(score.title, images, ours, zero_shot, beside))
         rates = {
-            "accuracy": round(accuracy(ours, images.labels), 4),
-            "zero_shot": round(accuracy(zero_shot, images.labels), 4),
+            "accuracy": round(metrics.accuracy(ours, images.labels), 4),
+            "zero_shot": round(metrics.accuracy(zero_shot, images.labels), 4),
         }
+        joint = _in_one_list(fitted, images, ours)
+        score = score.model_copy(update={"open_world": joint})
         scores.append(score.model_copy(update=rates))
     return evaluations, scores
+
+
+def _in_one_list(fitted: Fitted, images: ImageSet, table: np.ndarray) -> dict[str, float]:
+    """Return `metrics.open_world` of probabilities [N, C] if the images are of trained classes and
+    of others, after these; else nothing."""
+    count = len(fitted.classes)
+    if images.classes[:count] != fitted.classes:
+        return {}
+    if not min(images.labels) < count <= max(images.labels):
+        return {}
+    found = metrics.open_world(table, images.labels, count)
+    return {name: round(rate, 4) for name, rate in found.items()}
 
 
 def predict_all(
@@ -284,7 +299,7 @@ def compare(
         except NotApplicable as error:
             raise UserError(f"{folder}: {error}") from None
         right = evaluation.probabilities.argmax(1) == evaluation.labels
-        comparison = () if first is None else paired(first, right)
+        comparison = () if first is None else metrics.paired(first, right)
         accuracy = 100 * float(right.mean())
         changed = changed_settings(saved.name, settings_of(saved.fitted.method))
         name = name_with_settings(saved.name, changed)

@@ -10,8 +10,9 @@ import numpy as np
 
 from rmadapter import metrics
 from rmadapter.artifacts.predictions import Evaluation
-from rmadapter.artifacts.record import LEVEL, Judgement, Promise, Rates, Score, Split
+from rmadapter.artifacts.record import LEVEL, Judgement, Promise, Rates, Score
 from rmadapter.artifacts.summary import describe_tie
+from rmadapter.artifacts.value import Split
 from rmadapter.conformal import Calibration
 from rmadapter.data.duplicates import pairs
 from rmadapter.data.fewshot import FewShot

@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 
 import torch
 
-from rmadapter.artifacts.record import Split
+from rmadapter.artifacts.value import Split
 from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.data.catalog.sets import load_dataset
 from rmadapter.data.fewshot import FewShot, few_shot, half

@@ -9,7 +9,8 @@ import numpy as np
 
 from rmadapter import metrics
 from rmadapter.artifacts.predictions import Evaluation
-from rmadapter.artifacts.record import Promise, Split
+from rmadapter.artifacts.record import Promise
+from rmadapter.artifacts.value import Split
 from rmadapter.conformal import ERRORS, Calibration, Source, in_sets, needed
 from rmadapter.training.contract import Fitted
 

@@ -327,3 +327,35 @@ def test_a_row_for_each_method_with_what_it_uses() -> None:
     assert uses_tables(one([mmrl])) == []
     [apart] = uses_tables(one([record("tda", "dtd", 1, ONE_RUN)]))
     assert [row.cells[0].text for row in apart.rows] == ["test time"]
+
+
+def open_world(method: str, data: str, seed: int, joint: float, area: float) -> Record:
+    run = record(
+        method, data, seed, {"base": 80.0, "novel": 60.0, "all": joint}, protocol="open-world"
+    )
+    rates = {"base_half": 90.0, "novel_half": 70.0, "auroc": area, "openworld_auc": area / 2}
+    *halves, together = run.scores
+    together = together.model_copy(update={"data": "", "open_world": rates})
+    return run.model_copy(update={"scores": (*halves, together)})
+
+
+def test_open_world_adds_figures_of_one_list() -> None:
+    joint = {"mma": 50.0, "rmadapter": 55.0}
+    runs = [
+        open_world(method, data, seed, joint[method] + seed, 70.0 + joint[method] / 10)
+        for method in joint
+        for data in ("a", "b", "c")
+        for seed in (1, 2)
+    ]
+    found = tables(runs)
+    heads = ("base", "novel", "HM", "all names", "AUROC", "OpenworldAUC")
+    assert found["average"].columns[1:7] == heads
+    cells = [cell.value for cell in row(found["average"], "RMAdapter").cells]
+    hm = stats.hmean([80, 60])
+    assert cells == pytest.approx([80, 60, hm, 56.5, 75.5, 37.75, 90, 70])
+    assert [cell.best for cell in row(found["a"], "RMAdapter").cells[3:6]] == [True, True, True]
+    chance = [cell.value for cell in row(found["a"], "chance").cells]
+    assert chance[:4] == [50, 50, 50, 50]
+    assert chance[4:] == [None] * 4  # and not a method's own
+    tested = {line.cells[0].value for line in found["pairs"].rows}
+    assert tested == {"all names", "AUROC", "OpenworldAUC"}

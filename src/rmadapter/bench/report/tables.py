@@ -103,6 +103,16 @@ class Column:
 
 
 HALVES = tuple(Column(head, metric, printed=metric) for metric, head in paper.NAMES.items())
+OPEN_WORLD = (
+    Column("all names", "all"),
+    Column("AUROC", "auroc"),
+    Column("OpenworldAUC", "openworld_auc"),
+)
+# of the table of means alone
+RIGHT_HALF = (
+    Column("base, right half", "base_half"),
+    Column("novel, right half", "novel_half"),
+)
 AVERAGES = (
     *HALVES[:2],
     Column(HM_OF_MEANS, HM_OF_MEANS, printed="hm"),
@@ -117,7 +127,14 @@ def columns_of(group: Group) -> tuple[Column, ...]:
         return tuple(Column(describe_shots(k), "all", k) for k in shots)
     if group.protocol in TRANSFER:
         return Column("source", "all"), Column("targets", "average")
-    return HALVES
+    return OPEN_WORLD if group.protocol == "open-world" else HALVES
+
+
+def _shown(group: Group) -> tuple[Column, ...]:
+    """Return the figures of a group's tables of means."""
+    if group.protocol == "open-world":
+        return (*HALVES, *OPEN_WORLD, *RIGHT_HALF)
+    return columns_of(group)
 
 
 def reference(rows: Rows) -> str | None:
@@ -141,7 +158,7 @@ def make_tables(group: Group) -> list[Table]:
     else:
         if len(group.datasets) > 1:
             parts = [_average_table(group)]
-        columns = columns_of(group)
+        columns = _shown(group)
         parts += [_means(group, dataset, columns, [dataset]) for dataset in group.datasets]
     return [
         *parts, *_pair_tables(group), *_rank_tables(group), _cost_table(group),
@@ -203,7 +220,9 @@ def chance_row(
     """Average what guesses among the classes would get."""
     guesses: dict[tuple[str, int], Record] = {}  # by data set and shots, as seeds share the classes
     for record in common_targets(records):
-        scores = tuple(s.model_copy(update={"accuracy": s.chance}) for s in record.scores)
+        scores = tuple(
+            s.model_copy(update={"accuracy": s.chance, "open_world": {}}) for s in record.scores
+        )
         if scores:
             task = replace(record.task, seed=0)
             guess = record.model_copy(update={"scores": scores, "task": task})
@@ -236,7 +255,7 @@ def _average_table(group: Group) -> Table:
     datasets, seeds = complete(rows_of(group.records))
     of_paper = {paper.dataset_name(d) for d in datasets} == paper.halves().keys() - {"average"}
     block = "average" if of_paper and all(map(paper.belongs, group.records)) else ""
-    columns = columns_of(group) if group.protocol == "few-shot" else AVERAGES
+    columns = _shown(group) if group.protocol in ("few-shot", "open-world") else AVERAGES
     title = average_title(datasets, seeds)
     return _means(group, title, columns, datasets, seeds, block, left_out(group))
 
