@@ -26,7 +26,8 @@ from torch import Tensor
 
 from rmadapter.data.fewshot import half
 from rmadapter.data.image_set import ImageSet
-from rmadapter.methods.ridge import HEAD, ridge, unit
+from rmadapter.methods.parts.features import unit
+from rmadapter.methods.ridge import HEAD, ridge
 from rmadapter.methods.rmadapter_plus import Both, RMAdapterPlus
 from rmadapter.metrics import harmonic_mean
 from rmadapter.runs.lab import Lab

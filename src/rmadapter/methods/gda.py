@@ -24,10 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rmadapter.adapter import at_least_float32
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import States
-from rmadapter.methods.parts.features import held_out
+from rmadapter.methods.parts.features import held_out, unit
 from rmadapter.methods.parts.tensors import shaped
 from rmadapter.prompts import cosine_logits, linear_logits, zero_shot_weights
 from rmadapter.settings import Positive
@@ -52,7 +51,7 @@ class GDA(Method):
     search: bool = True
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
-        views = F.normalize(at_least_float32(shots.features()), dim=-1)
+        views = unit(shots.features())
         alpha = self._best(backbone, shots, views) if self.search else self.alpha
         weight, bias = classifier(views, shots.labels, len(shots.classes))
         tensors = {"weight": weight, "bias": bias, "alpha": torch.tensor(alpha)}
@@ -75,7 +74,7 @@ class GDA(Method):
                 weights[new], biases[new] = without_shots(shots, prompts[new])
 
             def score(states: States) -> Tensor:
-                x = F.normalize(at_least_float32(states.features), dim=-1)
+                x = unit(states.features)
                 clip = cosine_logits(backbone, x, prompts)
                 return clip + alpha * linear_logits(x, weights, biases)
 
@@ -94,7 +93,7 @@ class GDA(Method):
         parts = held_out(shots)
         for rows, features, targets in parts:
             fit = classifier(views[:, rows], shots.labels[rows], len(shots.classes))
-            x = F.normalize(at_least_float32(features), dim=-1)
+            x = unit(features)
             clip, ours = cosine_logits(backbone, x, prompts), linear_logits(x, *fit)
             found = [int(((clip + a * ours).argmax(-1) == targets).sum()) for a in ALPHAS]
             hits += torch.tensor(found)

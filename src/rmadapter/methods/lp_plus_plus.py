@@ -21,9 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rmadapter.adapter import at_least_float32
 from rmadapter.backbones import Backbone
-from rmadapter.methods.parts.features import linear_scorer, one_hot
+from rmadapter.methods.parts.features import linear_scorer, one_hot, unit
 from rmadapter.methods.parts.tensors import shaped
 from rmadapter.prompts import linear_logits, zero_shot_weights
 from rmadapter.settings import Positive, Size
@@ -98,7 +97,7 @@ class LPPlusPlus(Method):
     )  # fmt: skip
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
-        views = F.normalize(at_least_float32(shots.features()), dim=-1)
+        views = unit(shots.features())
         blend = Blend(
             views,
             one_hot(shots),
@@ -110,7 +109,7 @@ class LPPlusPlus(Method):
         recipe = replace(self.recipe, learning_rate=peak, final_rate=peak * self.recipe.final_rate)
 
         def loss(batch: Batch) -> Tensor:
-            x = F.normalize(at_least_float32(batch.images.features), dim=-1)
+            x = unit(batch.images.features)
             return F.cross_entropy(linear_logits(x, blend.folded(), blend.bias), batch.labels)
 
         def move(epoch: int) -> None:

@@ -21,10 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rmadapter.adapter import at_least_float32
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import States
-from rmadapter.methods.parts.features import columns, held_out
+from rmadapter.methods.parts.features import columns, held_out, unit
 from rmadapter.methods.parts.tensors import shaped
 from rmadapter.prompts import zero_shot_weights
 from rmadapter.settings import STRICT, option
@@ -128,11 +127,6 @@ class ProKeR(Method):
                 best = int(hits.max())
                 chosen = beta, penalties[hits.tolist().index(best)]
         return chosen
-
-
-def unit(features: Tensor) -> Tensor:
-    """Return features of unit length, in float32 at least."""
-    return F.normalize(at_least_float32(features), dim=-1)
 
 
 def kernel(x: Tensor, s: Tensor, beta: float) -> Tensor:

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rmadapter.adapter import at_least_float32
 from rmadapter.backbones import Backbone
+from rmadapter.methods.parts.features import unit
 from rmadapter.methods.parts.tensors import shaped
 from rmadapter.methods.zero_shot import SEVEN
 from rmadapter.prompts import Cosines, untouched, zero_shot_weights
@@ -80,11 +80,6 @@ class Ridge(Method):
 
     def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
         return Parameters(classes * backbone.embedding_size)
-
-
-def unit(features: Tensor) -> Tensor:
-    """Return features of unit length, in float32 at least."""
-    return F.normalize(at_least_float32(features), dim=-1)
 
 
 def ridge(

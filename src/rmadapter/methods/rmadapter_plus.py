@@ -19,8 +19,9 @@ from torch import Tensor
 
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import States
+from rmadapter.methods.parts.features import unit
 from rmadapter.methods.parts.tensors import shaped
-from rmadapter.methods.ridge import HEAD, ridge, unit
+from rmadapter.methods.ridge import HEAD, ridge
 from rmadapter.methods.rmadapter import ADAMW, PLAIN, RMAdapter
 from rmadapter.methods.zero_shot import SEVEN
 from rmadapter.model import AdaptedCLIP

@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from rmadapter.adapter import at_least_float32
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import States
+from rmadapter.methods.parts.features import unit
 from rmadapter.prompts import cosine_logits, zero_shot_weights
 from rmadapter.settings import Positive, Share, Size
 from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits, Trained
@@ -105,7 +105,7 @@ class Stream:
         """Return logits [B, C] of the states of B images."""
         method, count = self.method, len(self.weights)
         logits = cosine_logits(self.backbone, states.features, self.weights)
-        images, shares = F.normalize(at_least_float32(states.features), dim=-1), logits.softmax(-1)
+        images, shares = unit(states.features), logits.softmax(-1)
         places, entropies = logits.argmax(-1), -(shares * logits.log_softmax(-1)).sum(-1)
         taken, maybe = F.one_hot(places, count).to(logits), (shares > method.mask).to(logits)
         relative = entropies / max(math.log2(count), 1.0)  # log2 C is 0 for a single class

@@ -18,10 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rmadapter.adapter import at_least_float32
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import States
-from rmadapter.methods.parts.features import columns, held_out, one_hot
+from rmadapter.methods.parts.features import columns, held_out, one_hot, unit
 from rmadapter.methods.parts.tensors import shaped
 from rmadapter.prompts import cosine_logits, zero_shot_weights
 from rmadapter.settings import STRICT, option
@@ -161,7 +160,7 @@ def _restore(
         values = every[:, chosen]
 
         def score(states: States) -> Tensor:
-            x = F.normalize(at_least_float32(states.features), dim=-1)
+            x = unit(states.features)
             return cosine_logits(backbone, x, weights) + alpha * _ask(x @ keys.T, values, beta)
 
         return score
@@ -182,7 +181,7 @@ def _judged(
             images = shots.images.subset(rows.tolist())
             fitted = replace(shots, images=images, unfinished=None, progress=False, callbacks=())
             part_keys = method.keys(backbone, fitted, views[:, rows])[0]
-        x = F.normalize(at_least_float32(features), dim=-1)
+        x = unit(features)
         yield x @ part_keys.T, one_hot(fitted), cosine_logits(backbone, x, weights), targets
 
 

@@ -19,6 +19,11 @@ from rmadapter.training.loop import Batch
 FOLDS = 4
 
 
+def unit(features: Tensor) -> Tensor:
+    """Return features of unit length, in float32 at least."""
+    return F.normalize(at_least_float32(features), dim=-1)
+
+
 def held_out(shots: Shots) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Return images to choose a setting by: validation images, or parts of the shots held out in
     turn, as (rows of the shots to fit, features [M, e] and labels, as in `Shots`, to judge by):
@@ -61,9 +66,7 @@ def linear_scorer(
 
     def for_classes(names: Sequence[str]) -> ToLogits:
         rows = columns(title, known.classes, names)
-        return lambda states: F.linear(
-            F.normalize(at_least_float32(states.features), dim=-1), weight[rows], bias[rows]
-        )
+        return lambda states: F.linear(unit(states.features), weight[rows], bias[rows])
 
     return for_classes
 
