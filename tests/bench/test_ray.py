@@ -27,7 +27,6 @@ from rmadapter.bench.ray import (
     Expected,
     Worker,
     connected,
-    is_ray,
     next_job,
     settle,
     share,
@@ -95,15 +94,6 @@ def counted(todo: list[int], size: int) -> Iterator[tuple[int, list[int]]]:
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
     actor = ray.remote(Counting).options(num_cpus=1)
     return (found for found in share(actor.remote, size, todo, first) if found)
-
-
-def test_options_of_a_cluster_need_one() -> None:
-    assert not is_ray(False)
-    assert is_ray(True, "auto")
-    with pytest.raises(UserError, match="--address"):
-        is_ray(False, "auto")
-    with pytest.raises(UserError, match="--jobs"):
-        is_ray(False, workers=2)
 
 
 def test_missing_ray_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

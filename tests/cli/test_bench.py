@@ -27,6 +27,7 @@ from rmadapter.bench.leaderboard import (
 from rmadapter.bench.published import contradictions, explained
 from rmadapter.bench.report.write import write_reports
 from rmadapter.cli.bench import _show
+from rmadapter.cli.options import is_ray
 from rmadapter.errors import UserError
 from tests.helpers.shell import Command, refused, rmadapter
 from tests.helpers.shots import REQUIRED_SETTINGS
@@ -404,3 +405,12 @@ def test_filters_in_a_browser(results: Path, tmp_path: Path, axe: str) -> None:
         page.script(axe)
         found = page.script("axe.run().then((found) => found.violations.map((one) => one.id))")
         assert found == []
+
+
+def test_options_of_a_cluster_need_one() -> None:
+    assert not is_ray(False)
+    assert is_ray(True, "auto")
+    with pytest.raises(UserError, match="--address"):
+        is_ray(False, "auto")
+    with pytest.raises(UserError, match="--jobs"):
+        is_ray(False, workers=2)

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from rmadapter.backbones.backbone import Backbone
-from rmadapter.backbones.trust import check_folder
+from rmadapter.backbones.trust import CONFIG, check_folder
 from rmadapter.errors import UserError
-from rmadapter.support.files import JsonObject
+from rmadapter.support.files import JsonObject, read_json
 from rmadapter.support.machine import seeded
 from rmadapter.support.terminal import silenced
 
 TRANSFORM = ("mean", "std", "interpolation", "resize_mode")
+LOCAL = "local-dir:"  # before a folder, for open_clip's create_model
 SHOWN = 3  # names of tensors in a message
 # stored beside the weights in OpenAI's files
 CONSTANTS = ("input_resolution", "context_length", "vocab_size")
@@ -35,15 +36,16 @@ def build_model(
     name: str, source: str, *, draw: bool, quick_gelu: bool = False,
     transform: JsonObject | None = None,
 ) -> nn.Module:  # fmt: skip
-    """Build an open_clip model without its weights. source: for open_clip's create_model. draw:
-    fill it with random weights, always the same ones. Raises UserError if open_clip cannot build
-    it."""
-    import open_clip
+    """Build an open_clip model without its weights. source: for open_clip's create_model, a name or
+    local-dir:FOLDER. draw: fill it with random weights, always the same ones. Raises UserError if
+    open_clip cannot build it."""
+    from rmadapter.backbones.lean import bring_in, open_clip
 
     fill = nullcontext() if draw else Unfilled()
     config = {key: transform[key] for key in TRANSFORM if key in transform} if transform else None
     with silenced(), fill, seeded(0):
         try:
+            bring_in(_config_of(source))
             model: nn.Module = open_clip.create_model(
                 source, load_weights=False, pretrained_text=False, force_quick_gelu=quick_gelu,
                 force_preprocess_cfg=config,
@@ -57,6 +59,18 @@ def build_model(
     return model
 
 
+def _config_of(source: str) -> JsonObject:
+    """Return the configuration of a model that `build_model` may build."""
+    from rmadapter.backbones.lean import open_clip
+
+    folder = source.removeprefix(LOCAL)
+    if folder == source:
+        return open_clip.get_model_config(source) or {}
+    config = read_json(Path(folder) / CONFIG)
+    model: JsonObject = config["model_cfg"]
+    return model
+
+
 def load_weights(
     name: str, model: nn.Module, file: Path, shown: Path | None = None, exact: bool = False
 ) -> None:
@@ -66,8 +80,9 @@ def load_weights(
 
     Raises UserError if the file is damaged, or holds other names or shapes than the model.
     """
-    import open_clip
     from safetensors import SafetensorError, safe_open
+
+    from rmadapter.backbones.lean import open_clip
 
     shown = shown or file
     expected = model.state_dict()
@@ -125,7 +140,7 @@ def files_of(place: Path) -> list[Path]:
 @cache
 def _clip_tokenizer(settings: str) -> Split:
     """Load CLIP's tokenizer with settings in JSON, once; its vocabulary takes long to read."""
-    import open_clip
+    from rmadapter.backbones.lean import open_clip
 
     tokenizer: Split = open_clip.SimpleTokenizer(**json.loads(settings))
     return tokenizer
@@ -137,7 +152,7 @@ def load_tokenizer(name: str, text: JsonObject, place: Path | None = None) -> To
 
     Raises UserError if it cannot be read, or if `place` holds or asks for code.
     """
-    import open_clip
+    from rmadapter.backbones.lean import open_clip
 
     settings = {"context_length": text.get("context_length") or 77}
     settings |= text.get("tokenizer_kwargs") or {}

@@ -56,9 +56,10 @@ def load_hf(name: str, folder: Path) -> tuple[nn.Module, Tokenizer]:
     Raises UserError if the folder is of another kind, if its weights are damaged or do not fit, or
     if it uses something that open_clip cannot compute.
     """
-    import open_clip
     import transformers
     from open_clip.transform import PreprocessCfg
+
+    from rmadapter.backbones.lean import open_clip
 
     file = folder / "config.json"
     family = FAMILIES[_kind(folder)]
@@ -198,12 +199,13 @@ def _metaclip_2(config: Config, file: Path, scratch: Path) -> Built:
 
 def _chinese_clip(config: Config, file: Path, scratch: Path) -> Built:
     """Build a CLIP with a BERT for text, which is read at its first token."""
-    import open_clip
+    from rmadapter.backbones.lean import bring_in, open_clip
 
     text = config.text_config
     (scratch / "config.json").write_text(json.dumps({**text.to_dict(), "model_type": "bert"}))
     named = {"hf_model_name": str(scratch), "hf_model_pretrained": False, "hf_proj_type": "linear"}
     named["hf_pooler_type"] = "cls_last_hidden_state_pooler"
+    bring_in({"text_cfg": named})
     quick_gelu = _quick_gelu(file, config.vision_config)
     model = open_clip.CustomTextCLIP(
         config.projection_dim, _vision(config.vision_config), named, quick_gelu
@@ -260,7 +262,7 @@ def _vision(config: Config) -> JsonObject:
 
 
 def _build_clip(config: Config, file: Path, **pooling: str | int) -> Built:
-    import open_clip
+    from rmadapter.backbones.lean import open_clip
 
     text = {
         **_tower(config.text_config),
@@ -352,7 +354,7 @@ def _rename_siglip(weights: Weights) -> Weights:
 
 
 def _build_siglip(config: Config, file: Path, scratch: Path, image_size: int) -> Built:
-    import open_clip
+    from rmadapter.backbones.lean import bring_in, open_clip
 
     vision, words = config.vision_config, config.text_config
     for act in (vision.hidden_act, words.hidden_act):
@@ -381,6 +383,7 @@ def _build_siglip(config: Config, file: Path, scratch: Path, image_size: int) ->
         "context_length": words.max_position_embeddings, "no_causal_mask": True, "proj_bias": True,
         "pool_type": "last", "act_kwargs": ACTS[words.hidden_act][1],
     }  # fmt: skip
+    bring_in({"vision_cfg": image})
     model = open_clip.CustomTextCLIP(words.projection_size, image, text, init_logit_bias=0.0)
     for module in model.visual.modules():
         if isinstance(module, nn.LayerNorm):

@@ -15,6 +15,7 @@ from PIL import Image
 
 from rmadapter.backbones.backbone import Backbone
 from rmadapter.backbones.build import (
+    LOCAL,
     as_backbone,
     build_model,
     first_line,
@@ -103,10 +104,10 @@ def load_backbone(name: str) -> Backbone:
 def is_published(name: str) -> bool:
     """Return whether a name alone determines the weights: a package's or one of open_clip's, not a
     folder, file or hub name."""
-    import open_clip
-
     if name in (POCKET, *packaged_names()):
         return True
+    from rmadapter.backbones.lean import open_clip
+
     architecture, _, tag = name.partition("/")
     drawn = tag == "none" and architecture in open_clip.list_models()
     known = drawn or open_clip.is_pretrained_cfg(architecture, tag)
@@ -230,7 +231,7 @@ def _snapshot(repository: str, *patterns: str) -> Path:
 def architecture_config(name: str, architecture: str) -> tuple[JsonObject, list[str]]:
     """Return open_clip's configuration of an architecture, and the tags of its published weights.
     name: for messages. Raises UserError if the architecture is unknown."""
-    import open_clip
+    from rmadapter.backbones.lean import open_clip
 
     if architecture not in open_clip.list_models():
         raise UserError(unknown_architecture(name, architecture, open_clip.list_models()))
@@ -242,7 +243,7 @@ def architecture_config(name: str, architecture: str) -> tuple[JsonObject, list[
 def transform_of(architecture: str, tags: list[str]) -> JsonObject:
     """Return the transform for random weights and local files: that of the architecture's first
     published weights, if any."""
-    import open_clip
+    from rmadapter.backbones.lean import open_clip
 
     return open_clip.get_pretrained_cfg(architecture, tags[0]) if tags else {}
 
@@ -271,7 +272,7 @@ def _from_architecture(name: str) -> Backbone:
 def _published(architecture: str, tag: str, tags: list[str]) -> JsonObject:
     """Return open_clip's record of a published checkpoint: its location, transform and
     activation."""
-    import open_clip
+    from rmadapter.backbones.lean import open_clip
 
     record: JsonObject = open_clip.get_pretrained_cfg(architecture, tag)
     if record:
@@ -308,7 +309,7 @@ def _from_folder(name: str, folder: Path, repository: str = "") -> Backbone:
         text = check_config(folder)["text_cfg"]
         place = _tokenizer_place(folder, repository, text.get("hf_tokenizer_name"))
         tokenizer = load_tokenizer(name, text, place)
-        model = build_model(name, f"local-dir:{folder}", draw=False)
+        model = build_model(name, f"{LOCAL}{folder}", draw=False)
         load_weights(name, model, weights)
         return as_backbone(name, model, tokenizer)
     return as_backbone(name, *load_hf(name, folder))

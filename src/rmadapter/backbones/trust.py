@@ -214,7 +214,7 @@ def is_plain(name: str, field: str) -> bool:
 
 @cache
 def _names(field: str) -> frozenset[str]:
-    import open_clip
+    from rmadapter.backbones.lean import open_clip
 
     texts = [open_clip.get_model_config(name)["text_cfg"] for name in open_clip.list_models()]
     return frozenset(text[field] for text in texts if text.get(field))

@@ -49,16 +49,6 @@ class Actor(Protocol):
     do: Call
 
 
-def is_ray(wanted: bool, address: str = "", workers: int = 1) -> bool:
-    """Return whether a Ray cluster is wanted. Raises UserError for an address or workers without
-    it."""
-    if address and not wanted:
-        raise UserError("--address needs --ray")
-    if workers > 1 and not wanted:
-        raise UserError("--jobs needs --ray")
-    return wanted
-
-
 def ray_module() -> ModuleType:
     """Import Ray. Raises UserError if it is not installed."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report usage to its makers

@@ -32,6 +32,7 @@ from rmadapter.cli.options import (
     Templates,
     Tolerance,
     Track,
+    is_ray,
     numbers,
     parts,
 )
@@ -169,10 +170,10 @@ class BenchOptions:
 
     def cluster(self) -> Callable[..., None] | None:
         """Return what does the runs on a Ray cluster, if one is wanted, as `run_all` takes it."""
-        from rmadapter.bench.ray import is_ray, work
-
         if not is_ray(self.on_ray, self.address):
             return None
+        from rmadapter.bench.ray import work
+
         return partial(work, address=self.address)
 
 

@@ -248,9 +248,17 @@ class RayOptions:
     def chosen(self) -> bool:
         """Return whether a Ray cluster does the work. Raises UserError for options that need
         one."""
-        from rmadapter.bench.ray import is_ray
-
         return is_ray(self.on_ray, self.address, self.jobs)
+
+
+def is_ray(wanted: bool, address: str = "", workers: int = 1) -> bool:
+    """Return whether a Ray cluster is wanted. Raises UserError for an address or workers without
+    it."""
+    if address and not wanted:
+        raise UserError("--address needs --ray")
+    if workers > 1 and not wanted:
+        raise UserError("--jobs needs --ray")
+    return wanted
 
 
 def parts(text: str) -> list[str]:

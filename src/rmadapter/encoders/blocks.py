@@ -99,11 +99,16 @@ class PreNorm:
 
 def _layers(mlp: nn.Module) -> list[nn.Module]:
     """Return the layers of an MLP in order, a linear one first; none of an MLP of another make."""
-    from timm.layers.mlp import Mlp
-
     if isinstance(mlp, nn.Sequential):
         return [*mlp]
-    return [mlp.fc1, mlp.act, mlp.drop1, mlp.norm, mlp.fc2, mlp.drop2] if type(mlp) is Mlp else []
+    if not _is_timms(mlp, "timm.layers.mlp", "Mlp"):
+        return []
+    return [getattr(mlp, name) for name in ("fc1", "act", "drop1", "norm", "fc2", "drop2")]
+
+
+def _is_timms(module: nn.Module, where: str, name: str) -> bool:
+    """Return whether a module is of exactly this class of timm, which is not imported for it."""
+    return (type(module).__module__, type(module).__qualname__) == (where, name)
 
 
 class PostNorm:
@@ -148,12 +153,12 @@ class Opaque:
 def view_of(block: Block) -> View | Opaque:
     """Return the leanest view that computes exactly what the block's own forward computes."""
     from open_clip.transformer import ResidualAttentionBlock
-    from timm.models.vision_transformer import Block
 
     if type(block) is ResidualAttentionBlock and block.attn.batch_first:
         return PreNorm(block, timm=False)
     # By name, since there are others, such as DiffAttention.
-    if type(block) is Block and type(block.attn).__name__ == "Attention":
+    timms = _is_timms(block, "timm.models.vision_transformer", "Block")
+    if timms and type(block.attn).__name__ == "Attention":
         parts = [getattr(block.attn, name, None) for name in ("q_norm", "k_norm", "norm", "gate")]
         plain = all(part is None or isinstance(part, nn.Identity) for part in parts)
         if plain and hasattr(block.attn, "qkv"):

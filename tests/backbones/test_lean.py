@@ -1,0 +1,66 @@
+"""What loading a backbone imports, in a Python of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import torch
+
+from rmadapter.backbones import Backbone
+
+HEAVY = ("timm", "transformers", "torch._dynamo", "sympy", "scipy", "torchvision.models.resnet")
+SCRIPT = """
+import json, sys
+import torch
+from rmadapter.backbones import load_backbone
+
+first, second = sys.argv[1:3]
+one = load_backbone(first)
+tokens = one.tokenizer(["a cat"])
+found = {"features": one.model.encode_text(tokens)[0].tolist()}
+found["imported"] = [name for name in json.loads(sys.argv[3]) if name in sys.modules]
+two = load_backbone(second)
+found["later"] = two.model.encode_text(two.tokenizer(["a cat"]))[0].tolist()
+found["kinds"] = [type(two.image).__name__, type(two.text).__name__]
+
+import torchvision
+boxes = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 3.9], [8, 8, 9, 9]])
+found["kept"] = torchvision.ops.nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.5).tolist()
+found["model"] = torchvision.models.resnet18.__name__
+print(json.dumps(found))
+"""
+
+
+@torch.no_grad()
+def features(backbone: Backbone) -> torch.Tensor:
+    return backbone.model.encode_text(backbone.tokenizer(["a cat"]))[0]
+
+
+def test_libraries_come_with_the_first_model_that_needs_them(
+    tiny_clip: Backbone, tiny_hf: Backbone
+) -> None:
+    names = [tiny_clip.name, tiny_hf.name, json.dumps(HEAVY)]
+    run = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *names], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout.splitlines()[-1])
+    assert found["imported"] == []
+    for name, backbone in (("features", tiny_clip), ("later", tiny_hf)):
+        torch.testing.assert_close(torch.tensor(found[name]), features(backbone))
+    assert found["kinds"] == [type(tiny_hf.image).__name__, type(tiny_hf.text).__name__]
+    assert (found["kept"], found["model"]) == ([0, 2], "resnet18")
+
+
+def test_the_first_model_may_need_one(tiny_siglip: Backbone) -> None:
+    script = SCRIPT.split("two = ")[0] + "print(json.dumps(found))"
+    run = subprocess.run(
+        [sys.executable, "-c", script, tiny_siglip.name, "", json.dumps(["timm", "transformers"])],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout.splitlines()[-1])
+    torch.testing.assert_close(torch.tensor(found["features"]), features(tiny_siglip))
+    assert "timm" in found["imported"]
