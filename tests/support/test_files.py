@@ -292,8 +292,11 @@ def test_home_after_an_equals_sign(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 def test_a_missing_home_folder_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RMADAPTER_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
-    # which pathlib takes for an unknown home
-    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+
+    def expanduser(path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", expanduser)
     with pytest.raises(UserError, match="there is no home folder: set RMADAPTER_CACHE"):
         cache_folder()
 

@@ -276,9 +276,10 @@ def bar(enabled: bool = True) -> Progress | Lines:
     from rich import progress
     from rich.console import Console
 
-    console = Console(stderr=True, quiet=_quiet())
+    silent = not enabled or _quiet()
+    console = Console(stderr=True, quiet=silent)  # rich 14.1 and older end with an empty line
     terminal = console.is_terminal or console.is_jupyter
-    if enabled and not terminal and not _quiet():
+    if not silent and not terminal:
         return Lines(console)
     return progress.Progress(
         progress.TextColumn("{task.description}", markup=False),
@@ -288,7 +289,7 @@ def bar(enabled: bool = True) -> Progress | Lines:
         progress.TextColumn("{task.fields[note]}", markup=False),
         console=console,
         transient=True,
-        disable=not enabled or _quiet(),
+        disable=silent,
     )
 
 
