@@ -18,6 +18,7 @@ import itertools
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple, TypeAlias
 
@@ -25,7 +26,7 @@ import numpy as np
 import ood_scores
 import torch
 import torch.nn.functional as F
-from promises import figures
+from promises import ERRORS, figures
 from studies import (
     CHOOSE_ALL,
     REPORT_ALL,
@@ -36,6 +37,7 @@ from studies import (
     make_parser,
     markdown,
     read_lines,
+    show,
     with_verdicts,
 )
 from torch import Tensor
@@ -233,10 +235,28 @@ def compared(lines: Lines) -> list[list[str]]:
     return [[name, *cells] for name, cells in with_verdicts(differences, 1).items()]
 
 
+def after_adding(lines: Lines) -> list[list[str]]:
+    """Return a row for each error: the share of images that sets miss before and after the other
+    half's classes were added by name, and the classes in a set of an added one."""
+    rows = []
+    for error in (f"{100 * error:g}" for error in ERRORS):
+        some = [line["added"][error] for line in lines if error in line.get("added", {})]
+        if some:
+            missed = [f"{fmean(one[kind][0] for one in some):.1f}" for kind in some[0]]
+            size = f"{fmean(one['added'][3] for one in some):.2f}"
+            rows.append([f"{error} %", str(len(some)), *missed, size])
+    return rows
+
+
 def tables(lines: Lines) -> dict[str, str]:
-    """Make the tables of docs/studies/unfamiliar.md by name."""
+    """Make the tables of docs/studies/unfamiliar.md and docs/studies/promises.md by name."""
     parts: dict[str, str] = {}
     for title, sets in (("choosing", CHOOSE_ALL), ("reporting", REPORT_ALL)):
+        added = after_adding([line for line in lines if line["data"] in sets])
+        if added:
+            heads = ["promised", "sets", "missed, nothing added", "missed of the own classes"]
+            heads += ["missed of the added ones", "classes in a set of these"]
+            parts[f"{title}: names added"] = markdown(heads, added)
         for shots, method in itertools.product((4, 16), METHODS):
             found = [
                 line
@@ -247,7 +267,8 @@ def tables(lines: Lines) -> dict[str, str]:
                 continue
             name = f"{title}: {shots} shots, {method}"
             rows = []
-            for score in (OURS, *PARTS):
+            newer = [score for score in NEWER if all(score in one["apart near"] for one in found)]
+            for score in (OURS, *PARTS, *newer):
                 near, far = rates(found, score, "near"), rates(found, score, "far")
                 rows.append([score, *(f"{x:.1f}" for x in (near[0], far[0], near[1], far[1]))])
             heads = ["AUROC near", "AUROC far", "near that pass", "far that pass"]
@@ -267,10 +288,13 @@ def main() -> None:
     parser.add_argument("--shots", type=int, nargs="+", default=[4, 16])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--backbone", default="pocket")
+    parser.add_argument(
+        "--pages", type=Path, nargs="+", default=[], help="put the tables into these"
+    )
     args = parser.parse_args()
     lines: Sequence[Line] = read_lines(args.out)
     if args.tables:
-        print("\n\n".join(f"{name}\n\n{table}" for name, table in tables(lines).items()))
+        show(tables(lines), *args.pages)
         return
     done = {tuple(line[name] for name in ("data", "shots", "seed", "method")) for line in lines}
     lab = Lab(root=args.root, keep=True, progress=False)

@@ -43,3 +43,29 @@ def test_tables_average_sets() -> None:
     away = tables["choosing: 4 shots, rmadapter-plus, turned away"].splitlines()[-1]
     assert away == "| 1 | 4.0 | 4.0 | 4.0 |"
     assert "reporting: 4 shots, rmadapter-plus" in tables
+
+
+def test_tables_of_names_added() -> None:
+    missed = {"own, nothing added": [4.0, 0, 0, 2.0], "own": [6.0, 0, 0, 3.0]}
+    lines = [
+        line("rooms", 80, 70) | {"added": {"10": missed | {"added": [away, 0, 0, size]}}}
+        for away, size in ((50.0, 3.0), (70.0, 4.0))
+    ]
+    table = familiar.tables([*lines, line("food", 90, 90) | {"added": {}}])
+    assert table["choosing: names added"].splitlines()[-1] == (
+        "| 10 % | 2 | 4.0 | 6.0 | 60.0 | 3.50 |"
+    )
+    assert "reporting: names added" not in table
+
+
+def test_newer_scores_stand_where_all_lines_have_them() -> None:
+    newer = {"NegLabel": [66.0, 40.0]}
+    with_newer = line("rooms", 80, 70)
+    for kind in ("apart near", "apart far"):
+        rates = with_newer[kind]
+        assert isinstance(rates, dict)
+        with_newer[kind] = rates | newer
+    table = familiar.tables([with_newer])["choosing: 4 shots, rmadapter-plus"]
+    assert table.splitlines()[-1] == "| NegLabel | 66.0 | 66.0 | 40.0 | 40.0 |"
+    both = familiar.tables([with_newer, line("weather", 60, 70)])
+    assert "NegLabel" not in both["choosing: 4 shots, rmadapter-plus"]
