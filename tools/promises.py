@@ -170,29 +170,29 @@ def within(line: Line, error: float) -> tuple[bool, bool]:
     return bool(missed <= exact), bool(missed <= drawn)
 
 
-def kept(lines: Lines, shots: int, method: str) -> list[list[str]]:
-    """Return a row for each error: what sets calibrated by folds kept."""
+def kept(lines: Lines) -> list[list[str]]:
+    """Return a row for each number of shots and each error: what sets calibrated by folds kept."""
     rows = []
-    for error in ERRORS:
+    for shots, error in itertools.product(sorted({line["shots"] for line in lines}), ERRORS):
         name = f"{100 * error:g}"
-        some = [
-            line
-            for line in lines
-            if (line["shots"], line["method"]) == (shots, method) and name in line["folds"]
-        ]
+        some = [line for line in lines if line["shots"] == shots and name in line["folds"]]
         if not some:
             continue
         missed, answered, right, labels = np.mean([line["folds"][name] for line in some], axis=0)
         counts = np.sum([within(line, error) for line in some], axis=0)
-        shares = [f"{missed:.1f}", *(f"{count} of {len(some)}" for count in counts)]
-        rows.append([f"{name} %", *shares, f"{labels:.2f}", f"{answered:.1f}", f"{right:.1f}"])
+        sets = len({line["data"] for line in some})
+        cells = [str(shots), f"{name} %", f"{len(some)} on {sets} sets", f"{missed:.1f}"]
+        cells += [*map(str, counts), f"{labels:.2f}", f"{answered:.1f}", f"{right:.1f}"]
+        rows.append(cells)
     return rows
 
 
-def ways(lines: Lines, shots: int) -> list[list[str]]:
-    """Return a row for each way to make sets and each error, over half of the test images."""
+def ways(lines: Lines, names: Sequence[str]) -> list[list[str]]:
+    """Return a row for each number of shots, each error and each way to make sets, over half of the
+    test images."""
     rows = []
-    for error, name in itertools.product(ERRORS, SETS):
+    every = sorted({line["shots"] for line in lines})
+    for shots, error, name in itertools.product(every, ERRORS, names):
         key = f"{100 * error:g}"
         some = [
             line["halves"][key][name]
@@ -202,7 +202,7 @@ def ways(lines: Lines, shots: int) -> list[list[str]]:
         if some:
             missed, answered, right, labels, spread = np.mean(some, axis=0)
             cells = [f"{missed:.2f}", f"{spread:.2f}", f"{labels:.3f}", f"{answered:.1f}"]
-            rows.append([f"{key} %", name, *cells, f"{right:.1f}"])
+            rows.append([str(shots), f"{key} %", name, *cells, f"{right:.1f}"])
     return rows
 
 
@@ -222,23 +222,18 @@ def shifted(lines: Lines) -> list[list[str]]:
 def tables(lines: Lines) -> dict[str, str]:
     """Make the tables of docs/studies/promises.md by name."""
     parts: dict[str, str] = {}
-    heads = ["missed", "in the binomial interval", "with the calibration's own error"]
-    heads += ["classes", "answered", "of these right"]
+    heads = ["images per class", "promised", "runs", "missed", "in the binomial interval"]
+    heads += ["with the calibration's own error", "classes", "answered", "of these right"]
+    columns = ["images per class", "promised", "sets", "missed", "spread", "classes", "answered"]
     for title, sets in (("choosing", CHOOSE_ALL), ("reporting", REPORT_ALL)):
         some = [line for line in lines if line["data"] in sets]
-        for shots in sorted({line["shots"] for line in some}):
-            for method in METHODS:
-                count = len({line["data"] for line in some if line["method"] == method})
-                rows = kept(some, shots, method)
-                if rows:
-                    name = f"{title}: {shots} shots, {method}"
-                    parts[name] = markdown([f"promised, {count} sets", *heads], rows)
-            columns = ["promised", "sets", "missed", "spread", "classes", "answered"]
-            rows = ways(some, shots)
+        for method in METHODS:
+            rows = kept([line for line in some if line["method"] == method])
             if rows:
-                parts[f"{title}: {shots} shots, ways"] = markdown(
-                    [*columns, "of these right"], rows
-                )
+                parts[f"{title}: {method}"] = markdown(heads, rows)
+        rows = ways(some, [*SETS] if title == "choosing" else ["lac"])
+        if rows:
+            parts[f"{title}: held out"] = markdown([*columns, "of these right"], rows)
     columns = ["calibrated on", "asked about", "missed of 5 %, mean", "most"]
     parts["shift"] = markdown(columns, shifted(lines))
     return parts

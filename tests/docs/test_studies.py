@@ -92,7 +92,7 @@ def auto_tables() -> list[str]:
     [
         ("studies/auto.md", auto_tables, 2),
         ("studies/choice.md", lambda: marked(choice.tables(lines_of("choice"))), 6),
-        ("studies/promises.md", lambda: marked(promises.tables(lines_of("promises"))), 8),
+        ("studies/promises.md", lambda: marked(promises.tables(lines_of("promises"))), 7),
         ("studies/unfamiliar.md",
          lambda: marked({name: table for name, table in familiar.tables(
              lines_of("familiar")).items() if name.startswith("reporting")}), 6),

@@ -60,8 +60,10 @@ def test_tables_of_lines() -> None:
         "domains": {"other": {"5": [17.0, 0, 0, 0]}},
     }  # fmt: skip
     found = tables([line])
-    kept = found["choosing: 4 shots, linear-probe-pair"].splitlines()[-1]
-    assert kept == "| 5 % | 4.0 | 1 of 1 | 1 of 1 | 1.50 | 30.0 | 90.0 |"
-    ways = found["choosing: 4 shots, ways"].splitlines()[2]
-    assert ways == "| 5 % | lac | 5.10 | 2.00 | 1.400 | 31.0 | 91.0 |"
+    kept = found["choosing: linear-probe-pair"].splitlines()[-1]
+    assert kept == "| 4 | 5 % | 1 on 1 sets | 4.0 | 1 | 1 | 1.50 | 30.0 | 90.0 |"
+    ways = found["choosing: held out"].splitlines()
+    assert ways[2] == "| 4 | 5 % | lac | 5.10 | 2.00 | 1.400 | 31.0 | 91.0 |"
+    assert len(ways) == 2 + len(SETS)
     assert found["shift"].splitlines()[-1] == "| rsscn7 | other | 17.0 | 17.0 |"
+    assert len(tables([line | {"data": "food"}])["reporting: held out"].splitlines()) == 3
