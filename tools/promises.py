@@ -40,11 +40,14 @@ from rmadapter.runs.folds import FOLDS, Folds
 from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
 from rmadapter.runs.run import run_task
+from rmadapter.support.files import write_text
+from rmadapter.support.html import COLOURS, canvas
 from rmadapter.support.machine import versions
 
 ERRORS = (0.01, 0.05, 0.1)
 DRAWS = 100  # of calibration images
 METHODS = ("linear-probe-pair", "rmadapter-plus")
+TITLES = {"linear-probe-pair": "both probes", "rmadapter-plus": "RMAdapter+"}
 DOMAINS = {
     "pacs/photo": ("pacs/art_painting", "pacs/cartoon", "pacs/sketch"),
     "office_caltech/web": ("office_caltech/product", "office_caltech/desk"),
@@ -181,7 +184,7 @@ def kept(lines: Lines) -> list[list[str]]:
         missed, answered, right, labels = np.mean([line["folds"][name] for line in some], axis=0)
         counts = np.sum([within(line, error) for line in some], axis=0)
         sets = len({line["data"] for line in some})
-        cells = [str(shots), f"{name} %", f"{len(some)} on {sets} sets", f"{missed:.1f}"]
+        cells = [str(shots), f"{name} %", str(sets), str(len(some)), f"{missed:.1f}"]
         cells += [*map(str, counts), f"{labels:.2f}", f"{answered:.1f}", f"{right:.1f}"]
         rows.append(cells)
     return rows
@@ -222,7 +225,7 @@ def shifted(lines: Lines) -> list[list[str]]:
 def tables(lines: Lines) -> dict[str, str]:
     """Make the tables of docs/studies/promises.md by name."""
     parts: dict[str, str] = {}
-    heads = ["images per class", "promised", "runs", "missed", "in the binomial interval"]
+    heads = ["images per class", "promised", "sets", "runs", "missed", "in the binomial interval"]
     heads += ["with the calibration's own error", "classes", "answered", "of these right"]
     columns = ["images per class", "promised", "sets", "missed", "spread", "classes", "answered"]
     for title, sets in (("choosing", CHOOSE_ALL), ("reporting", REPORT_ALL)):
@@ -239,16 +242,54 @@ def tables(lines: Lines) -> dict[str, str]:
     return parts
 
 
+def drawn(lines: Lines) -> str:
+    """Draw an SVG of what sets of 5 % by folds missed: a point for each set for reporting, the mean
+    over its draws."""
+    rows: dict[str, list[float]] = {}
+    for method, shots in itertools.product(reversed(METHODS), (2, 4, 16)):
+        found: dict[str, list[float]] = {}
+        some = (line for line in lines if (line["method"], line["shots"]) == (method, shots))
+        for line in some:
+            if line["data"] in REPORT_ALL and "5" in line["folds"]:
+                found.setdefault(line["data"], []).append(line["folds"]["5"][0])
+        if found:
+            rows[f"{TITLES[method]}, {shots} images"] = [fmean(each) for each in found.values()]
+    with canvas(6.4, 0.7 + 0.4 * len(rows), "promises", "Share of images missed, by set") as (
+        axes,
+        out,
+    ):
+        axes.axvline(5, color=COLOURS["ink"], linewidth=0.8)
+        for place, values in enumerate(rows.values()):
+            axes.plot(values, [place] * len(values), "o", color=COLOURS["adapted"], alpha=0.5)
+            axes.plot(fmean(values), place, "|", color=COLOURS["ink"], markersize=16)
+            axes.annotate(
+                f"{fmean(values):.1f}", (max(values), place), (8, 0), textcoords="offset points",
+                va="center", fontsize=8,
+            )  # fmt: skip
+        axes.set_yticks(range(len(rows)), list(rows))
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlim(0, 1.12 * max(map(max, rows.values())))
+        axes.grid(False, axis="y")
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlabel(
+            "% of images missed, 5 % promised; a point is a data set, the bar their mean"
+        )
+    return out[0]
+
+
 def main() -> None:
     parser = make_parser(__doc__, (*CHOOSE_ALL, *REPORT_ALL))
     parser.add_argument("--shots", type=int, nargs="+", default=[2, 4, 16])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--backbone", default="pocket")
     parser.add_argument("--page", type=Path, help="put the tables into this page")
+    parser.add_argument("--figure", type=Path, metavar="SVG")
     args = parser.parse_args()
     lines: Sequence[Line] = read_lines(args.out)
     if args.tables:
         show(tables(lines), args.page)
+        if args.figure:
+            write_text(args.figure, drawn(lines))
         return
     done = {tuple(line[name] for name in ("data", "shots", "seed", "method")) for line in lines}
     for seed, data in itertools.product(args.seeds, args.data):

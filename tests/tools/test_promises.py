@@ -61,7 +61,7 @@ def test_tables_of_lines() -> None:
     }  # fmt: skip
     found = tables([line])
     kept = found["choosing: linear-probe-pair"].splitlines()[-1]
-    assert kept == "| 4 | 5 % | 1 on 1 sets | 4.0 | 1 | 1 | 1.50 | 30.0 | 90.0 |"
+    assert kept == "| 4 | 5 % | 1 | 1 | 4.0 | 1 | 1 | 1.50 | 30.0 | 90.0 |"
     ways = found["choosing: held out"].splitlines()
     assert ways[2] == "| 4 | 5 % | lac | 5.10 | 2.00 | 1.400 | 31.0 | 91.0 |"
     assert len(ways) == 2 + len(SETS)
