@@ -2,7 +2,8 @@
 docs/studies/unfamiliar.md.
 
     python tools/familiar.py --root DATA --out docs/results/familiar.jsonl --seeds 1
-    python tools/familiar.py --out docs/results/familiar.jsonl --tables
+    python tools/familiar.py --out docs/results/familiar.jsonl --tables \\
+        --pages docs/studies/unfamiliar.md docs/studies/promises.md
 
 A method is fitted to the base classes of a set. Test images of these classes are known, those of
 the set's novel classes near, those of other sets far. The package's strangeness, calibrated by
@@ -294,7 +295,10 @@ def main() -> None:
     args = parser.parse_args()
     lines: Sequence[Line] = read_lines(args.out)
     if args.tables:
-        show(tables(lines), *args.pages)
+        found = tables(lines)
+        if args.pages:  # those of the sets for choosing are on none
+            found = {name: table for name, table in found.items() if name.startswith("reporting")}
+        show(found, *args.pages)
         return
     done = {tuple(line[name] for name in ("data", "shots", "seed", "method")) for line in lines}
     lab = Lab(root=args.root, keep=True, progress=False)
