@@ -130,7 +130,7 @@ class Calibration:
             texts.append("the same holds for each class by itself")
         if classes > self.known:
             added = classes - self.known
-            texts.append(f"not for images of the {added} classes that were added by name")
+            texts.append(f"more may be missed, as classes were added by name ({added})")
         return texts
 
     def limits(self, error: float, classes: int) -> np.ndarray:

@@ -170,7 +170,7 @@ function drawPromise(model) {
   const error = Number($("error").value), calibration = model?.calibration;
   const few = `promising an error of ${percent(PREFERRED, 0)} needs 19 images that the classifier was not trained on, and there are ${calibration?.images}`;
   const share = Number($("share").value), familiarity = model?.familiarity;
-  const more = model?.added ? ` Nothing is promised for images of the ${model.added} classes that were added by name.` : "";
+  const more = model?.added ? ` More may be missed, as classes were added by name (${model.added}).` : "";
   $("promised").textContent = error
     ? `An image with more than one possible class is unsure. The right class is missing on at most ${percent(error, 0)} of images like these ${calibration.images} ${source(calibration)}.${more}`
     : !calibration ? "No error can be promised, as this classifier has no answers on images that it was not trained on."

@@ -87,7 +87,7 @@ function offerErrors(calibration, labels) {
     bounds = chosenError ? limits(calibration, chosenError, labels.length) : null;
     promised.textContent = chosenError ? `The right class is missing on at most ${100 * chosenError} % of ` +
       `${named(images, calibration.source)}.` +
-      `${more ? ` Nothing is promised for images of the ${more} classes that were added by name.` : ""}` : "";
+      `${more ? ` More may be missed, as classes were added by name (${more}).` : ""}` : "";
     decideAll(chosenError && `At ${100 * chosenError} %`);
   });
 }
