@@ -163,7 +163,6 @@ def test_python_of_the_readme_runs(few_pictograms: None) -> None:
     exec(compile(block, "README.md", "exec"), {})
 
 
-@pytest.mark.slow
 def test_python_of_predict_and_of_the_reference_runs(few_pictograms: None) -> None:
     from rmadapter import AdaptedCLIP
     from rmadapter.data.catalog.openmoji import CLASSES
@@ -244,7 +243,6 @@ def test_a_notebook_is_committed_as_it_ran_and_names_no_local_path(path: Path) -
     assert not re.search("Traceback|/home|/tmp|site-packages", str(outputs))
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of Jupyter's own parts
 @each_notebook
 def test_a_notebook_runs(path: Path, pocket: Backbone, tmp_path: Path) -> None:

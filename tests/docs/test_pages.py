@@ -213,7 +213,6 @@ def walks() -> list[list[list[str]]]:
     return [[re.findall(r"`(\w+(?:\.\w+)+)`", line) for line in lines] for lines in parts]
 
 
-@pytest.mark.slow
 def test_the_walks_are_walked(
     tiny_clip: Backbone, colors: Path, finished: Path, tmp_path: Path
 ) -> None:
@@ -229,7 +228,8 @@ def test_the_walks_are_walked(
     numbers = count()  # a finished run is not trained again
     calls: list[Callable[[], Any]] = [
         lambda: fit(
-            colors, tmp_path / f"run-{next(numbers)}", FitOptions(backbone=name, shots=2),
+            colors, tmp_path / f"run-{next(numbers)}",
+            FitOptions(method="rmadapter", backbone=name, shots=2),
             settings=SettingOptions(sets=sets),
         ),
         lambda: predict(

@@ -76,7 +76,6 @@ def test_the_commands_of_the_tutorial_sort_the_inbox(
     assert all(f"    {line}\n" in filled for line in shown)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("page", ["faq.md", "which_method.md"])
 def test_the_commands_of_a_page_work(
     page: str, run: Run, rmadapter: Command, colors: Path, tmp_path: Path,
