@@ -192,7 +192,8 @@ def words(tiny_clip: Backbone, colors: Path) -> list[str]:
     """Of a `fit` whose batches do not go evenly into two: seven of the eight images, then the last
     one."""
     settings = "first_block=3 rank=4 epochs=2 batch_size=7 init=kaiming alpha=1 device=cpu"
-    words = ["fit", str(colors), "--backbone", tiny_clip.name, "--shots", "2", "--folds", "2"]
+    words = ["fit", str(colors), "--method", "rmadapter", "--backbone", tiny_clip.name]
+    words += ["--shots", "2", "--folds", "2"]
     return [*words, *(f"--set={setting}" for setting in settings.split())]
 
 
