@@ -69,7 +69,7 @@ SHARE = 0.05  # of own images that may be turned away
 # sets that share photographs or classes
 RELATED = {"caltech101", "office_caltech/web", "pacs/photo"}
 OURS, PARTS = "strangeness", ("distance", "doubt", "nearest image")
-NEWER = ("energy", "ViM", "NNGuide", "MCM", "NegLabel")  # compared on CHOOSE_ALL
+NEWER = ("energy", "ViM", "NNGuide", "MCM", "NegLabel")  # of the literature
 Scores: TypeAlias = Mapping[str, np.ndarray]  # [N] of N images, by name
 
 

@@ -87,9 +87,8 @@ def bring_in(config: JsonObject) -> None:
                 setattr(open_clip.model, name, getattr(module, name))
 
 
-if "open_clip" not in sys.modules:
-    _put_off("torchvision", UNUSED)
-with _absent(*(() if "open_clip" in sys.modules else OPTIONAL)):
+_put_off("torchvision", UNUSED)
+with _absent(*OPTIONAL):
     import open_clip
 
 __all__ = ["bring_in", "open_clip"]
