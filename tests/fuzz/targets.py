@@ -28,8 +28,8 @@ from rmadapter.data.formats.base import ReadOptions, check_inside, listed_image,
 from rmadapter.data.formats.columnar import check_arrow
 from rmadapter.data.formats.registry import list_images, open_source, refuse_address
 from rmadapter.data.formats.tables import header, scan_table
-from rmadapter.data.names import prompt_names, read_names, read_texts
-from rmadapter.deploy.app.images import ImageStore, class_name, safe_name, unzip
+from rmadapter.data.names import prompt_names, read_names, read_texts, typed_name
+from rmadapter.deploy.app.images import ImageStore, safe_name, unzip
 from rmadapter.deploy.app.server import refusal
 from rmadapter.deploy.export.torch_graph import FUNCTIONS, checked
 from rmadapter.errors import UserError, is_text, one_line, quoted
@@ -383,7 +383,7 @@ def check_words(data: bytes, folder: Path) -> object:
     word = data.decode("utf-8", "surrogatepass")
     refused: list[UserError] = []
     functions: tuple[Callable[[str], object], ...] = (
-        check_name, check_repository, class_name, lambda text: prompt_names([text, "zebra"]),
+        check_name, check_repository, typed_name, lambda text: prompt_names([text, "zebra"]),
         split_named, refuse_address, user_path, lambda text: check_inside(text, "x"),
         lambda text: refusal("POST", text, f"http://{text}", ["host"]),
     )  # fmt: skip

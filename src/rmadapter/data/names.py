@@ -20,6 +20,7 @@ Label: TypeAlias = str | int
 OR = " | "  # between descriptions of one class
 CATCH_ALL = ("other", "none")  # names of a catch-all class
 ELSE = "something else"  # what prompts call it
+LONGEST = 100  # characters of a name that a person types
 
 
 def prompt_name(written: str) -> str:
@@ -79,6 +80,18 @@ def prompt_names(
             raise UserError(f"{where}{what}: rename one or merge them")
         names[label] = name
     return names
+
+
+def typed_name(name: str) -> str:
+    """Return a class name that a person typed, without odd spaces. Raises UserError if it is empty,
+    very long, or no text to a tokenizer."""
+    label = " ".join(name.split())
+    if not is_text(label) or len(label) > LONGEST:
+        raise UserError(
+            f"{quoted(label)}: a class name must be text of at most {LONGEST} characters"
+        )
+    prompt_names([label])
+    return label
 
 
 def class_indices(

@@ -20,8 +20,8 @@ from rmadapter.data.decode import image_error, load_image
 from rmadapter.data.formats.base import ignored_note
 from rmadapter.data.formats.class_folders import scan_folder
 from rmadapter.data.formats.tables import scan_table
-from rmadapter.data.names import key, prompt_names
-from rmadapter.errors import UserError, is_text, quoted
+from rmadapter.data.names import key, typed_name
+from rmadapter.errors import UserError, quoted
 from rmadapter.support.files import csv_text, write_text
 
 IMAGES, FILES, THUMBNAILS = UPLOADED, "files", "thumbnails"
@@ -29,7 +29,6 @@ MOST_IMAGES, MOST_BYTES = 20_000, 4_000_000_000  # per visitor
 MOST_LISTING = 2**24  # bytes of a zip's list of files
 MOST_ZIP = 2_000_000_000  # bytes, packed or not
 SHOWN = 5  # images of a class that the page shows
-LONGEST = 100  # characters of a class's name
 
 
 class StoredImage(NamedTuple):
@@ -60,7 +59,7 @@ class ImageStore:
 
         Raises UserError for an empty or very long name, and for too many classes.
         """
-        label = class_name(name)
+        label = typed_name(name)
         label = next((known for known in self.classes if key(known) == key(label)), label)
         if label not in self.classes and len(self.classes) == MOST_CLASSES:
             raise UserError(f"this page takes at most {MOST_CLASSES:,} classes; remove some first")
@@ -179,18 +178,6 @@ class ImageStore:
 
     def files(self) -> Iterable[str]:
         return (image.file for images in self.classes.values() for image in images)
-
-
-def class_name(name: str) -> str:
-    """Return a class name without odd spaces. Raises UserError if it is empty, very long, or no
-    text to a tokenizer."""
-    label = " ".join(name.split())
-    if not is_text(label) or len(label) > LONGEST:
-        raise UserError(
-            f"{quoted(label)}: a class name must be text of at most {LONGEST} characters"
-        )
-    prompt_names([label])
-    return label
 
 
 def safe_name(name: str) -> str:

@@ -18,8 +18,8 @@ from rmadapter.artifacts.run_folder import RunFolder, runs_below
 from rmadapter.backbones import Backbone
 from rmadapter.backbones.choice import advise
 from rmadapter.data.decode import load_image
-from rmadapter.data.names import prompt_names
-from rmadapter.deploy.app.images import IMAGES, ImageStore, class_name, unzip
+from rmadapter.data.names import prompt_names, typed_name
+from rmadapter.deploy.app.images import IMAGES, ImageStore, unzip
 from rmadapter.deploy.app.jobs import Job, Jobs, without_commands
 from rmadapter.deploy.app.promises import Decided, Recognised, look, offers, sets_of
 from rmadapter.deploy.app.scores import Scores, read_scores, record_of
@@ -313,7 +313,7 @@ class Session:
             if len(saved.labels) + len(names) > MOST_CLASSES:
                 raise UserError(f"this page takes at most {MOST_CLASSES:,} classes")
             with self._backbone():
-                add_names(saved, [*map(class_name, names)], out)
+                add_names(saved, [*map(typed_name, names)], out)
             self._use(out)
 
     def predict(self, file: Path, name: str) -> Answer:
