@@ -20,12 +20,12 @@ SHARED_GROUPS = "train and test share the group"  # begins a run's note
 # Methods that use only the features of both encoders, and those that also reach into the text
 # encoder's blocks.
 FEATURES_ALONE = (
-    *("zero-shot", "zero-shot-ensemble", "zero-shot-descriptions", "tda"),
+    *("zero-shot", "zero-shot-ensemble", "zero-shot-descriptions", "tda", "stata"),
     *("linear-probe", "linear-probe-zero-shot", "linear-probe-pair"),
     *("ridge", "clap", "lp-plus-plus", "clip-adapter", "tip-adapter", "tip-adapter-f"),
-    *("gda", "proker"),
+    *("hoso-adapter", "gda", "proker", "rehark", "ss-text", "ss-text-plus", "ss-text-u"),
 )
-TEXT_TOO = ("coop", "cocoop", "kgcoop", "prograd", "cocoa-mix", "tcp")
+TEXT_TOO = ("coop", "coop-few-shot", "cocoop", "kgcoop", "prograd", "cocoa-mix", "tcp")
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
 from rmadapter.data.read import ImageSet, load_image
-from rmadapter.encoders import States
+from rmadapter.encoders import Grid, States
+from rmadapter.methods import load_method
 from rmadapter.settings import Machine, configured
 from rmadapter.training.cache import Cache, Source
-from rmadapter.training.contract import Fitted, Shots, Trained
+from rmadapter.training.contract import Fitted, Known, Shots, Trained
 from rmadapter.training.loop import Batch, Loss
 from rmadapter.training.traits import Recipe
 from tests.helpers.images import COLORS as FOLDER_COLORS
@@ -27,7 +28,10 @@ from tests.helpers.images import COLORS as FOLDER_COLORS
 COLORS = {name.replace("_", " "): color for name, color in FOLDER_COLORS.items()}
 TASK = ("augmentation", "views")
 TEXTS = str(Path(__file__).with_name("texts.json"))
-REQUIRED_SETTINGS = {"zero-shot-descriptions": {"descriptions": TEXTS}}
+# half of the epochs of the few-shot recipe are trained with four shots
+REQUIRED_SETTINGS: dict[str, dict[str, Any]] = {
+    "zero-shot-descriptions": {"descriptions": TEXTS}, "coop-few-shot": {"epochs": 4},
+}  # fmt: skip
 CPU = {"device": "cpu"}
 # Weights that make every term of the loss count on a model of random weights.
 LARGE_WEIGHTS: dict[str, Any] = {
@@ -84,6 +88,24 @@ def pixels_of(backbone: Backbone, images: ImageSet, rows: Sequence[int] | None =
     return torch.stack([backbone.preprocess(load_image(images.images[i])) for i in chosen])
 
 
+@torch.no_grad()
+def own_features(
+    backbone: Backbone, images: ImageSet, names: tuple[str, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return unit features of images [N, e] and of prompts [C, e] in float64, by the backbone's own
+    forward passes."""
+    clip: Any = backbone.model
+    tokens = backbone.tokenizer([f"a photo of a {name}." for name in names])
+    image, text = clip.encode_image(pixels_of(backbone, images)), clip.encode_text(tokens)
+    return unit_rows(image.double().numpy()), unit_rows(text.double().numpy())
+
+
+def unit_rows(x: np.ndarray) -> np.ndarray:
+    """Return rows [..., e] of unit length."""
+    found: np.ndarray = x / np.linalg.norm(x, axis=-1, keepdims=True)
+    return found
+
+
 def logits_of(fitted: Fitted, shots: Shots, names: tuple[str, ...] | None = None) -> Tensor:
     """Return logits [N, C] of the shots, without augmentation."""
     states = shots.cache.source(shots.images, fitted.first).batch(torch.arange(len(shots.images)))
@@ -94,6 +116,21 @@ def accuracy_of(fitted: Fitted, images: ImageSet, names: tuple[str, ...] | None 
     """Return the accuracy between 0 and 1."""
     table = torch.cat(list(fitted.probabilities(images.images, names or images.classes)))
     return float((table.argmax(1) == torch.tensor(images.labels)).float().mean())
+
+
+def states_of(features: Tensor) -> States:
+    """Return the states of images with these features [B, e]."""
+    return States(None, Grid(None), features)
+
+
+def near_prompts(
+    backbone: Backbone, names: tuple[str, ...], count: int = 60
+) -> tuple[Tensor, Tensor]:
+    """Return class weights [C, e], and features [N, e] between them, some sure and some not."""
+    found: Any = load_method("zero-shot").restore(backbone, Known(names), {}).for_classes(names)
+    generator = torch.Generator().manual_seed(0)
+    mixed = torch.randn(count, len(names), generator=generator).mul(3).softmax(-1) @ found.weights
+    return found.weights, mixed + 0.002 * torch.randn(mixed.shape, generator=generator)
 
 
 @dataclass(frozen=True)

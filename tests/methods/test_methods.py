@@ -39,12 +39,12 @@ from tests.helpers.rounding import assert_same_float32
 from tests.helpers.shots import logits_of, noisy_colors, shots_of, untrained
 
 UNTRAINED = (
-    *("zero-shot", "zero-shot-ensemble", "zero-shot-descriptions", "tda"),
-    *("tip-adapter", "gda", "proker"),
+    *("zero-shot", "zero-shot-ensemble", "zero-shot-descriptions", "tda", "stata"),
+    *("tip-adapter", "gda", "proker", "rehark", "ss-text", "ss-text-plus", "ss-text-u"),
 )
 CLOSED = (
     *("linear-probe", "linear-probe-zero-shot", "linear-probe-pair"),
-    *("clap", "lp-plus-plus", "tip-adapter", "tip-adapter-f", "proker"),
+    *("clap", "lp-plus-plus", "tip-adapter", "tip-adapter-f", "proker", "rehark"),
 )
 NOT_STEPWISE = (*UNTRAINED, "linear-probe", "ridge")
 TRAINED = [name for name in METHODS if name not in NOT_STEPWISE]  # step by step

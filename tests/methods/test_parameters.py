@@ -44,8 +44,10 @@ COUNTS = {
     # `classifier` with a bias, and `alpha_vec`, in methods/linear_probe_p2.py of the released code
     "lp-plus-plus": (100 * (512 + 1) + 100, 0),
     "clip-adapter": (2 * 512 * 128, 0),
+    "hoso-adapter": (2 * 512 * 128 + 1, 0),
     "prolip": (768 * 512, 0),  # 0.39 M in the authors' table
     "coop": (4 * 512, 0),
+    "coop-few-shot": (16 * 512, 0),
     "kgcoop": (4 * 512, 0),  # the released trainer gives the optimiser "ctx" alone
     "cocoa-mix": (16 * 512, 0),
     # context; 512 -> 32 -> 512, both with biases

@@ -15,28 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rmadapter.backbones import Backbone
-from rmadapter.encoders import Grid, States
 from rmadapter.methods import load_method
 from rmadapter.methods.tda import TDA
 from rmadapter.training.contract import Known
 from tests.helpers.shell import Command, backbone_option, refused, rmadapter
-from tests.helpers.shots import noise_images, shots_of
+from tests.helpers.shots import near_prompts, noise_images, shots_of, states_of
 
 __all__ = ["rmadapter"]  # a fixture
 
 NAMES = ("cat", "dog", "car", "tree")
-
-
-def states(features: Tensor) -> States:
-    return States(None, Grid(None), features)
-
-
-def near_prompts(backbone: Backbone, count: int = 60) -> tuple[Tensor, Tensor]:
-    """Class weights [C, e], and features [N, e] between them, some sure and some not."""
-    found: Any = load_method("zero-shot").restore(backbone, Known(NAMES), {}).for_classes(NAMES)
-    generator = torch.Generator().manual_seed(0)
-    mixed = torch.randn(count, len(NAMES), generator=generator).mul(3).softmax(-1) @ found.weights
-    return found.weights, mixed + 0.002 * torch.randn(mixed.shape, generator=generator)
 
 
 def plain(images: Tensor, weights: Tensor, scale: float, method: TDA) -> tuple[Tensor, int]:
@@ -81,7 +68,7 @@ def plain(images: Tensor, weights: Tensor, scale: float, method: TDA) -> tuple[T
 def test_logits_are_those_of_the_authors_caches(
     tiny_clip: Backbone, fields: dict[str, Any]
 ) -> None:
-    weights, images = near_prompts(tiny_clip)
+    weights, images = near_prompts(tiny_clip, NAMES)
     method = TDA(**fields)
     scale = 400.0  # of random encoders, whose prompts are much alike
     backbone = replace(tiny_clip, model=tiny_clip.model)
@@ -89,7 +76,7 @@ def test_logits_are_those_of_the_authors_caches(
     stream.backbone = type("Scaled", (), {"logit_scale": scale})
     expected, kept = plain(images, weights, scale, method)
     assert kept >= 4  # else the negative cache would go untested
-    torch.testing.assert_close(stream(states(images)), expected, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(stream(states_of(images)), expected, rtol=1e-4, atol=1e-3)
     plain_clip = scale * F.normalize(images, dim=-1) @ weights.T
     assert (expected - plain_clip).abs().max() > 0.1
 
@@ -98,16 +85,19 @@ def test_batches_do_not_matter_but_the_order_does(tiny_clip: Backbone) -> None:
     """And each call starts with nothing."""
     fitted = load_method("tda").fit(tiny_clip, shots_of(tiny_clip, noise_images(4, NAMES)))
     assert fitted.remembers
-    _, images = near_prompts(tiny_clip)
-    whole = fitted.score()(states(images))
+    _, images = near_prompts(tiny_clip, NAMES)
+    whole = fitted.score()(states_of(images))
     stream = fitted.score()
     torch.testing.assert_close(
-        torch.cat([stream(states(part)) for part in images.split(7)]), whole, rtol=1e-4, atol=1e-4
+        torch.cat([stream(states_of(part)) for part in images.split(7)]),
+        whole,
+        rtol=1e-4,
+        atol=1e-4,
     )
-    torch.testing.assert_close(fitted.score()(states(images)), whole)
-    assert not torch.allclose(fitted.score()(states(images.flip(0))).flip(0), whole, atol=1e-2)
-    assert fitted.score(("cat",))(states(images)).shape == (60, 1)
-    assert fitted.score(("cat",))(states(images)).isfinite().all()
+    torch.testing.assert_close(fitted.score()(states_of(images)), whole)
+    assert not torch.allclose(fitted.score()(states_of(images.flip(0))).flip(0), whole, atol=1e-2)
+    assert fitted.score(("cat",))(states_of(images)).shape == (60, 1)
+    assert fitted.score(("cat",))(states_of(images)).isfinite().all()
 
 
 def fit_command(data: Path, backbone: Backbone, method: str) -> list[object]:

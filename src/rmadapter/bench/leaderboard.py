@@ -45,7 +45,7 @@ from rmadapter.bench.report.tables import (
     chance_row,
     columns_of,
     counted,
-    not_from_code,
+    departures,
     row_uses,
 )
 from rmadapter.data.catalog.sets import ELEVEN
@@ -329,7 +329,7 @@ def _to_json(table: Standings) -> dict[str, object]:
         "heads": table.heads,
         "columns": table.columns,
         "datasets": table.sets,
-        "notes": not_from_code(group),
+        "notes": departures(group),
         "chance": [cell.value for cell in table.chance],
         "standings": [asdict(row) for row in table.rows],
         "lines": [asdict(result) for result in table.results],
@@ -353,7 +353,7 @@ def _html(tables: Sequence[Standings], runs: int) -> str:
             "table": table,
             "about": _about(table),
             "plot": scatter(table),
-            "ranking": " ".join(filter(None, [_ranking(table), *not_from_code(table.group)])),
+            "ranking": " ".join(filter(None, [_ranking(table), *departures(table.group)])),
         }
         for table in tables
     ]

@@ -31,8 +31,12 @@ class Bottleneck(Learner):
         self.up = nn.Linear(width // reduction, width, bias=False)
         self.ratio = ratio
 
+    def adapted(self, x: Tensor) -> Tensor:
+        """Return the output [..., e] of the two layers."""
+        return F.relu(self.up(F.relu(self.down(x))))
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.ratio * F.relu(self.up(F.relu(self.down(x)))) + (1 - self.ratio) * x
+        return self.ratio * self.adapted(x) + (1 - self.ratio) * x
 
     def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
         weights = zero_shot_weights(self.backbone, names, known.templates)

@@ -39,6 +39,12 @@ USES: Mapping[str, Uses] = {
         constants="alpha and beta, the words of the prompts",
         tuned="as published for ImageNet",
     ),
+    "stata": Uses(
+        track="test time",
+        test_time="features of the other images of a batch, in a random order",
+        constants=_PROMPT,
+        tuned=PUBLISHED,
+    ),
     "linear-probe": Uses(tuned=HELD_OUT),
     "linear-probe-zero-shot": Uses(tuned=PUBLISHED),
     "linear-probe-pair": Uses(tuned=HELD_OUT),
@@ -49,14 +55,27 @@ USES: Mapping[str, Uses] = {
     "clap": Uses(tuned=PUBLISHED),
     "lp-plus-plus": Uses(tuned=PUBLISHED),
     "clip-adapter": Uses(constants="the ratio", tuned="as published for ImageNet"),
+    "hoso-adapter": Uses(tuned="one shot of each class, in every fit; the rest as for ImageNet"),
     "tip-adapter": Uses(constants="alpha and the grids of alpha and beta", tuned=HELD_OUT),
     "tip-adapter-f": Uses(
         constants="alpha, the grids of alpha and beta, epochs on EuroSAT", tuned=HELD_OUT
     ),
     "gda": Uses(tuned=HELD_OUT),
     "proker": Uses(constants="the grids of beta and lambda", tuned=HELD_OUT),
+    "rehark": Uses(
+        constants="the numbers, searched on validation images; on ImageNet's test images",
+        tuned=HELD_OUT,
+    ),
+    "ss-text": Uses(tuned=PUBLISHED),
+    "ss-text-plus": Uses(tuned=PUBLISHED),
+    "ss-text-u": Uses(
+        track="extra data",
+        extra="all train images without labels, and the names of all classes",
+        tuned=PUBLISHED,
+    ),
     "prolip": Uses(tuned=PUBLISHED),
     "coop": Uses(constants="epochs, on ImageNet", tuned=PUBLISHED),
+    "coop-few-shot": Uses(constants="epochs, on ImageNet", tuned=PUBLISHED),
     "cocoop": Uses(tuned=PUBLISHED),
     "kgcoop": Uses(constants=_PROMPT, tuned=PUBLISHED),
     "prograd": Uses(constants=f"{_PROMPT}, strength and epochs by shots", tuned=PUBLISHED),
@@ -111,14 +130,20 @@ USES: Mapping[str, Uses] = {
     ),
 }
 
-# Methods of papers that are not written from their authors' code, and what they are written from.
-NOT_FROM_CODE: Mapping[str, str] = {
-    "rmadapter": "from the paper, as no code was released, with settings of this project",
-    "rmadapter-paper": "from the paper, as no code was released, with settings of MMA and "
-    "PromptSRC",
-    "cocoa-mix": "from the abstract and a summary of the equations, as no code was released",
-    "skip-tuning": "from the abstract and notes on the paper, with optimiser, rate, epochs and "
-    "weight decay of this project",
+# How methods of papers depart from their authors' code, and where.
+DEPARTURES: Mapping[str, Mapping[str, str]] = {
+    "Not written from the authors' code": {
+        "rmadapter": "from the paper, as no code was released, with settings of this project",
+        "rmadapter-paper": "from the paper, as no code was released, with settings of MMA and "
+        "PromptSRC",
+        "cocoa-mix": "from the abstract and a summary of the equations, as no code was released",
+        "hoso-adapter": "from the abstract, with CLIP-Adapter's recipe, as no code was released",
+        "skip-tuning": "from the abstract and notes on the paper, with optimiser, rate, epochs and "
+        "weight decay of this project",
+    },
+    "Parts of the authors' code left out": {
+        "rehark": "texts of a language model, and mean and spread of all test images",
+    },
 }
 
 # In the order of their cost, and then of their groups in docs/reference/methods.md.
@@ -143,6 +168,11 @@ ABOUT: Mapping[str, About] = {
         "zero-shot that remembers test images in their order",
         "many unlabelled images asked about at once",
     ),
+    "stata": About(
+        "nothing",
+        "zero-shot whose classes move towards a batch of images",
+        "many unlabelled images asked about at once",
+    ),
     "tip-adapter": About(
         "nothing",
         "similar shots add to zero-shot answers",
@@ -159,6 +189,27 @@ ABOUT: Mapping[str, About] = {
         "a kernel regression of what zero-shot gets wrong on the shots",
         "an answer in a second for classes with shots",
         new_classes=False,
+    ),
+    "rehark": About(
+        "nothing",
+        "two kernels of what prompts and class means get wrong on the shots",
+        "an answer at once for classes with shots",
+        new_classes=False,
+    ),
+    "ss-text": About(
+        "nothing",
+        "sums of the shots' features, with the prompt as one more",
+        "an answer at once, without choosing anything",
+    ),
+    "ss-text-plus": About(
+        "nothing",
+        "sums of the shots' features, weighed by their number and moved apart",
+        "classes with very different numbers of images",
+    ),
+    "ss-text-u": About(
+        "nothing",
+        "sums of features of the shots and of images without labels",
+        "few labels and many images without",
     ),
     "linear-probe": About(
         "features",
@@ -194,6 +245,11 @@ ABOUT: Mapping[str, About] = {
         "a small network behind the image encoder",
         "cheap training that keeps new classes working",
     ),
+    "hoso-adapter": About(
+        "features",
+        "CLIP-Adapter, with its ratio learned from one shot of each class",
+        "cheap training that decides how far to trust the shots",
+    ),
     "tip-adapter-f": About(
         "features",
         "Tip-Adapter's stored features of the shots",
@@ -205,6 +261,9 @@ ABOUT: Mapping[str, About] = {
         "text",
         "word vectors before the class name",
         "trained classes alone; the reference for prompts",
+    ),
+    "coop-few-shot": About(
+        "text", "16 word vectors from noise before the class name", "CoOp's few-shot tables"
     ),
     "cocoop": About(
         "text", "CoOp's vectors, shifted for each image", "studies of prompts that follow the image"

@@ -37,7 +37,7 @@ from rmadapter.bench.report.stats import (
     rank_methods,
     rank_table,
 )
-from rmadapter.methods.uses import NOT_FROM_CODE, PUBLISHED, TRACKS, TUNED, UNKNOWN, Uses, uses_of
+from rmadapter.methods.uses import DEPARTURES, PUBLISHED, TRACKS, TUNED, UNKNOWN, Uses, uses_of
 from rmadapter.support.html import duration
 
 PRINTED = ", as printed"
@@ -195,7 +195,7 @@ def _means(
     reason = "; ".join(filter(None, reasons))
     dashes = [f"–: {reason}."] if reason else []
     footnotes = (
-        MEAN_NOTE, *notes, *dashes, *not_from_code(group), *_paper_notes(group, rows, block),
+        MEAN_NOTE, *notes, *dashes, *departures(group), *_paper_notes(group, rows, block),
     )  # fmt: skip
     heads = (first_column(group), *(column.head for column in columns))
     name = f"{group.slug}-{'average' if seeds is not None else slug(datasets[0])}"
@@ -203,15 +203,19 @@ def _means(
     return Table(name, title, heads, tuple(rows), facts(group, used), footnotes)
 
 
-def not_from_code(group: Group) -> list[str]:
-    """Write a note on the methods of a group that are not written from their authors' code."""
+def departures(group: Group) -> list[str]:
+    """Write notes on the methods of a group that are not written from their authors' code, or that
+    leave out parts of it."""
     methods = {record.method.name: record.method.title for record in group.records}
-    texts = [
-        f"{title or name} ({NOT_FROM_CODE[name]})"
-        for name, title in methods.items()
-        if name in NOT_FROM_CODE
-    ]
-    return [f"Not written from the authors' code: {'; '.join(texts)}."] if texts else []
+    notes = []
+    for text, reasons in DEPARTURES.items():
+        these = [
+            f"{title or name} ({reasons[name]})"
+            for name, title in methods.items()
+            if name in reasons
+        ]
+        notes += [f"{text}: {'; '.join(these)}."] if these else []
+    return notes
 
 
 def chance_row(
@@ -331,7 +335,7 @@ def _pair_tables(group: Group) -> list[Table]:
         if label in pairs
     ]
     name, title = f"{group.slug}-pairs", f"{first} minus the others, in points"
-    notes = (PAIR_NOTE, *other_images(group), *not_from_code(group))
+    notes = (PAIR_NOTE, *other_images(group), *departures(group))
     return [Table(name, title, PAIR_HEADS, tuple(lines), facts(group, group.records), notes)]
 
 
@@ -377,7 +381,7 @@ def _rank_tables(group: Group) -> list[Table]:
         rank_table(ranks, f"{group.slug}-ranks-{slug(column.head)}", column.head, first, about)
         for column, ranks in rankings(group).items()
     ]
-    notes = not_from_code(group)
+    notes = departures(group)
     return [replace(table, footnotes=(*table.footnotes, *notes)) for table in tables]
 
 
