@@ -73,9 +73,10 @@ CASES: list[tuple[str, Callable[[Backbone], Shots], float, dict[str, Any]]] = [
     ("mmrl", eight_images, 1, MMRL),
     ("mmrl-plus-plus", eight_images, 1, MMRL),
     ("lweib", eight_images, 1, DEEP | {"epochs": 60, "learning_rate": 2.0, "scale": 0.3}),
+    ("heba", eight_images, 1, DEEP | {"epochs": 60, "scale": 0.3}),
 ]
 SLOW = (
-    *("cocoop", "maple", "dept", "promptsrc", "coprompt", "hicropl", "lweib"),
+    *("cocoop", "maple", "dept", "promptsrc", "coprompt", "hicropl", "lweib", "heba"),
     # They train prompts as CoOp does, which is among the quick ones.
     *("kgcoop", "prograd", "cocoa-mix", "text-refiner"),
 )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +20,16 @@ from rmadapter.prompts import cosine_logits
 from rmadapter.settings import configured
 from rmadapter.training.contract import Known
 from tests.helpers.deep_prompts import NAMES, eight_images, pixels
+from tests.helpers.inside_blocks import SCALES, front_of, hooked, is_bert, scale_of, sum_of_patches
 from tests.helpers.rounding import double
 from tests.helpers.shots import gradients, logits_of, noise_images, shots_of, untrained
 
-SCALES = (0.5, 0.3, 0.7, 0.4)
 KINDS = ["tiny_clip", "tiny_hf", "tiny_siglip"]
 
 
 def patches(x: Tensor, weight: Tensor, front: int) -> Tensor:
-    """Patch by patch, of images of 16 patches."""
-    grid = F.pad(x[:, front:].unflatten(1, (4, 4)), (0, 0, 1, 1, 1, 1))  # [B, 6, 6, d]
-    near = (grid[:, i : i + 4, j : j + 4] * weight[:, 0, i, j] for i in range(3) for j in range(3))
-    return torch.cat([torch.zeros_like(x[:, :front]), sum(near).flatten(1, 2)], 1)  # type: ignore[union-attr]
+    """Of images of 16 patches after `front` other tokens."""
+    return torch.cat([torch.zeros_like(x[:, :front]), sum_of_patches(x[:, front:], weight)], 1)
 
 
 def words(x: Tensor, weight: Tensor, real: Tensor | None) -> Tensor:
@@ -42,54 +38,13 @@ def words(x: Tensor, weight: Tensor, real: Tensor | None) -> Tensor:
     return sum(wide[:, i : i + x.shape[1]] * weight[:, 0, i] for i in range(3))  # type: ignore[return-value]
 
 
-@contextmanager
-def hooked(backbone: Backbone, module: Any, tokens: Tensor) -> Iterator[Any]:
-    """The model, whose own forward passes carry the convolutions, block by block with SCALES."""
-    model: Any = backbone.model
-    text = getattr(model, "text", model)
-    bert = hasattr(text.transformer, "encoder")
-    blocks = {
-        "image": backbone.image.blocks,
-        "text": text.transformer.encoder.layer if bert else text.transformer.resblocks,
+def near(backbone: Backbone, tokens: Tensor) -> dict[str, Any]:
+    """What a convolution adds."""
+    front, real = front_of(backbone), tokens.ne(0) if is_bert(backbone) else None
+    return {
+        "image": lambda x, layer: patches(x, layer.weight, front),
+        "text": lambda x, layer: words(x, layer.weight, real),
     }
-    front = 0 if backbone.image.read_index is None else 1  # no class token in tiny_siglip
-    near: dict[str, Any] = {
-        "image": lambda x, weight: patches(x, weight, front),
-        "text": lambda x, weight: words(x, weight, tokens.ne(0) if bert else None),
-    }
-    handles = []
-
-    def put(place: Any, side: str, layer: Any, scale: float, before: bool = False) -> None:
-        def change(x: Tensor) -> Tensor:
-            return x + scale * near[side](x, layer.weight)
-
-        if before:
-            handles.append(
-                place.register_forward_pre_hook(lambda module, args: (change(args[0]), *args[1:]))
-            )
-        else:
-            handles.append(place.register_forward_hook(lambda module, args, x: change(x)))
-
-    for side, some in blocks.items():
-        for block, layers, scale in zip(some, module.layers[side], SCALES, strict=True):
-            if side == "text" and bert:
-                put(block.attention.self, side, layers["attention"], scale, before=True)
-                put(block.intermediate.dense, side, layers["mlp"], scale)
-                continue
-            timm = hasattr(block, "norm1")
-            put(block.norm1 if timm else block.ln_1, side, layers["attention"], scale)
-            if "mlp" in layers:
-                put(block.mlp.fc1 if timm else block.mlp.c_fc, side, layers["mlp"], scale)
-    try:
-        yield model
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def scale_of(name: str) -> float:
-    """Of the block that a weight is of, "layers.image.2.attention.weight"."""
-    return SCALES[int(name.split(".")[2])]
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -101,7 +56,7 @@ def test_features_and_gradients_are_plain_ones(name: str, request: pytest.Fixtur
     goal = torch.randn(5, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     f = module.image_features(backbone.image.frozen(images, 1), SCALES)
     w = module.text_features(tokens, SCALES)
-    with hooked(backbone, module, tokens) as model:
+    with hooked(backbone, module, near(backbone, tokens)) as model:
         f_plain = model.encode_image(images)
         w_plain = F.normalize(model.encode_text(tokens), dim=-1)
     torch.testing.assert_close(f, f_plain, rtol=1e-9, atol=1e-10)

@@ -19,6 +19,10 @@ MMRL_MAPS = 7 * (512 * 768 + 768) + 7 * (512 * 512 + 512)  # for seven blocks of
 SHARED_MAPS = 768 * 512 + 7 * (768 * 4 + 4 * 512 + 768)
 SHARED_MAPS += 512 * 512 + 7 * (512 * 4 + 4 * 512 + 512)
 LWEIB = 12 * (9 * (768 + 3072) + 3 * (512 + 2048))
+HEBA = sum(
+    2 * width * (width // 4) + 2 * width + 9 * (width // 4) * conv
+    for width, conv in ((768, 1), (3072, 1), (512, 0), (2048, 0))
+)
 ALIGN = 2 * 512 * 512 + 512 + 2 * 512
 
 
@@ -74,6 +78,8 @@ COUNTS = {
     "mmrl-plus-plus": (5 * 512 + SHARED_MAPS + (768 + 512) * 64, 0),
     # all but 9 for each number in the top image block's MLP, which the class token never reads
     "lweib": (LWEIB - 9 * 3072, 0),
+    # less the top image block's bottleneck in the MLP
+    "heba": (12 * HEBA - (2 * 3072 * 768 + 2 * 3072 + 9 * 768), 0),
     "mma": (674_560, 0),
     "mma-adamw": (674_560, 0),
     "rmadapter": (1_020_928, 354_816),

@@ -64,9 +64,9 @@ class CoOp(ModuleMethod):
 
 @dataclass(frozen=True)
 class CoOpFewShot(CoOp):
-    """CoOp as in its few-shot experiments: 16 vectors that start from noise, at most a quarter of the
-    text encoder's length, and half of the epochs with two to four shots per class, a quarter with
-    one. On ImageNet the authors train for 50 epochs whatever the shots."""
+    """CoOp as in its few-shot experiments: 16 vectors that start from noise, at most a quarter of
+    the text encoder's length, and half of the epochs with two to four shots per class, a quarter
+    with one. On ImageNet the authors train for 50 epochs whatever the shots."""
 
     title: ClassVar[str] = "CoOp, few-shot recipe"
     source: ClassVar[str] = (

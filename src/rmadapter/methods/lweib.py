@@ -43,23 +43,25 @@ from rmadapter.training.traits import Recipe
 FIRST = 1  # block of the image encoder whose input is read
 CHUNK = 256  # prompts encoded at once: whole sentences
 REACH = 2  # how many tokens ahead a block lets each token see, one by each convolution
-Change = Callable[[Tensor, Tensor, float], Tensor]  # tokens, weight of a convolution, s -> tokens
+Change = Callable[[Tensor, nn.Module, float], Tensor]  # tokens, a layer, s -> tokens
 
 
-def among_patches(x: Tensor, weight: Tensor, scale: float, front: int) -> Tensor:
-    """Return x + s conv(x) on the patches of images [B, L, d], which follow `front` other tokens. A
-    single token per image, [B, d], stays unchanged."""
+def on_patches(x: Tensor, layer: Callable[[Tensor], Tensor], scale: float, front: int) -> Tensor:
+    """Return x + s layer(x) on the patches of images [B, L, d], which follow `front` other tokens.
+    A single token per image, [B, d], stays unchanged."""
     if x.ndim == 2:
         return x
     leading, patches = x[:, :front], x[:, front:]
+    return torch.cat([leading, patches + decoupled(layer, patches, scale)], 1)
+
+
+def among_patches(patches: Tensor, weight: Tensor) -> Tensor:
+    """Return the depthwise convolution, with weight [d, 1, 3, 3], of the patches of square images,
+    [B, P, d]."""
     side = math.isqrt(patches.shape[1])
-
-    def convolved(patches: Tensor) -> Tensor:
-        grid = patches.transpose(1, 2).unflatten(2, (side, side))
-        moved = F.conv2d(grid, weight.to(x.dtype), padding=1, groups=x.shape[-1])
-        return moved.flatten(2).transpose(1, 2)
-
-    return torch.cat([leading, patches + decoupled(convolved, patches, scale)], 1)
+    grid = patches.transpose(1, 2).unflatten(2, (side, side))
+    moved = F.conv2d(grid, weight.to(grid.dtype), padding=1, groups=patches.shape[-1])
+    return moved.flatten(2).transpose(1, 2)
 
 
 def among_words(x: Tensor, weight: Tensor, scale: float, layout: Packed) -> Tensor:
@@ -76,8 +78,8 @@ def among_words(x: Tensor, weight: Tensor, scale: float, layout: Packed) -> Tens
     return x + decoupled(convolved, x, scale)
 
 
-class ConvolvedBlock:
-    """View of a block, in its tokens' number format, with convolutions "attention" and, if present,
+class ChangedBlock:
+    """View of a block, in its tokens' number format, with layers "attention" and, if present,
     "mlp"."""
 
     def __init__(
@@ -98,7 +100,7 @@ class ConvolvedBlock:
         return view
 
     def _changed(self, x: Tensor, which: str) -> Tensor:
-        return self.change(x, self.layers[which].get_parameter("weight"), self.scale)
+        return self.change(x, self.layers[which], self.scale)
 
     def qkv(self, n: Tensor) -> tuple[Tensor, ...]:
         return self._view(n).qkv(self._changed(n, "attention"))
@@ -141,31 +143,41 @@ class Convolutions(nn.Module):
 
     def _stack(self, side: str) -> list[nn.ModuleDict]:
         encoder, image = self.encoders[side], self.backbone.image
-        kind = nn.Conv2d if side == "image" else nn.Conv1d
         found = []
         for block, view in enumerate(encoder.views, 1):
             widths = {"attention": encoder.width, "mlp": view.hidden}  # type: ignore[union-attr]
             if side == "image" and block == encoder.depth and image.read_index is not None:
                 del widths["mlp"]
-            layers: dict[str, nn.Module] = {
-                part: kind(width, width, 3, padding=1, groups=width, bias=False)
-                for part, width in widths.items()
-            }
+            layers = {part: self.layer(side, width) for part, width in widths.items()}
             found.append(nn.ModuleDict(layers))
         return found
 
-    def _views(self, side: str, scales: Sequence[float], change: Change) -> list[ConvolvedBlock]:
+    def layer(self, side: str, width: int) -> nn.Module:
+        """Return a new layer for tokens of this width of an encoder."""
+        kind = nn.Conv2d if side == "image" else nn.Conv1d
+        return kind(width, width, 3, padding=1, groups=width, bias=False)
+
+    def on_image(self, x: Tensor, layer: nn.Module, scale: float) -> Tensor:
+        """Return the tokens of images as a layer with factor s changes them."""
+        convolve = partial(among_patches, weight=layer.get_parameter("weight"))
+        return on_patches(x, convolve, scale, self.backbone.image.front)
+
+    def on_text(self, x: Tensor, layer: nn.Module, scale: float, layout: Packed) -> Tensor:
+        """Return the tokens of texts as a layer with factor s changes them."""
+        return among_words(x, layer.get_parameter("weight"), scale, layout)
+
+    def _views(self, side: str, scales: Sequence[float], change: Change) -> list[ChangedBlock]:
         stack, views = self.layers[side].children(), []
         for block, (layers, scale) in enumerate(zip(stack, scales, strict=True), 1):
             assert isinstance(layers, nn.ModuleDict)
-            views.append(ConvolvedBlock(self.encoders[side], block, layers, change, scale))
+            views.append(ChangedBlock(self.encoders[side], block, layers, change, scale))
         return views
 
     def image_features(self, states: States, scales: Sequence[float]) -> Tensor:
         """Return features [B, e], not normalised, of tokens that enter block 1. scales: s of each
         block."""
         image = self.backbone.image
-        views = self._views("image", scales, partial(among_patches, front=image.front))
+        views = self._views("image", scales, self.on_image)
         return image.encode(states.x, states.layout, views=views)
 
     def text_features(self, tokens: Tensor, scales: Sequence[float]) -> Tensor:
@@ -179,7 +191,7 @@ class Convolutions(nn.Module):
         layout = self.layout(tokens)
         with torch.no_grad():
             x = encoder.stem(layout)
-        views = self._views("text", scales, partial(among_words, layout=layout))
+        views = self._views("text", scales, partial(self.on_text, layout=layout))
         # the top block too takes all tokens: the one that is read has neighbours
         for i in range(1, encoder.depth + 1):
             x = encoder.step(i, x, encoder.norm(i, x), layout, views=views)
@@ -278,14 +290,19 @@ class LwEIB(Method):
             f = module.image_features(
                 batch.images, self.scales(backbone.image.depth, batch.generator)
             )
-            return F.cross_entropy(cosine_logits(backbone, f, w), labels)
+            return self.loss(cosine_logits(backbone, f, w), labels)
 
         trained = minimise(module, loss, self.recipe, shots, shots.source(FIRST))
         return self.restore(backbone, shots.known, module.state_dict()).after(trained)
 
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the scalar loss of logits [B, K] of images with labels [B]."""
+        return F.cross_entropy(logits, labels)
+
     def _read(self, names: Sequence[str]) -> dict[str, list[str]]:
         if not self.descriptions:
-            without_texts("LwEIB asks about classes with the run's own class prompts", "lweib")
+            text = f"{self.title} asks about classes with the run's own class prompts"
+            without_texts(text, self.title.lower())
             return {}
         texts = read_texts(self.descriptions)
         texts_of_all(texts, names, self.descriptions)  # raises for a class without texts

@@ -70,6 +70,7 @@ METHODS: dict[str, str] = {
     "mmrl": "mmrl:MMRL",
     "mmrl-plus-plus": "mmrl:MMRL_PLUS_PLUS",
     "lweib": "lweib:LwEIB",
+    "heba": "heba:HeBA",
     "mma": "rmadapter:MMA",
     "mma-adamw": "rmadapter:MMA_ADAMW",
     "rmadapter": "rmadapter:RMAdapter",

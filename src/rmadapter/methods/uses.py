@@ -120,6 +120,11 @@ USES: Mapping[str, Uses] = {
         constants="scales, batch, rate and epochs where a model of ImageNet goes to other sets",
         tuned=PUBLISHED,
     ),
+    "heba": Uses(
+        extra="generated texts about each class, in a file; without it the run's prompts",
+        files=("descriptions",),
+        tuned=PUBLISHED,
+    ),
     "mma": Uses(constants="batch, on ImageNet", tuned=PUBLISHED),
     "mma-adamw": Uses(tuned=OURS),
     "rmadapter": Uses(tuned=OURS),
@@ -337,6 +342,11 @@ ABOUT: Mapping[str, About] = {
     "lweib": About(
         "encoders",
         "small convolutions, and texts about the classes",
+        "classes that you have texts about",
+    ),
+    "heba": About(
+        "encoders",
+        "bottlenecks in all blocks, and texts about the classes",
         "classes that you have texts about",
     ),
 }

@@ -44,6 +44,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "mmrl": {**FEW, **UPPER},
     "prompt-kd": {**FEW, "teaching": 1},
     "lweib": {**FEW, "scale": 0.3},
+    "heba": {**FEW, "scale": 0.3},
     "mma": {**FEW, **UPPER},
     "rmadapter": {**FEW, **UPPER},
     "rmadapter-plus": {**FEW, **UPPER},
