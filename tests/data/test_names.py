@@ -1,11 +1,9 @@
-"""Class names, their spellings, and files of names and texts."""
+"""Class names, their spellings, and files of names."""
 
 from __future__ import annotations
 
-import json
 import unicodedata
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
@@ -20,9 +18,6 @@ from rmadapter.data.names import (
     prompt_name,
     prompt_names,
     read_names,
-    read_texts,
-    texts_of,
-    texts_of_all,
 )
 from rmadapter.data.read import read_images
 from rmadapter.errors import UserError
@@ -120,46 +115,3 @@ def test_spellings_of_the_path_of_a_domain(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path / "photo")
     for data in (".", "../photo", "~/photo", tmp_path / "photo"):
         assert read_images(data, progress=False)["train"].classes == ("tabby",), data
-
-
-def written(folder: Path, value: Any) -> str:
-    file = folder / "texts.json"
-    file.write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")
-    return str(file)
-
-
-def test_any_spelling_of_a_class_has_its_texts(tmp_path: Path) -> None:
-    texts = {"Sea_Horse": ["it swims", "a fish"], "cat": ["it purrs | it sleeps"], "dog": []}
-    file = written(tmp_path, texts)
-    found = read_texts(file)
-    expected = [["it purrs | it sleeps"], ["it swims", "a fish"]]
-    assert texts_of_all(found, ["cat", "sea horse | fish"], file) == expected
-    assert texts_of(found, "dog") == texts_of(found, "fish") == []
-
-
-@pytest.mark.parametrize(
-    ("value", "words"),
-    [
-        (["a cat"], 'write it as {"class name": ["text", ...], ...}'),
-        ({"cat": "it purrs"}, "class 'cat' needs a list of texts, none of them empty"),
-        ({"cat": ["it purrs", " "]}, "class 'cat' needs a list of texts, none of them empty"),
-        ({"cat": [3]}, "class 'cat' needs a list of texts"),
-        ({"a_cat": ["x"], "A cat": ["y"]}, "class 'A cat' appears in two spellings"),
-        ("{", "not readable JSON"),
-    ],
-    ids=str,
-)
-def test_texts_in_another_form_are_refused(tmp_path: Path, value: Any, words: str) -> None:
-    with pytest.raises(UserError) as caught:
-        read_texts(written(tmp_path, value))
-    assert words in str(caught.value)
-    assert "texts.json" in str(caught.value)
-
-
-@pytest.mark.parametrize("value", [{"cat": []}, {"dog": ["it barks"]}])
-def test_a_class_without_texts_is_named(tmp_path: Path, value: Any) -> None:
-    file = written(tmp_path, value)
-    with pytest.raises(UserError, match=r"texts\.json: class 'cat' has no texts: add some"):
-        texts_of_all(read_texts(file), ["cat"], file)
-    with pytest.raises(UserError, match="missing"):
-        read_texts("missing.json")

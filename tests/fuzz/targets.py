@@ -28,7 +28,8 @@ from rmadapter.data.formats.base import ReadOptions, check_inside, listed_image,
 from rmadapter.data.formats.columnar import check_arrow
 from rmadapter.data.formats.registry import list_images, open_source, refuse_address
 from rmadapter.data.formats.tables import header, scan_table
-from rmadapter.data.names import prompt_names, read_names, read_texts, typed_name
+from rmadapter.data.names import prompt_names, read_names, typed_name
+from rmadapter.data.texts import Named, read_answers, read_text_file
 from rmadapter.deploy.app.images import ImageStore, safe_name, unzip
 from rmadapter.deploy.app.server import refusal
 from rmadapter.deploy.export.torch_graph import FUNCTIONS, checked
@@ -284,6 +285,10 @@ def matlab_files() -> Bytes:
     return damaged(*filter(None, files))
 
 
+def _read_answers(file: Path) -> object:
+    return read_answers(file, [Named("cat", "cat"), Named("dog_1", "dog")])
+
+
 # files of a run or of the user: their reader, and a sound value
 LISTS: dict[str, tuple[Callable[[Path], object], Any]] = {
     "split.json": (
@@ -291,7 +296,14 @@ LISTS: dict[str, tuple[Callable[[Path], object], Any]] = {
         {"digest": "0", "classes": ["cat", "dog"], "labels": [0, 1], "val": None,
          "train": [["cat_1.png", 0, "0"], ["dog_1.png", 1, "0"]]},
     ),
-    "texts.json": (lambda file: read_texts(str(file)), {"cat": ["a cat"], "sea_horse": ["b", "c"]}),
+    "texts.json": (
+        read_text_file,
+        {"texts": {"cat": ["a cat"], "sea_horse": ["b", "c"]}, "sources": [{"who": "me"}],
+         "left_out": {"cat": ["d"]}},
+    ),
+    "plain.json": (read_text_file, {"cat": ["a cat"], "sea_horse": ["b", "c"]}),
+    "answers.jsonl": (_read_answers, [{"class": "cat", "texts": ["a"]}, {"dog": "b"}]),
+    "answers.txt": (_read_answers, "## Cat\n- a cat\n2. a pet\ndog: it barks\n"),
     "names.csv": (read_names, "label,name\ncat,tabby\n"),
     SUMS: (lambda file: check_sums(file.parent, ["x"]), f"{'0' * 64}  SHA256SUMS\n"),
 }  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rmadapter.cli import bench, curate, demo, deploy, explain, machine, predict, runs
+from rmadapter.cli import bench, curate, demo, deploy, describe, explain, machine, predict, runs
 from rmadapter.cli.options import Verb, Verbs, expand
 from rmadapter.errors import user_message
 from rmadapter.support import distributed
@@ -28,7 +28,7 @@ VERBS = {
     "Make a model": (
         demo.demo, runs.fit, runs.evaluate, runs.add, runs.compare, runs.tune, deploy.app,
     ),
-    "Look at data": (curate.suspects, curate.suggest, machine.data),
+    "Look at data": (curate.suspects, curate.suggest, describe.describe, machine.data),
     "Use a model": (predict.predict, explain.explain, deploy.export, deploy.push, deploy.serve),
     "Research": (
         bench.bench, bench.plan, bench.report, bench.leaderboard, bench.reproduce, machine.methods,
@@ -82,6 +82,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "suggest": (
         "rmadapter suggest runs/first unlabelled --n 20 --out next.csv",
         "rmadapter suggest unlabelled --start --names cat,dog,zebra",
+    ),
+    "describe": (
+        "rmadapter describe my-images --out texts.json",
+        "rmadapter describe my-images --out texts.json --answers answers.txt",
+        "rmadapter describe my-images --out texts.json --measure",
     ),
     "tune": (
         "rmadapter tune my-images --out tuned --method clip-lora --trials 20",

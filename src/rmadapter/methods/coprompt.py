@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
-from rmadapter.data.names import read_texts, texts_of_all
+from rmadapter.data.texts import read_texts, texts_of_all
 from rmadapter.encoders import States
 from rmadapter.methods.clip_adapter import check_reduction
 from rmadapter.methods.descriptions import without_texts

@@ -15,14 +15,15 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from rmadapter.backbones import Backbone
-from rmadapter.data.names import descriptions, parse_texts, read_texts, texts_of, texts_of_all
+from rmadapter.data.names import descriptions
+from rmadapter.data.texts import Form, parse_texts, read_texts, texts_of, texts_of_all
 from rmadapter.errors import UserError
 from rmadapter.methods.parts.tensors import shaped
 from rmadapter.prompts import Cosines, filled, text_features, untouched
@@ -60,7 +61,7 @@ class Descriptions(Method):
         "github.com/sachit-menon/classify_by_description_release"
     )
     descriptions: str = ""
-    form: Literal["sentences", "descriptors"] = "sentences"
+    form: Form = "sentences"
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
         if not self.descriptions:
@@ -71,7 +72,7 @@ class Descriptions(Method):
         listed = zip(
             shots.classes, texts_of_all(texts, shots.classes, self.descriptions), strict=True
         )
-        own = [self._whole(name, some) for name, some in listed]
+        own = [whole_texts(self.form, name, some) for name, some in listed]
         tensors = {WEIGHTS: self._weights(backbone, own), TEXTS: packed(texts).to(backbone.device)}
         # nothing is learnt
         return self.restore(backbone, shots.known, tensors).after(Trained(weighed=True))
@@ -86,7 +87,7 @@ class Descriptions(Method):
                 for template in known.templates
                 for text in descriptions(name)
             ]
-            return self._whole(name, texts_of(texts, name)) or prompts
+            return whole_texts(self.form, name, texts_of(texts, name)) or prompts
 
         def for_classes(names: Sequence[str]) -> ToLogits:
             new = [name for name in names if name not in rows]
@@ -96,24 +97,29 @@ class Descriptions(Method):
 
         return Fitted(self, backbone, known, tensors, for_classes)
 
-    def _whole(self, name: str, texts: Sequence[str]) -> list[str]:
-        """Return the texts as passed to the encoder."""
-        if self.form == "sentences":
-            return list(texts)
-        return [f"{descriptions(name)[0]}, {clause(text)}" for text in texts]
-
     def _weights(self, backbone: Backbone, groups: Sequence[Sequence[str]]) -> Tensor:
         """Return class weights [C, e] from the texts of each class."""
-        means = group_means(
-            text_features(backbone, [text for group in groups for text in group]), groups
-        )
-        return F.normalize(means, dim=-1) if self.form == "sentences" else means
+        features = text_features(backbone, [text for group in groups for text in group])
+        return text_weights(self.form, features, groups)
 
     def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
         return Parameters()
 
 
-def group_means(features: Tensor, groups: Sequence[Sequence[str]]) -> Tensor:
+def whole_texts(form: Form, name: str, texts: Sequence[str]) -> list[str]:
+    """Return the texts of a class, given its prompt name, as passed to the encoder."""
+    if form == "sentences":
+        return list(texts)
+    return [f"{descriptions(name)[0]}, {clause(text)}" for text in texts]
+
+
+def text_weights(form: Form, features: Tensor, groups: Sequence[Sequence[object]]) -> Tensor:
+    """Return class weights [C, e] from the unit features [S, e] of all texts, class after class."""
+    means = group_means(features, groups)
+    return F.normalize(means, dim=-1) if form == "sentences" else means
+
+
+def group_means(features: Tensor, groups: Sequence[Sequence[object]]) -> Tensor:
     """Return the mean [C, e] of each group, from the features [S, e] of all texts, group after
     group."""
     return torch.stack([part.mean(0) for part in features.split([len(group) for group in groups])])

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 from rmadapter.adapter import SIDES, decoupled
 from rmadapter.backbones import Backbone
-from rmadapter.data.names import descriptions, read_texts, texts_of, texts_of_all
+from rmadapter.data.names import descriptions
+from rmadapter.data.texts import read_texts, texts_of, texts_of_all
 from rmadapter.encoders import EitherEncoder, Packed, States
 from rmadapter.encoders.blocks import Opaque, View
 from rmadapter.encoders.layouts import pack

@@ -1,0 +1,302 @@
+"""The verb `describe`; slow imports wait until it runs."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rmadapter.cli.options import (
+    Backbone,
+    Columns,
+    Device,
+    FileOptions,
+    Json,
+    Quiet,
+    Seed,
+    Shots,
+    parts,
+)
+from rmadapter.errors import UserError, did_you_mean, quoted
+from rmadapter.support.files import check_new, user_path, write_text
+from rmadapter.support.terminal import note, table
+
+if TYPE_CHECKING:
+    from rmadapter.backbones import Backbone as Loaded
+    from rmadapter.curate.describe import Measured
+    from rmadapter.data.image_set import ImageSet
+    from rmadapter.data.texts import Checked, Form, Named, TextFile
+    from rmadapter.runs.request import Request
+
+
+@dataclass(frozen=True)
+class QuestionOptions:
+    """What a language model is asked about each class."""
+
+    form: Annotated[
+        str,
+        typer.Option(
+            metavar="sentences | descriptors",
+            help="Kind of the texts, as for the method zero-shot-descriptions.",
+        ),
+    ] = "sentences"
+    count: Annotated[int, typer.Option(min=1, max=1000, help="Texts per class.")] = 8
+    question: Annotated[
+        str, typer.Option(help="Your own question, with {} in the place of the class's name.")
+    ] = ""
+
+    def kind(self) -> Form:
+        """Return the kind of the texts. Raises UserError for an unknown one."""
+        from rmadapter.data.texts import QUESTIONS
+
+        for form in QUESTIONS:
+            if form == self.form:
+                return form
+        raise UserError(f"--form {quoted(self.form)}{did_you_mean(self.form, QUESTIONS)}")
+
+
+@dataclass(frozen=True)
+class AnswerOptions:
+    """Where answers are from."""
+
+    answers: Annotated[
+        Path | None,
+        typer.Option(help="File of answers: JSON, JSON lines, or text by class."),
+    ] = None
+    ask: Annotated[
+        str,
+        typer.Option(
+            metavar="URL",
+            help="Ask an OpenAI-compatible address; the key is in RMADAPTER_API_KEY, if it needs "
+            "one.",
+        ),
+    ] = ""
+    model: Annotated[
+        str, typer.Option(help="Language model that is asked, or that wrote the answers.")
+    ] = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.answers or self.ask)
+
+    def check(self) -> None:
+        """Raise UserError for options that contradict each other."""
+        if self.answers and self.ask:
+            raise UserError("--answers and --ask: give only one of them")
+        if self.ask and not self.model:
+            raise UserError("--ask: name the language model with --model")
+        if self.model and not self:
+            raise UserError("--model needs --answers or --ask")
+
+
+@dataclass(frozen=True)
+class MeasureOptions:
+    """On which shots texts are measured."""
+
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure", help="Leave out texts that do not help on the shots that `fit` draws."
+        ),
+    ] = False
+    shots: Shots = None
+    seed: Seed = None
+    backbone: Backbone = None
+    device: Device = None
+
+    def request(self, backbone: str, data: str) -> Request:
+        """Return what draws the shots, as `fit` does."""
+        from rmadapter.runs.request import Request
+
+        flags = {"shots": self.shots, "seed": self.seed, "device": self.device}
+        values = {name: value for name, value in flags.items() if value is not None}
+        return Request.make({**values, "backbone": backbone}, "zero-shot", data=data)
+
+
+def describe(
+    classes: Annotated[
+        str, typer.Argument(help='Names, such as "cat,dog,zebra"; or images in any format.')
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="File of the texts, such as texts.json.")
+    ] = None,
+    asking: QuestionOptions = QuestionOptions(),
+    answering: AnswerOptions = AnswerOptions(),
+    measuring: MeasureOptions = MeasureOptions(),
+    table_columns: Columns = Columns(),
+    files: FileOptions = FileOptions(),
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Have classes described by a language model.
+
+    Writes the questions, checks and stores the answers, and leaves out texts that do not help.
+    """
+    from rmadapter.cli.checks import check_backbones
+    from rmadapter.data.texts import TextFile, question_of, read_text_file
+
+    answering.check()
+    form = asking.kind()
+    question = question_of(form, asking.count, asking.question)
+    if out is None or out.suffix.lower() != ".json":
+        raise UserError("name the file of the texts, such as --out texts.json")
+    check_backbones(measuring.backbone)
+    splits, named = _classes(classes, table_columns, files, measuring.measure)
+    known = read_text_file(out) if out.exists() else TextFile()
+    if not (answering or measuring.measure):
+        _write_questions(out, question, known, named, as_json)
+        return
+    if not (answering or known.texts):
+        raise UserError(f"{out}: there are no texts to measure: give --answers or --ask, too")
+    from rmadapter.backbones.choice import first_of
+    from rmadapter.backbones.packaged import POCKET
+
+    backbone = first_of(measuring.backbone or POCKET)
+    checked, measured = None, None
+    if answering:
+        known, checked = _answer(answering, known, named, question, out, not quiet)
+        _note_long(checked, form, backbone)
+    if measuring.measure and splits:
+        request = measuring.request(backbone.name, classes)
+        known, measured = _measure(known, splits, form, request, backbone, out, not quiet)
+    _show(out, known, checked, measured, as_json)
+
+
+def _classes(
+    text: str, columns: Columns, files: FileOptions, needed: bool
+) -> tuple[dict[str, ImageSet] | None, list[Named]]:
+    """Return the splits of a data set, and its classes; or no splits, and the classes that are
+    named. needed: whether images are."""
+    from rmadapter.data.formats.registry import check_source
+    from rmadapter.data.names import descriptions, prompt_names
+    from rmadapter.data.read import read_images
+    from rmadapter.data.texts import Named
+
+    is_data = False
+    with suppress(UserError):  # a list of many names is no possible path
+        is_data = user_path(text).exists()
+    if not is_data and needed:
+        check_source(Path(text), columns.named())  # says what is missing
+    if not is_data:
+        names = prompt_names(parts(text))
+        if not names:
+            raise UserError(f"{quoted(text)}: name at least one class, or a data set")
+        return None, [Named(label, descriptions(name)[0]) for label, name in names.items()]
+    splits = read_images(
+        text, columns=columns.named(), check=False, outside=files.outside, skip_bad=files.skip_bad
+    )
+    first = next(iter(splits.values()))
+    pairs = zip(first.written, first.classes, strict=True)
+    return splits, [Named(str(label), descriptions(name)[0]) for label, name in pairs]
+
+
+def _write_questions(
+    out: Path, question: str, known: TextFile, classes: list[Named], as_json: bool
+) -> None:
+    """Write the questions about classes that have no texts yet: as one text to paste, and as an
+    object a line."""
+    from rmadapter.data.names import key
+    from rmadapter.data.texts import ask_about, pasted
+
+    answered = {key(name) for name in known.texts}
+    names = [one.name for one in classes if key(one.name) not in answered]
+    if not names:
+        raise UserError(f"{out}: every class has texts already; give --measure, or another --out")
+    text, lines = out.with_suffix(".questions.txt"), out.with_suffix(".questions.jsonl")
+    check_new(text, lines)
+    objects = [{"class": name, "question": ask_about(question, name)} for name in names]
+    write_text(text, pasted(question, names))
+    write_text(lines, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in objects))
+    if as_json:
+        facts = {"questions": str(text), "lines": str(lines), "classes": names}
+        print(json.dumps(facts))
+        return
+    print(f"questions about {len(names):,} classes: {text}, and one a line: {lines}")
+    print(f"next: the same command with --answers FILE --model NAME writes {out}")
+
+
+def _answer(
+    options: AnswerOptions, known: TextFile, classes: list[Named], question: str, out: Path,
+    progress: bool,
+) -> tuple[TextFile, Checked]:  # fmt: skip
+    """Read answers, or ask for those that are missing, and write the file of texts."""
+    from rmadapter.curate.describe import ask_all, source_of
+    from rmadapter.data.names import key
+    from rmadapter.data.texts import check_answers, read_answers
+    from rmadapter.support.chat import Chat
+
+    who, file = options.model, options.answers
+    if options.ask:
+        chat = Chat.at(options.ask, options.model)
+        who, answered = chat.who, {key(name) for name in known.texts}
+        classes = [one for one in classes if key(one.name) not in answered]
+        if not classes:
+            raise UserError(f"{out}: every class has texts already; choose another --out")
+        file = ask_all(chat.ask, who, question, classes, out, progress)
+    assert file is not None
+    checked = check_answers(read_answers(file, classes), classes)
+    for text in checked.notes():
+        note(text)
+    if not checked.texts:
+        raise UserError(f"{file}: has no texts")
+    known = known.extended(checked.texts, source_of(who, question, checked.texts))
+    known.write(out)
+    if options.ask:
+        file.unlink()
+    return known, checked
+
+
+def _note_long(checked: Checked, form: Form, backbone: Loaded) -> None:
+    """Note which texts may be cut off."""
+    from rmadapter.curate.describe import full_texts
+
+    full, length = full_texts(backbone, form, checked.texts)
+    if full:
+        note(
+            f"{len(full):,} texts fill the {length} tokens that {backbone.name} reads, and may be "
+            f"cut off, such as {quoted(full[0])}"
+        )
+
+
+def _measure(
+    known: TextFile, splits: dict[str, ImageSet], form: Form, request: Request, backbone: Loaded,
+    out: Path, progress: bool,
+) -> tuple[TextFile, Measured]:  # fmt: skip
+    """Leave out texts that do not help, and write the file of texts."""
+    from rmadapter.curate.describe import describe_measured, measure
+    from rmadapter.runs.lab import Lab
+
+    lab = Lab(request.machine, progress=progress)
+    lab.add(request.task.data, splits)
+    lab.add_backbone(backbone)
+    known, measured = measure(known, form, request.task, lab, str(out))
+    known.write(out)
+    for text in describe_measured(measured):
+        note(text)
+    return known, measured
+
+
+def _show(
+    out: Path, known: TextFile, checked: Checked | None, measured: Measured | None, as_json: bool
+) -> None:
+    """Print what a file of texts holds now."""
+    if as_json:
+        problems = {} if checked is None else {**vars(checked), "texts": len(checked.texts)}
+        facts: dict[str, object] = {"texts": str(out), "classes": len(known.texts)}
+        if checked is not None:
+            facts["answers"] = problems
+        if measured is not None:
+            facts["measured"] = measured.json()
+        print(json.dumps(facts))
+        return
+    if measured is not None:
+        rows = [[name, f"{rate:.1f}"] for name, rate in measured.accuracy.items()]
+        table([f"{measured.images:,} shots, {measured.folds} folds", "accuracy in %"], rows)
+    count = sum(map(len, known.texts.values()))
+    print(f"texts: {out}, {count:,} about {len(known.texts):,} classes")
+    setting = shlex.quote(f"descriptions={out}")
+    print(f"next: rmadapter fit IMAGES --method zero-shot-descriptions --set {setting}")

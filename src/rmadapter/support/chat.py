@@ -1,0 +1,159 @@
+"""Ask a language model at an OpenAI-compatible address (`POST .../chat/completions`)."""
+
+from __future__ import annotations
+
+import email.message
+import http.client
+import ipaddress
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import IO
+from urllib.parse import urlsplit
+
+from rmadapter.errors import UserError, quoted
+
+KEY = "RMADAPTER_API_KEY"  # not the variable of one provider, whose key others must not get
+PATH = "/chat/completions"
+TIMEOUT = 120.0  # seconds without an answer
+TRIES = 4
+LONGEST_WAIT = 60.0  # seconds between two tries
+MOST_BYTES = 2**22  # of an answer
+AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)  # status codes after which to try again
+
+
+class _Stay(urllib.request.HTTPRedirectHandler):
+    """Follow no redirect: the key would go to another address."""
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage | email.message.Message,
+        newurl: str,
+    ) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A language model at an address.
+
+    url: of the service, such as http://localhost:11434/v1. model: its name there. key: sent as a
+    bearer token, and neither stored nor printed; "" for none. wait: sleeps between two tries.
+    """
+
+    url: str
+    model: str
+    key: str = ""
+    timeout: float = TIMEOUT
+    wait: Callable[[float], object] = time.sleep
+
+    def __post_init__(self) -> None:
+        try:
+            parts = urlsplit(self.url)
+            host, _ = parts.hostname, parts.port
+        except ValueError:
+            host = None
+        if not host or parts.scheme not in ("http", "https"):
+            raise UserError(
+                f"--ask {quoted(self.url)}: give the address of a service, such as "
+                "http://localhost:11434/v1"
+            )
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise UserError(
+                f"--ask {parts.scheme}://{host}: leave out names, keys and ? from the address; put "
+                f"the key into {KEY}"
+            )
+        if self.key and parts.scheme == "http" and not _is_here(host):
+            raise UserError(f"--ask {self.url}: {KEY} would be sent unencrypted; use https")
+        if self.key and not (self.key.isascii() and self.key.isprintable()):
+            raise UserError(f"{KEY}: has characters that no key has; set it again")
+
+    @classmethod
+    def at(cls, url: str, model: str) -> Chat:
+        """Return the model at an address, with the key that the environment has. Raises UserError
+        for an impossible address."""
+        return cls(url.rstrip("/"), model, os.environ.get(KEY, "").strip())
+
+    @property
+    def who(self) -> str:
+        """Return model and address in words."""
+        return f"{self.model} at {self.url}"
+
+    def ask(self, question: str) -> str:
+        """Return the answer to one question, asked without any other. Raises UserError if the
+        service refuses, does not answer after several tries, or answers in another form."""
+        reason = ""
+        for number in range(TRIES):
+            try:
+                return self._answer(self._post(question))
+            except urllib.error.HTTPError as error:
+                with error:
+                    if error.code not in AGAIN:
+                        raise UserError(f"{self.url}: {_refusal(error.code)}") from None
+                    reason, pause = f"status {error.code}", _asked_pause(error)
+            except (OSError, http.client.HTTPException) as error:
+                told = getattr(error, "reason", error)
+                reason, pause = str(told) or type(error).__name__, 0.0
+            if number < TRIES - 1:
+                self.wait(min(max(pause, 2.0**number), LONGEST_WAIT))
+        raise UserError(
+            f"{self.url}: no answer after {TRIES} tries ({reason}); run the same command again "
+            "later to go on"
+        )
+
+    def _post(self, question: str) -> bytes:
+        content = {"model": self.model, "messages": [{"role": "user", "content": question}]}
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        if self.key:
+            headers["Authorization"] = f"Bearer {self.key}"
+        url = self.url if self.url.endswith(PATH) else self.url + PATH
+        request = urllib.request.Request(url, json.dumps(content).encode(), headers)
+        opener = urllib.request.build_opener(_Stay)
+        with opener.open(request, timeout=self.timeout) as answer:
+            data: bytes = answer.read(MOST_BYTES + 1)
+        return data
+
+    def _answer(self, data: bytes) -> str:
+        """Return the text of an answer."""
+        with suppress(ValueError, RecursionError, LookupError, TypeError):
+            if len(data) <= MOST_BYTES:
+                text = json.loads(data)["choices"][0]["message"]["content"]
+                if isinstance(text, str) and text.strip():
+                    return text
+        raise UserError(
+            f"{self.url}: answers in another form than OpenAI's chat completions, or with nothing; "
+            "check the address and --model"
+        )
+
+
+def _is_here(host: str) -> bool:
+    """Return whether a host is this machine."""
+    with suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def _refusal(status: int) -> str:
+    if status in (401, 403):
+        return f"does not accept the key in {KEY}, or there is none (status {status})"
+    if status == 404:
+        return f"has no such model or path (status {status}); check the address and --model"
+    if 300 <= status < 400:
+        return f"leads to another address (status {status}); give that one"
+    return f"refuses the question (status {status})"
+
+
+def _asked_pause(error: urllib.error.HTTPError) -> float:
+    """Return the seconds to wait that the service asks for; 0 if it does not."""
+    with suppress(ValueError):
+        return max(float(error.headers.get("Retry-After", "")), 0.0)
+    return 0.0
