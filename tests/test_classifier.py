@@ -15,7 +15,8 @@ from sklearn.metrics import accuracy_score
 
 from rmadapter import FewShotClassifier
 from rmadapter.backbones import Backbone
-from rmadapter.data.read import load_image, read_images
+from rmadapter.data.fewshot import few_shot
+from rmadapter.data.read import image_set, load_image, read_images
 from rmadapter.errors import UserError
 from rmadapter.model import AdaptedCLIP
 from rmadapter.runs.evaluate import evaluate
@@ -263,6 +264,24 @@ def test_new_classes_leave_the_old_answers_in_proportion(
     ):
         wider.classes_, wider.class_names_ = np.array(labels), names
         assert wider.add_classes(["ant"]).class_names_ == (*names, "ant")
+
+
+def test_a_natural_draw_weighs_classes_by_its_own_counts(tiny_clip: Backbone, colors: Path) -> None:
+    """The draw is that of the task, and balanced weights make its counts up."""
+    paths, labels = files(colors, "train")
+    few = few_shot({"train": image_set(paths, labels)}, 2, 1, "natural")
+    counts = np.bincount(few.train.labels)
+    assert len({*counts}) > 1
+    drawn = few.weighed("balanced").train
+    expected = FewShotClassifier(tiny_clip.name, method="linear-probe", shots=0, device="cpu")
+    expected.fit([*drawn.images], [NAMES[n] for n in drawn.labels], sample_weight=drawn.weights)
+    options = {"method": "linear-probe", "shots": 2, "draw": "natural", "device": "cpu"}
+    model = FewShotClassifier(tiny_clip.name, class_weight="balanced", **options)
+    found = model.fit(paths, labels).predict_proba(paths[:5])
+    assert model.get_params()["draw"] == "natural"
+    plain = FewShotClassifier(tiny_clip.name, **options).fit(paths, labels)
+    np.testing.assert_allclose(found, expected.predict_proba(paths[:5]), rtol=1e-3)
+    assert abs(found - plain.predict_proba(paths[:5])).max() > 1e-4
 
 
 def test_score_uses_test_images(fitted: FewShotClassifier, colors: Path) -> None:

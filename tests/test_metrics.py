@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
 from scipy import stats
 from scipy.special import softmax
 from sklearn.calibration import calibration_curve
-from sklearn.metrics import accuracy_score, confusion_matrix, recall_score, roc_auc_score
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    confusion_matrix,
+    recall_score,
+    roc_auc_score,
+)
 
 from rmadapter import metrics
 
@@ -66,6 +74,47 @@ def test_wilson_in_closed_form() -> None:
     assert metrics.wilson(right, n) == pytest.approx(
         [100 * (centre + sign * spread) / (n + z * z) for sign in (-1, 1)]
     )
+
+
+def test_balanced_accuracy_equals_scikit_learns() -> None:
+    few = LABELS != 3  # a class without images
+    for labels, answers in ((LABELS, PREDICTIONS), (LABELS[few], PREDICTIONS[few])):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of answers that are no class of the labels
+            expected = 100 * balanced_accuracy_score(labels, answers)
+        assert metrics.balanced_accuracy(answers, labels)[0] == pytest.approx(expected)
+    table = PROBABILITIES[few]
+    assert metrics.balanced_accuracy(table, LABELS[few])[0] == pytest.approx(expected)
+    with pytest.raises(ValueError, match="0 answers"):
+        metrics.balanced_accuracy([], [])
+
+
+def test_the_interval_of_balanced_accuracy_is_wilsons_for_the_effective_number() -> None:
+    even = np.arange(40) % 4
+    right = np.where(np.arange(40) < 26, even, (even + 1) % 4)
+    assert metrics.balanced_accuracy(right, even)[1:] == pytest.approx(metrics.wilson(26, 40))
+    # 2 and 6 images: 2**2 / (1/2 + 1/6) = 6 of which half are right
+    labels, answers = [0] * 2 + [1] * 6, [0, 1, 1, 1, 1, 0, 0, 0]
+    interval = stats.binomtest(3, 6).proportion_ci(0.95, method="wilson")
+    expected = [50, 100 * interval.low, 100 * interval.high]
+    assert metrics.balanced_accuracy(answers, labels) == pytest.approx(expected)
+    assert metrics.balanced_accuracy(labels, labels)[2] == 100
+
+
+@pytest.mark.parametrize(("counts", "rate"), [((5, 60), 0.7), ((8, 8, 90), 0.8), ((20, 200), 0.9)])
+def test_the_interval_of_balanced_accuracy_covers(counts: tuple[int, ...], rate: float) -> None:
+    """Summed over every outcome where all classes have one recall, with its binomial chance."""
+    covered = 0.0
+    cells = [range(count + 1) for count in counts]
+    for right in itertools.product(*cells):
+        chance = math.prod(stats.binom.pmf(k, n, rate) for k, n in zip(right, counts, strict=True))
+        if chance > 1e-6:
+            labels = np.repeat(np.arange(len(counts)), counts)
+            wrong = [[1] * k + [0] * (n - k) for k, n in zip(right, counts, strict=True)]
+            answers = np.where(np.concatenate(wrong) == 1, labels, -1)
+            _, low, high = metrics.balanced_accuracy(answers, labels)
+            covered += chance * (low <= 100 * rate <= high)
+    assert 0.93 < covered < 0.98
 
 
 def test_calibration_error_equals_scikit_learns_curve() -> None:

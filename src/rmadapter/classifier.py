@@ -150,11 +150,14 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         request = Request.make({**common, **self.settings}, self.method, choosing=True)
         task, method, name = request.task, request.method, request.name
         data = image_set(images, labels, names)
-        data = with_weights(data, sample_weight, self.class_weight, task.shots)
+        natural = task.draw == "natural"
+        data = with_weights(data, sample_weight, None if natural else self.class_weight, task.shots)
         lab = Lab(request.machine, progress=self.progress)
         lab.add_backbone(shared(task.backbone, find_device(request.machine.device)))
         lab.add("", {"train": data, "test": data.subset([])})
         few = lab.draw(task)
+        if natural:  # its counts are known only now
+            few = few.weighed(self.class_weight)
         train = half(few.train, task.classes)
         folds, choice = Folds.make(task, few, lab, FOLDS), None
         choices = method.choices(train.labels)

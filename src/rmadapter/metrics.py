@@ -85,6 +85,35 @@ def wilson(right: int, images: int) -> tuple[float, float]:
     return 100 * float(interval.low), 100 * float(interval.high)
 
 
+def balanced_accuracy(answers: ArrayLike, labels: ArrayLike) -> tuple[float, float, float]:
+    """Return the mean recall in percent of the classes that have images, and the low and high end
+    of its 95 % interval.
+
+    The interval is Wilson's, for the number of images that would tell as much if every class had
+    equally many: C squared over the sum of 1 / n (Kish, 1965), n images of each of C classes. It is
+    that of the accuracy where all n are equal, and an approximation where recalls differ much.
+
+    answers, labels: as for `accuracy`. Raises ValueError as `accuracy`.
+    """
+    right, true = _correct(answers, labels), np.asarray(labels)
+    counts = np.bincount(true)
+    present = counts > 0
+    recalls = np.bincount(true[right], minlength=len(counts))[present] / counts[present]
+    rate, images = float(recalls.mean()), len(recalls) ** 2 / float((1 / counts[present]).sum())
+    low, high = _wilson(rate, images)
+    return 100 * rate, 100 * low, 100 * high
+
+
+def _wilson(rate: float, images: float) -> tuple[float, float]:
+    """Return Wilson's 95 % interval of a rate from 0 to 1 on any number of images."""
+    from scipy.special import ndtri
+
+    z = float(ndtri(0.975)) ** 2
+    middle = (rate + z / images / 2) / (1 + z / images)
+    half = math.sqrt(z / images * (rate * (1 - rate) + z / images / 4)) / (1 + z / images)
+    return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
 def paired(first: ArrayLike, second: ArrayLike) -> tuple[float, float, float, float]:
     """Compare two models on the same images: return how much more often the second is right, in
     percentage points, the low and high end of that difference's 95 % interval, and the p value of

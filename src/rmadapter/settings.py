@@ -28,6 +28,7 @@ Size = Annotated[int, Field(ge=1, le=4096)]  # a width, a rank, a depth, a numbe
 Count = Annotated[int, Field(ge=0, le=1_000_000)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+Draw = Literal["balanced", "natural"]  # of shots, as in `Task`
 MOST_NUMBER, MOST_WHOLE, MOST_PARTS = 1e12, 2**63, 10_000  # of any setting, also in a record
 MOST_TEXT, MOST_LEVELS = 2**16, 8  # characters of a config or value, and levels of nesting
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Annotated, Literal
 
 from pydantic import FailFast
 from pydantic.dataclasses import dataclass
 
 from rmadapter.errors import UserError, quoted
-from rmadapter.settings import STRICT, Machine, option
+from rmadapter.settings import STRICT, Draw, Machine, option
 from rmadapter.support.files import JsonObject
 
 Half = Literal["all", "base", "novel"]
+BALANCED = ("draw", "balanced")
 TEMPLATES = ("a photo of a {}.",)
 MOST_TEMPLATES, LONGEST_TEMPLATE = 1_000, 1_000  # characters; CLIP reads 77 tokens
 SHARED_GROUPS = "train and test share the group"  # begins a run's note
@@ -73,6 +74,11 @@ class Task:
     seed: int = option(
         1, "seed of the draw, the initialisation and the order of batches", ge=0, le=2**32 - 1
     )
+    draw: Draw = option(
+        "balanced",
+        "balanced: as many images of each class; natural: as many in all, by the frequencies of "
+        "the data, at least one of each class, and none to validate on",
+    )
     classes: Half = option(
         "all", "classes to train on: all, the first half (base) or the second half (novel)"
     )
@@ -98,6 +104,21 @@ class Task:
         """Return the tests, or the default ones."""
         halves: tuple[Half, ...] = ("base", "novel") if self.classes == "base" else (self.classes,)
         return self.tests or tuple(Question(which, classes=which) for which in halves)
+
+    def values(self) -> JsonObject:
+        """Return the fields by name, without a draw that is balanced.
+
+        Tasks had no draw at first, and their keys are to stay.
+
+        Returns:
+            The fields, whose tests are dictionaries, too.
+        """
+        return without_balanced(asdict(self))
+
+
+def without_balanced(values: JsonObject) -> JsonObject:
+    """Return the fields of a task without a draw that is balanced."""
+    return {name: value for name, value in values.items() if (name, value) != BALANCED}
 
 
 def check_views(task: Task) -> Task:

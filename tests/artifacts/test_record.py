@@ -25,6 +25,7 @@ from rmadapter.artifacts.record import (
     parse_record,
     read_record,
 )
+from rmadapter.artifacts.value import Balanced
 from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
 from rmadapter.task import Question, Task
@@ -51,6 +52,31 @@ def test_figures_by_name() -> None:
     assert record(scores=(SCORES[0], closed)).metrics == {"base": 60}
     assert SCORES[0].title == "test, base classes"
     assert SCORES[0].chance == 25
+
+
+def test_balanced_figures_by_name() -> None:
+    """They are among the metrics where classes have unequal numbers of images."""
+    uneven, even = Balanced.of([0, 0, 0, 0], [0, 0, 0, 1]), Balanced.of([0, 0, 1, 0], [0, 0, 1, 1])
+    assert (uneven.accuracy, uneven.fewest, uneven.most, uneven.differs) == (50, 1, 3, True)
+    assert (even.accuracy, even.differs) == (75, False)
+    scores = [
+        score.model_copy(update={"balanced": balanced})
+        for score, balanced in zip(SCORES, (uneven, even), strict=True)
+    ]
+    found = record(scores=tuple(scores))
+    assert found.metrics == {"base": 60, "novel": 30, "hm": 40, "balanced base": 50}
+    assert found.metric("balanced novel") == 75
+    assert found.metric("balanced hm") == pytest.approx(60)
+    assert found.metric("balanced base", zero_shot=True) is None
+    assert record().metric("balanced base") is None
+    assert parse_record(found.line(), "") == found
+
+
+def test_a_draw_is_in_the_line_unless_it_is_balanced() -> None:
+    natural = record(task=Task(data="x", classes="base", draw="natural"))
+    assert "draw" not in json.loads(record().line())["task"]
+    assert json.loads(natural.line())["task"]["draw"] == "natural"
+    assert parse_record(natural.line(), "") == natural
 
 
 def test_equal_counts_are_equal_figures() -> None:

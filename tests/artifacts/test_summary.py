@@ -15,6 +15,7 @@ from rmadapter.artifacts.summary import (
     print_record,
     print_score,
 )
+from rmadapter.artifacts.value import Balanced
 from tests.helpers import synthetic_runs
 
 RATES: dict[str, Any] = {"low": 55.4, "high": 64.6, "macro_f1": 58.75, "calibration_error": 3.21}
@@ -163,6 +164,15 @@ def test_a_single_score(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out)["chance"] == 25
     print_score(score, as_json=False)
     assert "+30.0" in capsys.readouterr().out
+    even, uneven = (Balanced.of(labels, labels) for labels in ([0, 1], [0, 1, 1]))
+    for balanced, shown in ((even, False), (uneven, True)):
+        one = score.model_copy(update={"balanced": balanced})
+        print_score(one, as_json=False)
+        out = capsys.readouterr().out
+        assert (f"balanced accuracy {balanced.text} %, 1 to 2 images" in out) == shown
+        print_score(one, as_json=True)
+        found = json.loads(capsys.readouterr().out)["balanced_accuracy"]
+        assert found == balanced.model_dump()
 
 
 def test_a_fitted_method_has_the_name_that_is_typed_and_its_changed_settings(

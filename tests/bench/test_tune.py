@@ -18,8 +18,8 @@ from rmadapter.artifacts.record import parse_record
 from rmadapter.backbones import Backbone
 from rmadapter.bench import tune as module
 from rmadapter.bench.protocols import Job, expand
+from rmadapter.bench.report.costs import uses_tables
 from rmadapter.bench.report.groups import group_records
-from rmadapter.bench.report.tables import uses_tables
 from rmadapter.bench.runner import with_search
 from rmadapter.bench.search_space import make_space
 from rmadapter.bench.tune import (

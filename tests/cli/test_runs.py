@@ -17,6 +17,7 @@ from PIL import Image
 
 from rmadapter.artifacts.record import parse_record, read_record
 from rmadapter.backbones import Backbone
+from rmadapter.data.fewshot import few_shot, read_split, split_digest
 from rmadapter.data.read import ImageSet, read_images
 from rmadapter.methods import METHODS, load_method
 from rmadapter.runs.lab import Lab
@@ -419,8 +420,8 @@ def test_quiet_hides_all_but_results_and_errors(
 # Data of unusual sizes
 
 
-def write(root: Path, **counts: int) -> Path:
-    rng = np.random.default_rng(0)
+def write(root: Path, seed: int = 0, **counts: int) -> Path:
+    rng = np.random.default_rng(seed)
     for name, count in counts.items():
         (root / name).mkdir(parents=True)
         for number in range(count):
@@ -466,6 +467,51 @@ def test_very_uneven_classes(rmadapter: Command, tmp_path: Path, tiny_clip: Back
     assert (own.split, own.images) == ("cross-validated", 6)
     assert (score.split, score.images, score.classes) == ("held out", 56, 3)
     assert "dog (0)" in Page(out / "report.html").text
+
+
+def test_a_natural_draw_from_fit_to_eval_and_bench(
+    rmadapter: Command, tmp_path: Path, tiny_clip: Backbone
+) -> None:
+    """Validation images are not drawn, and unequal classes have a balanced accuracy beside."""
+    data, out = tmp_path / "sets" / "data", tmp_path / "run"
+    write(data / "train", seed=1, cat=40, dog=6, owl=2)
+    write(data / "val", seed=2, cat=3, dog=3, owl=3)
+    write(data / "test", seed=3, cat=12, dog=6, owl=3)
+    options = ["--draw", "natural", "--method", "ridge", "--set=device=cpu", "--shots", 4]
+    done = rmadapter.done(*fit_command(data, tiny_clip, out, *options))
+    assert "note: natural draw: 12 images, " in done.err
+    for words in ("balanced accuracy", "macro F1"):
+        assert words in done.out
+    split = read_split(out / "split.json")
+    few = few_shot(read_images(data), 4, 1, "natural")
+    assert (split.draw, split.val, split.digest) == ("natural", None, split_digest(few))
+    assert read_yaml(out / "config.yaml")["draw"] == "natural"
+    [score] = read_record(out / "run.json").scores
+    balanced = score.balanced
+    assert balanced is not None
+    assert (balanced.fewest, balanced.most) == (3, 12)
+    evaluated = [out, data, *backbone_option(out)]
+    found = rmadapter.json("eval", *evaluated)
+    assert found["balanced_accuracy"] == balanced.model_dump()
+    assert f"balanced accuracy {balanced.text} %" in rmadapter.done("eval", *evaluated).out
+    held_out = rmadapter.json("eval", *evaluated, "--split", "heldout")
+    assert held_out["n_images"] == 48 - 12
+    assert balanced.text in Page(out / "report.html").text
+
+    words = ["bench", "few-shot", "--datasets", "data", "--root", data.parent, "--seeds", 1]
+    words += ["--out", tmp_path / "bench", "--backbone", tiny_clip.name, "--methods", "ridge"]
+    words += ["--shots", 4, "--set=device=cpu"]
+    natural = rmadapter.done(*words, "--draw", "natural").out
+    assert f"{balanced.accuracy:.2f}" in natural
+    assert "balanced all" in natural
+    rmadapter.done(*words)  # its record lies beside that of the natural draw
+    names = sorted(path.name for path in (tmp_path / "bench").rglob("*.json"))
+    assert names == ["default-4shots-natural-seed1.json", "default-4shots-seed1.json"]
+    rmadapter.done("report", tmp_path / "bench", "--out", tmp_path / "report")
+    text = (tmp_path / "report/report.md").read_text("utf-8")
+    assert "natural draw" in text
+    assert text.count("data, balanced accuracy") == 2
+    refused(rmadapter(*words, "--draw", "even"), "draw='even'")
 
 
 @pytest.mark.parametrize("method", ["rmadapter", "tip-adapter-f"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -19,6 +20,7 @@ from rmadapter.data.fewshot import (
     has_digest,
     order_digest,
     read_split,
+    sample_naturally,
     sample_shots,
     save_split,
     split_digest,
@@ -76,6 +78,68 @@ def test_a_known_draw() -> None:
     It fails when a Python version draws otherwise, which the test above cannot see.
     """
     assert sample_shots([0] * 10 + [1] * 10, 2, random.Random(1)) == [2, 1, 14, 11]
+
+
+def test_a_natural_draw_has_the_frequencies_of_the_data() -> None:
+    """Items drawn from all alike, without return, have hypergeometric counts: their means and
+    variances are in closed form."""
+    labels, shots, draws = [0] * 60 + [1] * 30 + [2] * 30, 8, 3000
+    rng = random.Random(1)
+    counts = np.array(
+        [
+            np.bincount([labels[i] for i in sample_naturally(labels, shots, rng)], minlength=3)
+            for _ in range(draws)
+        ]
+    )
+    total, share = shots * 3, np.array([0.5, 0.25, 0.25])
+    assert (counts.sum(1) == total).all()
+    assert counts.min() > 0
+    variance = total * share * (1 - share) * (120 - total) / (120 - 1)
+    error = np.sqrt(variance / draws)
+    assert (abs(counts.mean(0) - total * share) < 5 * error).all()
+    np.testing.assert_allclose(counts.var(0), variance, rtol=0.15)
+
+
+def test_a_natural_draw_of_every_class() -> None:
+    """Classes with one image among many are drawn, too, and no more images than asked for."""
+    labels = [0] * 200 + [1] + [2] * 3
+    for seed in range(20):
+        few, more = (sample_naturally(labels, shots, random.Random(seed)) for shots in (2, 9))
+        assert (len(few), len(more)) == (6, 27)
+        assert {labels[i] for i in few} == {0, 1, 2}
+        assert len({*few}) == 6
+        assert {*few} <= {*more}
+    assert sorted(sample_naturally(labels, 100, random.Random(1))) == list(range(204))
+    assert sample_naturally(labels, 0, random.Random(1)) == list(range(204))
+    once = sample_naturally(labels, 1, random.Random(1))
+    assert Counter(labels[i] for i in once) == {0: 1, 1: 1, 2: 1}
+
+
+def test_a_natural_draw_validates_on_nothing_and_says_what_it_drew(tmp_path: Path) -> None:
+    splits = {"train": make(LABELS, 3), "val": make(LABELS, 3)}
+    few = few_shot(splits, 3, 1, "natural")
+    assert few.val is None
+    assert few.draw == "natural"
+    assert sorted(indices(few.train) + indices(few.heldout)) == list(range(len(LABELS)))
+    counts = Counter(few.train.labels).values()
+    assert few.short == (f"natural draw: 9 images, {min(counts)} to {max(counts)} of a class",)
+    [text] = few_shot(splits, 6, 1, "natural").short
+    assert text == "natural draw: 15 of 18 images, 3 to 6 of a class"
+
+    save_split(few, tmp_path / "split.json")
+    assert read_split(tmp_path / "split.json").draw == "natural"
+    save_split(replace(few, draw="balanced"), tmp_path / "split.json")
+    assert "draw" not in json.loads((tmp_path / "split.json").read_text())
+    assert split_digest(few) != split_digest(replace(few, draw="balanced"))
+
+
+def test_class_weights_of_a_draw_are_by_its_own_counts() -> None:
+    few = few_shot({"train": make(LABELS, 3)}, 3, 1, "natural").weighed("balanced")
+    counts = Counter(few.train.labels)
+    assert len({*counts.values()}) > 1
+    expected = [9 / 3 / counts[label] for label in few.train.labels]
+    np.testing.assert_allclose(few.train.weights, expected)
+    assert few_shot({"train": make(LABELS, 3)}, 3, 1).weighed(None).train.weights == ()
 
 
 def test_global_generators_stay_untouched() -> None:

@@ -9,12 +9,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from sklearn.metrics import f1_score
+from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from rmadapter import metrics
 from rmadapter.artifacts.predictions import Evaluation
 from rmadapter.artifacts.record import Judgement, MethodName, Record
 from rmadapter.artifacts.summary import describe_tie, judgement_table
+from rmadapter.artifacts.value import Balanced
 from rmadapter.backbones import Backbone
 from rmadapter.data.read import ImageSet, read_images
 from rmadapter.methods.zero_shot import ZeroShot
@@ -180,6 +181,8 @@ def test_figures_against_scikit_learn_and_a_better_probe_is_named(tiny_clip: Bac
         how = {"labels": [0, 1], "average": "macro", "zero_division": 0}
         assert row.macro_f1 == pytest.approx(100 * f1_score(labels, table.argmax(1), **how))
         assert row.low < row.accuracy <= row.high or row.accuracy in (0, 100)
+        assert row.balanced == Balanced.of(table.argmax(1), labels)
+        assert row.balanced.most == row.balanced.fewest == 20
         assert row.recalls[2] is None
     few, missing, better = judgement.doubts
     assert few.startswith("40 images are too few to judge by: any accuracy from 35 to 65 %")
@@ -191,6 +194,24 @@ def test_figures_against_scikit_learn_and_a_better_probe_is_named(tiny_clip: Bac
     assert rows[0][:2] == ["guessing", "33.3"]
     assert rows[1][:2] == ["always the most frequent class", "50.0"]
     assert rows[-1][:3] == ["rmadapter", "50.0", "35.2 to 64.8"]
+    assert "balanced accuracy" not in header
+
+
+def test_balanced_accuracy_stands_beside_where_classes_have_unequal_numbers(
+    tiny_clip: Backbone,
+) -> None:
+    labels = [0] * 30 + [1] * 10
+    evaluation, tables = outcome([[0] * 40, [0] * 35 + [1] * 5, labels], labels)
+    judgement = judging._judgement("here", evaluation, range(40), "RMAdapter", "rmadapter")
+    header, rows = judgement_table(judgement, MethodName(name="rmadapter", title="RMAdapter"))
+    for row, table, shown in zip(
+        judgement.rows, (tables[1], tables[2], tables[0]), rows[2:], strict=True
+    ):
+        rate, low, high = metrics.balanced_accuracy(table, labels)
+        assert rate == pytest.approx(100 * balanced_accuracy_score(labels, table.argmax(1)))
+        assert row.balanced is not None
+        assert shown[header.index("balanced accuracy")] == f"{rate:.1f} ({low:.1f} to {high:.1f})"
+    assert {len(row) for row in rows} == {len(header)}
 
 
 def test_undrawn_images_calibrate_by_halves(tiny_clip: Backbone) -> None:

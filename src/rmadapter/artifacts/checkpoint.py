@@ -40,7 +40,7 @@ from rmadapter.support.files import (
 )
 from rmadapter.support.locks import exclusive
 from rmadapter.support.machine import find_device, versions
-from rmadapter.task import TASK_SETTINGS, qualified_settings
+from rmadapter.task import TASK_SETTINGS, Task, qualified_settings
 from rmadapter.training.contract import Fitted, Known, Method
 
 EXAMPLES = "fitted to"  # the name of `Fitted.examples` in the file; no method's tensor can have it
@@ -394,9 +394,9 @@ def find_finished(folder: Path, key: str) -> Record | None:
     return record
 
 
-def read_draw(folder: Path) -> tuple[int, int, str]:
-    """Return the shots and the seed of a run, and the digest of the images that were drawn for it.
-    Raises UserError for a folder with only a model."""
+def read_draw(folder: Path) -> tuple[Task, str]:
+    """Return the task of a run, and the digest of the images that were drawn for it. Raises
+    UserError for a folder with only a model."""
     run = RunFolder(folder)
     if not run.record.is_file():
         raise UserError(
@@ -404,7 +404,7 @@ def read_draw(folder: Path) -> tuple[int, int, str]:
         )
     run.check_sums([run.record])
     record = read_record(run.record)
-    return record.task.shots, record.task.seed, record.split_digest
+    return record.task, record.split_digest
 
 
 # Copying

@@ -16,13 +16,13 @@ from pydantic import (
     model_validator,
 )
 
-from rmadapter.artifacts.value import Number, Percent, Plain, Setting, Split, Text, Value
+from rmadapter.artifacts.value import Balanced, Number, Percent, Plain, Setting, Split, Text, Value
 from rmadapter.errors import UserError, first_fault
 from rmadapter.methods import changed_settings, name_with_settings
 from rmadapter.methods.uses import Uses
 from rmadapter.metrics import harmonic_mean, sure_from
 from rmadapter.support.files import read_text, write_text
-from rmadapter.task import Question, Task
+from rmadapter.task import Question, Task, without_balanced
 
 if TYPE_CHECKING:
     from rmadapter.data.read import ImageSet
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 FORMAT: Literal[2] = 2
 ANSWERED = ("finished", "not-applicable")
 MOST_HELD_OUT = 1000  # answers kept to choose a threshold by
+BALANCED = "balanced "  # begins the name of a figure, before that of a set
 LEVEL = 0.05  # significance level of the test whether another method is better
 LONGEST = 2**24  # bytes of a record; one with thousands of notes has a hundredth of that
 
@@ -95,6 +96,7 @@ class Score(Value):
         order: Seed of the order of images, if answers depend on it.
         open_world: Figures of answers among trained and other classes in one list, as
             `metrics.open_world` returns them.
+        balanced: Balanced accuracy of the method; None where the record does not say.
     """
 
     name: str
@@ -108,6 +110,7 @@ class Score(Value):
     reason: str = ""
     order: int | None = None
     open_world: dict[Text, Percent] = Field(default_factory=dict, max_length=10)
+    balanced: Balanced | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -123,6 +126,11 @@ class Score(Value):
     @property
     def chance(self) -> float:
         return 100 / self.classes
+
+    @property
+    def uneven(self) -> bool:
+        """Whether its classes are known to have unequal numbers of images."""
+        return self.balanced is not None and self.balanced.differs
 
     @property
     def title(self) -> str:
@@ -144,6 +152,7 @@ class Rates(Value):
         recalls: Recall of each class, None for one without images.
         p: P-value of McNemar's exact two-sided test against the method that was fitted; None for
             that one.
+        balanced: Balanced accuracy; None where the record does not say.
     """
 
     name: str
@@ -154,6 +163,7 @@ class Rates(Value):
     calibration_error: Percent
     recalls: list[Percent | None]
     p: float | None = None
+    balanced: Balanced | None = None
 
 
 class Promise(Value):
@@ -218,6 +228,11 @@ class Judgement(Value):
     def fitted(self) -> Rates:
         """The row of the method that was fitted."""
         return next(row for row in self.rows if row.p is None)
+
+    @property
+    def uneven(self) -> bool:
+        """Whether its classes are known to have unequal numbers of images."""
+        return any(row.balanced is not None and row.balanced.differs for row in self.rows)
 
     @property
     def rival(self) -> Rates | None:
@@ -392,17 +407,22 @@ class Record(Value):
 
         Args:
             name: Name of a set, for the accuracy on it; "hm", for the harmonic mean of base and
-                novel; "average", over other data sets; or one of `open_world` of a score.
+                novel; "average", over other data sets; one of these after "balanced ", for the
+                balanced accuracy; or one of `open_world` of a score.
             zero_shot: Whether it is the untouched backbone's.
         """
-        if name == "hm":
-            halves = [self.metric(half, zero_shot) for half in ("base", "novel")]
+        kind = BALANCED if name.startswith(BALANCED) else ""
+        if name == f"{kind}hm":
+            halves = [self.metric(kind + half, zero_shot) for half in ("base", "novel")]
             return None if None in halves else harmonic_mean(*halves)  # type: ignore[arg-type]
-        if name == "average":
-            figures = [self.metric(target, zero_shot) for target in self.targets]
+        if name == f"{kind}average":
+            figures = [self.metric(kind + target, zero_shot) for target in self.targets]
             values = [value for value in figures if value is not None]
             return fmean(values) if figures and len(values) == len(figures) else None
-        score = self.score(name)
+        score = self.score(name.removeprefix(kind))
+        if kind:
+            known = not zero_shot and score and score.balanced
+            return known.accuracy if known else None
         if score is None:
             joint = self.score("all")
             return None if joint is None or zero_shot else joint.open_world.get(name)
@@ -437,6 +457,7 @@ class Record(Value):
     def metrics(self) -> dict[str, float]:
         """Return every figure of the run, by name."""
         names = [*(score.name for score in self.scores), "hm"]
+        names += [BALANCED + score.name for score in self.scores if score.uneven]
         if len(self.targets) > 1:
             names.append("average")
         figures = {name: self.metric(name) for name in names}
@@ -447,7 +468,7 @@ class Record(Value):
         full = self.model_dump(mode="json")
         short = self.model_dump(mode="json", exclude_defaults=True)
         # the defaults of settings may change later
-        settings = {name: full[name] for name in ("task", "precision")}
+        settings = {"task": without_balanced(full["task"]), "precision": full["precision"]}
         return json.dumps({"format": FORMAT, **short, **settings}, ensure_ascii=False) + "\n"
 
     def save(self, path: Path) -> None:

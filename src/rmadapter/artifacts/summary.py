@@ -66,6 +66,7 @@ def print_record(record: Record, as_json: bool, run: Path | None = None) -> None
         rows.append(["harmonic mean", "", "", *figures])
     if rows:
         table(HEADER, rows)
+        _print_balanced(record.scores)
     else:
         print("not evaluated: there were no images to evaluate on")
     for score in record.scores:
@@ -80,8 +81,18 @@ def print_score(score: Score, as_json: bool, promises: Sequence[Promise] = ()) -
         print(json.dumps(_score_json(score) | ({"promises": measured} if measured else {})))
         return
     table(HEADER, [_score_row(score)])
+    _print_balanced([score])
     if promises:
         table(*promise_table(promises))
+
+
+def _print_balanced(scores: Sequence[Score]) -> None:
+    """Print the balanced accuracy of each set whose classes have unequal numbers of images."""
+    for score in scores:
+        rate = score.balanced
+        if rate and rate.differs:
+            counts = f"{rate.fewest:,} to {rate.most:,} images of a class"
+            print(escape(f"{score.title}: balanced accuracy {rate.text} %, {counts}"))
 
 
 def _record_json(record: Record, run: Path | None) -> dict[str, object]:
@@ -107,6 +118,8 @@ def _score_json(score: Score) -> dict[str, object]:
         "n_images": score.images,
         "n_classes": score.classes,
     }
+    if score.balanced:
+        facts["balanced_accuracy"] = score.balanced.model_dump()
     return {**facts, "reason": score.reason} if score.reason else facts
 
 
@@ -214,12 +227,17 @@ def judgement_table(judged: Judgement, method: MethodName) -> Table:
     name that `--method` takes. method: the one that was fitted, whose row names its changed
     settings, too."""
     chance, majority = f"{100 / len(judged.classes):.1f}", f"{judged.majority:.1f}"
-    rows = [["guessing", chance, "", "", ""]]
-    rows.append(["always the most frequent class", majority, "", "", ""])
+    uneven = judged.uneven
+    blank = [""] * (4 if uneven else 3)
+    balanced = [""] * uneven
+    rows = [["guessing", chance, *blank], ["always the most frequent class", majority, *blank]]
     for row in judged.rows:
         interval = f"{row.low:.1f} to {row.high:.1f}"
         rates = [f"{row.macro_f1:.1f}", f"{row.calibration_error:.1f}"]
         name = name_with_settings(method.name, method.changed) if row.p is None else row.name
-        rows.append([name, f"{row.accuracy:.1f}", interval, *rates])
-    columns = ["accuracy in %", "95 % interval", "macro F1", "calibration error"]
+        if uneven:
+            balanced = [row.balanced.text if row.balanced else "-"]
+        rows.append([name, f"{row.accuracy:.1f}", interval, *balanced, *rates])
+    more = ["balanced accuracy"] * uneven
+    columns = ["accuracy in %", "95 % interval", *more, "macro F1", "calibration error"]
     return [f"{judged.images:,} images", *columns], rows

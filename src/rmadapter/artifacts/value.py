@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, TypeAlias
 
+import numpy as np
+from numpy.typing import ArrayLike
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from rmadapter.errors import is_text
+from rmadapter.metrics import balanced_accuracy
 from rmadapter.settings import MOST_NUMBER, MOST_PARTS, MOST_WHOLE
 
 
@@ -30,3 +33,39 @@ class Value(BaseModel):
     """A frozen part of a record; unknown fields are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Balanced(Value):
+    """The mean recall of the classes that have images, in percent.
+
+    Attributes:
+        accuracy: The mean recall.
+        low, high: Its 95 % interval, as `metrics.balanced_accuracy`.
+        fewest, most: Smallest and largest number of images of these classes.
+    """
+
+    accuracy: Percent
+    low: Percent
+    high: Percent
+    fewest: int = Field(ge=1, le=10**9)
+    most: int = Field(ge=1, le=10**9)
+
+    @classmethod
+    def of(cls, answers: ArrayLike, labels: ArrayLike) -> Balanced:
+        """Measure answers. answers, labels: as for `metrics.accuracy`."""
+        rates = [round(rate, 4) for rate in balanced_accuracy(answers, labels)]
+        counts = np.unique(np.asarray(labels), return_counts=True)[1]
+        return cls(
+            accuracy=rates[0], low=rates[1], high=rates[2],
+            fewest=int(counts.min()), most=int(counts.max()),
+        )  # fmt: skip
+
+    @property
+    def differs(self) -> bool:
+        """Whether the numbers of images differ; if not, this is the accuracy."""
+        return self.most > self.fewest
+
+    @property
+    def text(self) -> str:
+        """The mean recall and its interval."""
+        return f"{self.accuracy:.1f} ({self.low:.1f} to {self.high:.1f})"

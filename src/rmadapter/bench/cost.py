@@ -205,7 +205,7 @@ def _seconds(
     """Return the seconds of each job. Each process freezes the test images of a data set once, in
     its first run on it, and those that were not drawn for every draw."""
     seconds: dict[Job, float] = {}
-    first_uses: dict[str, dict[tuple[str, int, int], bool]] = {}
+    first_uses: dict[str, dict[tuple[str, int, int, str], bool]] = {}
     for job in jobs:
         draws = first_uses.setdefault(job.task.data, {})
         sets = lab.tests(job.task)

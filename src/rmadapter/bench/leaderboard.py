@@ -26,12 +26,14 @@ from rmadapter.bench.published import (
     sources,
 )
 from rmadapter.bench.report import paper
+from rmadapter.bench.report.costs import row_uses
 from rmadapter.bench.report.format import Cell
 from rmadapter.bench.report.groups import (
     Group,
     common_targets,
     comparable_costs,
     complete,
+    counted,
     experiment_of,
     group_records,
     rows_of,
@@ -44,9 +46,7 @@ from rmadapter.bench.report.tables import (
     Column,
     chance_row,
     columns_of,
-    counted,
     departures,
-    row_uses,
 )
 from rmadapter.data.catalog.sets import ELEVEN
 from rmadapter.errors import UserError
@@ -245,7 +245,7 @@ def _compare_with_printed(
 def _printed(record: Record, metric: str) -> list[Figure]:
     """Return the printed figures for a record. metric: as in `Record.metric`; "average" is a data
     set in what is printed."""
-    if not comparable(record, metric):
+    if record.task.draw != "balanced" or not comparable(record, metric):
         return []
     dataset = AVERAGE if metric == AVERAGE else paper.dataset_name(record.task.data)
     metric = "all" if metric == AVERAGE else metric

@@ -304,7 +304,7 @@ def select_shard(jobs: Sequence[Job], number: int, count: int) -> list[Job]:
     Parts are disjoint and about equal in work. Jobs on the same images are in the same part: the
     largest groups are assigned first, each to the part with the least work so far.
     """
-    groups: dict[tuple[str, int, int], list[Job]] = {}
+    groups: dict[tuple[str, int, int, str], list[Job]] = {}
     for job in jobs:
         groups.setdefault(job.images, []).append(job)
     work = {

@@ -37,9 +37,9 @@ class Job:
     searched: tuple[str, ...] = ()
 
     @property
-    def images(self) -> tuple[str, int, int]:
-        """Data set, shots and seed, which determine the images that are drawn."""
-        return self.task.data, self.task.shots, self.task.seed
+    def images(self) -> tuple[str, int, int, str]:
+        """Data set, shots, seed and draw, which determine the images that are drawn."""
+        return self.task.data, self.task.shots, self.task.seed, self.task.draw
 
     @property
     def datasets(self) -> list[str]:
@@ -52,12 +52,12 @@ class Job:
         data = PurePath(self.task.data)
         folders = [part for part in data.parts if part not in (data.anchor, "..", "~")]
         variant = _slug(self.variant) or "default"
-        name = f"{variant}-{self.task.shots}shots-seed{self.task.seed}.json"
+        name = f"{variant}-{self.task.shots}shots{_kind(self.task)}-seed{self.task.seed}.json"
         return Path(self.protocol, *map(_slug, folders), _slug(self.method), name)
 
     def __str__(self) -> str:
         variant = f" [{self.variant}]" if self.variant else ""
-        draw = f"{self.task.shots} shots seed {self.task.seed}"
+        draw = f"{self.task.shots} shots{_kind(self.task, ' ')} seed {self.task.seed}"
         return f"{self.protocol} {self.task.data} {self.method}{variant} {draw}"
 
 
@@ -277,6 +277,11 @@ def _siblings(dataset: str, root: Path) -> tuple[str, ...]:
     if not names:
         raise UserError(f"{folder} has no domain other than {path.name} to test on")
     return tuple((path.parent / name).as_posix() for name in names)
+
+
+def _kind(task: Task, before: str = "-") -> str:
+    """Return a draw that is not balanced, after some text; else ""."""
+    return "" if task.draw == "balanced" else f"{before}{task.draw}"
 
 
 def _slug(text: str) -> str:

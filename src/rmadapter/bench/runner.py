@@ -208,7 +208,8 @@ def describe_record(record: Record) -> str:
     metrics = " ".join(f"{name} {value:.2f}" for name, value in record.metrics.items())
     names = [record.protocol, record.task.data, record.method.name, *filter(None, [record.variant])]
     seconds = f" ({record.seconds['total']:.0f} s)" if "total" in record.seconds else ""
-    draw = f"{record.task.shots} shots, seed {record.task.seed}"
+    natural = "" if record.task.draw == "balanced" else f" ({record.task.draw})"
+    draw = f"{record.task.shots} shots{natural}, seed {record.task.seed}"
     return f"{' | '.join(names)} | {draw}: {record.status} {metrics or record.reason}{seconds}"
 
 
@@ -311,7 +312,7 @@ def in_order(jobs: Sequence[Job]) -> list[Job]:
     come last: methods on tokens compute features anyway."""
     from rmadapter.methods import ON_FEATURES
 
-    first: dict[tuple[str, int, int], int] = {}
+    first: dict[tuple[str, int, int, str], int] = {}
     for job in jobs:
         first.setdefault(job.images, len(first))
     return sorted(jobs, key=lambda job: (first[job.images], job.method in ON_FEATURES))

@@ -209,7 +209,7 @@ def _head(search: Search, folds: Folds, space: Space) -> JsonObject:
     return {
         "key": run_key(request.task, request.method, request.name, request.machine, backbone, few),
         "method": request.name,
-        "task": asdict(request.task),
+        "task": request.task.values(),
         "folds": len(folds),
         "images": len(folds.rows),
         "space": {name: to_json(distribution) for name, distribution in space.items()},

@@ -21,6 +21,7 @@ from rmadapter.cli.options import (
     Config,
     Crops,
     Device,
+    Draw,
     Jobs,
     Json,
     OnRay,
@@ -77,6 +78,7 @@ class BenchOptions:
     shots: Annotated[
         str, typer.Option(help="Images per class; by default 16, for few-shot 1,2,4,8,16.")
     ] = ""
+    draw: Draw = None
     root: Annotated[Path, typer.Option(help="Folder of data sets.")] = Path()
     templates: Templates = ""
     axes: Annotated[str, typer.Option(help="For sensitivity: rank,alpha,...")] = ""
@@ -114,7 +116,7 @@ class BenchOptions:
         from rmadapter.runs.request import read_config
 
         fitted, values = read_config(self.config, parts(self.methods))
-        for name in ("backbone", "device", "precision"):
+        for name in ("backbone", "draw", "device", "precision"):
             value = getattr(self, name)
             if value is not None:
                 values[name] = value

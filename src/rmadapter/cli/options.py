@@ -84,6 +84,14 @@ Shots = Annotated[
     int | None,
     typer.Option("--shots", help="Images per class; 16 by default, 0 takes all to train on."),
 ]
+Draw = Annotated[
+    str | None,
+    typer.Option(
+        "--draw",
+        metavar="balanced | natural",
+        help="As many shots of each class (the default), or by the data's own frequencies.",
+    ),
+]
 Seed = Annotated[
     int | None, typer.Option("--seed", min=0, help="Seed for everything random; 1 by default.")
 ]

@@ -17,6 +17,7 @@ from rmadapter.cli.options import (
     Crops,
     DataOptions,
     Device,
+    Draw,
     FileOptions,
     Half,
     Json,
@@ -69,6 +70,7 @@ class FitOptions:
     ] = ""
     backbone: Backbone = None
     shots: Shots = None
+    draw: Draw = None
     seed: Seed = None
     half: Half = None
     device: Device = None
@@ -85,7 +87,7 @@ class FitOptions:
         from rmadapter.methods import explain_effort
         from rmadapter.runs.request import requested
 
-        names = ("backbone", "shots", "seed", "device", "precision", "minutes")
+        names = ("backbone", "shots", "draw", "seed", "device", "precision", "minutes")
         flags = {"classes": self.half, **{name: getattr(self, name) for name in names}}
         request = requested(
             self.method, settings.config, flags, settings.sets, self.effort, str(data),

@@ -1,5 +1,5 @@
 """Draw shots per class and halve classes into base and novel, exactly as CoOp does (Zhou et al.,
-IJCV 2022)."""
+IJCV 2022); or draw as many images by the frequencies of the classes."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ValidationError
 
-from rmadapter.data.image_set import Transform
+from rmadapter.data.image_set import Transform, with_weights
 from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError, first_fault
+from rmadapter.settings import Draw
 from rmadapter.support.files import read_json, write_json
 
 VAL_SHOTS = 4  # CoOp never validates on more
@@ -26,7 +27,8 @@ VAL_SHOTS = 4  # CoOp never validates on more
 @dataclass(frozen=True, eq=False)
 class FewShot:
     """One draw. heldout: train images that were not drawn, which are tested on if the data has no
-    test split. short: one sentence per class with fewer images than shots."""
+    test split. short: one sentence per class with fewer images than shots, or one on a natural
+    draw. draw: how, as in `Task`."""
 
     train: ImageSet
     val: ImageSet | None
@@ -34,6 +36,7 @@ class FewShot:
     shots: int
     seed: int
     short: tuple[str, ...]
+    draw: Draw = "balanced"
 
     @property
     def drawn(self) -> tuple[ImageSet, ...]:
@@ -44,6 +47,12 @@ class FewShot:
         """Decode every drawn image once, ahead of its use. Raises as `ImageSet.read`."""
         for part in self.drawn:
             part.read(transform, progress)
+
+    def weighed(self, class_weight: object) -> FewShot:
+        """Return the draw with class weights by the counts of its own images. Raises UserError as
+        `with_weights`."""
+        weights = self.train.weights or None
+        return replace(self, train=with_weights(self.train, weights, class_weight, 0))
 
     @cached_property
     def unrelated(self) -> ImageSet:
@@ -79,9 +88,31 @@ def sample_shots(labels: Sequence[int], shots: int, rng: random.Random) -> list[
     return chosen
 
 
-def few_shot(splits: Mapping[str, ImageSet], shots: int, seed: int) -> FewShot:
+def sample_naturally(labels: Sequence[int], shots: int, rng: random.Random) -> list[int]:
+    """Return the indices of `shots` items times the number of labels, drawn from all alike, so that
+    labels are as frequent as in the data; 0 returns all, in their order.
+
+    Each label is drawn at least once: for one that would be missing, the next item of it stands in
+    for the last drawn item of a label that has several. With the same generator, fewer shots return
+    a part of what more shots return.
+    """
+    if shots < 1:
+        return list(range(len(labels)))
+    order = rng.sample(range(len(labels)), len(labels))
+    first: dict[int, int] = {}  # label -> its first item
+    for index in order:
+        first.setdefault(labels[index], index)
+    needed = {*first.values()}
+    others = [index for index in order if index not in needed]
+    kept = needed | {*others[: (shots - 1) * len(first)]}
+    return [index for index in order if index in kept]
+
+
+def few_shot(
+    splits: Mapping[str, ImageSet], shots: int, seed: int, draw: Draw = "balanced"
+) -> FewShot:
     """Draw from "train" (or "all"), then min(shots, 4) per class from "val", with one generator
-    seeded for this draw.
+    seeded for this draw. A natural draw takes nothing from "val".
 
     Raises UserError if there are no train images or a class has none; classes with too few are
     listed in `short`.
@@ -97,22 +128,38 @@ def few_shot(splits: Mapping[str, ImageSet], shots: int, seed: int) -> FewShot:
         if not counts[number]:
             raise UserError(f"class {name!r} has no train images: add some or remove the class")
     rng = random.Random(seed)
-    chosen = sample_shots(source.labels, shots, rng)
-    val = splits.get("val")
+    natural = draw == "natural"
+    chosen = (sample_naturally if natural else sample_shots)(source.labels, shots, rng)
+    val = None if natural else splits.get("val")
     if val is not None:
         val = val.subset(sample_shots(val.labels, min(shots, VAL_SHOTS), rng))
     drawn = set(chosen)
+    short = (
+        [_describe_natural([source.labels[i] for i in chosen], shots)]
+        if natural
+        else [
+            f"class {name!r} has {counts[i]} image{'s' * (counts[i] > 1)}, fewer than {shots} shots"
+            for i, name in enumerate(source.classes)
+            if counts[i] < shots
+        ]
+    )
     return FewShot(
         train=source.subset(chosen),
         val=val,
         heldout=source.subset(i for i in range(len(source)) if i not in drawn),
         shots=shots,
         seed=seed,
-        short=tuple(
-            f"class {name!r} has {counts[i]} image{'s' * (counts[i] > 1)}, fewer than {shots} shots"
-            for i, name in enumerate(source.classes)
-            if counts[i] < shots
-        ),
+        short=tuple(short),
+        draw=draw,
+    )
+
+
+def _describe_natural(labels: Sequence[int], shots: int) -> str:
+    """Say how many images a natural draw has. labels: of these."""
+    counts = Counter(labels).values()
+    wanted = f" of {shots * len(counts):,}" if shots * len(counts) > len(labels) else ""
+    return (
+        f"natural draw: {len(labels):,}{wanted} images, {min(counts)} to {max(counts)} of a class"
     )
 
 
@@ -138,8 +185,8 @@ def half(images: ImageSet, which: Literal["all", "base", "novel"]) -> ImageSet:
 
 
 def split_digest(few: FewShot) -> str:
-    """Return the SHA-256 of the drawn images with their labels, and of the classes; ignores image
-    order, file names and seed."""
+    """Return the SHA-256 of the drawn images with their labels, of the classes, and of the draw
+    unless it is balanced; ignores image order, file names and seed."""
     parts: list[object] = []
     for part in (few.train, few.val):
         if part is None:
@@ -147,6 +194,8 @@ def split_digest(few: FewShot) -> str:
         else:
             rows = zip(part.labels, map(bytes.hex, part.contents), strict=True)
             parts.append((part.classes, sorted(rows)))
+    if few.draw != "balanced":
+        parts.append(few.draw)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -174,6 +223,7 @@ def save_split(few: FewShot, path: Path) -> None:
         "digest": split_digest(few),
         "seed": few.seed,
         "shots": few.shots,
+        **({} if few.draw == "balanced" else {"draw": few.draw}),
         "classes": few.train.classes,
         "labels": few.train.written,
         "train": rows(few.train),
@@ -186,6 +236,7 @@ class Split(BaseModel):
     """A file written by `save_split`; labels may be empty."""
 
     digest: str
+    draw: Draw = "balanced"
     classes: tuple[str, ...]
     labels: tuple[str | int, ...] = ()
     train: list[tuple[str, int, str]]
@@ -207,7 +258,7 @@ class Split(BaseModel):
         changed."""
         train = self._part(self.train, root)
         val = None if self.val is None else self._part(self.val, root)
-        few = FewShot(train, val, train.subset([]), 0, 0, ())
+        few = FewShot(train, val, train.subset([]), 0, 0, (), self.draw)
         try:
             same = has_digest(few, self.digest)
         except UserError as error:

@@ -15,9 +15,9 @@ from torch import Tensor
 from rmadapter import metrics
 from rmadapter.artifacts.checkpoint import Saved, read_draw
 from rmadapter.artifacts.predictions import Evaluation
-from rmadapter.artifacts.record import Score, read_record
+from rmadapter.artifacts.record import Score
 from rmadapter.artifacts.run_folder import RunFolder
-from rmadapter.artifacts.value import Split
+from rmadapter.artifacts.value import Balanced, Split
 from rmadapter.data.fewshot import few_shot, half, has_digest, read_split
 from rmadapter.data.names import custom_names, nfc
 from rmadapter.data.read import ImageSet
@@ -76,7 +76,8 @@ def evaluate(
             "zero_shot": round(metrics.accuracy(zero_shot, images.labels), 4),
         }
         joint = _in_one_list(fitted, images, ours)
-        score = score.model_copy(update={"open_world": joint})
+        balanced = Balanced.of(ours, images.labels)
+        score = score.model_copy(update={"open_world": joint, "balanced": balanced})
         scores.append(score.model_copy(update=rates))
     return evaluations, scores
 
@@ -148,14 +149,13 @@ def trained_on(folder: Path, splits: Splits, split: str, images: ImageSet) -> in
     if split in ("test", "heldout"):  # what is drawn is in neither
         return 0
     try:
-        shots, seed, digest = read_draw(folder)
-        classes = read_record(RunFolder(folder).record).task.classes
-        few = few_shot(splits, shots, seed)
+        task, digest = read_draw(folder)
+        few = few_shot(splits, task.shots, task.seed, task.draw)
     except UserError:
         return 0
     if not has_digest(few, digest):
         return 0
-    parts = [half(part, classes).images for part in (few.train, few.val) if part]
+    parts = [half(part, task.classes).images for part in (few.train, few.val) if part]
     learnt = {image for part in parts for image in part}
     return sum(image in learnt for image in images.images)
 
@@ -185,7 +185,9 @@ def evaluate_saved(
             f"{known} of these {len(images)} images were trained on: this accuracy says little "
             "about new ones"
         )
-    seed = read_draw(folder)[1] if fitted.remembers and RunFolder(folder).record.is_file() else 1
+    seed = (
+        read_draw(folder)[0].seed if fitted.remembers and RunFolder(folder).record.is_file() else 1
+    )
     named = cast(Split, "held out" if split == "heldout" else split)
     return evaluate(fitted, [(Question(classes, classes=classes), images, named)], cache, seed=seed)
 
@@ -225,8 +227,8 @@ def _heldout(folder: Path, fitted: Fitted, splits: Splits, classes: Half) -> Ima
         raise UserError(
             f"{fitted.method.title} has seen the images that were not drawn: give --split test"
         )
-    shots, seed, digest = read_draw(folder)
-    few = few_shot(splits, shots, seed)
+    task, digest = read_draw(folder)
+    few = few_shot(splits, task.shots, task.seed, task.draw)
     if not has_digest(few, digest):
         raise UserError(
             f"{folder} was trained on different images: --split heldout needs the data it was "

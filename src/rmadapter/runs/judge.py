@@ -12,7 +12,7 @@ from rmadapter import metrics
 from rmadapter.artifacts.predictions import Evaluation
 from rmadapter.artifacts.record import LEVEL, Judgement, Promise, Rates, Score
 from rmadapter.artifacts.summary import describe_tie
-from rmadapter.artifacts.value import Split
+from rmadapter.artifacts.value import Balanced, Split
 from rmadapter.conformal import Calibration
 from rmadapter.data.duplicates import pairs
 from rmadapter.data.fewshot import FewShot
@@ -165,6 +165,7 @@ def _score(evaluation: Evaluation) -> Score:
         name="all", images=len(labels), classes=len(evaluation.classes), split="cross-validated",
         accuracy=metrics.accuracy(evaluation.probabilities, labels),
         zero_shot=metrics.accuracy(evaluation.zero_shot, labels),
+        balanced=Balanced.of(evaluation.probabilities, labels),
     )  # fmt: skip
 
 
@@ -214,6 +215,7 @@ def _rates(
         calibration_error=metrics.calibration_error(table.max(1), right),
         recalls=[None if np.isnan(recall) else float(recall) for recall in recalls],
         p=None if ours is None else metrics.paired(ours, right)[3],
+        balanced=Balanced.of(table, labels),
     )
 
 

@@ -27,7 +27,7 @@ from rmadapter.training.shots import Callback
 
 Splits: TypeAlias = Mapping[str, ImageSet]
 Sets: TypeAlias = list[tuple[Question, ImageSet, Split]]
-_Draw: TypeAlias = tuple[str, int, int]  # data, shots, seed
+_Draw: TypeAlias = tuple[str, int, int, str]  # data, shots, seed, draw
 FORMATS: tuple[Literal["fp32", "bf16", "fp16"], ...] = ("fp32", "bf16", "fp16")
 END = -1  # sent instead of a training
 
@@ -147,9 +147,9 @@ class Lab:
         Raises:
             UserError: There is only one class.
         """
-        key = (task.data, task.shots, task.seed)
+        key = (task.data, task.shots, task.seed, task.draw)
         if self._few is None or self._few[0] != key:
-            self._few = key, few_shot(self.splits(task.data), task.shots, task.seed)
+            self._few = key, few_shot(self.splits(task.data), task.shots, task.seed, task.draw)
         few = self._few[1]
         classes = half(few.train, task.classes).classes
         if len(classes) < 2:
@@ -211,7 +211,7 @@ class Lab:
             if tested is None and target:
                 raise UserError(f"{question.data}: has no test split, which a target needs")
             images = (few or self.draw(task)).unrelated if tested is None else tested
-            draw = None if tested else (task.data, task.shots, task.seed)
+            draw = None if tested else (task.data, task.shots, task.seed, task.draw)
             key = (question.data or task.data, question.classes, draw)
             if key not in self._tests and len(images):
                 self._tests[key] = half(images, question.classes)

@@ -243,7 +243,7 @@ def run_key(
     """Hash everything that affects the result; paths, caches and device do not count."""
     settings = settings_of(method)
     question = {
-        **asdict(task),
+        **task.values(),
         "data": own_name(task.data),
         "backbone": task.backbone if is_published(task.backbone) else own_name(task.backbone),
         "tests": [asdict(test) for test in task.questions],

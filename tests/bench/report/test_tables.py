@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,16 +10,12 @@ import pytest
 from scipy import stats
 
 from rmadapter.artifacts.record import Record
+from rmadapter.artifacts.value import Balanced
+from rmadapter.bench.report.costs import USES_HEADS, uses_tables
 from rmadapter.bench.report.format import Row, Table
-from rmadapter.bench.report.groups import Group, group_records
+from rmadapter.bench.report.groups import Group, group_records, total_seconds
 from rmadapter.bench.report.paper import TEST_IMAGES, halves
-from rmadapter.bench.report.tables import (
-    USES_HEADS,
-    make_tables,
-    reference,
-    total_seconds,
-    uses_tables,
-)
+from rmadapter.bench.report.tables import make_tables, reference
 from rmadapter.methods.uses import Uses
 from tests.helpers.synthetic_runs import TITLES, VIT, record, with_method
 
@@ -237,6 +234,59 @@ def test_few_shot_has_a_column_per_number_of_shots() -> None:
     assert [r.cells[-1].value for r in found["cost"].rows] == [2, 2]
     every = [record("mma", "a", 1, {"all": 90.0}, protocol="few-shot", shots=k) for k in (0, 4)]
     assert tables(every)["a"].columns == ("method", "4 shots", "all images")
+
+
+def test_balanced_accuracy_has_a_table_where_classes_have_unequal_numbers() -> None:
+    """Means over seeds as of accuracies; records that do not say show none."""
+
+    def of(method: str, data: str, seed: int, counts: tuple[int, int] | None) -> Record:
+        run = record(method, data, seed, {"all": 60.0 + seed}, protocol="few-shot", shots=4)
+        balanced = counts and Balanced(
+            accuracy=50.0 + seed, low=1, high=99, fewest=counts[0], most=counts[1]
+        )
+        scores = tuple(score.model_copy(update={"balanced": balanced}) for score in run.scores)
+        return run.model_copy(update={"scores": scores})
+
+    methods, seeds = ("mma", "rmadapter"), (1, 2)
+    runs = [of(m, "uneven", s, (3, 6)) for m in methods for s in seeds]
+    runs += [of(m, "even", s, (5, 5)) for m in methods for s in seeds]
+    runs += [of(m, "unknown", s, None) for m in methods for s in seeds]
+    found = tables(runs)
+    assert [name for name in found if name.endswith("balanced")] == ["uneven-balanced"]
+    table = found["uneven-balanced"]
+    assert row(table, "MMA").cells[0].value == 51.5
+    half = stats.t.ppf(0.975, 1) * np.std([51, 52], ddof=1) / np.sqrt(2)
+    assert row(table, "MMA").cells[0].interval == pytest.approx(half)
+    assert row(table, "chance").cells[0].value == 50
+    assert "3 to 6 images" in notes(table)
+    assert row(found["uneven"], "MMA").cells[0].value == 61.5
+
+
+def test_balanced_accuracy_of_halves_and_of_targets() -> None:
+    def with_rates(run: Record) -> Record:
+        rate = Balanced(accuracy=40, low=1, high=99, fewest=1, most=2)
+        scores = tuple(
+            one.model_copy(update={"balanced": rate.model_copy(update={"accuracy": 40 + 10 * i})})
+            for i, one in enumerate(run.scores)
+        )
+        return run.model_copy(update={"scores": scores})
+
+    halves = [with_rates(run) for run in base_to_novel()]
+    assert texts(tables(halves)["a-balanced"], "MMA")[2] == "44.44 ± 0.00"
+    fields = {"protocol": "cross-dataset"}
+    transfer = with_rates(record("mma", "src", 1, {"all": 1.0, "x": 1.0, "y": 1.0}, **fields))
+    table = tables([transfer])["src-balanced"]
+    assert texts(table, "MMA") == ["40.00", "50.00", "60.00", "55.00"]
+
+
+def test_runs_of_another_draw_are_a_group_of_their_own() -> None:
+    runs = base_to_novel()
+    natural = [run.model_copy(update={"task": replace(run.task, draw="natural")}) for run in runs]
+    balanced, other = group_records([*runs, *natural])
+    assert "draw" not in balanced.shared
+    assert other.shared["draw"] == "natural"
+    assert other.title == f"{balanced.title}, natural draw"
+    assert other.slug != balanced.slug
 
 
 def test_a_run_that_two_protocols_count_was_made_once() -> None:

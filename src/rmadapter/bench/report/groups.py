@@ -17,6 +17,7 @@ from rmadapter.artifacts.record import BackboneName, Record
 from rmadapter.bench.protocols import PROTOCOLS
 from rmadapter.methods import name_with_settings
 from rmadapter.methods.uses import TRACKS, UNKNOWN, track_of
+from rmadapter.support.html import duration
 
 # what runs must share to be compared
 SHARED = ("task.templates", "task.augmentation", "task.views", "precision")
@@ -50,7 +51,7 @@ class Group:
         """A name for files and labels, unique among groups by the start of the digest."""
         parts = [self.protocol, self.axis, Path(self.backbone.name).name, self.backbone.digest[:6]]
         parts += [] if self.shots is None else [f"{self.shots}shots"]
-        special = self._not_default("augmentation", "views", "precision")
+        special = self._not_default("augmentation", "views", "precision", "draw")
         parts += [f"{name}-{value}" for name, value in special.items()]
         parts += [f"prompts{self.prompts + 1}"] if self.prompts else []
         parts += [] if self.track == TRACKS[0] else [self.track]
@@ -63,12 +64,14 @@ class Group:
         shots = "" if self.shots is None else f", {describe_shots(self.shots)}"
         special = self._not_default("precision", "augmentation").values()
         settings = "".join(f", {value}" for value in special)
+        settings += f", {self.shared['draw']} draw" if "draw" in self.shared else ""
         track = "" if self.track == TRACKS[0] else f", {self.track}"
         return f"{self.protocol}{axis}: {self.backbone.name}{shots}{settings}{track}"
 
     def _not_default(self, *names: str) -> dict[str, object]:
         defaults = ("none", 0, "fp32")
-        return {name: self.shared[name] for name in names if self.shared[name] not in defaults}
+        values = {name: self.shared[name] for name in names if name in self.shared}
+        return {name: value for name, value in values.items() if value not in defaults}
 
     @property
     def compared(self) -> bool:
@@ -129,8 +132,10 @@ def track(record: Record) -> str:
 
 
 def shared(record: Record) -> dict[str, object]:
-    """Return the settings that runs must share to be compared."""
-    return {name.rpartition(".")[2]: attrgetter(name)(record) for name in SHARED}
+    """Return the settings that runs must share to be compared; the draw if it is not balanced."""
+    natural = () if record.task.draw == "balanced" else ("task.draw",)
+    names = (*SHARED, *natural)
+    return {name.rpartition(".")[2]: attrgetter(name)(record) for name in names}
 
 
 def tested(record: Record) -> dict[str, int]:
@@ -180,7 +185,7 @@ def group_records(records: Sequence[Record]) -> list[Group]:
             backbones[digest].name,
             digest,
             -1 if record.protocol == "few-shot" else record.task.shots,
-            json.dumps(settings),
+            f"{settings.get('draw', '')}{json.dumps(settings)}",
             templates.index(record.task.templates),
             record.axis,
         )
@@ -294,3 +299,49 @@ def common_targets(records: Sequence[Record]) -> list[Record]:
         return record.model_copy(update={"scores": scores})
 
     return [trim(record) for record in records]
+
+
+def counted(number: int, noun: str) -> str:
+    """Write a number with its noun: "1 run", "2 runs"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def first_column(group: Group) -> str:
+    """Return the heading of the column of row labels."""
+    return group.axis or ("variant" if group.protocol.startswith("ablation") else "method")
+
+
+def facts(group: Group, records: Sequence[Record]) -> str:
+    """Write the line under every table: seeds, shots, backbone, images tested and time."""
+    images: dict[str, dict[str, int]] = defaultdict(dict)  # of each set, by the data trained on
+    for record in records:
+        for name, count in tested(record).items():
+            images[name][record.task.data] = max(count, images[name].get(record.task.data, 0))
+    counts = ", ".join(f"{name} {sum(of_data.values()):,}" for name, of_data in images.items())
+    seeds = seeds_of(records)
+    shots = sorted({record.task.shots for record in records}, key=by_size)
+    parts = [
+        f"{counted(len(seeds), 'seed')} ({', '.join(map(str, seeds))})",
+        describe_shots(*shots),
+        f"{group.backbone.name} ({group.backbone.digest[:8]})",
+        *([f"images tested: {counts}"] if counts else []),
+        f"{counted(len(records), 'run')}, {duration(total_seconds(records))}",
+    ]
+    return "; ".join(parts) + "."
+
+
+def seeds_of(records: Sequence[Record]) -> list[int]:
+    """Return the seeds of records, sorted."""
+    return sorted({record.task.seed for record in records})
+
+
+def total_seconds(records: Sequence[Record]) -> float:
+    """Sum the seconds; a run that is in the records of several protocols was made once."""
+    seconds = {record.key or str(id(record)): record.seconds.get("total", 0) for record in records}
+    return sum(seconds.values())
+
+
+def machines(records: Sequence[Record]) -> list[str]:
+    """Return the machines that runs were made on, as text."""
+    texts = (", ".join(f"{key} {value}" for key, value in r.machine.items()) for r in records)
+    return sorted(filter(None, {*texts}))

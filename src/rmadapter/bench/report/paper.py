@@ -129,11 +129,13 @@ def dataset_name(dataset: str) -> str:
 
 
 def belongs(record: Record) -> bool:
-    """Return whether backbone, shots and data set are the paper's, the latter judged by its name
-    and test images."""
+    """Return whether backbone, shots, draw and data set are the paper's, the latter judged by its
+    name and test images."""
     shots = {SHOTS, 0} if record.method.name == "zero-shot" else {SHOTS}
-    same_setting = record.backbone.name in BACKBONES and record.task.shots in shots
+    drawn = record.task.shots in shots and record.task.draw == "balanced"
+    same_setting = record.backbone.name in BACKBONES and drawn
     same_source = record.protocol not in TRANSFER or dataset_name(record.task.data) == "imagenet"
+    same_source &= record.task.draw == "balanced"
     return same_setting and same_source and has_paper_images(record)
 
 

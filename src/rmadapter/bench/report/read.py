@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 SUMMARY, RECORDS = "report.json", "records.jsonl"  # of a report's own files
 SUMMARIES = (SUMMARY, "leaderboard.json")  # neither records nor worth a note
-OF_TASK = ("data", "shots", "seed", "classes", "augmentation", "views")
+OF_TASK = ("data", "shots", "seed", "draw", "classes", "augmentation", "views")
 OF_RUN = ("protocol", "variant", "axis", "value", "precision", "status")
 
 Key: TypeAlias = "tuple[Experiment, str]"  # what a record measured, and its text
@@ -256,7 +256,8 @@ def records(results: str | Path) -> pandas.DataFrame:
         results: A folder, which is searched to any depth, or a file of records.
 
     Returns:
-        `accuracy`, `zero_shot` and `gain` in percent, on the set `tested`; every setting of the
+        `accuracy`, `zero_shot`, `gain` and `balanced`, the balanced accuracy, with the ends of its
+        95 % interval, all in percent, on the set `tested`; every setting of the
         methods as a column `set.NAME`; seconds as columns `seconds.WHAT`; and `file`, where the
         record is.
 
@@ -324,6 +325,9 @@ def _frame_rows(record: Record) -> list[dict[str, object]]:
             "accuracy": score.accuracy,
             "zero_shot": score.zero_shot,
             "gain": gain,
+            "balanced": score.balanced and score.balanced.accuracy,
+            "balanced_low": score.balanced and score.balanced.low,
+            "balanced_high": score.balanced and score.balanced.high,
             "reason": score.reason or record.reason,
         }
         rows.append({**run, **tested, **cost})

@@ -1,15 +1,15 @@
 """The tables of one group: means with intervals over seeds, differences and ranks over data sets,
-costs, and what each row uses beyond the shots."""
+and those of `costs`."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import median
 
-from rmadapter.artifacts.record import Record
+from rmadapter.artifacts.record import BALANCED, Record, Score
+from rmadapter.artifacts.value import Balanced
 from rmadapter.bench.report import paper
+from rmadapter.bench.report.costs import cost_table, uses_tables
 from rmadapter.bench.report.format import Cell, Row, Table, mark_best
 from rmadapter.bench.report.groups import (
     TRANSFER,
@@ -17,13 +17,15 @@ from rmadapter.bench.report.groups import (
     Rows,
     by_size,
     common_targets,
-    comparable_costs,
     complete,
+    counted,
     describe_shots,
+    facts,
+    first_column,
     other_images,
     rows_of,
+    seeds_of,
     slug,
-    tested,
 )
 from rmadapter.bench.report.stats import (
     HM_OF_MEANS,
@@ -37,15 +39,19 @@ from rmadapter.bench.report.stats import (
     rank_methods,
     rank_table,
 )
-from rmadapter.methods.uses import DEPARTURES, PUBLISHED, TRACKS, TUNED, UNKNOWN, Uses, uses_of
-from rmadapter.support.html import duration
+from rmadapter.methods.uses import DEPARTURES
 
 PRINTED = ", as printed"
+AVERAGE = ("average", f"{BALANCED}average")
 PAPER_NOTE = "Rows in italics are the paper's figures as they are printed, not measured here."
 NO_PAPER_NOTE = "The paper has no figures for this data set with these shots and test images."
 MEAN_NOTE = (
     "Mean ± half width of the 95 % interval over seeds (Student's t); HM: harmonic mean of base "
     "and novel."
+)
+BALANCED_NOTE = (
+    "Balanced accuracy is the mean recall of the classes, which count alike; the classes tested "
+    "have {} images each."
 )
 PAIR_NOTE = (
     "Tested over data sets (n): each counts once, with the mean difference of its pairs, which are "
@@ -62,20 +68,6 @@ PAIR_HEADS = (
     "compared with", "figure", "difference", "95 % from", "to", "n", "pairs", "better on",
     "worse on", "p, t", "p, Holm", "p, Wilcoxon", "could show", "verdict",
 )  # fmt: skip
-COST_NOTE = (
-    "Medians over the runs, of the data sets and seeds that every row has if there are any. Memory "
-    "is the peak resident memory of the process, the backbone included. Frozen activations that "
-    "runs share count in the time of the run that came first."
-)
-USES_HEADS = (
-    "track", "extra data or texts", "teacher", "test images together",
-    "constants of each data set", "tuned on",
-)  # fmt: skip
-USES_NOTE = (
-    "Methods of different tracks are not comparable. Constants are what the authors set for each "
-    "data set; a row has one setting for all, unless its name says "
-    f"“{PUBLISHED} for each set”. Parameters and seconds: see Cost."
-)
 
 
 @dataclass(frozen=True)
@@ -98,7 +90,7 @@ class Column:
         """Average the column's figure. seeds: None for all of the records."""
         selected = [r for r in self.select(records) if r.task.data in datasets]
         return average(
-            selected, self.metric, datasets, _seeds(selected) if seeds is None else seeds
+            selected, self.metric, datasets, seeds_of(selected) if seeds is None else seeds
         )
 
 
@@ -152,16 +144,19 @@ def reference(rows: Rows) -> str | None:
 def make_tables(group: Group) -> list[Table]:
     """Make all tables: the average first, then one per data set or source, paired differences,
     ranks, cost, rules."""
-    parts = []
+    parts: list[Table] = []
     if group.protocol in TRANSFER:
-        parts = [_transfer_table(group, source) for source in group.datasets]
+        for source in group.datasets:
+            parts += _transfer_tables(group, source)
     else:
         if len(group.datasets) > 1:
             parts = [_average_table(group)]
         columns = _shown(group)
-        parts += [_means(group, dataset, columns, [dataset]) for dataset in group.datasets]
+        for dataset in group.datasets:
+            parts.append(_means(group, dataset, columns, [dataset]))
+            parts += _balanced_table(group, dataset, columns)
     return [
-        *parts, *_pair_tables(group), *_rank_tables(group), _cost_table(group),
+        *parts, *_pair_tables(group), *_rank_tables(group), cost_table(group),
         *uses_tables(group),
     ]  # fmt: skip
 
@@ -179,7 +174,7 @@ def _means(
         selected = [record for record in records if record.task.data in datasets]
         cells = []
         for column in columns:
-            source = comparable[label] if column.metric == "average" else selected
+            source = comparable[label] if column.metric in AVERAGE else selected
             cells.append(column.cell(source, datasets, seeds))
         note = _missing_seeds(selected, columns, group.seeds) if seeds is None else ""
         rows += [Row(label, tuple(cells), note=note), *_printed_rows(selected, block, columns)]
@@ -225,7 +220,8 @@ def chance_row(
     guesses: dict[tuple[str, int], Record] = {}  # by data set and shots, as seeds share the classes
     for record in common_targets(records):
         scores = tuple(
-            s.model_copy(update={"accuracy": s.chance, "open_world": {}}) for s in record.scores
+            s.model_copy(update={"accuracy": s.chance, "open_world": {}, "balanced": _chance(s)})
+            for s in record.scores
         )
         if scores:
             task = replace(record.task, seed=0)
@@ -235,11 +231,17 @@ def chance_row(
     return Row("chance", tuple(Cell(cell.value) for cell in cells), "chance")
 
 
+def _chance(score: Score) -> Balanced | None:
+    """Return the balanced accuracy that guesses would get, if that of the method is known."""
+    rate = score.balanced
+    return rate and rate.model_copy(update={"accuracy": score.chance})
+
+
 def _missing_seeds(
     records: Sequence[Record], columns: Sequence[Column], seeds: Sequence[int]
 ) -> str:
     """Write a note on the seeds that a row lacks on one data set."""
-    counts = {column.shots: len(_seeds(column.select(records))) for column in columns}
+    counts = {column.shots: len(seeds_of(column.select(records))) for column in columns}
     short = [shots for shots, count in counts.items() if count < len(seeds)]
     if not short:
         return ""
@@ -248,10 +250,6 @@ def _missing_seeds(
     if None in short:
         return f"{counts[None]} of {len(seeds)} seeds"
     return f"fewer than {len(seeds)} seeds at {', '.join(map(str, short))} shots"
-
-
-def _seeds(records: Sequence[Record]) -> list[int]:
-    return sorted({record.task.seed for record in records})
 
 
 def _average_table(group: Group) -> Table:
@@ -271,11 +269,6 @@ def average_title(datasets: Sequence[str], seeds: Sequence[int]) -> str:
     return f"Average over {counted(len(datasets), 'data set')}"
 
 
-def counted(number: int, noun: str) -> str:
-    """Write a number with its noun: "1 run", "2 runs"."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
 def left_out(group: Group) -> list[str]:
     """Write a note on what an average leaves out because not every row has it."""
     datasets, seeds = complete(rows_of(group.records))
@@ -291,7 +284,7 @@ def left_out(group: Group) -> list[str]:
     return [f"Incomplete: the average leaves out {' and '.join(parts)}, which not every row has."]
 
 
-def _transfer_table(group: Group, source: str) -> Table:
+def _transfer_tables(group: Group, source: str) -> list[Table]:
     records = [record for record in group.records if record.task.data == source]
     targets = sorted({name for record in records for name in record.targets})
     shared = common_targets(records)[0].targets
@@ -300,7 +293,27 @@ def _transfer_table(group: Group, source: str) -> Table:
     columns.append(Column("average of the targets", "average", printed="average"))
     partial = f"The average is over the targets of all rows: {', '.join(sorted(shared))}."
     notes = [partial] if len(shared) < len(targets) else []
-    return _means(group, f"Trained on {source}", columns, [source], notes=notes)
+    means = _means(group, f"Trained on {source}", columns, [source], notes=notes)
+    return [means, *_balanced_table(group, source, columns)]
+
+
+def _balanced_table(group: Group, dataset: str, columns: Sequence[Column]) -> list[Table]:
+    """Make a table of balanced accuracies on a data set, if the classes that it tests have unequal
+    numbers of images."""
+    scores = [s for r in group.records if r.task.data == dataset for s in r.scores]
+    rates = [score.balanced for score in scores if score.balanced]
+    if not any(rate.differs for rate in rates):
+        return []
+    counts = f"{min(rate.fewest for rate in rates):,} to {max(rate.most for rate in rates):,}"
+    balanced = [
+        replace(column, metric=BALANCED + column.metric, printed="")
+        for column in columns
+        if column not in (*OPEN_WORLD[1:], *RIGHT_HALF)
+    ]
+    notes = (BALANCED_NOTE.format(counts),)
+    title = f"{dataset}, balanced accuracy"
+    table = _means(group, title, balanced, [dataset], block="", notes=notes)
+    return [replace(table, name=f"{table.name}-balanced")]
 
 
 def _printed_rows(records: Sequence[Record], block: str, columns: Sequence[Column]) -> list[Row]:
@@ -383,108 +396,3 @@ def _rank_tables(group: Group) -> list[Table]:
     ]
     notes = departures(group)
     return [replace(table, footnotes=(*table.footnotes, *notes)) for table in tables]
-
-
-def _cost_table(group: Group) -> Table:
-    used = group.records
-    if group.protocol == "few-shot":
-        most = max((record.task.shots for record in used), key=by_size)
-        used = [record for record in used if record.task.shots == most]
-    on_gpu = any(record.peak_gpu_mb is not None for record in used)
-    heads = ["trained parameters", "peak memory, MB", *(["peak GPU memory, MB"] if on_gpu else [])]
-    heads += ["training, s", "one step, s", "evaluation, s", "all, s", "runs"]
-    lines = []
-    for label, records in comparable_costs(rows_of(used)).items():
-        columns: list[list[float | None]] = [[r.peak_mb for r in records]]
-        columns += [[r.peak_gpu_mb for r in records]] if on_gpu else []
-        columns.append([r.seconds.get("train") for r in records])
-        columns.append([r.step_seconds for r in records])
-        columns += [[r.seconds.get(name) for r in records] for name in ("evaluate", "total")]
-        known = ([value for value in column if value is not None] for column in columns)
-        medians = (Cell(median(values) if values else None) for values in known)
-        lines.append(Row(label, (_parameters(records), *medians, Cell(len(records)))))
-    hardware = machines(used)
-    different = "Measured on different machines, so that times cannot be compared: "
-    prefix = different if len(hardware) > 1 else "On "
-    notes = (COST_NOTE, *([f"{prefix}{'; '.join(hardware)}."] if hardware else []))
-    columns_heads = (first_column(group), *heads)
-    return Table(
-        f"{group.slug}-cost", "Cost", columns_heads, tuple(lines), facts(group, used), notes
-    )
-
-
-def _parameters(records: Sequence[Record]) -> Cell:
-    numbers = sorted({record.parameters for record in records if record.parameters is not None})
-    if len(numbers) > 1:
-        return Cell(f"{numbers[0]:,} to {numbers[-1]:,}")
-    return Cell(numbers[0] if numbers else None)
-
-
-def uses_tables(group: Group) -> list[Table]:
-    """Make a table of what each row uses, or none if the rows are ranked and all of one method."""
-    if group.track == TRACKS[0] and len({record.method.name for record in group.records}) < 2:
-        return []
-    rows = tuple(
-        Row(label, tuple(map(Cell, _uses_texts(records))))
-        for label, records in rows_of(group.records).items()
-    )
-    backbone = f"{group.backbone.name} ({group.backbone.digest[:8]})."
-    heads = (first_column(group), *USES_HEADS)
-    return [Table(f"{group.slug}-rules", "Rules", heads, rows, backbone, (USES_NOTE,))]
-
-
-def row_uses(records: Sequence[Record]) -> Uses | None:
-    """Return what the records of one row use, including a search for settings; None if an outside
-    method does not say."""
-    method = records[0].method
-    uses = uses_of(method.name, method.settings, method.uses)
-    _, searched, trials = records[0].variant.partition(f", {TUNED} ")
-    if uses is None or not searched:
-        return uses
-    return uses.model_copy(update={"tuned": f"{uses.tuned}; then {trials} on folds of its shots"})
-
-
-def _uses_texts(records: Sequence[Record]) -> list[str | None]:
-    uses = row_uses(records)
-    if uses is None:
-        return [UNKNOWN, *[None] * (len(USES_HEADS) - 1)]
-    in_use = "in use" if PUBLISHED in records[0].variant else "not in use"
-    constants = f"{in_use}: {uses.constants}" if uses.constants else ""
-    texts = (uses.track, uses.extra, uses.teacher, uses.test_time, constants, uses.tuned)
-    return [text or None for text in texts]
-
-
-def first_column(group: Group) -> str:
-    """Return the heading of the column of row labels."""
-    return group.axis or ("variant" if group.protocol.startswith("ablation") else "method")
-
-
-def facts(group: Group, records: Sequence[Record]) -> str:
-    """Write the line under every table: seeds, shots, backbone, images tested and time."""
-    images: dict[str, dict[str, int]] = defaultdict(dict)  # of each set, by the data trained on
-    for record in records:
-        for name, count in tested(record).items():
-            images[name][record.task.data] = max(count, images[name].get(record.task.data, 0))
-    counts = ", ".join(f"{name} {sum(of_data.values()):,}" for name, of_data in images.items())
-    seeds = _seeds(records)
-    shots = sorted({record.task.shots for record in records}, key=by_size)
-    parts = [
-        f"{counted(len(seeds), 'seed')} ({', '.join(map(str, seeds))})",
-        describe_shots(*shots),
-        f"{group.backbone.name} ({group.backbone.digest[:8]})",
-        *([f"images tested: {counts}"] if counts else []),
-        f"{counted(len(records), 'run')}, {duration(total_seconds(records))}",
-    ]
-    return "; ".join(parts) + "."
-
-
-def total_seconds(records: Sequence[Record]) -> float:
-    """Sum the seconds; a run that is in the records of several protocols was made once."""
-    seconds = {record.key or str(id(record)): record.seconds.get("total", 0) for record in records}
-    return sum(seconds.values())
-
-
-def machines(records: Sequence[Record]) -> list[str]:
-    """Return the machines that runs were made on, as text."""
-    texts = (", ".join(f"{key} {value}" for key, value in r.machine.items()) for r in records)
-    return sorted(filter(None, {*texts}))

@@ -22,22 +22,22 @@ from rmadapter.bench.report.groups import (
     Group,
     by_size,
     common_targets,
+    counted,
     describe_shots,
     experiment_of,
     group_records,
     label,
+    machines,
     rows_of,
+    total_seconds,
 )
 from rmadapter.bench.report.read import RECORDS, SUMMARY, Results, read_records
 from rmadapter.bench.report.stats import ENOUGH, LEVEL, Paired
 from rmadapter.bench.report.tables import (
     columns_of,
-    counted,
     differences,
-    machines,
     make_tables,
     reference,
-    total_seconds,
 )
 from rmadapter.support.files import write_text
 from rmadapter.support.html import duration, template
