@@ -185,7 +185,7 @@ def group_records(records: Sequence[Record]) -> list[Group]:
             backbones[digest].name,
             digest,
             -1 if record.protocol == "few-shot" else record.task.shots,
-            f"{settings.get('draw', '')}{json.dumps(settings)}",
+            f"{'draw' in settings:d}{json.dumps(settings)}",  # balanced draws come first
             templates.index(record.task.templates),
             record.axis,
         )
