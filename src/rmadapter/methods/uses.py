@@ -23,6 +23,7 @@ TUNED = "tuned by"
 HELD_OUT = "held-out shots, in every fit"
 OURS = "this project's choosing sets (docs/studies/defaults.md)"
 _PROMPT = "the words of the prompt"
+_TIP = "alpha and beta for ImageNet (authors' main_imagenet.py), here searched on held-out shots"
 
 USES: Mapping[str, Uses] = {
     "zero-shot": Uses(tuned="nothing"),
@@ -54,17 +55,26 @@ USES: Mapping[str, Uses] = {
     ),
     "clap": Uses(tuned=PUBLISHED),
     "lp-plus-plus": Uses(tuned=PUBLISHED),
-    "clip-adapter": Uses(constants="the ratio", tuned="as published for ImageNet"),
+    "clip-adapter": Uses(
+        constants="the ratio",
+        tuned="as published for ImageNet",
+        on_test="perhaps the ratio, as in most methods with one (abstract of arXiv 2603.04341)",
+    ),
     "hoso-adapter": Uses(tuned="one shot of each class, in every fit; the rest as for ImageNet"),
-    "tip-adapter": Uses(constants="alpha and the grids of alpha and beta", tuned=HELD_OUT),
+    "tip-adapter": Uses(
+        constants="alpha and the grids of alpha and beta", tuned=HELD_OUT, on_test=_TIP
+    ),
     "tip-adapter-f": Uses(
-        constants="alpha, the grids of alpha and beta, epochs on EuroSAT", tuned=HELD_OUT
+        constants="alpha, the grids of alpha and beta, epochs on EuroSAT",
+        tuned=HELD_OUT,
+        on_test=f"{_TIP}; the epoch (their main.py, issue 11), here the last",
     ),
     "gda": Uses(tuned=HELD_OUT),
     "proker": Uses(constants="the grids of beta and lambda", tuned=HELD_OUT),
     "rehark": Uses(
-        constants="the numbers, searched on validation images; on ImageNet's test images",
+        constants="the numbers, searched on validation images",
         tuned=HELD_OUT,
+        on_test="the numbers for ImageNet (authors' code), here searched on held-out shots",
     ),
     "ss-text": Uses(tuned=PUBLISHED),
     "ss-text-plus": Uses(tuned=PUBLISHED),
@@ -107,6 +117,7 @@ USES: Mapping[str, Uses] = {
         backbones=("teacher",),
         constants="weight of the loss",
         tuned=PUBLISHED,
+        on_test="the epoch (authors' code), here the last",
     ),
     "mmrl": Uses(
         constants="weight of regularisation, width on EuroSAT, epochs on ImageNet", tuned=PUBLISHED

@@ -37,6 +37,7 @@ class Uses(BaseModel):
         constants: What the authors set for each data set, where we have one setting for all.
         test_time: What is learned from test images, or from several of them together.
         tuned: What the settings were chosen on, and what `fit` chooses itself.
+        on_test: Fixed settings that the authors chose on test images, and where that is said.
 
     Example:
         >>> from rmadapter import Uses
@@ -55,6 +56,7 @@ class Uses(BaseModel):
     constants: str = ""
     test_time: str = ""
     tuned: str
+    on_test: str = ""
 
     @model_validator(mode="after")
     def _says_why(self) -> Uses:
@@ -87,6 +89,7 @@ class Uses(BaseModel):
             "test images together": self.test_time,
             "authors' constants for each set": self.constants,
             "tuned on": self.tuned,
+            "chosen on test images": self.on_test,
         }
         return "; ".join(f"{name}: {text}" for name, text in parts.items() if text)
 
