@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from xml.sax.saxutils import quoteattr
 
@@ -41,6 +42,15 @@ def freeze_garbage_collector() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_facts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep facts about the backbones of tests apart from those in the user's cache."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        place = str(tmp_path_factory.mktemp("facts"))
+        monkeypatch.setattr("rmadapter.backbones.known.FOLDER", place)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rmadapter.adapter import at_least_float32
 from rmadapter.backbones import Backbone
+from rmadapter.backbones.known import kept_weights
 from rmadapter.data.names import descriptions
 from rmadapter.encoders import States
 from rmadapter.errors import UserError
@@ -192,8 +193,14 @@ def _zero_shot_weights(
 ) -> Tensor:
     backbone = home()
     assert backbone is not None
-    parts = [raw_text_features(backbone, part, templates) for part in in_chunks(names, templates)]
-    return torch.cat([class_weights(features.flatten(0, 1), len(features)) for features in parts])
+
+    def make() -> Tensor:
+        chunks = in_chunks(names, templates)
+        parts = [raw_text_features(backbone, part, templates) for part in chunks]
+        weights = [class_weights(features.flatten(0, 1), len(features)) for features in parts]
+        return torch.cat(weights)
+
+    return kept_weights(backbone, names, templates, make)
 
 
 def text_features(backbone: Backbone, texts: Sequence[str]) -> Tensor:

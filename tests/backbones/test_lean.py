@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib import metadata
 
 import torch
 
@@ -29,6 +30,10 @@ import torchvision
 boxes = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 3.9], [8, 8, 9, 9]])
 found["kept"] = torchvision.ops.nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.5).tolist()
 found["model"] = torchvision.models.resnet18.__name__
+
+import timm
+found["timm"] = [timm.__version__, timm.models.resnet18.__name__, timm.data.ImageDataset.__name__]
+found["timm"] += [type(timm.create_model("resnet18")).__name__, len(timm.list_models("vit_*")) > 50]
 print(json.dumps(found))
 """
 
@@ -52,6 +57,8 @@ def test_libraries_come_with_the_first_model_that_needs_them(
         torch.testing.assert_close(torch.tensor(found[name]), features(backbone))
     assert found["kinds"] == [type(tiny_hf.image).__name__, type(tiny_hf.text).__name__]
     assert (found["kept"], found["model"]) == ([0, 2], "resnet18")
+    version = metadata.version("timm")
+    assert found["timm"] == [version, "resnet18", "ImageDataset", "ResNet", True]
 
 
 def test_the_first_model_may_need_one(tiny_siglip: Backbone) -> None:
@@ -63,4 +70,4 @@ def test_the_first_model_may_need_one(tiny_siglip: Backbone) -> None:
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout.splitlines()[-1])
     torch.testing.assert_close(torch.tensor(found["features"]), features(tiny_siglip))
-    assert "timm" in found["imported"]
+    assert found["imported"] == ["timm"]

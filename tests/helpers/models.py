@@ -44,11 +44,11 @@ def write_model(folder: Path, model_cfg: dict[str, Any], seed: int = 0) -> Path:
     return folder
 
 
-def write_tiny_clip(folder: Path) -> Path:
+def write_tiny_clip(folder: Path, seed: int = 0) -> Path:
     """Write a model with open_clip's own vision transformer and causal text transformer."""
     vision = {"image_size": SIZE, "patch_size": PATCH, "width": WIDTH, "head_width": 16}
     vision["layers"] = DEPTH
-    return write_model(folder, {"vision_cfg": vision, "text_cfg": CLIP_TEXT})
+    return write_model(folder, {"vision_cfg": vision, "text_cfg": CLIP_TEXT}, seed)
 
 
 def timm_vision(folder: Path, architecture: str, pool: str, **arguments: Any) -> dict[str, Any]:

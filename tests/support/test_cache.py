@@ -13,6 +13,7 @@ from rmadapter.support.locks import claim
 
 FILES = {
     "activations": "activations/0123456789abcdef/0123456789abcdef.safetensors",
+    "backbones": f"backbones/{'0a' * 16}.json",
     "crops": f"crops/ab/cat-{'ab' * 12}.png",
     "datasets": "datasets/parquet/default-0123456789abcdef/0.0.0/x.arrow",
     "images": f"images/ab/{'ab' * 12}-cat.png",

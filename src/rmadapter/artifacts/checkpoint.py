@@ -22,8 +22,8 @@ from torch import Tensor
 from rmadapter.artifacts.model_file import Model, Transform, check_weights, read_model
 from rmadapter.artifacts.record import BackboneName, MethodName, Record, read_record
 from rmadapter.artifacts.run_folder import RunFolder, check_model, find_run
-from rmadapter.backbones import Backbone, load_backbone
-from rmadapter.backbones.load import again, is_published, name_it
+from rmadapter.backbones import Backbone
+from rmadapter.backbones.load import again, is_published, load_known, name_it
 from rmadapter.conformal import Calibration
 from rmadapter.data.names import Label, custom_names
 from rmadapter.errors import UserError
@@ -282,7 +282,7 @@ def _load_backbone(
                 f"backbone={shown}"
             )
         name_it(name)
-        backbone = load_backbone(name)
+        backbone = load_known(name)
     if backbone.digest != saved.digest:
         raise UserError(
             f"{folder} was trained on {saved.name} ({saved.digest[:12]}), but {backbone.name} "

@@ -5,19 +5,34 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from rmadapter.encoders import ImageEncoder, TextEncoder, encoders_of
+from rmadapter.encoders import ImageEncoder, TextEncoder, image_encoder_of, text_encoder_of
 from rmadapter.encoders.image import WholeImage
 from rmadapter.encoders.text import WholeText
 from rmadapter.errors import UserError
 from rmadapter.support.files import JsonObject
 from rmadapter.task import FEATURES_ALONE, TEXT_TOO
+
+
+class Facts(NamedTuple):
+    """What takes long to find out about a backbone.
+
+    digest, structure, embedding_size, tokenizer_digest: as in `Backbone`. alone: whether the image
+    encoder can be loaded without the text encoder.
+    """
+
+    digest: str
+    structure: str
+    embedding_size: int
+    tokenizer_digest: str
+    alone: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,21 +65,40 @@ class Backbone:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     tokenizer_digest: str = ""
+    # what was found out about the same files before, if it was kept; no copy has it
+    facts: Facts | None = field(default=None, init=False, repr=False)
+
+    @property
+    def visible(self) -> nn.Module:
+        """Return a module with the model's image encoder, `visual`, and its logit scale."""
+        return self.model
 
     @cached_property
     def image(self) -> ImageEncoder:
         """Return the image encoder, with its blocks if they are known."""
-        return encoders_of(self.model)[0]
+        return image_encoder_of(self.visible)
 
     @cached_property
     def text(self) -> TextEncoder:
         """Return the text encoder, with its blocks if they are known."""
-        return encoders_of(self.model)[1]
+        return text_encoder_of(self.model)
 
     @property
     def device(self) -> torch.device:
         """Return the device of the weights."""
-        return next(self.model.parameters()).device
+        return next(self.visible.parameters()).device
+
+    def knowing(self, facts: Facts) -> Backbone:
+        """Keep facts about the backbone, which it need not find out any more.
+
+        Args:
+            facts: What was found out about the files that it was loaded from.
+
+        Returns:
+            The backbone itself.
+        """
+        object.__setattr__(self, "facts", facts)
+        return self
 
     def with_blocks(self, *sides: str) -> Backbone:
         """Return the backbone itself, if its encoders have known blocks.
@@ -75,8 +109,9 @@ class Backbone:
         Raises:
             UserError: One of these has no known blocks.
         """
-        for encoder in (self.image, self.text):
-            if encoder.side in sides and isinstance(encoder, (WholeImage, WholeText)):
+        for side in sides:
+            encoder = self.image if side == "image" else self.text
+            if isinstance(encoder, (WholeImage, WholeText)):
                 usable = [*FEATURES_ALONE, *([] if isinstance(self.text, WholeText) else TEXT_TOO)]
                 raise UserError(
                     f"backbone {self.name!r}: this method needs transformer blocks, which its "
@@ -100,13 +135,15 @@ class Backbone:
     @property
     def logit_scale(self) -> Tensor:
         """Return one over CLIP's temperature, a scalar."""
-        scale = self.model.logit_scale
+        scale = self.visible.logit_scale
         assert isinstance(scale, Tensor)
         return scale.exp()
 
     @cached_property
     def embedding_size(self) -> int:
         """Return the length e of a feature."""
+        if self.facts:
+            return self.facts.embedding_size
         with torch.no_grad():
             return self.text.frozen(self.tokenizer(["a"]).to(self.device)).features.shape[-1]
 
@@ -118,13 +155,15 @@ class Backbone:
         """
         from open_clip.transform import PreprocessCfg
 
-        config = PreprocessCfg(**getattr(self.model.visual, "preprocess_cfg", {}))
+        config = PreprocessCfg(**getattr(self.visible.visual, "preprocess_cfg", {}))
         how = "bilinear" if config.interpolation == "bilinear" else "bicubic"  # as open_clip does
         return {"resize": config.resize_mode, "interpolation": how, "fill": config.fill_color}
 
     @cached_property
     def digest(self) -> str:
         """Return the SHA-256 in hex of the weights' names, shapes and bytes, and of the GELU."""
+        if self.facts:
+            return self.facts.digest
         from open_clip.transformer import QuickGELU
 
         quick_gelu = any(isinstance(module, QuickGELU) for module in self.model.modules())
@@ -142,15 +181,23 @@ class Backbone:
         These are facts such as numbers of heads and kinds of pooling. It may change with the
         versions of libraries.
         """
-        facts: list[object] = []
-        for name, module in self.model.named_modules():
-            values = {key: value for key, value in vars(module).items() if _is_plain(key, value)}
-            facts.append([name, type(module).__name__, values])
-        weights = self.model.state_dict().keys()
-        for name, mask in self.model.named_buffers():
-            if name not in weights:
-                facts.append([name, mask.tolist()])
+        if self.facts:
+            return self.facts.structure
+        facts = structure_of(self.model)
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def structure_of(model: nn.Module) -> list[object]:
+    """Return what has no weights but changes what a module computes."""
+    facts: list[object] = []
+    for name, module in model.named_modules():
+        values = {key: value for key, value in vars(module).items() if _is_plain(key, value)}
+        facts.append([name, type(module).__name__, values])
+    weights = model.state_dict().keys()
+    for name, mask in model.named_buffers():
+        if name not in weights:
+            facts.append([name, mask.tolist()])
+    return facts
 
 
 def _is_plain(key: str, value: object) -> bool:

@@ -23,6 +23,8 @@ from rmadapter.support.terminal import silenced
 
 TRANSFORM = ("mean", "std", "interpolation", "resize_mode")
 LOCAL = "local-dir:"  # before a folder, for open_clip's create_model
+# A text encoder of one width, in the place of one that is not built.
+STAND_IN: JsonObject = {"context_length": 1, "vocab_size": 1, "width": 1, "heads": 1, "layers": 1}
 SHOWN = 3  # names of tensors in a message
 # stored beside the weights in OpenAI's files
 CONSTANTS = ("input_resolution", "context_length", "vocab_size")
@@ -57,6 +59,31 @@ def build_model(
     if not hasattr(model, "visual"):
         raise UserError(f"backbone {name!r}: it takes no images")
     return model
+
+
+def build_front(name: str, config: JsonObject) -> nn.Module:
+    """Build the image encoder and the logit scale of an open_clip model, without their weights,
+    and with a stand-in for its text encoder. config: of its folder. Raises UserError if open_clip
+    cannot build it."""
+    from rmadapter.backbones.lean import bring_in, open_clip
+
+    model, transform = open_clip.model, open_clip.transform
+    parts = {**config["model_cfg"], "text_cfg": STAND_IN}
+    parts["vision_cfg"] = {**parts["vision_cfg"], "timm_model_pretrained": False}
+    parts.pop("custom_text", None)
+    try:
+        with silenced(), Unfilled(), seeded(0):
+            bring_in(parts)
+            front: nn.Module = model.CustomTextCLIP(**parts)
+        own = config.get("preprocess_cfg") or {}
+        merged = transform.merge_preprocess_dict(transform.PreprocessCfg(), own)
+        merged["size"] = getattr(front.visual, "image_size", merged["size"])
+        model.set_model_preprocess_cfg(front, merged)
+    except Exception as error:  # as in `build_model`
+        raise UserError(
+            f"backbone {name!r}: open_clip cannot build it: {first_line(error)}"
+        ) from error
+    return front
 
 
 def _config_of(source: str) -> JsonObject:

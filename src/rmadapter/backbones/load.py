@@ -7,6 +7,7 @@ import json
 import os
 import threading
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -22,7 +23,13 @@ from rmadapter.backbones.build import (
     load_tokenizer,
     load_weights,
 )
-from rmadapter.backbones.hugging_face import load_hf
+from rmadapter.backbones.known import (
+    find_facts,
+    key_of,
+    load_image_first,
+    read_facts,
+    write_facts,
+)
 from rmadapter.backbones.names import HF_HUB, check_name, unknown_architecture, unknown_tag
 from rmadapter.backbones.numbers import check_numbers
 from rmadapter.backbones.packaged import POCKET, is_packaged, load_package, packaged_names
@@ -99,6 +106,30 @@ def load_backbone(name: str) -> Backbone:
         return _load_untrusted(name, folder)
     check_name(name)
     return _from_architecture(name)
+
+
+def load_known(name: str) -> Backbone:
+    """Load a backbone as `load_backbone` does, but of a folder that was loaded here before, and has
+    not changed since, only the image encoder until something asks for the rest."""
+    package = load_package(name) if is_packaged(name) else None
+    folder = package.build() if package else user_path(name)
+    weights = _weights_in(folder) if folder.is_dir() and not name.startswith(HF_HUB) else None
+    if weights is None:
+        return load_backbone(name)
+    key = key_of(folder)
+    facts = read_facts(key)
+    if facts and facts.alone:
+        load = partial(load_backbone, name)
+        backbone = load_image_first(name, folder, weights, facts, load)
+        if package:
+            package.check(folder, backbone)
+        return backbone
+    backbone = load_backbone(name)
+    if facts is None:
+        facts = find_facts(backbone, folder, weights)
+        if key_of(folder) == key:
+            write_facts(key, facts)
+    return backbone.knowing(facts)
 
 
 def is_published(name: str) -> bool:
@@ -312,6 +343,8 @@ def _from_folder(name: str, folder: Path, repository: str = "") -> Backbone:
         model = build_model(name, f"{LOCAL}{folder}", draw=False)
         load_weights(name, model, weights)
         return as_backbone(name, model, tokenizer)
+    from rmadapter.backbones.hugging_face import load_hf
+
     return as_backbone(name, *load_hf(name, folder))
 
 

@@ -183,8 +183,9 @@ def _check_text(file: Path, name: object) -> None:
         raise UserError(f"{file}: hf_model_name leads out of the folder, to {str(name)[:200]!r}")
     folder = Path(str(name))
     if folder.is_dir():
-        from open_clip.hf_configs import arch_dict
+        from rmadapter.backbones.lean import open_clip
 
+        arch_dict = open_clip.hf_configs.arch_dict
         config = read_json(folder / "config.json")
         kind = config.get("model_type") if isinstance(config, dict) else None
         if kind not in list(arch_dict):

@@ -27,7 +27,9 @@ __all__ = [
     "States",
     "TextEncoder",
     "encoders_of",
+    "image_encoder_of",
     "pausing",
+    "text_encoder_of",
     "weights_of",
 ]
 
@@ -35,7 +37,7 @@ __all__ = [
 def encoders_of(model: OpenClip) -> tuple[ImageEncoder, TextEncoder]:
     """Return the two encoders of an open_clip model. One that is not a stack of transformer blocks
     is a `WholeImage` or `WholeText`."""
-    return _image(model), _text(model)
+    return image_encoder_of(model), text_encoder_of(model)
 
 
 def features_of(output: Tensor | tuple[Tensor, ...]) -> Tensor:
@@ -43,7 +45,8 @@ def features_of(output: Tensor | tuple[Tensor, ...]) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
-def _image(model: OpenClip) -> ImageEncoder:
+def image_encoder_of(model: OpenClip) -> ImageEncoder:
+    """Return the first of `encoders_of`."""
     from open_clip.timm_model import TimmModel
     from open_clip.transformer import VisionTransformer
 
@@ -59,7 +62,8 @@ def _image(model: OpenClip) -> ImageEncoder:
     return WholeImage(visual, kind, lambda images: features_of(visual(images)))
 
 
-def _text(model: OpenClip) -> TextEncoder:
+def text_encoder_of(model: OpenClip) -> TextEncoder:
+    """Return the second of `encoders_of`."""
     import open_clip
     from open_clip.hf_model import HFTextEncoder
     from open_clip.transformer import TextTransformer

@@ -38,6 +38,11 @@ KINDS = {
     "activations": Kind(
         "activations of frozen blocks", "activations", "[0-9a-f]{16}", r"[0-9a-f]{16}\.safetensors"
     ),
+    "backbones": Kind(
+        "digests and class weights of backbones",
+        "backbones",
+        r"[0-9a-f]{32}\.(json|safetensors)",
+    ),
     "crops": Kind("images cut out of images", "crops", "[0-9a-f]{2}", r".+-[0-9a-f]{24}\.png"),
     "datasets": Kind("tables of `datasets`", "datasets/parquet", "default-[0-9a-f]{16}"),
     "images": Kind("images taken out of tables", "images", "[0-9a-f]{2}", "[0-9a-f]{24}-.+"),

@@ -85,10 +85,15 @@ class FixedFeatures:
     of: Callable[[States], Tensor]
     epochs: int
     _held: Held | None = field(default=None, init=False)
+    # `_features`: what happens only once would be compiled into every step
+    features: Callable[[Batch, Source], Tensor] = field(init=False)
 
-    @torch.compiler.disable  # what happens only once would be compiled into every step
+    def __post_init__(self) -> None:
+        # here, not at its definition, because that would import the compiler with this module
+        self.features = torch.compiler.disable(self._features)
+
     @torch.no_grad()
-    def features(self, batch: Batch, source: Source) -> Tensor:
+    def _features(self, batch: Batch, source: Source) -> Tensor:
         """Return features [B, d]. source: where the batch comes from; its states are not computed
         again."""
         if 0 < self.source.views <= self.epochs:

@@ -1,0 +1,162 @@
+"""What is kept of a model folder, and its image encoder loaded without the rest."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rmadapter.backbones import Backbone
+from rmadapter.backbones.backbone import Facts
+from rmadapter.backbones.known import ImageFirst, load_image_first
+from rmadapter.backbones.load import load_known
+from rmadapter.errors import UserError
+from rmadapter.prompts import zero_shot_weights
+from tests.helpers.models import write_tiny_clip
+
+NAMES, TEMPLATES = ("cat", "red dog"), ("a photo of a {}.", "{}")
+WEIGHTS = "open_clip_model.safetensors"
+
+
+@pytest.fixture(params=["tiny_clip", "tiny_siglip", "tiny_eva", "tiny_hf"])
+def whole(request: pytest.FixtureRequest) -> Backbone:
+    backbone: Backbone = request.getfixturevalue(request.param)
+    return backbone
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_tiny_clip(tmp_path / "model")
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, and the only one where facts are kept."""
+    monkeypatch.setattr("rmadapter.backbones.known.FOLDER", str(tmp_path / "kept"))
+    return tmp_path / "kept"
+
+
+def no_text(backbone: Backbone) -> Backbone:
+    """Return a backbone of the same folder that has facts, and fails where the text encoder is
+    needed."""
+
+    def load() -> Backbone:
+        raise LookupError("the text encoder")
+
+    place, facts = Path(backbone.name), backbone.facts
+    assert facts is not None
+    return load_image_first(backbone.name, place, place / WEIGHTS, facts, load)
+
+
+def test_the_image_encoder_alone_is_that_of_the_whole(whole: Backbone, kept: Path) -> None:
+    first, later = load_known(whole.name), load_known(whole.name)
+    assert (type(first), type(later)) == (Backbone, ImageFirst)
+    assert first.facts == later.facts == Facts(
+        whole.digest, whole.structure, whole.embedding_size, whole.tokenizer_digest, True
+    )  # fmt: skip
+    images = torch.rand(2, 3, 32, 32)
+    for one in (later, no_text(first)):
+        assert torch.equal(one.image.frozen(images).features, whole.image.frozen(images).features)
+        assert torch.equal(one.logit_scale, whole.logit_scale)
+        same: list[Callable[[Backbone], Any]] = [
+            lambda b: str(b.preprocess), lambda b: (b.image_size, b.mean, b.std, b.resizing),
+            lambda b: (b.digest, b.structure, b.tokenizer_digest, b.embedding_size, b.device),
+        ]  # fmt: skip
+        assert [fact(one) for fact in same] == [fact(whole) for fact in same]
+    with pytest.raises(LookupError, match="the text encoder"):
+        assert no_text(first).text
+
+
+def test_the_rest_is_loaded_once_something_asks_for_it(whole: Backbone, kept: Path) -> None:
+    load_known(whole.name)
+    later = load_known(whole.name)
+    tokens = later.tokenizer(["a cat"])
+    assert torch.equal(tokens, whole.tokenizer(["a cat"]))
+    assert torch.equal(later.text.frozen(tokens).features, whole.text.frozen(tokens).features)
+    assert later.model.get_submodule("visual") is later.visible.get_submodule("visual")
+    assert later.model is later.model
+    ours, theirs = later.model.state_dict(), whole.model.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    again = replace(later, name="other")
+    assert (again.name, again.facts, again.digest) == ("other", None, whole.digest)
+
+
+def test_class_weights_need_no_text_encoder_the_second_time(tiny_hf: Backbone, kept: Path) -> None:
+    first = load_known(tiny_hf.name)
+    expected = zero_shot_weights(tiny_hf, NAMES, TEMPLATES)
+    assert torch.equal(zero_shot_weights(first, NAMES, TEMPLATES), expected)
+    assert torch.equal(zero_shot_weights(no_text(first), NAMES, TEMPLATES), expected)
+    for names, templates in ((NAMES[::-1], TEMPLATES), (NAMES, TEMPLATES[:1])):
+        with pytest.raises(LookupError):
+            zero_shot_weights(no_text(first), names, templates)
+    [file] = kept.glob("*.safetensors")
+    file.write_bytes(b"damaged")
+    with pytest.raises(LookupError):
+        zero_shot_weights(no_text(first), NAMES, TEMPLATES)
+
+
+def test_a_changed_folder_is_loaded_whole(folder: Path, kept: Path) -> None:
+    digest = load_known(str(folder)).digest
+    other = write_tiny_clip(folder.parent / "other", seed=1)
+    shutil.copyfile(other / WEIGHTS, folder / WEIGHTS)
+    changed = load_known(str(folder))
+    assert type(changed) is Backbone
+    assert changed.digest != digest
+    (folder / "merges.pkl").write_bytes(b"code")
+    with pytest.raises(UserError, match=r"merges\.pkl"):
+        load_known(str(folder))
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"digest": "0"}', '{"digest": 1, "alone": true}'])
+def test_damaged_facts_are_found_again(folder: Path, kept: Path, text: str) -> None:
+    facts = load_known(str(folder)).facts
+    [file] = kept.iterdir()
+    content = json.loads(file.read_text())
+    damaged = json.dumps({**content, **json.loads(text)}) if text.endswith("true}") else text
+    file.write_text(damaged)
+    again = load_known(str(folder))
+    assert (type(again), again.facts) == (Backbone, facts)
+    assert json.loads(file.read_text()) == content
+
+
+def test_other_weights_than_the_files_are_not_loaded_alone(folder: Path, kept: Path) -> None:
+    """open_clip resizes the positions of another image size."""
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"]["vision_cfg"]["image_size"] = 64
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    digests = {load_known(str(folder)).digest for _ in range(2)}
+    again = load_known(str(folder))
+    assert type(again) is Backbone
+    assert digests == {again.digest}
+    assert again.facts is not None
+    assert not again.facts.alone
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("rmadapter.backbones.known.FOLDER", str(tmp_path / "file" / "kept"))
+    for _ in range(2):
+        assert zero_shot_weights(load_known(str(folder)), NAMES, TEMPLATES).shape == (2, 40)
+
+
+def test_the_oldest_files_are_removed(
+    folder: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rmadapter.backbones.known.MOST", 2)
+    backbone = load_known(str(folder))
+    for name in ("cat", "dog", "car"):
+        zero_shot_weights(backbone, (name,), TEMPLATES)
+        assert len(list(kept.iterdir())) <= 2
+    assert torch.equal(
+        zero_shot_weights(no_text(backbone), ("car",), TEMPLATES),
+        zero_shot_weights(backbone, ("car",), TEMPLATES),
+    )

@@ -1,0 +1,74 @@
+"""What `predict` imports, in a Python of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rmadapter.artifacts.checkpoint import save
+from rmadapter.backbones import Backbone, load_backbone
+from rmadapter.methods.linear_probe import LinearProbe
+from rmadapter.training.contract import Known
+
+NAMES = ("blue", "red")
+# Modules of some of these are imported one by one; none of these is executed.
+NEVER = (
+    "torch._dynamo", "torch._inductor", "torchvision.models.resnet", "torchvision.ops.boxes",
+    "sympy", "scipy", "sklearn", "pandas", "matplotlib", "onnx", "onnxruntime", "jinja2", "fastapi",
+    "datasets", "ray", "ftfy", "transformers", "transformers.loss", "open_clip.factory",
+    "open_clip.tokenizer", "timm.models.resnet", "timm.data.loader", "rmadapter.bench.runner",
+    "rmadapter.runs.lab", "rmadapter.backbones.hugging_face",
+)  # fmt: skip
+SCRIPT = """
+import json, sys
+kept, never = sys.argv[1], json.loads(sys.argv[2])
+sys.argv[1:] = sys.argv[3:]
+from rmadapter.cli.main import main
+try:
+    import rmadapter.backbones.known
+    rmadapter.backbones.known.FOLDER = kept
+    main()
+finally:
+    print(json.dumps([name for name in never if name in sys.modules]))
+"""
+
+
+@pytest.fixture(params=["tiny_clip", "tiny_hf"])
+def backbone(request: pytest.FixtureRequest) -> Backbone:
+    found: Backbone = request.getfixturevalue(request.param)
+    return found
+
+
+def run(kept: Path, *words: object) -> tuple[Any, list[str]]:
+    """Return what a command prints with --json, and which modules of NEVER it imported."""
+    command = [sys.executable, "-c", SCRIPT, str(kept), json.dumps(NEVER), *map(str, words)]
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    *answer, modules = done.stdout.splitlines()
+    return json.loads("".join(answer)), json.loads(modules)
+
+
+def test_predict_imports_only_what_its_model_needs(
+    backbone: Backbone, colors: Path, tmp_path: Path
+) -> None:
+    tensors = {"weight": torch.rand(1, backbone.embedding_size), "bias": torch.rand(1)}
+    fitted = LinearProbe().restore(load_backbone(backbone.name), Known(NAMES), tensors)
+    save(tmp_path / "run", fitted, "linear-probe", NAMES)
+    image = next(colors.glob("test/red/*"))
+    command = ["predict", tmp_path / "run", image, "--backbone", backbone.name, "--device", "cpu"]
+    first, _ = run(tmp_path / "kept", *command)
+    again, modules = run(tmp_path / "kept", *command)
+    assert modules == []
+    assert again == first
+    out = tmp_path / "answers.csv"
+    run(tmp_path / "kept", *command, "--out", out)
+    before = out.read_text()
+    out.unlink()
+    _, modules = run(tmp_path / "kept", *command, "--out", out)  # zero-shot, too
+    assert (modules, out.read_text()) == ([], before)
