@@ -22,9 +22,9 @@ from rmadapter.artifacts.record import (
     Candidate,
     Choice,
     MethodName,
-    Promise,
     read_record,
 )
+from rmadapter.artifacts.value import Promise
 from rmadapter.backbones import Backbone
 from rmadapter.deploy.hub import (
     PushOptions,

@@ -29,6 +29,7 @@ from rmadapter.data.formats.columnar import check_arrow
 from rmadapter.data.formats.registry import list_images, open_source, refuse_address
 from rmadapter.data.formats.tables import header, scan_table
 from rmadapter.data.names import prompt_names, read_names, typed_name
+from rmadapter.data.taxonomies import parents_of, read_parents
 from rmadapter.data.texts import Named, read_answers, read_text_file
 from rmadapter.deploy.app.images import ImageStore, safe_name, unzip
 from rmadapter.deploy.app.server import refusal
@@ -289,6 +290,10 @@ def _read_answers(file: Path) -> object:
     return read_answers(file, [Named("cat", "cat"), Named("dog_1", "dog")])
 
 
+def _read_parents(file: Path) -> object:
+    return parents_of(read_parents(file), ["cat", "dog"], file)
+
+
 # files of a run or of the user: their reader, and a sound value
 LISTS: dict[str, tuple[Callable[[Path], object], Any]] = {
     "split.json": (
@@ -304,6 +309,8 @@ LISTS: dict[str, tuple[Callable[[Path], object], Any]] = {
     "plain.json": (read_text_file, {"cat": ["a cat"], "sea_horse": ["b", "c"]}),
     "answers.jsonl": (_read_answers, [{"class": "cat", "texts": ["a"]}, {"dog": "b"}]),
     "answers.txt": (_read_answers, "## Cat\n- a cat\n2. a pet\ndog: it barks\n"),
+    "parents.json": (_read_parents, {"cat": ["mammal", "animal"], "dog": "mammal"}),
+    "parents.csv": (_read_parents, "label,parent\ncat,mammal\ndog,mammal\nmammal,animal\n"),
     "names.csv": (read_names, "label,name\ncat,tabby\n"),
     SUMS: (lambda file: check_sums(file.parent, ["x"]), f"{'0' * 64}  SHA256SUMS\n"),
 }  # fmt: skip

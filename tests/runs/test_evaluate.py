@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from rmadapter.methods.prompt_kd import PromptKD
 from rmadapter.runs.evaluate import (
     compare,
     evaluate_saved,
+    levels_of,
     predict_all,
     refuse_stateful,
     shuffled,
@@ -182,3 +184,18 @@ def test_a_run_is_compared_by_its_own_names_however_accents_are_stored(
     with pytest.raises(UserError, match="enough"):
         compare([(finished, saved)], images)
     assert compared[0].classes == ("bluish thing", "green", "night sky", "red")
+
+
+def test_accuracy_at_each_level_is_that_of_sums() -> None:
+    parents = {"cat": "mammal", "dog": "mammal", "trout": "fish", "mammal": "animal"}
+    parents["fish"] = "animal"
+    images = ImageSet(("1", "2", "3"), (0, 1, 2), ("cat", "dog", "trout"), parents=parents)
+    ours = np.array([[0.3, 0.3, 0.4], [0.6, 0.3, 0.1], [0.2, 0.2, 0.6]])
+    zero_shot = np.array([[0.1, 0.1, 0.8], [0.1, 0.1, 0.8], [0.3, 0.3, 0.4]])
+    parent, top = levels_of(Evaluation("it", images, ours, zero_shot))
+    sums = np.stack([ours[:, :2].sum(1), ours[:, 2]], 1)
+    right = sums.argmax(1) == np.array([0, 0, 1])
+    assert parent.accuracy == 100 * right.mean() == 100  # the labels of two are wrong
+    assert (parent.groups, parent.zero_shot) == (2, 0)
+    assert (top.groups, top.accuracy, top.zero_shot) == (1, 100, 100)
+    assert levels_of(Evaluation("it", replace(images, parents={}), ours, zero_shot)) == ()

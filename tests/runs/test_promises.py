@@ -8,6 +8,7 @@ import pytest
 from rmadapter.conformal import Calibration
 from rmadapter.metrics import most_missed, wilson
 from rmadapter.runs.promises import cross_measured, halves, measured
+from rmadapter.taxonomy import Taxonomy
 
 
 def table_of(own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -29,6 +30,25 @@ def test_a_promise_is_measured_on_other_images() -> None:
     assert five.right == pytest.approx(100 / 3)
     assert five.misses == (five.missed, None)
     assert not five.by_class
+
+
+def test_parents_answer_where_a_label_cannot() -> None:
+    tree = Taxonomy.of({"a": "x", "b": "x", "c": "y"}, "abc")
+    shares = np.array([0.31] * 19)
+    calibration = Calibration(tuple(shares), (0,) * 19, 3, "folds")  # all limits are 0.31
+    table = np.array([
+        [0.9, 0.05, 0.05], [0.5, 0.4, 0.1], [0.5, 0.4, 0.1], [0.5, 0.1, 0.4], [0.1, 0.1, 0.8],
+    ])  # fmt: skip
+    labels = np.array([0, 1, 2, 0, 0])
+    five, _ = measured(table, labels, calibration, tree)
+    # a; x, rightly and wrongly; nothing holds a and c; c, wrongly
+    assert five.levels == (40, 40)
+    assert five.wrong == 40
+    assert five.answered == 40
+    assert five.missed == 40
+    plain, _ = measured(table, labels, calibration)
+    assert (plain.levels, plain.wrong) == ((), None)
+    assert plain.missed == five.missed
 
 
 def test_nothing_is_measured_where_nothing_can_be_promised() -> None:

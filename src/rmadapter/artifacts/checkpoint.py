@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,12 +56,14 @@ MOST_ANSWERS = 10_000_000  # bytes of predictions.csv, which takes 25 times as m
 
 class Saved(NamedTuple):
     """A loaded model. labels: of its classes, as the user writes them. names: of the same classes,
-    as in prompts. name: of the method, as `load_method` accepts it."""
+    as in prompts. name: of the method, as `load_method` accepts it. parents: of the labels, as in
+    `ImageSet`."""
 
     fitted: Fitted
     labels: tuple[Label, ...]
     name: str
     names: tuple[str, ...]
+    parents: Mapping[str, str] = MappingProxyType({})
 
     @property
     def custom_names(self) -> dict[str, str]:
@@ -80,7 +83,7 @@ class Saved(NamedTuple):
 
 def save(
     folder: str | Path, fitted: Fitted, name: str = "", labels: tuple[Label, ...] = (),
-    names: tuple[str, ...] = (), *, half: bool = False,
+    names: tuple[str, ...] = (), *, half: bool = False, parents: Mapping[str, str] | None = None,
 ) -> None:  # fmt: skip
     """Write a fitted method to a folder; a folder that has model.json is complete.
 
@@ -91,6 +94,7 @@ def save(
         labels: Names of its classes as the user writes them; by default `names`.
         names: Names of the same classes in prompts; by default those that it was fitted to.
         half: Whether to store float32 numbers as float16.
+        parents: Label or parent -> its parent, as in `ImageSet`.
 
     Raises:
         UserError: Another process is at work in the folder, nothing can be written there, or it
@@ -109,13 +113,14 @@ def save(
             raise UserError(
                 f"{folder}: holds a run of `fit`, which this would overwrite: choose another folder"
             )
-        _save(run, fitted, name, labels, names, half)
+        _save(run, fitted, name, labels, names, half, parents)
         write_sums(run.path, [run.weights.name, run.model.name])
 
 
 def save_run(
-    folder: Path, fitted: Fitted, name: str, record: Record, labels: tuple[Label, ...] = ()
-) -> None:
+    folder: Path, fitted: Fitted, name: str, record: Record, labels: tuple[Label, ...] = (),
+    parents: Mapping[str, str] | None = None,
+) -> None:  # fmt: skip
     """Write a run: the model as `save` does, its record, its settings for --config, and the loss of
     every step.
 
@@ -126,7 +131,7 @@ def save_run(
     if fitted.trained.history:
         _write_history(run.history, fitted.trained.history)
     write_text(run.config, to_yaml(config_of(record)))
-    _save(run, fitted, name, labels)
+    _save(run, fitted, name, labels, parents=parents)
     with atomic(run.record) as temporary:
         record.save(temporary)
         run.write_sums(to_come={run.record.name: sha256(temporary)})
@@ -134,7 +139,7 @@ def save_run(
 
 def _save(
     run: RunFolder, fitted: Fitted, name: str, labels: tuple[Label, ...],
-    names: tuple[str, ...] = (), half: bool = False,
+    names: tuple[str, ...] = (), half: bool = False, parents: Mapping[str, str] | None = None,
 ) -> None:  # fmt: skip
     backbone, method = fitted.backbone, fitted.method
     run.sums.unlink(missing_ok=True)  # of the model that this one replaces
@@ -158,6 +163,7 @@ def _save(
         temperature=fitted.temperature,
         calibration=fitted.calibration,
         familiarity=fitted.familiarity,
+        parents=dict(parents or {}),
         versions=versions(),
     )
     write_json(run.model, model.model_dump(mode="json"))
@@ -250,7 +256,7 @@ def load(
         calibration=model.calibration,
         familiarity=model.familiarity,
     )
-    return Saved(fitted, model.labels, name, model.names or model.classes)
+    return Saved(fitted, model.labels, name, model.names or model.classes, model.parents)
 
 
 def _restore(

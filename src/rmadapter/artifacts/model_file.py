@@ -23,6 +23,7 @@ from rmadapter.errors import UserError, first_fault
 from rmadapter.familiar import Familiarity
 from rmadapter.support.files import read_json, sha256
 from rmadapter.task import check_templates
+from rmadapter.taxonomy import Taxonomy
 
 MOST_NAMES = 100_000  # classes of a model
 
@@ -67,6 +68,7 @@ class Model(BaseModel):
         temperature: Divisor of the logits.
         calibration: What its probabilities were worth on held-out images, if known.
         familiarity: What it finds on held-out images of its classes, if known.
+        parents: Parent of each label, and of each parent that has one; none without a taxonomy.
         versions: Versions of Python and libraries.
     """
 
@@ -85,6 +87,7 @@ class Model(BaseModel):
     temperature: float = Field(1.0, gt=0, le=1e6)
     calibration: Calibration | None = None
     familiarity: Familiarity | None = None
+    parents: dict[Text, Text] = Field(default_factory=dict, max_length=MOST_NAMES)
     versions: dict[str, str]
 
     @field_validator("templates")
@@ -100,6 +103,7 @@ class Model(BaseModel):
             )
         if self.calibration and self.calibration.known != len(self.classes):
             raise ValueError(f"a calibration of {self.calibration.known} classes")
+        Taxonomy.of(self.parents, map(str, self.labels))  # raises for a cycle
         for names in (self.classes, self.names, self.labels):
             if len({*map(str, names)}) < len(names):
                 raise ValueError("a class appears twice")

@@ -39,6 +39,7 @@ from rmadapter.artifacts.summary import (
     headline,
     headline_of,
     judgement_table,
+    level_table,
     promise_table,
 )
 from rmadapter.data.fewshot import read_split
@@ -172,6 +173,7 @@ def write_run_page(
         tie=describe_tie(record),
         choice=record.choice and (*choice_table(record.choice), describe_choice(record.choice)),
         rows=[(score, changes.get(number)) for number, score in enumerate(record.scores)],
+        levels=level_table(record.scores),
         mean=record.metric("hm"),
         mean_zero_shot=record.metric("hm", zero_shot=True),
         panels=panels,

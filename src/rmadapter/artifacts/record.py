@@ -16,7 +16,18 @@ from pydantic import (
     model_validator,
 )
 
-from rmadapter.artifacts.value import Balanced, Number, Percent, Plain, Setting, Split, Text, Value
+from rmadapter.artifacts.value import (
+    Balanced,
+    Level,
+    Number,
+    Percent,
+    Plain,
+    Promise,
+    Setting,
+    Split,
+    Text,
+    Value,
+)
 from rmadapter.errors import UserError, first_fault
 from rmadapter.methods import changed_settings, name_with_settings
 from rmadapter.methods.uses import Uses
@@ -97,6 +108,7 @@ class Score(Value):
         open_world: Figures of answers among trained and other classes in one list, as
             `metrics.open_world` returns them.
         balanced: Balanced accuracy of the method; None where the record does not say.
+        levels: Accuracies at the levels above the labels, if the data has a taxonomy.
     """
 
     name: str
@@ -111,6 +123,7 @@ class Score(Value):
     order: int | None = None
     open_world: dict[Text, Percent] = Field(default_factory=dict, max_length=10)
     balanced: Balanced | None = None
+    levels: tuple[Level, ...] = Field(default=(), max_length=100)
 
     @model_validator(mode="before")
     @classmethod
@@ -164,35 +177,6 @@ class Rates(Value):
     recalls: list[Percent | None]
     p: float | None = None
     balanced: Balanced | None = None
-
-
-class Promise(Value):
-    """What prediction sets kept of a promised error. Rates are in percent.
-
-    Attributes:
-        error: Share of images whose sets may miss the right class.
-        calibrated: Number of images of the calibration; of the smallest, if there were several.
-        most: Share that one such calibration misses at most, with 95 % confidence.
-        by_class: Whether every class has a limit of its own.
-        missed: Share of the judged images whose sets miss the right class.
-        low, high: Wilson's 95 % interval of that share.
-        labels: Mean number of classes in a set.
-        answered: Share of images with a single class in their set.
-        right: Share of these for which it is right; None if there are none.
-        misses: Share missed of each class's images, None for a class without any.
-    """
-
-    error: Percent
-    calibrated: int = Field(ge=1, le=10**9)
-    most: Percent
-    by_class: bool
-    missed: Percent
-    low: Percent
-    high: Percent
-    labels: Number
-    answered: Percent
-    right: Percent | None
-    misses: tuple[Percent | None, ...] = ()
 
 
 class Judgement(Value):

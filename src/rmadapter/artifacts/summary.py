@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.methods import name_with_settings
 from rmadapter.support.terminal import escape, note, table
+from rmadapter.taxonomy import level_name
 
 if TYPE_CHECKING:
     from rmadapter.artifacts.record import (
         Choice,
         Judgement,
         MethodName,
-        Promise,
         Record,
         Score,
         Verdict,
     )
+    from rmadapter.artifacts.value import Promise
 
 HEADER = ["accuracy in %", "images", "chance", "zero-shot", "adapted", "change"]
 PROBE = "linear-probe"
@@ -55,6 +56,9 @@ def print_record(record: Record, as_json: bool, run: Path | None = None) -> None
         tie = describe_tie(record)
         if tie:
             print(escape(tie))
+    levels = level_table(record.scores)
+    if levels[1]:
+        table(*levels)
     if judged and len(record.scores) == 1:
         return
     if record.method.changed and not judged:
@@ -82,6 +86,9 @@ def print_score(score: Score, as_json: bool, promises: Sequence[Promise] = ()) -
         return
     table(HEADER, [_score_row(score)])
     _print_balanced([score])
+    levels = level_table([score])
+    if levels[1]:
+        table(*levels)
     if promises:
         table(*promise_table(promises))
 
@@ -120,6 +127,8 @@ def _score_json(score: Score) -> dict[str, object]:
     }
     if score.balanced:
         facts["balanced_accuracy"] = score.balanced.model_dump()
+    if score.levels:
+        facts["levels"] = [level.model_dump(mode="json") for level in score.levels]
     return {**facts, "reason": score.reason} if score.reason else facts
 
 
@@ -210,6 +219,17 @@ def lowest_recalls(judged: Judgement) -> str:
     return ", ".join(f"{name} {recall:.0f} %" for recall, name in recalls[:3])
 
 
+def level_table(scores: Sequence[Score]) -> Table:
+    """Return a row for each level of a taxonomy above the labels, of each set."""
+    rows = []
+    for score in scores:
+        for level in score.levels:
+            change = level.accuracy - level.zero_shot
+            figures = [f"{level.zero_shot:.1f}", f"{level.accuracy:.1f}", f"{change:+.1f}"]
+            rows.append([score.title, level_name(level.level), f"{level.groups:,}", *figures])
+    return ["accuracy in %", "level", "groups", "zero-shot", "adapted", "change"], rows
+
+
 def promise_table(promises: Sequence[Promise]) -> Table:
     """Return a row for each promised error."""
     rows = []
@@ -217,8 +237,15 @@ def promise_table(promises: Sequence[Promise]) -> Table:
         missed = f"{promise.missed:.1f} ({promise.low:.1f} to {promise.high:.1f})"
         right = "-" if promise.right is None else f"{promise.right:.1f}"
         figures = [f"{promise.labels:.1f}", f"{promise.answered:.1f}", right]
+        if promise.wrong is not None:
+            figures += [f"{share:.1f}" for share in promise.levels[1:]]
+            figures.append(f"{promise.wrong:.1f}")
         rows.append([f"{promise.error:g}", missed, *figures])
     columns = ["missed in %", "classes per image", "answered in %", "of these right"]
+    if promises and promises[0].wrong is not None:
+        above = range(1, len(promises[0].levels))
+        columns += [f"answered by a {level_name(level)}" for level in above]
+        columns.append("wrong answers in %")
     return ["promised error in %", *columns], rows
 
 

@@ -69,3 +69,53 @@ class Balanced(Value):
     def text(self) -> str:
         """The mean recall and its interval."""
         return f"{self.accuracy:.1f} ({self.low:.1f} to {self.high:.1f})"
+
+
+class Level(Value):
+    """Accuracies at a level of a taxonomy, in percent.
+
+    Attributes:
+        level: Number of the level, 1 for parents, 2 for grandparents.
+        groups: Number of its groups.
+        accuracy: Share of images whose most probable group is the right one.
+        zero_shot: The same of the untouched backbone.
+    """
+
+    level: int = Field(ge=1, le=100)
+    groups: int = Field(ge=1, le=10**9)
+    accuracy: Percent
+    zero_shot: Percent
+
+
+class Promise(Value):
+    """What prediction sets kept of a promised error. Rates are in percent.
+
+    Attributes:
+        error: Share of images whose sets may miss the right class.
+        calibrated: Number of images of the calibration; of the smallest, if there were several.
+        most: Share that one such calibration misses at most, with 95 % confidence.
+        by_class: Whether every class has a limit of its own.
+        missed: Share of the judged images whose sets miss the right class.
+        low, high: Wilson's 95 % interval of that share.
+        labels: Mean number of classes in a set.
+        answered: Share of images with a single class in their set.
+        right: Share of these for which it is right; None if there are none.
+        misses: Share missed of each class's images, None for a class without any.
+        levels: With a taxonomy, share of images whose set a label alone answers, a parent, and so
+            on; the others have no answer.
+        wrong: With a taxonomy, share of images whose answer, at its level, is wrong.
+    """
+
+    error: Percent
+    calibrated: int = Field(ge=1, le=10**9)
+    most: Percent
+    by_class: bool
+    missed: Percent
+    low: Percent
+    high: Percent
+    labels: Number
+    answered: Percent
+    right: Percent | None
+    misses: tuple[Percent | None, ...] = ()
+    levels: tuple[Percent, ...] = Field(default=(), max_length=100)
+    wrong: Percent | None = None

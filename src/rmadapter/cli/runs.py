@@ -43,6 +43,7 @@ from rmadapter.support.terminal import note, table
 if TYPE_CHECKING:
     from rmadapter.artifacts.record import Record
     from rmadapter.bench.tune import Tuned
+    from rmadapter.data.image_set import ImageSet
     from rmadapter.runs.lab import Lab
     from rmadapter.runs.request import Request
 
@@ -52,6 +53,15 @@ Data = Annotated[
     typer.Argument(
         help="Folder of class folders, table of path,label[,split], or a format in "
         "docs/reference/formats.md."
+    ),
+]
+
+Taxonomy = Annotated[
+    Path | None,
+    typer.Option(
+        "--taxonomy",
+        help="Table of label,parent[,grandparent], such as that of the images, or JSON: also "
+        "judge parents.",
     ),
 ]
 
@@ -113,6 +123,7 @@ def fit(
         typer.Option(min=0, help="Number of folds; 4 by default where needed, 0: no judgement."),
     ] = None,
     files: FileOptions = FileOptions(),
+    taxonomy: Taxonomy = None,
     check: Annotated[
         bool, typer.Option("--check", help="Decode all images first, not only those drawn.")
     ] = False,
@@ -142,6 +153,8 @@ def fit(
     lab = Lab(team.machine, team=team)
     splits = files.read(data, images, known, check or None)
     check_known(known, next(iter(splits.values())).written, names_from or "")
+    if taxonomy:
+        splits = _with_parents(splits, taxonomy, data, images)
     lab.add(str(data), splits)
     lab.draw(request.task)  # is refused here, before a backbone is loaded
     task = replace(request.task, backbone=_add_backbone(lab, request.task.backbone))
@@ -156,6 +169,19 @@ def fit(
         )  # fmt: skip
     team.leave()
     _show(record, folder, as_json)
+
+
+def _with_parents(
+    splits: dict[str, ImageSet], taxonomy: Path, data: Path, images: DataOptions
+) -> dict[str, ImageSet]:
+    """Return splits whose labels have the parents that a file says; it may be the table of the
+    images itself."""
+    from rmadapter.data.taxonomies import parents_of, read_parents, with_parents
+
+    column = images.label_column if taxonomy == data else ""
+    written = next(iter(splits.values())).written
+    parents = parents_of(read_parents(taxonomy, column), written, taxonomy)
+    return with_parents(splits, parents)
 
 
 def _add_backbone(lab: Lab, names: str) -> str:
@@ -195,6 +221,7 @@ def evaluate(
     options: RunOptions = RunOptions(),
     settings: SettingOptions = SettingOptions(),
     files: FileOptions = FileOptions(),
+    taxonomy: Taxonomy = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -210,6 +237,7 @@ def evaluate(
     check_source(data, images.named(), images.crops)
     from rmadapter.artifacts.checkpoint import load
     from rmadapter.artifacts.summary import print_score
+    from rmadapter.data.taxonomies import with_parents
     from rmadapter.runs import request
     from rmadapter.runs.evaluate import evaluate_saved, known_names
     from rmadapter.runs.promises import kept
@@ -231,6 +259,10 @@ def evaluate(
     ignored = next(iter(splits.values())).ignored
     if ignored:
         note(ignored)
+    if taxonomy:
+        splits = _with_parents(splits, taxonomy, data, images)
+    else:
+        splits = with_parents(splits, saved.parents)
     cache = Cache(saved.fitted.backbone, machine, hold=False)
     [evaluation], [score] = evaluate_saved(folder, saved.fitted, splits, split, which, cache)
     promises = () if own else kept(saved.fitted, evaluation, score.split)

@@ -24,6 +24,7 @@ from rmadapter.data.formats.base import only_label, order
 from rmadapter.data.names import Label, class_indices, prompt_names
 from rmadapter.errors import UserError, quoted
 from rmadapter.support.terminal import track
+from rmadapter.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -153,6 +154,7 @@ class ImageSet:
             none.
         ignored: Note on files that were not read, such as "5 files ignored: .heic 3, .txt 2".
         weights: N weights of the images in training; empty if all are equal.
+        parents: Label as written, or parent -> its parent, where the data has a taxonomy.
         reader: Reader of the image files; shared by all subsets.
 
     Example:
@@ -175,6 +177,7 @@ class ImageSet:
     groups: tuple[str, ...] = ()
     ignored: str = ""
     weights: tuple[float, ...] = ()
+    parents: Mapping[str, str] = field(default_factory=dict)
     reader: ImageReader = field(default_factory=ImageReader, repr=False)
 
     def __post_init__(self) -> None:
@@ -225,6 +228,15 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def taxonomy(self) -> Taxonomy | None:
+        """The tree of the labels; None without parents.
+
+        Raises:
+            UserError: As `Taxonomy.of`.
+        """
+        return Taxonomy.of(self.parents, map(str, self.written)) if self.parents else None
 
     def subset(self, indices: Iterable[int]) -> ImageSet:
         """Return some images in this order, with the same classes.

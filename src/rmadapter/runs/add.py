@@ -18,6 +18,7 @@ from rmadapter.data.formats.base import CLASSNAMES, Row, Rows, Source, ignored_n
 from rmadapter.data.formats.registry import open_source
 from rmadapter.data.names import beside_splits, classnames_json, key, nfc, prompt_names
 from rmadapter.data.read import ImageSet, image_errors, read_images
+from rmadapter.data.taxonomies import with_parents
 from rmadapter.errors import UserError
 from rmadapter.methods import FOR_NEW_CLASSES
 from rmadapter.methods.uses import backbones_in
@@ -51,7 +52,8 @@ def add_names(saved: Saved, names: Sequence[str], out: Path) -> tuple[str, ...]:
             f"and `fit --method {FOR_NEW_CLASSES}` makes a model that takes names alone"
         ) from None
     check_no_model(out)
-    save(out, saved.fitted, saved.name, tuple(prompts), tuple(prompts.values()))
+    names = tuple(prompts.values())
+    save(out, saved.fitted, saved.name, tuple(prompts), names, parents=saved.parents)
     return tuple(prompts)
 
 
@@ -115,6 +117,7 @@ def add_images(
         _write_list(out, splits, {**new, **saved.custom_names})
     lab.add_backbone(saved.fitted.backbone)
     images = read_images(RunFolder(out).images, skip_bad=skip_bad, outside=True)
+    images = with_parents(images, saved.parents)
     lab.add(task.data, images, leftover=not _has_test_split(record, added_splits, splits))
     before = len(kept["train"])
     new_images = len(splits["train"]) - before

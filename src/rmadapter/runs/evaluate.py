@@ -17,7 +17,7 @@ from rmadapter.artifacts.checkpoint import Saved, read_draw
 from rmadapter.artifacts.predictions import Evaluation
 from rmadapter.artifacts.record import Score
 from rmadapter.artifacts.run_folder import RunFolder
-from rmadapter.artifacts.value import Balanced, Split
+from rmadapter.artifacts.value import Balanced, Level, Split
 from rmadapter.data.fewshot import few_shot, half, has_digest, read_split
 from rmadapter.data.names import custom_names, nfc
 from rmadapter.data.read import ImageSet
@@ -75,11 +75,30 @@ def evaluate(
             "accuracy": round(metrics.accuracy(ours, images.labels), 4),
             "zero_shot": round(metrics.accuracy(zero_shot, images.labels), 4),
         }
-        joint = _in_one_list(fitted, images, ours)
-        balanced = Balanced.of(ours, images.labels)
-        score = score.model_copy(update={"open_world": joint, "balanced": balanced})
+        score = score.model_copy(
+            update={
+                "open_world": _in_one_list(fitted, images, ours),
+                "balanced": Balanced.of(ours, images.labels),
+                "levels": levels_of(evaluations[-1]),
+            }
+        )
         scores.append(score.model_copy(update=rates))
     return evaluations, scores
+
+
+def levels_of(evaluation: Evaluation) -> tuple[Level, ...]:
+    """Return the accuracies at the levels above the labels; none without a taxonomy."""
+    taxonomy, labels = evaluation.images.taxonomy, evaluation.labels
+    if taxonomy is None:
+        return ()
+    levels = []
+    for level in range(1, taxonomy.depth + 1):
+        names, which = taxonomy.groups(level)
+        tables = (evaluation.probabilities, evaluation.zero_shot)
+        rates = [metrics.accuracy(taxonomy.sums(table, level), which[labels]) for table in tables]
+        ours, zero_shot = (round(rate, 4) for rate in rates)
+        levels.append(Level(level=level, groups=len(names), accuracy=ours, zero_shot=zero_shot))
+    return tuple(levels)
 
 
 def _in_one_list(fitted: Fitted, images: ImageSet, table: np.ndarray) -> dict[str, float]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rmadapter.artifacts.checkpoint import find_finished, save_run
+from rmadapter.artifacts.model_file import read_model
 from rmadapter.artifacts.page import write_run_page
 from rmadapter.artifacts.predictions import (
     find_mistakes,
@@ -126,6 +127,11 @@ def _check_finished(
 ) -> None:
     """Raise UserError if a finished run was judged on other images than those of now; note that it
     is not logged to trackers."""
+    if read_model(RunFolder(out).model).parents != few.train.parents:
+        raise UserError(
+            f"{out} was judged with another taxonomy, or none: choose another --out, or judge it "
+            "with `rmadapter eval --taxonomy`"
+        )
     others = record.other_images(lab.tests(record.task, few))
     if others:
         raise UserError(
@@ -194,7 +200,7 @@ def _save(outcome: Outcome, out: Path, train: ImageSet, cache: Cache) -> None:
     counts = read_split(files.split).counts(record.task.classes)
     history = fitted.trained.history
     write_run_page(files.page, record, rows, history, wrong=wrong, counts=counts)
-    save_run(out, fitted, record.method.name, record, train.written)
+    save_run(out, fitted, record.method.name, record, train.written, train.parents)
 
 
 def join_fit(task: Task, method: Method, out: Path, lab: Lab, name: str) -> None:

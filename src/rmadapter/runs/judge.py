@@ -10,15 +10,16 @@ import numpy as np
 
 from rmadapter import metrics
 from rmadapter.artifacts.predictions import Evaluation
-from rmadapter.artifacts.record import LEVEL, Judgement, Promise, Rates, Score
+from rmadapter.artifacts.record import LEVEL, Judgement, Rates, Score
 from rmadapter.artifacts.summary import describe_tie
-from rmadapter.artifacts.value import Balanced, Split
+from rmadapter.artifacts.value import Balanced, Promise, Split
 from rmadapter.conformal import Calibration
 from rmadapter.data.duplicates import pairs
 from rmadapter.data.fewshot import FewShot
 from rmadapter.data.read import ImageSet
 from rmadapter.methods import load_method
 from rmadapter.methods.linear_probe import LinearProbe
+from rmadapter.runs.evaluate import levels_of
 from rmadapter.runs.features import distances_of
 from rmadapter.runs.folds import Folds, HeldOutAnswers, fitted_temperature
 from rmadapter.runs.lab import Lab, Sets
@@ -102,12 +103,14 @@ def _promises(
     if calibration is None:
         return ()
     table, labels = evaluation.probabilities[rows], evaluation.labels[rows]
+    tree = evaluation.images.taxonomy
     if split == "held out":
-        return cross_measured(table, labels, halves(len(labels), seed=0), calibration.source)
+        parts = halves(len(labels), seed=0)
+        return cross_measured(table, labels, parts, calibration.source, tree)
     if folds and split == "cross-validated":
         groups = np.repeat(np.arange(len(folds)), [len(part) for part in folds.parts])
-        return cross_measured(table, labels, groups, calibration.source)
-    return measured(table, labels, calibration)
+        return cross_measured(table, labels, groups, calibration.source, tree)
+    return measured(table, labels, calibration, tree)
 
 
 def _unseen_rows(
@@ -165,7 +168,7 @@ def _score(evaluation: Evaluation) -> Score:
         name="all", images=len(labels), classes=len(evaluation.classes), split="cross-validated",
         accuracy=metrics.accuracy(evaluation.probabilities, labels),
         zero_shot=metrics.accuracy(evaluation.zero_shot, labels),
-        balanced=Balanced.of(evaluation.probabilities, labels),
+        balanced=Balanced.of(evaluation.probabilities, labels), levels=levels_of(evaluation),
     )  # fmt: skip
 
 

@@ -39,6 +39,8 @@ USUAL = {  # if a table has several of them, the first is used
     "split": ("split", "subset"),
     "group": ("group",),
     "name": ("name",),
+    "parent": ("parent",),
+    "grandparent": ("grandparent",),
     "given": ("given",),
     "suggested": ("suggested",),
     "decision": ("decision",),

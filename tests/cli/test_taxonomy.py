@@ -1,0 +1,70 @@
+"""Taxonomies on the command line: judged by fit, stored with the run, and used by others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rmadapter.artifacts.record import read_record
+from rmadapter.backbones import Backbone
+from tests.helpers.shell import Command, fit_command, refused, rmadapter
+
+__all__ = ["rmadapter"]  # a fixture
+
+PARENTS = {"blue": "cold", "night_sky": "cold", "green": "cold", "red": "warm"}
+PARENTS |= {"cold": "colour", "warm": "colour"}
+
+
+@pytest.fixture(scope="module")
+def taxonomy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("taxonomy") / "parents.csv"
+    rows = "".join(f"{child},{parent}\n" for child, parent in PARENTS.items())
+    file.write_text(f"label,parent\n{rows}", encoding="utf-8")
+    return file
+
+
+@pytest.fixture
+def run(
+    rmadapter: Command, colors: Path, taxonomy: Path, tiny_clip: Backbone, tmp_path: Path
+) -> Path:
+    options = ["--method", "linear-probe", "--shots", 4, "--taxonomy", taxonomy]
+    rmadapter.done(*fit_command(colors, tiny_clip, tmp_path / "run", *options))
+    return tmp_path / "run"
+
+
+def test_a_run_is_judged_at_each_level(
+    rmadapter: Command, run: Path, colors: Path, tiny_clip: Backbone, taxonomy: Path
+) -> None:
+    record = read_record(run / "run.json")
+    parent, top = record.scores[0].levels
+    assert (parent.level, parent.groups, top.level, top.groups) == (1, 2, 2, 1)
+    assert top.accuracy == top.zero_shot == 100
+    assert json.loads((run / "model.json").read_text())["parents"] == PARENTS
+    assert "Levels of the taxonomy" in (run / "report.html").read_text()
+    words = ["eval", run, colors, "--backbone", tiny_clip.name]
+    facts = rmadapter.json(*words)
+    assert facts["levels"][0]["accuracy"] == parent.accuracy
+    assert "grandparent" in rmadapter.done(*words).out
+    again = fit_command(colors, tiny_clip, run, "--method", "linear-probe", "--shots", 4)
+    refused(rmadapter(*again), "another taxonomy")
+    rmadapter.done(*again, "--taxonomy", taxonomy)
+    taxonomy.with_name("b.csv").write_text("label,parent\nblue,a\nred,a\ngreen,b\nnight sky,b\n")
+    other = rmadapter.json(*words, "--taxonomy", taxonomy.with_name("b.csv"))
+    assert [level["groups"] for level in other["levels"]] == [2]
+
+
+def test_a_taxonomy_that_does_not_fit_is_refused(
+    rmadapter: Command, colors: Path, tiny_clip: Backbone, tmp_path: Path
+) -> None:
+    file = tmp_path / "t.json"
+    for parents, word in (
+        ({"blue": "cold"}, "'green' has no parent"),
+        ({**PARENTS, "bleu": "cold"}, "did you mean 'blue'"),
+        ({**PARENTS, "colour": "cold"}, "its own parent"),
+    ):
+        file.write_text(json.dumps(parents))
+        words = fit_command(colors, tiny_clip, tmp_path / "run", "--taxonomy", file)
+        refused(rmadapter(*words), "t.json", word)
+    assert not (tmp_path / "run").exists()

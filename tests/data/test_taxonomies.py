@@ -1,0 +1,89 @@
+"""Parents of labels, from tables and JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rmadapter.data.image_set import ImageSet
+from rmadapter.data.taxonomies import parents_of, read_parents, with_parents
+from rmadapter.errors import UserError
+
+PARENTS = {"cat": "mammal", "trout": "fish", "mammal": "animal", "fish": "animal"}
+FILES = {
+    "t.csv": "label,parent,grandparent\ncat,mammal,animal\ntrout,fish,animal\ncat,mammal,\n",
+    "semicolons.csv": "label;parent\ncat;mammal\ntrout;fish\nmammal;animal\nfish;animal\n",
+    "t.jsonl": "".join(
+        json.dumps({"class": child, "parent": parent}) + "\n" for child, parent in PARENTS.items()
+    ),
+    "flat.json": json.dumps(PARENTS),
+    "deep.json": json.dumps({"cat": ["mammal", "animal"], "trout": ["fish", "animal"]}),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_parents_are_read_from_any_form(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text(FILES[name], encoding="utf-8")
+    assert read_parents(tmp_path / name) == PARENTS
+
+
+def test_a_column_of_a_parquet_table_of_images(tmp_path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    table = pa.table({"image": ["a", "b"], "species": ["cat", "trout"], "parent": ["m", "f"]})
+    parquet.write_table(table, tmp_path / "t.parquet")
+    assert read_parents(tmp_path / "t.parquet", "species") == {"cat": "m", "trout": "f"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        (
+            "t.csv",
+            "label,parent\ncat,mammal\ncat,fish\n",
+            "'cat' has the parents 'mammal' and 'fish'",
+        ),
+        ("t.csv", "label,parent,grandparent\ncat,,animal\n", "empty"),
+        ("t.csv", "label,name\ncat,mammal\n", "parent"),
+        ("t.json", '["cat"]', "write it as"),
+        ("t.json", '{"cat": 3}', "'cat'"),
+        ("t.json", '{"cat": ["mammal", ""]}', "without a name"),
+        ("t.json", "{", "not readable JSON"),
+    ],
+)
+def test_a_file_in_another_form_is_refused(
+    tmp_path: Path, name: str, text: str, words: str
+) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=name) as caught:
+        read_parents(tmp_path / name)
+    assert words in str(caught.value)
+
+
+def test_labels_keep_the_spelling_of_the_data() -> None:
+    found = parents_of({"Sea horse": "fish", "7": "odd", "fish": "animal"}, ["sea_horse", 7], "t")
+    assert found == {"sea_horse": "fish", "7": "odd", "fish": "animal"}
+    images = ImageSet((), (), ("sea horse", "seven"), written=("sea_horse", 7))
+    tree = with_parents({"all": images}, found)["all"].taxonomy
+    assert tree is not None
+    assert [tree.groups(level)[0] for level in (1, 2)] == [("fish", "7"), ("animal", "odd")]
+    assert images.taxonomy is None
+
+
+@pytest.mark.parametrize(
+    ("parents", "words"),
+    [
+        ({"cat": "mammal"}, "class 'trout' has no parent"),
+        ({**PARENTS, "dgo": "mammal"}, "'dgo' is neither a class nor a parent"),
+        ({**PARENTS, "animal": "mammal"}, "is its own parent"),
+        ({**PARENTS, "mammal": "trout"}, "'trout' is a class, and the parent of"),
+        ({**PARENTS, "CAT": "fish"}, "'cat' has two parents"),
+    ],
+)
+def test_what_does_not_fit_the_classes_is_refused(parents: dict[str, str], words: str) -> None:
+    with pytest.raises(UserError, match=r"t\.csv: ") as caught:
+        parents_of(parents, ["cat", "trout"], "t.csv")
+    assert words in str(caught.value)
