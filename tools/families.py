@@ -1,0 +1,212 @@
+"""Compare the methods that read features alone, family by family, by test accuracy on all classes.
+
+    python tools/families.py --root DATA --out docs/results/families.jsonl --seeds 1
+    python tools/families.py --out docs/results/families.jsonl --beside docs/results/choice.jsonl \
+        --tables --page docs/studies/families.md
+
+A line is one method on one task: a data set, a number of shots and a seed. Finished tasks are kept:
+repeat the command to resume. For each number of shots, the sets for choosing choose a member of
+each family; the sets for reporting compare these.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any, TypeAlias
+
+from studies import (
+    CHOOSE_ALL,
+    REPORT_ALL,
+    TESTED,
+    Line,
+    Lines,
+    append_lines,
+    make_parser,
+    markdown,
+    read_lines,
+    show,
+    with_verdicts,
+)
+
+from rmadapter.methods.uses import USES
+from rmadapter.runs.lab import Lab
+from rmadapter.runs.request import Request
+from rmadapter.runs.run import run_task
+
+Scores: TypeAlias = Mapping[str, Mapping[str, Sequence[float]]]  # by method and set, of its draws
+
+FAMILIES: Mapping[str, tuple[str, ...]] = {
+    "no shots": ("zero-shot", "zero-shot-ensemble", "tda", "stata"),
+    "training-free": (
+        *(
+            "tip-adapter",
+            "gda",
+            "proker",
+            "rehark",
+            "ss-text",
+            "ss-text-plus",
+            "ss-text-u",
+            "ridge",
+        ),
+    ),
+    "linear classifiers": (
+        *("linear-probe", "linear-probe-zero-shot", "linear-probe-pair", "clap", "lp-plus-plus"),
+    ),
+    "behind the encoder": ("clip-adapter", "hoso-adapter", "tip-adapter-f"),
+}
+BESIDE = ("rmadapter-plus", "rmadapter")  # which train through the encoders
+THROUGH = "through the encoders"
+
+
+# Measuring
+
+
+def measure(
+    lab: Lab, data: str, shots: int, seed: int, backbone: str = "pocket"
+) -> list[dict[str, Any]]:
+    """Run each method on the test split."""
+    lines = []
+    for name in itertools.chain(*FAMILIES.values()):
+        values = {"shots": shots, "seed": seed, "backbone": backbone}
+        run = Request.make(values, name, data=data)
+        record = run_task(run.task, run.method, lab, name).record
+        lines.append(
+            {
+                "data": data,
+                "shots": shots,
+                "seed": seed,
+                "method": name,
+                "test": record.metric("all"),
+                "train_seconds": record.seconds["train"],
+                "split_digest": record.split_digest,
+                "backbone": record.backbone.model_dump(),
+                "versions": record.versions,
+            }
+        )
+    return lines
+
+
+# Tables
+
+
+def scores(lines: Lines, sets: Sequence[str], shots: int) -> dict[str, dict[str, list[float]]]:
+    """Return accuracies with a number of shots, by method, set and draw."""
+    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for line in lines:
+        if line["shots"] == shots and line["data"] in sets:
+            found[line["method"]][line["data"]].append(line["test"])
+    return found
+
+
+def average(accuracies: Mapping[str, Sequence[float]]) -> float:
+    """Return the mean over sets of the means over draws."""
+    return fmean(map(fmean, accuracies.values()))
+
+
+def chosen(lines: Lines, shots: int) -> dict[str, str]:
+    """Return the member of each family that is best on the sets for choosing, of those that use
+    nothing but the shots."""
+    found = scores(lines, CHOOSE_ALL, shots)
+    best = {}
+    for family, names in FAMILIES.items():
+        ranked = [name for name in names if name in found and USES[name].track == "ranked"]
+        if ranked:
+            best[family] = max(ranked, key=lambda name: average(found[name]))
+    return best
+
+
+def accuracy_table(lines: Lines, sets: Sequence[str]) -> str:
+    """Show mean accuracies over sets by method and number of shots; – where a method lacks one of
+    the sets. The member of its family that the sets for choosing choose is bold."""
+    few = sorted({line["shots"] for line in lines})
+    tables = [scores(lines, sets, shots) for shots in few]
+    picks = [chosen(lines, shots) for shots in few]
+    rows = []
+    for family, names in {**FAMILIES, THROUGH: BESIDE}.items():
+        for name in names:
+            cells = []
+            for table, pick in zip(tables, picks, strict=True):
+                whole = len(table[name]) == max(map(len, table.values()))
+                text = f"{average(table[name]):.1f}" if whole else "–"
+                cells.append(f"**{text}**" if pick.get(family) == name else text)
+            track = "" if USES[name].track == "ranked" else USES[name].track
+            rows.append([family, f"`{name}`", *cells, track])
+    return markdown(["family", "method", *(f"{shots} shots" for shots in few), "track"], rows)
+
+
+def verdict_table(lines: Lines) -> str:
+    """Compare the chosen members with the best of them on the sets for choosing, on the sets for
+    reporting."""
+    rows = []
+    for shots in sorted({line["shots"] for line in lines}):
+        choosing, reporting = (scores(lines, sets, shots) for sets in (CHOOSE_ALL, REPORT_ALL))
+        picks = chosen(lines, shots)
+        first = max(picks.values(), key=lambda name: average(choosing[name]))
+        others = [name for name in picks.values() if name != first]
+        if "rmadapter-plus" in reporting:
+            others.append("rmadapter-plus")
+        differences = {name: against(reporting, name, first) for name in others}
+        for name, cells in with_verdicts(differences, 1).items():
+            rows.append([f"{shots}", f"`{name}`", f"`{first}`", *cells])
+    return markdown(["shots", "method", "against", *TESTED], rows)
+
+
+def against(found: Scores, name: str, first: str) -> list[list[float]]:
+    """Return the differences of two methods, by set and draw."""
+    return [
+        [one - other for one, other in zip(found[name][data], found[first][data], strict=True)]
+        for data in found[first]
+        if data in found[name]
+    ]
+
+
+def beside(lines: Lines, others: Lines) -> list[Line]:
+    """Return the lines, and those of methods that train through the encoders on the same shots."""
+    drawn = {(line["data"], line["shots"], line["seed"]): line["split_digest"] for line in lines}
+    same = [
+        line
+        for line in others
+        if line["method"] in BESIDE
+        and drawn.get((line["data"], line["shots"], line["seed"])) == line["split_digest"]
+    ]
+    return [*lines, *same]
+
+
+def tables(lines: Lines) -> dict[str, str]:
+    """Return all tables by their names on the page."""
+    found = {}
+    for title, sets in (("choosing", CHOOSE_ALL), ("reporting", REPORT_ALL)):
+        count = len({line["data"] for line in lines if line["data"] in sets})
+        found[title] = f"{count} sets\n\n{accuracy_table(lines, sets)}"
+    found["verdicts"] = verdict_table(lines)
+    return found
+
+
+def main() -> None:
+    parser = make_parser(__doc__, (*CHOOSE_ALL, *REPORT_ALL))
+    parser.add_argument("--shots", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--beside", type=Path, help="lines of slower methods, of tools/choice.py")
+    parser.add_argument("--page", type=Path, help="put the tables into this page")
+    args = parser.parse_args()
+    lines = read_lines(args.out)
+    if args.tables:
+        others = read_lines(args.beside) if args.beside else []
+        show(tables(beside(lines, others)), args.page)
+        return
+    done = {(line["data"], line["shots"], line["seed"]) for line in lines}
+    for seed, data in itertools.product(args.seeds, args.data):
+        lab = Lab(root=args.root, keep=True, progress=False)
+        for shots in [few for few in args.shots if (data, few, seed) not in done]:
+            measured = measure(lab, data, shots, seed)
+            append_lines(args.out, measured)
+            for line in measured:
+                print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()
