@@ -220,7 +220,7 @@ def data(
     ] = "",
     as_json: Json = False,
 ) -> None:
-    """List the papers' data sets and how to get each.
+    """List public data sets and how to get each.
 
     Shows licences and sizes; with NAME or --status, whether the files are complete.
     """
@@ -248,7 +248,7 @@ def data(
         columns = ["name", "status", "missing", "how"]
     else:
         facts = [dataset.model_dump() for dataset in chosen]
-        columns = ["key", "classes", "size", "licence"]
+        columns = ["key", "group", "classes", "licence"]
     if as_json:
         print(json.dumps(facts))
     else:

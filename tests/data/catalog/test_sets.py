@@ -18,6 +18,7 @@ from rmadapter.data.catalog import sets
 from rmadapter.data.catalog.readers import READERS, SPELLINGS
 from rmadapter.data.catalog.sets import (
     CATALOG,
+    ELEVEN,
     check,
     domains,
     get,
@@ -56,7 +57,8 @@ TOTALS = {
 
 
 def test_the_catalogue_is_consistent() -> None:
-    assert len(CATALOG) == len({dataset.folder for dataset in CATALOG.values()}) == 15
+    assert len(CATALOG) == len({dataset.folder for dataset in CATALOG.values()}) == 38
+    assert ELEVEN[0] == "imagenet"
     for key, dataset in CATALOG.items():
         assert dataset.reader in READERS
         assert dataset.spelling in SPELLINGS
@@ -67,10 +69,12 @@ def test_the_catalogue_is_consistent() -> None:
         assert "name" in re.compile(dataset.order_line).groupindex
         if dataset.reader == "text_lists":
             assert {"name", "file"} <= {*re.compile(dataset.line).groupindex}
-        assert bool(dataset.split) == bool(dataset.split_url)
+        assert dataset.split or not dataset.split_url
         total = sum(dataset.counts.values())
         assert total == TOTALS.get(key, total)
-        if dataset.reader == "class_folders":  # 50 %, 20 % and 30 %, to one image a class
+        assert not (total and dataset.total)
+        # 50 %, 20 % and 30 %, to one image a class
+        if dataset.reader == "class_folders" and key in TOTALS:
             for split, share in {"train": 0.5, "val": 0.2, "test": 0.3}.items():
                 assert abs(dataset.counts[split] - share * total) <= dataset.classes
     with pytest.raises(UserError, match="did you mean 'oxford_flowers'"):

@@ -41,7 +41,7 @@ ABLATIONS = {
 MISNAMED = {("ucf101", "mma"): "ProGrad"}
 MISNAMED_BY = {(block, printed): method for (block, method), printed in MISNAMED.items()}
 # A data set with another number of test images is another one under the same name.
-TEST_IMAGES = {key: dataset.counts["test"] for key, dataset in CATALOG.items()}
+TEST_IMAGES = {key: one.counts["test"] for key, one in CATALOG.items() if one.counts}
 
 Figures = dict[str, float]
 

@@ -9,6 +9,7 @@ The draw of shots depends on that order. Where an archive has no split and CoOp 
 
 from __future__ import annotations
 
+import csv
 import os
 import random
 import re
@@ -50,8 +51,10 @@ class Dataset(BaseModel):
     key: str
     title: str
     folder: str  # CoOp's name for it, below the common root
+    group: str = "of the paper"  # the benchmark that it belongs to
     classes: int
-    counts: dict[str, int]  # split -> images
+    counts: dict[str, int] = {}  # split -> images; empty if no split is published
+    total: int = 0  # images of all splits, where only that is stated; 0 if it is not
     templates: tuple[str, ...]
     licence: str
     size: str
@@ -65,16 +68,23 @@ class Dataset(BaseModel):
 
     reader: str  # of readers.READERS
     images: str = ""  # the folder that paths of a split are relative to
-    split: str = ""  # CoOp's split file
-    split_url: str = ""
+    split: str = ""  # a split file in CoOp's form
+    split_url: str = ""  # empty if the steps make it
     lists: dict[str, str] = {}  # split -> the archive's own list, or its folder of class folders
     order: str = ""  # file of class names
     order_line: str = "(?P<name>.+)"
     line: str = ""
     file: str = ""
     spelling: str = "as is"
-    renames: dict[str, str] = {}  # class folder -> class name
+    renames: dict[str, str] = {}  # class folder, or label in a table, -> class name
+    columns: dict[str, str] = {}  # image, label and group -> column of a table
     ignored: tuple[str, ...] = ()
+
+    @property
+    def images_text(self) -> str:
+        """How many images it has, as text."""
+        parts = [f"{count:,} {split}" for split, count in self.counts.items()]
+        return ", ".join(parts) or (f"{self.total:,}" if self.total else "see its page")
 
     @property
     def most(self) -> int:
@@ -270,12 +280,82 @@ def flowers_matlab(home: Path, dataset: Dataset) -> Table:
     return dict(zip(SPLITS, divide(by_label(rows), [0.5, 0.2], home), strict=True))
 
 
+ABSENT = ("", "0", "0.0")  # in the column of a label that an image has not
+
+
+def label_table(home: Path, dataset: Dataset) -> Table:
+    """Read one CSV table of images and labels, of which those in `dataset.renames` count, in their
+    order; without a column of labels, each label has a column, and that of the image is not 0.
+
+    Images of one group stay in one split: those of lists "train" and "test", of whose train images
+    a fifth is val, or of the groups of each label 50 % train, 20 % val, 30 % test. Raises UserError
+    for an image without a group.
+    """
+    every, rows = [*dataset.renames], dict[str, Line]()
+    table = home / dataset.lists["all"]
+    image, label = dataset.columns["image"], dataset.columns.get("label")
+    for cells in _csv_rows(table, [image, *([label] if label else every)]):
+        of_image = [cells[label]] if label else [n for n in every if cells[n] not in ABSENT]
+        if len(of_image) == 1 and of_image[0] in dataset.renames:
+            number, path = every.index(of_image[0]), dataset.file.format(file=cells[image])
+            rows[cells[image]] = (path, number, dataset.renames[of_image[0]])
+    grouped = home / dataset.lists.get("groups", dataset.lists["all"])
+    column = dataset.columns["group"]
+    groups = {cells[image]: cells[column] for cells in _csv_rows(grouped, [image, column])}
+    for name in rows:
+        if name not in groups:
+            raise UserError(f"{grouped}: has no {column} of {quoted(name)}")
+    if "train" not in dataset.lists:
+        parts = divide(_by_group(rows, groups, rows), [0.5, 0.2], table)
+        return dict(zip(SPLITS, map(_flat, parts), strict=True))
+    listed = {
+        split: [match[0] for match in _lines(home / dataset.lists[split], ".+")]
+        for split in ("train", "test")
+    }
+    val, train = divide(_by_group(rows, groups, listed["train"]), [0.2], table)
+    tested = [rows[name] for name in listed["test"] if name in rows]
+    return {"train": _flat(train), "val": _flat(val), "test": tested}
+
+
+def _by_group(
+    rows: dict[str, Line], groups: dict[str, str], names: Iterable[str]
+) -> list[list[list[Line]]]:
+    """Return for each label the rows of these images, those of one group in one list."""
+    parts: dict[int, dict[str, list[Line]]] = {}
+    for name in names:
+        if name in rows:
+            of_label = parts.setdefault(rows[name][1], {})
+            of_label.setdefault(groups[name], []).append(rows[name])
+    return [[*of_label.values()] for _, of_label in sorted(parts.items())]
+
+
+def _flat(parts: Iterable[Sequence[T]]) -> list[T]:
+    return [row for part in parts for row in part]
+
+
+def _csv_rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """Read a CSV file with a header. Raises UserError if a column is missing, or empty in a row."""
+    reader = csv.DictReader(read_text(path, "a readable CSV file").splitlines())
+    try:
+        rows, header = list(reader), reader.fieldnames or ()
+    except csv.Error as error:
+        raise UserError(f"{path}: not a readable CSV file ({error})") from None
+    for column in columns:
+        if column not in header:
+            raise UserError(f"{path}: has no column {column!r}")
+        for number, row in enumerate(rows, 1):
+            if row[column] is None:
+                raise UserError(f"{path}: row {number} has no {column!r}")
+    return rows
+
+
 READERS: dict[str, Callable[[Path, Dataset], Table]] = {
     "class_folders": class_folders,
     "wnid_folders": wnid_folders,
     "text_lists": text_lists,
     "cars_matlab": cars_matlab,
     "flowers_matlab": flowers_matlab,
+    "label_table": label_table,
 }
 
 

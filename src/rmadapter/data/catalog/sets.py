@@ -1,8 +1,9 @@
-"""The public data sets of the paper: find, read, check and download them; any data set by name or
-path.
+"""Public data sets, of the paper and of special domains: find, read, check and download them; any
+data set by name or path.
 
-The table is catalog.yaml. Layouts, class names, prompt templates and counts follow the CoOp
-protocol (Zhou et al., IJCV 2022), whose folders and split files are read unchanged.
+The tables are catalog.yaml and domains.yaml. In the first, layouts, class names, prompt templates
+and counts follow the CoOp protocol (Zhou et al., IJCV 2022), whose folders and split files are read
+unchanged.
 """
 
 from __future__ import annotations
@@ -51,8 +52,11 @@ ELSEWHERE = (
 
 
 def _load() -> dict[str, Dataset]:
-    text = Path(__file__).with_name("catalog.yaml").read_text(encoding="utf-8")
-    return {key: Dataset(key=key, **row) for key, row in yaml.safe_load(text).items()}
+    found: dict[str, Dataset] = {}
+    for name in ("catalog.yaml", "domains.yaml"):
+        rows = yaml.safe_load(Path(__file__).with_name(name).read_text(encoding="utf-8"))
+        found |= {key: Dataset(key=key, **row) for key, row in rows.items()}
+    return found
 
 
 CATALOG: Mapping[str, Dataset] = _load()
@@ -205,8 +209,8 @@ class Check:
 
 
 def check(dataset: Dataset, root: Path) -> Check:
-    """Check a data set below `root`. Complete: its split file if CoOp has one, all listed images,
-    and CoOp's counts."""
+    """Check a data set below `root`. Complete: its split file if there is one, all listed images,
+    and the published counts."""
     home = home_of(dataset, root)
     command = f"rmadapter data {dataset.key} --root {root}"
     how = f"{command} --download" if dataset.archives else f"{command} lists the steps"
@@ -227,6 +231,9 @@ def check(dataset: Dataset, root: Path) -> Check:
             sets = load_dataset(home)
         counts = {split: len(images) for split, images in sets.items()}
         classes = len(next(iter(sets.values())).classes)
+        total = sum(counts.values())
+        if dataset.total and total != dataset.total:
+            missing.append(f"{total} of {dataset.total} images")
         if classes != dataset.classes:
             missing.append(f"classes: {classes} of {dataset.classes}")
         for split, wanted in dataset.counts.items():
@@ -236,7 +243,8 @@ def check(dataset: Dataset, root: Path) -> Check:
         missing.append(str(error))
     if not missing:
         return Check(dataset.key, "complete", str(home), counts=counts)
-    how = f"put {dataset.split_url} into {home}" if no_split and len(missing) == 1 else how
+    if no_split and len(missing) == 1 and dataset.split_url:
+        how = f"put {dataset.split_url} into {home}"
     return Check(dataset.key, "partial", str(home), tuple(missing), counts, how)
 
 
@@ -261,12 +269,12 @@ def describe(dataset: Dataset, root: Path) -> str:
     """Describe licence, size, citation and the steps to get a data set, as text."""
     home = root / dataset.folder
     steps = [step.replace("{home}", str(home)) for step in dataset.steps]
-    if dataset.split:
+    if dataset.split_url:
         split = f"{dataset.split} ({dataset.split_url})"
         steps.append(f"Put {split} into {home}: the splits of published results.")
     fetched = f"Run `rmadapter data {dataset.key} --root {root} --download`, or do it by hand:"
     facts: dict[str, object] = {
-        "images": ", ".join(f"{count:,} {split}" for split, count in dataset.counts.items()),
+        "images": dataset.images_text,
         "classes": dataset.classes,
         "prompt": dataset.templates[0],
         "licence": dataset.licence,
