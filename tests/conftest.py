@@ -24,6 +24,7 @@ from tests.helpers.models import (
     write_model,
     write_timm_bert,
     write_tiny_clip,
+    write_tiny_timm,
 )
 
 # Ray's default, 15, lets its workers wait for minutes while other tests use all cores
@@ -107,6 +108,12 @@ def tiny_hf(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
     """timm DINOv2 trunk with layer scale and class token; Hugging Face BERT text encoder: `pocket`
     in small."""
     return load_backbone(str(write_timm_bert(tmp_path_factory.mktemp("tiny_hf"))))
+
+
+@pytest.fixture(scope="session")
+def tiny_timm(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    """A vision transformer of timm, without a text encoder."""
+    return load_backbone(f"timm:{write_tiny_timm(tmp_path_factory.mktemp('tiny_timm'))}")
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,8 @@ FEATURES_ALONE = (
     *("ridge", "clap", "lp-plus-plus", "clip-adapter", "tip-adapter", "tip-adapter-f"),
     *("hoso-adapter", "gda", "proker", "rehark", "ss-text", "ss-text-plus", "ss-text-u"),
 )
+# Of the first, those that also work without a text encoder, for classes that have images.
+WITHOUT_TEXT = ("linear-probe", "ridge", "gda", "proker")
 TEXT_TOO = ("coop", "coop-few-shot", "cocoop", "kgcoop", "prograd", "cocoa-mix", "tcp")
 
 

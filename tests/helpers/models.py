@@ -107,3 +107,37 @@ def write_fixed_backbone(folder: Path) -> Path:
     drawn["logit_scale"] = torch.tensor(4.5)
     save_file(drawn, folder / "open_clip_model.safetensors")
     return folder
+
+
+def write_timm(
+    folder: Path, architecture: str = "test_vit", classes: int = 5, seed: int = 0,
+    **arguments: Any,
+) -> Path:  # fmt: skip
+    """Write a folder as timm's `save_for_hf` does, with random weights, none of them zero.
+    arguments: of the model's constructor, kept as `model_args`."""
+    import timm
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = timm.create_model(architecture, num_classes=classes, **arguments)
+        for parameter in model.parameters():
+            if parameter.ndim == 1:  # biases, norms, layer scales
+                parameter.data += 0.1 * torch.randn_like(parameter)
+    side = arguments.get("img_size", SIZE)
+    own = {"input_size": [3, side, side], "interpolation": "bicubic", "crop_pct": 1.0}
+    own |= {"mean": [0.5, 0.4, 0.3], "std": [0.3, 0.2, 0.1], "num_classes": classes}
+    own |= {"fixed_input_size": "img_size" in arguments, "license": "mit"}
+    own |= {key: model.pretrained_cfg[key] for key in ("first_conv", "classifier")}
+    config = {"architecture": architecture, "num_classes": classes, "pretrained_cfg": own}
+    config |= {"num_features": model.num_features, "model_args": arguments}
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(model.state_dict(), folder / "model.safetensors")
+    return folder
+
+
+def write_tiny_timm(folder: Path) -> Path:
+    """Write a vision transformer without text."""
+    sizes = {"img_size": SIZE, "patch_size": PATCH, "embed_dim": WIDTH, "depth": 2, "num_heads": 4}
+    return write_timm(folder, **sizes)

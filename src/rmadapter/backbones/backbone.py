@@ -18,7 +18,7 @@ from rmadapter.encoders.image import WholeImage
 from rmadapter.encoders.text import WholeText
 from rmadapter.errors import UserError
 from rmadapter.support.files import JsonObject
-from rmadapter.task import FEATURES_ALONE, TEXT_TOO
+from rmadapter.task import FEATURES_ALONE, TEXT_TOO, WITHOUT_TEXT
 
 
 class Facts(NamedTuple):
@@ -41,14 +41,15 @@ class Backbone:
 
     Attributes:
         name: Name that was passed to `load_backbone`.
-        model: open_clip's CLIP or CustomTextCLIP: evaluation mode, no gradients, float32, on the
-            CPU.
+        model: open_clip's CLIP or CustomTextCLIP, or an image encoder alone: evaluation mode, no
+            gradients, float32, on the CPU.
         preprocess: Function from an RGB image to float [3, image_size, image_size].
         tokenizer: Function from N texts to long [N, context length].
         image_size: Side of the square image, in pixels.
         mean: Mean of RGB in 0..1, which `preprocess` subtracts.
         std: Standard deviation of RGB, by which `preprocess` divides.
         tokenizer_digest: SHA-256 in hex of the tokenizer's files and settings, if known.
+        has_text: Whether it has a text encoder.
 
     Example:
         >>> from rmadapter import load_backbone
@@ -65,6 +66,7 @@ class Backbone:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     tokenizer_digest: str = ""
+    has_text: bool = True
     # what was found out about the same files before, if it was kept; no copy has it
     facts: Facts | None = field(default=None, init=False, repr=False)
 
@@ -80,8 +82,12 @@ class Backbone:
 
     @cached_property
     def text(self) -> TextEncoder:
-        """Return the text encoder, with its blocks if they are known."""
-        return text_encoder_of(self.model)
+        """Return the text encoder, with its blocks if they are known.
+
+        Raises:
+            UserError: It has none.
+        """
+        return text_encoder_of(self.with_text().model)
 
     @property
     def device(self) -> torch.device:
@@ -98,6 +104,22 @@ class Backbone:
             The backbone itself.
         """
         object.__setattr__(self, "facts", facts)
+        return self
+
+    def with_text(self, what: str = "a class without images") -> Backbone:
+        """Return the backbone itself, if it has a text encoder.
+
+        Args:
+            what: What needs it.
+
+        Raises:
+            UserError: It has none.
+        """
+        if not self.has_text:
+            raise UserError(
+                f"backbone {self.name!r} has no text encoder, which {what} needs; use another "
+                f"backbone, or one of {', '.join(WITHOUT_TEXT)} with images of every class"
+            )
         return self
 
     def with_blocks(self, *sides: str) -> Backbone:
@@ -144,6 +166,9 @@ class Backbone:
         """Return the length e of a feature."""
         if self.facts:
             return self.facts.embedding_size
+        if not self.has_text:
+            pixels = torch.zeros(1, 3, self.image_size, self.image_size, device=self.device)
+            return self.image.frozen(pixels).features.shape[-1]
         with torch.no_grad():
             return self.text.frozen(self.tokenizer(["a"]).to(self.device)).features.shape[-1]
 

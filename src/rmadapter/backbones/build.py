@@ -205,7 +205,9 @@ def load_tokenizer(name: str, text: JsonObject, place: Path | None = None) -> To
     return Tokenizer(split, sha.hexdigest())
 
 
-def as_backbone(name: str, model: nn.Module, tokenizer: Tokenizer) -> Backbone:
+def as_backbone(
+    name: str, model: nn.Module, tokenizer: Tokenizer, has_text: bool = True
+) -> Backbone:
     """Freeze a model as a Backbone in float32. Raises UserError if its images are not square."""
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
@@ -219,7 +221,8 @@ def as_backbone(name: str, model: nn.Module, tokenizer: Tokenizer) -> Backbone:
     model = model.float().eval().requires_grad_(False)
     preprocess = image_transform_v2(config, is_train=False)
     mean, std = tuple(config.mean), tuple(config.std)
-    return Backbone(name, model, preprocess, tokenizer.split, height, mean, std, tokenizer.digest)
+    split, digest = tokenizer
+    return Backbone(name, model, preprocess, split, height, mean, std, digest, has_text)
 
 
 def first_line(error: BaseException) -> str:

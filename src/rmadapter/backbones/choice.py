@@ -11,8 +11,9 @@ from typing import NamedTuple
 import torch
 
 from rmadapter.backbones.backbone import Backbone
+from rmadapter.backbones.image_only import licence_of_timm
 from rmadapter.backbones.load import load_backbone
-from rmadapter.backbones.names import names_in
+from rmadapter.backbones.names import TIMM, names_in
 from rmadapter.backbones.packaged import INSTALL, POCKET, load_package, packaged_names
 from rmadapter.support.files import JsonObject
 from rmadapter.support.hub import Unreachable
@@ -51,6 +52,10 @@ def licence_of(name: str) -> str:
     """Return the licence of a backbone's weights, or what is known of it."""
     if name in packaged_names():
         return load_package(name).LICENCE
+    if name.startswith(TIMM):
+        stated = licence_of_timm(name)
+        if stated:
+            return f"{stated} (timm's table of weights)"
     unknown = "its publisher's, not known here: check where the backbone comes from"
     return f"{KNOWN[name].licence} (its card on the hub)" if name in KNOWN else unknown
 

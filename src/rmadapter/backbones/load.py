@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import threading
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,12 @@ from rmadapter.backbones.build import (
     load_tokenizer,
     load_weights,
 )
+from rmadapter.backbones.image_only import (
+    from_timm_folder,
+    is_published_timm,
+    is_timm_folder,
+    load_image_only,
+)
 from rmadapter.backbones.known import (
     find_facts,
     key_of,
@@ -30,7 +37,13 @@ from rmadapter.backbones.known import (
     read_facts,
     write_facts,
 )
-from rmadapter.backbones.names import HF_HUB, check_name, unknown_architecture, unknown_tag
+from rmadapter.backbones.names import (
+    HF_HUB,
+    TIMM,
+    check_name,
+    unknown_architecture,
+    unknown_tag,
+)
 from rmadapter.backbones.numbers import check_numbers
 from rmadapter.backbones.packaged import POCKET, is_packaged, load_package, packaged_names
 from rmadapter.backbones.trust import (
@@ -70,7 +83,11 @@ def load_backbone(name: str) -> Backbone:
     - `"hf-hub:OWNER/NAME"`: a repository on the Hugging Face hub, read from the local cache if it
       is there;
     - a folder with `open_clip_config.json`, or with the `config.json` of a Hugging Face CLIP,
-      SigLIP, MetaCLIP 2 or Chinese-CLIP, and safetensors weights.
+      SigLIP, MetaCLIP 2 or Chinese-CLIP, and safetensors weights;
+    - `"timm:NAME.TAG"`: an image encoder of timm with published weights, as in
+      `"timm:vit_small_patch14_dinov2.lvd142m"`; also `"timm:NAME/none"`,
+      `"timm:NAME/FILE.safetensors"` and `"timm:FOLDER"`. It has no text encoder. `@SIZE` at the end
+      sets the side of its images, as in `"timm:vit_small_patch14_dinov2.lvd142m@224"`.
 
     Weights are only read from safetensors, never from a pickle, and no code in a folder or
     repository is run. An encoder that is not a transformer gives only its features, which is enough
@@ -104,6 +121,8 @@ def load_backbone(name: str) -> Backbone:
         return backbone
     if folder.is_dir():
         return _load_untrusted(name, folder)
+    if name.startswith(TIMM):
+        return _tried(name, lambda: load_image_only(name, fetch))
     check_name(name)
     return _from_architecture(name)
 
@@ -137,6 +156,8 @@ def is_published(name: str) -> bool:
     folder, file or hub name."""
     if name in (POCKET, *packaged_names()):
         return True
+    if name.startswith(TIMM):
+        return is_published_timm(name)
     from rmadapter.backbones.lean import open_clip
 
     architecture, _, tag = name.partition("/")
@@ -334,6 +355,8 @@ def _from_folder(name: str, folder: Path, repository: str = "") -> Backbone:
         if pickles:
             hint = f"; {pickles[0]} is a pickle, and {how_to_convert(folder / pickles[0])}"
         raise UserError(f"{folder} holds no safetensors weights{hint}")
+    if not (folder / CONFIG).is_file() and is_timm_folder(folder):
+        return from_timm_folder(name, folder)
     check_folder(folder)
     check_numbers(folder)
     if (folder / CONFIG).is_file():
@@ -365,23 +388,29 @@ def _tokenizer_place(folder: Path, repository: str, named: object) -> Path | Non
 
 def _load_untrusted(name: str, folder: Path, repository: str = "") -> Backbone:
     """Load a folder that anybody may have written, and try its transform once."""
+    return _tried(str(folder), lambda: _from_folder(name, folder, repository))
+
+
+def _tried(where: str, load: Callable[[], Backbone]) -> Backbone:
+    """Load a backbone from files that anybody may have written, and try it once. where: for
+    messages."""
     try:
-        backbone = _from_folder(name, folder, repository)
+        backbone = load()
         shape = tuple(backbone.preprocess(Image.new("RGB", (9, 9))).shape)
         if shape != (3, backbone.image_size, backbone.image_size):
             raise UserError(
-                f"{folder}: its transform makes images of {shape}, which the model does not take"
+                f"{where}: its transform makes images of {shape}, which the model does not take"
             )
-        _check_vocabulary(folder, backbone)
-        assert backbone.embedding_size  # of a first prompt
+        _check_vocabulary(where, backbone)
+        assert backbone.embedding_size  # of a first prompt or image
     except UserError:
         raise
     except Exception as error:  # its files can make libraries raise anything
-        raise UserError(f"{folder}: not a usable model: {first_line(error)}") from error
+        raise UserError(f"{where}: not a usable model: {first_line(error)}") from error
     return backbone
 
 
-def _check_vocabulary(folder: Path, backbone: Backbone) -> None:
+def _check_vocabulary(where: str, backbone: Backbone) -> None:
     """Raise UserError for a Hugging Face tokenizer with words that the text encoder does not
     have."""
     tokenizer = getattr(backbone.tokenizer, "tokenizer", None)
@@ -393,7 +422,7 @@ def _check_vocabulary(folder: Path, backbone: Backbone) -> None:
     for word, number in tokenizer.get_vocab().items():
         if number >= rows and number not in unused:
             raise UserError(
-                f"{folder}: its tokenizer has word {quoted(word)} as number {number:,}, but its "
+                f"{where}: its tokenizer has word {quoted(word)} as number {number:,}, but its "
                 f"text encoder has {rows:,} words"
             )
 

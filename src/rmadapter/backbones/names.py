@@ -7,8 +7,10 @@ import ast
 import contextlib
 import difflib
 import importlib.util
+import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from rmadapter.backbones.packaged import is_packaged, packaged_names
 from rmadapter.backbones.trust import PICKLES, how_to_convert
@@ -16,6 +18,38 @@ from rmadapter.errors import UserError
 from rmadapter.support.files import user_path
 
 HF_HUB = "hf-hub:"  # before OWNER/NAME, for a backbone on the Hugging Face hub
+TIMM = "timm:"  # before what `TimmName` reads, for an image encoder alone
+NO_WEIGHTS = "none"  # instead of a tag, for random weights
+
+
+class TimmName(NamedTuple):
+    """What a name such as `timm:NAME.TAG@224` says.
+
+    folder: of the model, None for one that timm knows. architecture: timm's name of it. tag: of
+    published weights, `NO_WEIGHTS`, or a safetensors file. size: side of the images, 0 for the
+    model's own.
+    """
+
+    folder: Path | None
+    architecture: str
+    tag: str
+    size: int
+
+    @classmethod
+    def of(cls, name: str) -> TimmName:
+        """Split a name, with its prefix. Raises UserError for another form."""
+        place, at, digits = name.removeprefix(TIMM).rpartition("@")
+        if not (at and digits.isdecimal() and len(digits) <= 4):
+            place, digits = name.removeprefix(TIMM), "0"
+        folder, size = user_path(place), int(digits)
+        if place and folder.is_dir():
+            return cls(folder, "", "", size)
+        if place.startswith(("/", ".", "~")):
+            raise UserError(f"backbone {name!r}: {folder} is not a folder")
+        architecture, slash, tag = place.partition("/")
+        if not slash:
+            architecture, _, tag = place.partition(".")
+        return cls(None, architecture, tag, size)
 
 
 def names_in(text: str) -> list[str]:
@@ -32,12 +66,15 @@ def check_name(name: str) -> None:
     unknown architecture or tag, or a missing or foreign file of weights."""
     if name.startswith(HF_HUB) or user_path(name).is_dir() or is_packaged(name):
         return
+    if name.startswith(TIMM):
+        check_timm(name, TimmName.of(name), _timm_architectures())
+        return
     if name.startswith(("/", ".", "~")) or "/" not in name:
         packages = "".join(f"{one!r}, " for one in packaged_names())
         raise UserError(
             f"backbone {name!r} is neither a folder nor a name: write {packages}"
-            "'ARCHITECTURE/TAG' as in 'ViT-B-16/openai', 'hf-hub:OWNER/NAME' or an existing "
-            "folder"
+            "'ARCHITECTURE/TAG' as in 'ViT-B-16/openai', 'hf-hub:OWNER/NAME', 'timm:NAME.TAG' or "
+            "an existing folder"
         )
     architecture, _, tag = name.partition("/")
     known = _architectures()
@@ -48,6 +85,27 @@ def check_name(name: str) -> None:
         check_file(file, architecture)
     elif tag != "none" and (tags := _tags(architecture)) and cleaned(tag) not in tags:
         raise UserError(unknown_tag(architecture, tag, tags))
+
+
+def check_timm(name: str, parts: TimmName, known: Iterable[str]) -> None:
+    """Raise UserError for a name without weights, with a file of weights that is missing or
+    foreign, or of an architecture that is not among the known ones, if any are."""
+    if parts.folder:
+        return
+    architectures = [*known]
+    if architectures and parts.architecture not in architectures:
+        raise UserError(
+            f"backbone {name!r}: timm has no model {parts.architecture!r}; the nearest are "
+            f"{nearest(parts.architecture, architectures)}"
+        )
+    file = user_path(parts.tag)
+    if file.suffix in (".safetensors", *PICKLES):
+        check_file(file, parts.architecture)
+    elif not parts.tag:
+        raise UserError(
+            f"backbone {name!r}: name its weights, too: {TIMM}NAME.TAG, as in "
+            f"timm:vit_small_patch14_dinov2.lvd142m; {name + '/' + NO_WEIGHTS!r} has random weights"
+        )
 
 
 def unknown_architecture(name: str, architecture: str, known: Iterable[str]) -> str:
@@ -94,6 +152,16 @@ def _architectures() -> list[str]:
     return sorted(
         file.stem for place in _places() for file in Path(place, "model_configs").glob("*.json")
     )
+
+
+def _timm_architectures() -> list[str]:
+    """List the models that the source of the installed timm defines, which is not imported."""
+    package = importlib.util.find_spec("timm")
+    places = package.submodule_search_locations if package else None
+    files = [file for place in places or () for file in Path(place, "models").glob("*.py")]
+    texts = [file.read_text(encoding="utf-8") for file in files]
+    pattern = re.compile(r"^@register_model\s+def (\w+)\(", re.MULTILINE)
+    return sorted({name for text in texts for name in pattern.findall(text)})
 
 
 def _tags(architecture: str) -> list[str]:
