@@ -30,12 +30,14 @@ INK, SOFT, GOOD, BAD = "#1d2129", "#6b7280", "#00724f", "#b84e00"
 def picked(evaluation: Evaluation) -> np.ndarray:
     """Return rows to show, evenly spaced over those whose two answers differ, so that examples are
     not cherry-picked."""
+    assert evaluation.zero_shot is not None
     before, after = (table.argmax(1) for table in (evaluation.zero_shot, evaluation.probabilities))
     rows = np.flatnonzero(before != after)
     return rows[np.unique(np.linspace(0, len(rows) - 1, COLUMNS).round().astype(int))]
 
 
 def draw(axes: Any, evaluation: Evaluation, row: int) -> None:
+    assert evaluation.zero_shot is not None
     axes.imshow(np.asarray(evaluation.images.images[row]))
     for y, word, table in (
         (-0.12, "before", evaluation.zero_shot),

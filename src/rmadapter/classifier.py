@@ -139,7 +139,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         """
         from rmadapter.backbones.load import shared
         from rmadapter.runs.features import with_means
-        from rmadapter.runs.folds import FOLDS, Folds, choose
+        from rmadapter.runs.folds import FOLDS, Folds, choices_of, choose
         from rmadapter.runs.lab import Lab
         from rmadapter.runs.request import Request
         from rmadapter.runs.run import learn
@@ -160,7 +160,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             few = few.weighed(self.class_weight)
         train = half(few.train, task.classes)
         folds, choice = Folds.make(task, few, lab, FOLDS), None
-        choices = method.choices(train.labels)
+        choices = choices_of(method, train, lab.backbone(task.backbone))
         if choices:
             choice = choose(folds, choices)
             name = choice.chosen

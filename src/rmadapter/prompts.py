@@ -76,6 +76,7 @@ def prompts_each(names: Sequence[str], templates: Sequence[str]) -> int:
 def tokenize(backbone: Backbone, names: Sequence[str], templates: Sequence[str]) -> Tensor:
     """Return the tokens [`prompts_each` * C, L] of all prompts, by template, then description, then
     class, on the backbone's device."""
+    backbone.with_text()
     if not names:
         raise UserError("no class names: name at least one class")
     known = [descriptions(name) for name in names]
@@ -203,10 +204,19 @@ def _zero_shot_weights(
     return kept_weights(backbone, names, templates, make)
 
 
+def prior_weights(backbone: Backbone, names: Sequence[str], templates: Sequence[str]) -> Tensor:
+    """Return class weights [C, e] that a classifier of the shots adds to: those of
+    `zero_shot_weights`, or zeros on a backbone without a text encoder."""
+    if backbone.has_text:
+        return zero_shot_weights(backbone, names, templates)
+    return torch.zeros(len(names), backbone.embedding_size, device=backbone.device)
+
+
 def text_features(backbone: Backbone, texts: Sequence[str]) -> Tensor:
     """Return unit features [S, e] of whole texts from the untouched text encoder; texts too long
     for it are cut. Raises UserError as `check_prompts`."""
     check_prompts(len(texts))
+    backbone.with_text("a text about a class")
     chunks = backbone.tokenizer(list(texts)).to(backbone.device).split(CHUNK)
     return class_weights(torch.cat([backbone.text.frozen(chunk).features for chunk in chunks]))
 

@@ -26,7 +26,6 @@ from sklearn.metrics import confusion_matrix
 from rmadapter.artifacts.page import (
     MATRIX_LIMIT,
     TRAINING,
-    Change,
     describe_shots,
     panel,
     thumbnails_of,
@@ -382,13 +381,14 @@ def test_the_verdict_claims_no_more_than_the_interval(gained: int, lost: int, wo
     before[:gained] = 1 - right[:gained]
     after[gained : gained + lost] = 1 - right[gained : gained + lost]
     its = replace(e, probabilities=after, zero_shot=before)
-    change = Change.of(Predictions.of(score(its, "all"), its))
+    part = panel(0, score(its, "all"), Predictions.of(score(its, "all"), its), {})
+    change = part["change"]
     assert change.points == pytest.approx(gained - lost)
     assert change.verdict == words
     assert (change.low > 0 or change.high < 0) == (words != "tied")
-    for rate, (low, high) in zip(correct(its), (change.before, change.after), strict=True):
+    for rate, (low, high) in zip(correct(its), (change.before, part["after"]), strict=True):
         assert low < rate < high
-    assert change.ece == pytest.approx(abs(90 - correct(its)[1]), abs=0.01)
+    assert part["ece"] == pytest.approx(abs(90 - correct(its)[1]), abs=0.01)
 
 
 def test_changed_settings_of_a_method_from_a_file_are_marked(

@@ -22,6 +22,7 @@ from PIL import Image
 from rmadapter import metrics
 from rmadapter.artifacts.checkpoint import config_of
 from rmadapter.artifacts.predictions import (
+    Guess,
     Mistake,
     Neighbour,
     Predictions,
@@ -74,6 +75,7 @@ OUTCOMES = (  # name, meaning, (zero-shot is right, adapted is right)
     ("Both right", "", (True, True)),
     ("Both wrong", "", (False, False)),
 )
+ALONE = (("Wrong", "", (False, False)), ("Right", "", (False, True)))  # without a text encoder
 
 Thumbnails: TypeAlias = Mapping[tuple[int, str], str]  # (number of the set, path) -> data: address
 Facts: TypeAlias = dict[str, Any]  # values for the template
@@ -159,7 +161,7 @@ def write_run_page(
         panel(number, record.scores[number], answers, known)
         for number, answers in zip(answered, predictions, strict=True)
     ]
-    changes = {part["number"]: part["change"] for part in panels}
+    parts = {part["number"]: part for part in panels}
     write_html(
         path,
         "report.html.j2",
@@ -172,7 +174,10 @@ def write_run_page(
         headline=_headline(record, panels),
         tie=describe_tie(record),
         choice=record.choice and (*choice_table(record.choice), describe_choice(record.choice)),
-        rows=[(score, changes.get(number)) for number, score in enumerate(record.scores)],
+        rows=[
+            (score, parts.get(number, {}).get("change"), parts.get(number))
+            for number, score in enumerate(record.scores)
+        ],
         levels=level_table(record.scores),
         mean=record.metric("hm"),
         mean_zero_shot=record.metric("hm", zero_shot=True),
@@ -267,28 +272,26 @@ def _json(value: object) -> str:
 
 @dataclass(frozen=True)
 class Change:
-    """The change of a score, in points, with its 95 % interval and McNemar's p. before, after:
-    Wilson intervals of the two accuracies, in percent. ece_zero_shot, ece: their calibration
-    errors."""
+    """The change of a score, in points, with its 95 % interval and McNemar's p. before: Wilson
+    interval of the accuracy before, in percent. ece: the calibration error before."""
 
     points: float
     low: float
     high: float
     p: float
     before: tuple[float, float]
-    after: tuple[float, float]
-    ece_zero_shot: float
     ece: float
 
     @classmethod
-    def of(cls, predictions: Predictions) -> Change:
+    def of(cls, predictions: Predictions) -> Change | None:
+        """Return the change, None if the untouched model does not answer."""
+        if not predictions.has_zero_shot:
+            return None
         before, after = predictions.right
         return cls(
             *metrics.paired(before, after),
             before=metrics.wilson(int(before.sum()), len(before)),
-            after=metrics.wilson(int(after.sum()), len(after)),
-            ece_zero_shot=metrics.calibration_error(predictions.zero_shot.probability, before),
-            ece=metrics.calibration_error(predictions.answer.probability, after),
+            ece=metrics.calibration_error(predictions.zero_shot.probability, before),
         )
 
     @property
@@ -301,12 +304,14 @@ class Change:
 
 def _headline(record: Record, panels: Sequence[Facts]) -> Headline | None:
     """Compare the method with the best other row of its judgement; without one, with the untouched
-    model on the first set. None if nothing was evaluated."""
+    model on the first set. None if nothing was evaluated, or there is nothing to compare with."""
     if not panels:
         return None
     if record.judgement and (found := headline_of(record.judgement, record.method.label)):
         return found
     score, change = panels[0]["score"], panels[0]["change"]
+    if change is None:
+        return None
     rates = score.accuracy, score.zero_shot
     return headline(record.method.label, change.verdict, UNTOUCHED, rates, score.images)
 
@@ -315,14 +320,15 @@ def panel(number: int, score: Score, predictions: Predictions, thumbnails: Thumb
     """Return what the page shows about one score. number: its index in the record."""
     pairs = _confusions(predictions)
     before, after = predictions.right
-    curves = {
-        "zero-shot": (predictions.zero_shot.probability, before),
-        "adapted": (predictions.answer.probability, after),
-    }
+    curves = {"adapted": (predictions.answer.probability, after)}
+    if predictions.has_zero_shot:
+        curves = {"zero-shot": (predictions.zero_shot.probability, before), **curves}
     return {
         "number": number,
         "score": score,
         "change": Change.of(predictions),
+        "after": metrics.wilson(int(after.sum()), len(after)),
+        "ece": metrics.calibration_error(predictions.answer.probability, after),
         "outcomes": _outcomes(number, predictions, thumbnails),
         "per_class": _per_class(predictions),
         "matrix": _matrix(predictions) if len(predictions.classes) <= MATRIX_LIMIT else None,
@@ -337,7 +343,7 @@ def panel(number: int, score: Score, predictions: Predictions, thumbnails: Thumb
 def _outcomes(number: int, predictions: Predictions, thumbnails: Thumbnails) -> list[Facts]:
     before, after = predictions.right
     outcomes = []
-    for name, meaning, (zero_shot, adapted) in OUTCOMES:
+    for name, meaning, (zero_shot, adapted) in OUTCOMES if predictions.has_zero_shot else ALONE:
         rows = np.flatnonzero((before == zero_shot) & (after == adapted))
         shown = rows[_spread(len(rows))].tolist()
         facts = {"name": name, "meaning": meaning, "n": len(rows)}
@@ -356,13 +362,15 @@ def _per_class(predictions: Predictions) -> list[Facts]:
     """List the accuracy of each class, the largest gain first, classes without an image last."""
     true, n = predictions.true, len(predictions.classes)
     count = np.bincount(true, minlength=n)
-    before = metrics.per_class_accuracy(true, predictions.zero_shot.which, n)
+    before = np.full(n, np.nan)
+    if predictions.has_zero_shot:
+        before = metrics.per_class_accuracy(true, predictions.zero_shot.which, n)
     after = metrics.per_class_accuracy(true, predictions.answer.which, n)
     keys = ("name", "n", "zero_shot", "adapted", "change")
     columns = zip(predictions.classes, count, before, after, after - before, strict=True)
     rows = [dict(zip(keys, row, strict=True)) for row in columns]
     full = [row for row in rows if row["n"]]
-    full.sort(key=lambda row: (-row["change"], -row["adapted"], row["name"]))
+    full.sort(key=lambda row: (-np.nan_to_num(row["change"]), -row["adapted"], row["name"]))
     return full + [row for row in rows if not row["n"]]
 
 
@@ -400,6 +408,8 @@ def _card(number: int, predictions: Predictions, row: int, thumbnails: Thumbnail
     classes, true = predictions.classes, predictions.true[row]
     answers = []
     for name, guess in (("zero-shot", predictions.zero_shot), ("adapted", predictions.answer)):
+        if guess.which[row] < 0:
+            continue
         best, probability = int(guess.which[row]), 100 * float(guess.probability[row])
         answers.append((name, classes[best], best == true, probability))
     file = predictions.images[row]
@@ -421,18 +431,22 @@ def mistake_cards(
         for card in near:
             card["label"] = names.get(str(card["label"]), card["label"])
             card["src"] = card["src"] or thumbnails.get((TRAINING, card["image"]), "")
-        guesses = [
-            (classes[guess.which[row]], float(guess.probability[row]))
-            for guess in (predictions.answer, predictions.second, predictions.zero_shot)
-            if guess.which[row] >= 0
-        ]
         cards.append({
             "set": number,
             "image": image,
             "src": thumbnail(predictions.sources[row]) or thumbnails.get((number, image), ""),
             "true": classes[predictions.true[row]],
-            "best": guesses[:-1],
-            "zero_shot": guesses[-1:],
+            "best": _guessed(classes, row, predictions.answer, predictions.second),
+            "zero_shot": _guessed(classes, row, predictions.zero_shot),
             "neighbours": near,
         })  # fmt: skip
     return cards
+
+
+def _guessed(classes: Sequence[str], row: int, *guesses: Guess) -> list[tuple[str, float]]:
+    """Return the classes of an image's guesses, each with its probability."""
+    return [
+        (classes[guess.which[row]], float(guess.probability[row]))
+        for guess in guesses
+        if guess.which[row] >= 0
+    ]

@@ -43,13 +43,13 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Answers on N images over C classes: probabilities of the method and of the untouched
-    backbone, [N, C], and of others by name."""
+    """Answers on N images over C classes: probabilities of the method, of the untouched backbone
+    (None without a text encoder), [N, C], and of others by name."""
 
     title: str
     images: ImageSet
     probabilities: np.ndarray
-    zero_shot: np.ndarray
+    zero_shot: np.ndarray | None
     beside: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
@@ -78,7 +78,7 @@ class Predictions:
     classes, labels: the C classes as a page names them, and as the user writes them. images: paths
     below the data. sources: the images themselves, None for a path that leads out of the data.
     true: [N], indices into the classes. second: the adapted model's second choice, none if there is
-    only one class.
+    only one class. zero_shot: none on a backbone without a text encoder.
     """
 
     score: Score
@@ -97,7 +97,10 @@ class Predictions:
         match."""
         images, table = evaluation.images, evaluation.probabilities
         labels, untouched = evaluation.labels, evaluation.zero_shot
-        if {len(labels), len(table), len(untouched)} != {score.images}:
+        zero_shot = _no_guess(len(labels))
+        if untouched is not None:
+            zero_shot = _guess(untouched, untouched.argmax(1))
+        if {len(labels), len(table), len(zero_shot.which)} != {score.images}:
             raise ValueError(
                 f"{len(table)} answers on {len(labels)} images, and a score of {score.images}"
             )
@@ -111,8 +114,13 @@ class Predictions:
             true=labels,
             answer=_guess(table, best),
             second=_guess(table, _second_best(table, best)),
-            zero_shot=_guess(untouched, untouched.argmax(1)),
+            zero_shot=zero_shot,
         )
+
+    @property
+    def has_zero_shot(self) -> bool:
+        """Whether the untouched model answered."""
+        return bool((self.zero_shot.which >= 0).any())
 
     @property
     def right(self) -> tuple[np.ndarray, np.ndarray]:
@@ -144,6 +152,10 @@ def _second_best(table: np.ndarray, best: np.ndarray) -> np.ndarray:
 
 def _guess(table: np.ndarray, which: np.ndarray) -> Guess:
     return Guess(which, np.round(table[np.arange(len(table)), which].astype(np.float64), 6))
+
+
+def _no_guess(count: int) -> Guess:
+    return Guess(np.full(count, -1), np.full(count, np.nan))
 
 
 def predictions_of(record: Record, evaluations: Sequence[Evaluation]) -> list[Predictions]:
@@ -219,7 +231,8 @@ def _parse(path: Path, record: Record, score: Score, rows: list[list[str]]) -> P
         raise UserError(f"{path}: {score.title}: not a class or not a number ({error})") from None
     true, *which = numbers
     answer, second, zero_shot = map(Guess, which, shares)
-    for guess in (Guess(true, answer.probability), answer, zero_shot):
+    needed = [Guess(true, answer.probability), answer]
+    for guess in needed if score.zero_shot is None else [*needed, zero_shot]:
         if guess.which.min() < 0 or not ((guess.probability >= 0) & (guess.probability <= 1)).all():
             raise UserError(
                 f"{path}: {score.title}: an empty cell, or a probability outside 0 to 1"

@@ -134,10 +134,16 @@ def _score_json(score: Score) -> dict[str, object]:
 
 def _score_row(score: Score) -> list[str]:
     cells = [score.title, str(score.images), f"{score.chance:.1f}"]
-    if score.accuracy is None or score.zero_shot is None:
+    if score.accuracy is None:
         return [*cells, "-", "-", "-"]
-    change = score.accuracy - score.zero_shot
-    return [*cells, f"{score.zero_shot:.1f}", f"{score.accuracy:.1f}", f"{change:+.1f}"]
+    return [*cells, *_before_and_after(score.zero_shot, score.accuracy)]
+
+
+def _before_and_after(before: float | None, after: float) -> list[str]:
+    """Return the cells of two rates and the change."""
+    if before is None:
+        return ["-", f"{after:.1f}", "-"]
+    return [f"{before:.1f}", f"{after:.1f}", f"{after - before:+.1f}"]
 
 
 def describe_choice(choice: Choice) -> str:
@@ -224,8 +230,7 @@ def level_table(scores: Sequence[Score]) -> Table:
     rows = []
     for score in scores:
         for level in score.levels:
-            change = level.accuracy - level.zero_shot
-            figures = [f"{level.zero_shot:.1f}", f"{level.accuracy:.1f}", f"{change:+.1f}"]
+            figures = _before_and_after(level.zero_shot, level.accuracy)
             rows.append([score.title, level_name(level.level), f"{level.groups:,}", *figures])
     return ["accuracy in %", "level", "groups", "zero-shot", "adapted", "change"], rows
 

@@ -78,13 +78,13 @@ class Level(Value):
         level: Number of the level, 1 for parents, 2 for grandparents.
         groups: Number of its groups.
         accuracy: Share of images whose most probable group is the right one.
-        zero_shot: The same of the untouched backbone.
+        zero_shot: The same of the untouched backbone, None without a text encoder.
     """
 
     level: int = Field(ge=1, le=100)
     groups: int = Field(ge=1, le=10**9)
     accuracy: Percent
-    zero_shot: Percent
+    zero_shot: Percent | None = None
 
 
 class Promise(Value):

@@ -69,13 +69,20 @@ def explain(
         print(json.dumps({"page": str(page), "images": listed} if page else listed))
         return
     rows, decides = [], bool(error or turn_away)
+    untouched = any(one.zero_shot for one in explained)
     for one in explained:
         near = "\n".join(f"{n.image} ({n.label}, {n.similarity:.2f})" for n in one.neighbours)
         decision = [": ".join([one.decision, *[", ".join(one.labels)] * bool(one.labels)])]
-        cells = [_shares(one.best), *decision * decides, _shares(one.zero_shot), near]
+        cells = [
+            _shares(one.best),
+            *decision * decides,
+            *[_shares(one.zero_shot)] * untouched,
+            near,
+        ]
         rows.append([str(one.image), *cells])
     decided = ["decision"] * decides
-    table(["image", "adapted", *decided, "zero-shot", "nearest training images"], rows)
+    named = ["zero-shot"] * untouched
+    table(["image", "adapted", *decided, *named, "nearest training images"], rows)
     if page:
         print(f"page: {page}")
 

@@ -65,8 +65,8 @@ Backbone = Annotated[
     str | None,
     typer.Option(
         "--backbone",
-        help="Name or folder of the backbone; pocket by default; ViT-B-16/openai, hf-hub:...; A,B: "
-        "B if A is unavailable.",
+        help="Name or folder of the backbone; pocket by default; ViT-B-16/openai, hf-hub:..., "
+        "timm:...; A,B: B if A is unavailable.",
     ),
 ]
 Device = Annotated[

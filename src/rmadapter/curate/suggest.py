@@ -359,6 +359,8 @@ def first_images(
     else:
         wanted = find_device(device)  # an impossible one is refused before anything is loaded
         loaded = load_backbone(backbone).to(wanted)
+    if names:
+        loaded.with_text("--names")
     prompts = tuple(prompt_names(names, where="--names: ").values()) if names else ()
     fitted = ZeroShot().restore(loaded, Known(prompts or ("image",)), {})
     files = _find_files(pool, column, outside)

@@ -13,7 +13,16 @@ from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
 from rmadapter.methods import load_method
 from rmadapter.settings import STRICT, option
-from rmadapter.training.contract import Choices, Fitted, Known, Method, Parameters, Shots
+from rmadapter.training.contract import (
+    Choices,
+    Fitted,
+    Known,
+    Method,
+    Parameters,
+    Shots,
+    usable,
+)
+from rmadapter.training.traits import Traits
 
 # In order of preference, which the choosing sets decided.
 CANDIDATES = (
@@ -42,6 +51,7 @@ class Auto(Method):
 
     title: ClassVar[str] = "auto"
     source: ClassVar[str] = "docs/studies/auto.md"
+    traits: ClassVar[Traits] = Traits(without_text=True)
     minutes: float = option(
         10.0, "minutes to choose and to train; methods that need longer are left out", gt=0
     )
@@ -59,7 +69,8 @@ class Auto(Method):
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
         """Fit the most preferred candidate: where nothing was judged, nothing speaks for
         another."""
-        return next(iter(self.choices(shots.images.labels).methods.values())).fit(backbone, shots)
+        choices = usable(self.choices(shots.images.labels), backbone)
+        return next(iter(choices.methods.values())).fit(backbone, shots)
 
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
         raise UserError("a run of auto is saved under the method that was chosen: load that one")

@@ -10,7 +10,7 @@ P = e ((M - 1) S + tr(S) I)^-1
 
 The mean of a class without shots is that of the features nearest to its prompt, and of the prompt
 repeated; P is then the mean of those of such classes, each by its nearest features around its
-prompt.
+prompt. On a backbone without a text encoder, w is zero, alpha is one, and such classes are refused.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ from torch import Tensor
 
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import States
-from rmadapter.methods.parts.features import held_out, unit
+from rmadapter.methods.parts.features import columns, held_out, unit
 from rmadapter.methods.parts.tensors import shaped
-from rmadapter.prompts import cosine_logits, linear_logits, zero_shot_weights
+from rmadapter.prompts import cosine_logits, linear_logits, prior_weights
 from rmadapter.settings import Positive
 from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits
+from rmadapter.training.traits import Traits
 
 ALPHAS = tuple(10.0**exponent for exponent in range(-4, 3))
 NEAREST, REPEATED = 64, 16  # features nearest to the prompt of a class without shots; its prompt
@@ -43,6 +44,7 @@ class GDA(Method):
     released code takes ten."""
 
     title: ClassVar[str] = "GDA"
+    traits: ClassVar[Traits] = Traits(without_text=True)
     source: ClassVar[str] = (
         "Wang et al., ICLR 2024 (arXiv 2402.04087); main_few_shots.py and main_base2new.py of "
         "github.com/mrflogs/ICLR24"
@@ -53,6 +55,8 @@ class GDA(Method):
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
         views = unit(shots.features())
         alpha = self._best(backbone, shots, views) if self.search else self.alpha
+        if not backbone.has_text:
+            alpha = 1.0
         weight, bias = classifier(views, shots.labels, len(shots.classes))
         tensors = {"weight": weight, "bias": bias, "alpha": torch.tensor(alpha)}
         return self.restore(backbone, shots.known, {**tensors, "shots": views.flatten(0, 1)})
@@ -64,7 +68,9 @@ class GDA(Method):
         place = {name: i for i, name in enumerate(known.classes)}
 
         def for_classes(names: Sequence[str]) -> ToLogits:
-            prompts = zero_shot_weights(backbone, names, known.templates)
+            if not backbone.has_text:
+                columns(self.title, known.classes, names)
+            prompts = prior_weights(backbone, names, known.templates)
             weights, biases = torch.empty_like(prompts), prompts.new_empty(len(names))
             old = [i for i, name in enumerate(names) if name in place]
             rows = [place[names[i]] for i in old]
@@ -88,7 +94,7 @@ class GDA(Method):
     def _best(self, backbone: Backbone, shots: Shots, views: Tensor) -> float:
         """Return the alpha with the most hits on held-out images, the smallest of equals. views:
         [V, N, e]."""
-        prompts = zero_shot_weights(backbone, shots.classes, shots.templates)
+        prompts = prior_weights(backbone, shots.classes, shots.templates)
         hits = torch.zeros(len(ALPHAS), dtype=torch.long)
         parts = held_out(shots)
         for rows, features, targets in parts:

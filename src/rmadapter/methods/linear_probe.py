@@ -20,6 +20,7 @@ from rmadapter.methods.parts.tensors import shaped
 from rmadapter.metrics import temperature
 from rmadapter.settings import Count, Positive
 from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, Trained
+from rmadapter.training.traits import Traits
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
@@ -39,6 +40,7 @@ class LinearProbe(Method):
     """
 
     title: ClassVar[str] = "linear probe"
+    traits: ClassVar[Traits] = Traits(without_text=True)
     source: ClassVar[str] = (
         "Radford et al., ICML 2021 (arXiv 2103.00020), appendix A.3: L-BFGS and the search of C; "
         "C without a search as in the example of openai/CLIP"

@@ -7,7 +7,7 @@ logits = scale * (x w^T + k(x, s) A),    A = (K / lambda + I)^-1 (Y - s w^T),
 k(x, s) = exp(-beta (1 - x s^T)),        K = k(s, s)
 
 x and s are normalised features of images and shots, w class features. The released code leaves out
-the scale, which changes no answer.
+the scale, which changes no answer. On a backbone without a text encoder, w is zero.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from rmadapter.backbones import Backbone
 from rmadapter.encoders import States
 from rmadapter.methods.parts.features import columns, held_out, unit
 from rmadapter.methods.parts.tensors import shaped
-from rmadapter.prompts import zero_shot_weights
+from rmadapter.prompts import prior_weights
 from rmadapter.settings import STRICT, option
 from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits
+from rmadapter.training.traits import Traits
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
@@ -53,6 +54,7 @@ class ProKeR(Method):
     for the classes of its shots."""
 
     title: ClassVar[str] = "ProKeR"
+    traits: ClassVar[Traits] = Traits(without_text=True)
     source: ClassVar[str] = (
         "Bendou et al., CVPR 2025 (arXiv 2501.11175); trainers/proker.py of the released code"
     )
@@ -81,7 +83,7 @@ class ProKeR(Method):
 
         def for_classes(names: Sequence[str]) -> ToLogits:
             chosen = columns(self.title, known.classes, names)
-            weights = zero_shot_weights(backbone, known.classes, known.templates)[chosen]
+            weights = prior_weights(backbone, known.classes, known.templates)[chosen]
             values = every[:, chosen]
 
             def score(states: States) -> Tensor:
@@ -107,7 +109,7 @@ class ProKeR(Method):
                 (grid.smallest_penalty, grid.largest_penalty, grid.penalty_steps),
             )
         )
-        weights = zero_shot_weights(backbone, shots.classes, shots.templates)
+        weights = prior_weights(backbone, shots.classes, shots.templates)
         parts = [
             (*residuals(backbone, shots, views[:, rows], shots.labels[rows]), unit(x), targets)
             for rows, x, targets in held_out(shots)
@@ -140,7 +142,7 @@ def residuals(
     """Return the features [M, e] of all views [V, N, e] of shots with labels [N], and what the
     prompts' cosines leave of their one-hot labels, [M, C]."""
     keys = views.flatten(0, 1)
-    weights = zero_shot_weights(backbone, shots.classes, shots.templates)
+    weights = prior_weights(backbone, shots.classes, shots.templates)
     targets = F.one_hot(labels, len(shots.classes)).to(keys).repeat(len(views), 1)
     return keys, targets - keys @ weights.T
 

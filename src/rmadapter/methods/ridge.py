@@ -4,6 +4,8 @@ know, in closed form.
     a class of the shots:   scale * (cos(g, w) + head * g r)
     a class by name alone:  scale * cos(g, w')
 
+On a backbone without a text encoder, w is zero, and only classes of the shots have weights.
+
 g are features of the untouched image encoder, w and w' those of the prompts, all of unit length; w'
 has general prompts, too; r are the weights of a ridge regression of the shots' classes on g.
 """
@@ -19,10 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rmadapter.backbones import Backbone
-from rmadapter.methods.parts.features import unit
+from rmadapter.methods.parts.features import columns, unit
 from rmadapter.methods.parts.tensors import shaped
 from rmadapter.methods.zero_shot import SEVEN
-from rmadapter.prompts import Cosines, untouched, zero_shot_weights
+from rmadapter.prompts import Cosines, prior_weights, untouched, zero_shot_weights
 from rmadapter.settings import Positive
 from rmadapter.task import check_templates
 from rmadapter.training.contract import (
@@ -33,6 +35,7 @@ from rmadapter.training.contract import (
     Shots,
     Trained,
 )
+from rmadapter.training.traits import Traits
 
 HEAD = "head"
 
@@ -44,6 +47,7 @@ class Ridge(Method):
 
     title: ClassVar[str] = "ridge regression beside zero-shot"
     source: ClassVar[str] = "of this project: RMAdapter+ without adapters"
+    traits: ClassVar[Traits] = Traits(without_text=True)
     head: float = 2.0
     penalty: Positive = 1.0
     general: tuple[str, ...] = SEVEN
@@ -64,12 +68,14 @@ class Ridge(Method):
         place = {name: i for i, name in enumerate(known.classes)}
 
         def for_classes(names: Sequence[str]) -> Cosines:
+            if not backbone.has_text:
+                columns(self.title, known.classes, names)
             weights = head.new_zeros(len(names), head.shape[1])
             old = [i for i, name in enumerate(names) if name in place]
             if old:
                 which = [names[i] for i in old]
                 rows = self.head * head[[place[name] for name in which]]
-                weights[old] = zero_shot_weights(backbone, which, known.templates) + rows
+                weights[old] = prior_weights(backbone, which, known.templates) + rows
             new = [i for i, name in enumerate(names) if name not in place]
             if new:
                 prompts = (*known.templates, *self.general)

@@ -89,11 +89,11 @@ def explain_images(
 
     Returns:
         An explanation of each image. `best` are the two most probable labels with their
-        probabilities, `zero_shot` those of the untouched backbone, `neighbours` the nearest
-        training images, if the run records them. With an error, `labels` are those of the
-        prediction set; with a share to turn away, `familiar` says whether the image is of the run's
-        classes at all. With either, `decision` is that of `predict`: "answer", "unsure" or "none of
-        these".
+        probabilities, `zero_shot` those of the untouched backbone, if it has a text encoder,
+        `neighbours` the nearest training images, if the run records them. With an error, `labels`
+        are those of the prediction set; with a share to turn away, `familiar` says whether the
+        image is of the run's classes at all. With either, `decision` is that of `predict`:
+        "answer", "unsure" or "none of these".
 
     Raises:
         UserError: As for `load`; `data` does not exist; an image is unreadable; there are too few
@@ -118,8 +118,9 @@ def explain_images(
         note(f"promise: {text}")
     training = _training_images(folder, saved, data)
     question = fitted.known._replace(classes=saved.names)
-    untouched = ZeroShot().restore(fitted.backbone, question, {})
-    models = {"adapted": decider.score, "untouched": untouched.score()}
+    models = {"adapted": decider.score}
+    if fitted.backbone.has_text:
+        models["untouched"] = ZeroShot().restore(fitted.backbone, question, {}).score()
     files = [Path(image) for image in images]
     bad: list[tuple[Path, str]] | None = [] if skip_bad else None
     stream = with_hint(decode_batches(files, fitted.backbone.preprocess, BATCH, bad))
@@ -137,7 +138,7 @@ def explain_images(
                 if training
             )
             best = _best(saved, tables["adapted"][i])
-            zero_shot = _best(saved, tables["untouched"][i])
+            zero_shot = _best(saved, tables["untouched"][i]) if "untouched" in tables else ()
             labels = tuple(str(saved.labels[place]) for place in sets[i])
             one = Explanation(image, best, zero_shot, neighbours, labels, familiar[i])
             explanations.append(one)

@@ -57,11 +57,12 @@ class Predictor:
     ) -> Iterator[list[Answer]]:  # fmt: skip
         """Yield answers in the order of the images, in batches; nothing else is kept.
 
-        zero_shot: also answer with the untouched backbone. bad: as in `decode_batches`. unfamiliar:
-        also measure how unfamiliar each image is. Raises UserError for an unreadable image, and as
-        `Fitted.unfamiliar` does.
+        zero_shot: also answer with the untouched backbone, if it has a text encoder. bad: as in
+        `decode_batches`. unfamiliar: also measure how unfamiliar each image is. Raises UserError
+        for an unreadable image, and as `Fitted.unfamiliar` does.
         """
         fitted = self.fitted
+        zero_shot = zero_shot and fitted.backbone.has_text
         models = {fitted.method.title: self.decider.score}
         if zero_shot:
             known = Known(self.names, fitted.known.templates)

@@ -38,6 +38,7 @@ def add_names(saved: Saved, names: Sequence[str], out: Path) -> tuple[str, ...]:
     Raises UserError for a name that it already has, for a method that cannot take classes by name,
     and if `out` already holds a model.
     """
+    saved.fitted.backbone.with_text()
     labels = [
         label if isinstance(label, str) else name
         for label, name in zip(saved.labels, saved.names, strict=True)

@@ -39,8 +39,8 @@ def evaluate(
     baselines: Mapping[str, Fitted] | None = None,
     seed: int = 1,
 ) -> tuple[list[Evaluation], list[Score]]:
-    """Evaluate the method and the untouched backbone on every image; the frozen part is computed
-    once for both.
+    """Evaluate the method and the untouched backbone, if it has a text encoder, on every image; the
+    frozen part is computed once for both.
 
     baselines: other methods, which read only features; the evaluations hold their answers where
     they know the classes. seed: of the image order, if the method remembers images. Raises
@@ -60,21 +60,22 @@ def evaluate(
             scores.append(score.model_copy(update={"reason": str(error)}))
             continue
         known = fitted.known._replace(classes=images.classes)
-        untouched = ZeroShot().restore(fitted.backbone, known, {}).score()
         others: dict[str, ToLogits] = {}
         for name, other in (baselines or {}).items():
             with suppress(NotApplicable):
                 others[name] = other.score(images.classes)
         titled = {f"the baseline {name}": other for name, other in others.items()}
-        models = {fitted.method.title or "the method": model, "": untouched, **titled}
+        models = {fitted.method.title or "the method": model, **titled}
+        if fitted.backbone.has_text:
+            models[""] = ZeroShot().restore(fitted.backbone, known, {}).score()
         tables = predict_all(models, fitted, cache, images, seed, f"evaluating {score.title}")
-        ours, zero_shot, *rest = (table.numpy() for table in tables.values())
+        zero_shot = tables.pop("").numpy() if "" in tables else None
+        ours, *rest = (table.numpy() for table in tables.values())
         beside = dict(zip(others, rest, strict=True))
         evaluations.append(Evaluation(score.title, images, ours, zero_shot, beside))
-        rates = {
-            "accuracy": round(metrics.accuracy(ours, images.labels), 4),
-            "zero_shot": round(metrics.accuracy(zero_shot, images.labels), 4),
-        }
+        rates = {"accuracy": round(metrics.accuracy(ours, images.labels), 4)}
+        if zero_shot is not None:
+            rates["zero_shot"] = round(metrics.accuracy(zero_shot, images.labels), 4)
         score = score.model_copy(
             update={
                 "open_world": _in_one_list(fitted, images, ours),
@@ -94,10 +95,14 @@ def levels_of(evaluation: Evaluation) -> tuple[Level, ...]:
     levels = []
     for level in range(1, taxonomy.depth + 1):
         names, which = taxonomy.groups(level)
-        tables = (evaluation.probabilities, evaluation.zero_shot)
-        rates = [metrics.accuracy(taxonomy.sums(table, level), which[labels]) for table in tables]
-        ours, zero_shot = (round(rate, 4) for rate in rates)
-        levels.append(Level(level=level, groups=len(names), accuracy=ours, zero_shot=zero_shot))
+        rates = [
+            None
+            if table is None
+            else round(metrics.accuracy(taxonomy.sums(table, level), which[labels]), 4)
+            for table in (evaluation.probabilities, evaluation.zero_shot)
+        ]
+        facts = {"accuracy": rates[0], "zero_shot": rates[1]}
+        levels.append(Level.model_validate({"level": level, "groups": len(names), **facts}))
     return tuple(levels)
 
 

@@ -23,7 +23,7 @@ from rmadapter.data.fewshot import FewShot, half, read_split, save_split
 from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError
 from rmadapter.runs.features import with_means
-from rmadapter.runs.folds import FOLDS, Folds, choose_once
+from rmadapter.runs.folds import FOLDS, Folds, choices_of, choose_once
 from rmadapter.runs.judge import BASELINES, enough, judge
 from rmadapter.runs.lab import Lab
 from rmadapter.runs.run import Outcome, learn, run_key, run_task
@@ -62,13 +62,13 @@ def fit(
         if record is not None:
             _check_finished(record, out, lab, few, trackers)
         else:
+            choices = choices_of(method, half(few.train, task.classes), backbone)
             few.read(backbone.preprocess, lab.progress)
             save_split(few, files.split)
             lab.work_in(files.activations)
             unfinished = Unfinished(files.training, training_key)
             train = half(few.train, task.classes)
             judged = folds != 0 and task.classes == "all" and not task.tests
-            choices = method.choices(train.labels)
             judging = judged and not enough(lab.tests(task, few), few.train)
             validation = _validation(task, few, lab, folds, judging, bool(choices))
             choice = None

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from rmadapter import metrics
 from rmadapter.artifacts.record import Candidate, Choice
+from rmadapter.backbones import Backbone
 from rmadapter.conformal import Calibration, Source
 from rmadapter.data.duplicates import groups
 from rmadapter.data.fewshot import FewShot, half
@@ -39,7 +40,14 @@ from rmadapter.support.files import read_json, write_json, write_tensors
 from rmadapter.support.terminal import note
 from rmadapter.task import Task
 from rmadapter.training.cache import Cache
-from rmadapter.training.contract import Choices, Fitted, Method, NotApplicable
+from rmadapter.training.contract import (
+    Choices,
+    Fitted,
+    Method,
+    NotApplicable,
+    check_text,
+    usable,
+)
 from rmadapter.training.shots import Callback, Figures
 from rmadapter.training.traits import COSTS, Cost
 
@@ -331,6 +339,16 @@ def fitted_temperature(table: np.ndarray, labels: ArrayLike, name: str) -> float
 
 
 # Choosing a method
+
+
+def choices_of(method: Method, images: ImageSet, backbone: Backbone) -> Choices | None:
+    """Return the methods that a method chooses from on a backbone; None to fit the method itself.
+    Raises UserError for methods that need a text encoder which the backbone lacks."""
+    choices = method.choices(images.labels)
+    if choices is None:
+        check_text(method, backbone)
+        return None
+    return usable(choices, backbone)
 
 
 def choose_once(folds: Folds, choices: Choices, folder: Path, key: str) -> Choice:

@@ -139,14 +139,16 @@ def cross_validated(folds: Folds, method: Method, name: str) -> Evaluation:
     """Evaluate on the shots, each answered by a model that was fitted to the other folds; the
     method's own answers are also calibrated on the other folds."""
     answers = folds.answers(method, name)
-    untouched = folds.answers(load_method(ZERO_SHOT), ZERO_SHOT)
+    untouched = None
+    if folds.lab.backbone(folds.task.backbone).has_text:
+        untouched = folds.answers(load_method(ZERO_SHOT), ZERO_SHOT).table
     others = {
         title: folds.answers(other, title, baseline=True).table
         for title, other in BASELINES.items()
     }
     table = calibrated(answers.table, folds, name)
     title = "cross-validated, all classes"
-    return Evaluation(title, folds.judged, table, untouched.table, beside=others)
+    return Evaluation(title, folds.judged, table, untouched, beside=others)
 
 
 def calibrated(table: np.ndarray, folds: Folds, name: str) -> np.ndarray:
@@ -163,11 +165,11 @@ def calibrated(table: np.ndarray, folds: Folds, name: str) -> np.ndarray:
 
 
 def _score(evaluation: Evaluation) -> Score:
-    labels = evaluation.labels
+    labels, untouched = evaluation.labels, evaluation.zero_shot
     return Score(
         name="all", images=len(labels), classes=len(evaluation.classes), split="cross-validated",
         accuracy=metrics.accuracy(evaluation.probabilities, labels),
-        zero_shot=metrics.accuracy(evaluation.zero_shot, labels),
+        zero_shot=None if untouched is None else metrics.accuracy(untouched, labels),
         balanced=Balanced.of(evaluation.probabilities, labels), levels=levels_of(evaluation),
     )  # fmt: skip
 
@@ -179,7 +181,9 @@ def _judgement(
     is one of the baselines, too."""
     names = tuple(map(str, evaluation.images.written))
     labels = evaluation.labels[rows]
-    others = {ZERO_SHOT: evaluation.zero_shot, **evaluation.beside}
+    others = dict(evaluation.beside)
+    if evaluation.zero_shot is not None:
+        others = {ZERO_SHOT: evaluation.zero_shot, **others}
     tables = {other: table[rows] for other, table in others.items() if other != name}
     tables[title] = evaluation.probabilities[rows]
     right = {other: table.argmax(1) == labels for other, table in tables.items()}

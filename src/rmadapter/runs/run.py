@@ -26,7 +26,7 @@ from rmadapter.support.files import own_name
 from rmadapter.support.machine import all_seeded, describe, peak, reset_peak, versions
 from rmadapter.task import SHARED_GROUPS, Task
 from rmadapter.training.cache import Cache
-from rmadapter.training.contract import Fitted, Method, Shots
+from rmadapter.training.contract import Fitted, Method, Shots, check_text
 from rmadapter.training.shots import Callback, Unfinished
 
 
@@ -177,7 +177,8 @@ def learn(
 ) -> Fitted:
     """Fit a method to some of the shots, of all classes of a task. cache, callbacks: used instead
     of those of the task and the lab. Raises UserError if the images have weights that the method
-    cannot use."""
+    cannot use, and if it needs a text encoder that the backbone lacks."""
+    check_text(method, lab.backbone(task.backbone))
     val = None if few.val is None else _detached(half(few.val, task.classes))
     shots = Shots(
         _detached(images), cache or lab.train_cache(task), task.templates, task.seed, val,

@@ -327,6 +327,24 @@ class Method(ABC):
         return None
 
 
+def check_text(method: Method, backbone: Backbone) -> None:
+    """Raise UserError for a method that needs a text encoder on a backbone that has none."""
+    if not method.traits.without_text:
+        backbone.with_text(method.title)
+
+
+def usable(choices: Choices, backbone: Backbone) -> Choices:
+    """Return the choices that work on a backbone. Raises UserError if there are none."""
+    methods = {
+        name: method
+        for name, method in choices.methods.items()
+        if backbone.has_text or method.traits.without_text
+    }
+    if not methods:
+        backbone.with_text("every candidate")
+    return choices._replace(methods=methods)
+
+
 @torch.no_grad()
 def answers(
     models: Mapping[str, ToLogits], stream: Iterable[States]

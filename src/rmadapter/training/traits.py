@@ -130,6 +130,7 @@ class Traits:
             split.
         in_epochs: Fields outside `recipe` that count epochs, which `--effort` scales.
         about: Description of a method from outside, for `rmadapter methods`.
+        without_text: Whether it works on a backbone without a text encoder.
 
     Example:
         >>> from rmadapter import load_method
@@ -142,6 +143,7 @@ class Traits:
     whole_batches: bool = False
     in_epochs: tuple[str, ...] = ()
     about: About | None = None
+    without_text: bool = False
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)

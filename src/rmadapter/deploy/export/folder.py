@@ -250,7 +250,7 @@ def readme(facts: ExportFacts, record: Record | None, size: int) -> str:
         facts=facts,
         form=forms.get(facts["to"], f"ONNX of opset {facts['opset']}"),
         size=size,
-        scores=[each for each in every if None not in (each.accuracy, each.zero_shot)],
+        scores=[each for each in every if each.accuracy is not None],
         least=least_share,
         describe=describe_images,
         decisions=(parity.DECISIONS, parity.Parity(**facts["parity"]).decision_rows()),
