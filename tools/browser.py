@@ -22,7 +22,11 @@ from typing import Any
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
-KEYS = {"Tab": (9, ""), "Enter": (13, "\r"), " ": (32, " "), "Escape": (27, "")}
+KEYS = {
+    "Tab": (9, ""), "Enter": (13, "\r"), " ": (32, " "), "Escape": (27, ""), "Delete": (46, ""),
+    "ArrowLeft": (37, ""), "ArrowUp": (38, ""), "ArrowRight": (39, ""), "ArrowDown": (40, ""),
+}  # fmt: skip
+SHIFT = 8  # of the protocol's modifiers
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
     "--remote-debugging-pipe",
@@ -136,8 +140,9 @@ class Tab:
         self("Page.navigate", url=address)
         self.event("Page.loadEventFired")
 
-    def press(self, key: str) -> None:
-        code, text = KEYS[key]
+    def press(self, key: str, shift: bool = False) -> None:
+        """Press a key: one of KEYS, or a letter or digit."""
+        code, text = KEYS[key] if key in KEYS else (ord(key.upper()), key)
         for kind in ("keyDown", "keyUp"):
             more: dict[str, Any] = {"text": text} if text and kind == "keyDown" else {}
             self(
@@ -146,6 +151,7 @@ class Tab:
                 key=key,
                 code=key,
                 windowsVirtualKeyCode=code,
+                modifiers=SHIFT * shift,
                 **more,
             )
 
