@@ -21,6 +21,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.cli import deploy as cli
 from rmadapter.cli.deploy import named
 from rmadapter.conformal import Calibration
+from rmadapter.curate.project import Project
 from rmadapter.deploy.sockets import address
 from rmadapter.errors import UserError
 from tests.helpers.fake_hub import Hub, Repository, hub
@@ -125,6 +126,19 @@ def test_app_prints_and_opens_its_address(rmadapter: Command, served: list[str])
     assert address.startswith("http://127.0.0.1:")
     assert served == [address, address]
     assert "Ctrl-C ends it" in rmadapter("app", "--port", 0).out
+
+
+@needs_extra
+def test_app_opens_a_folder_to_label(rmadapter: Command, served: list[str], tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    done = rmadapter.done("app", tmp_path / "photos", "--port", 0, "--json")
+    assert json.loads(done.out)["address"] == f"{served[0]}label"
+    assert not [*(tmp_path / "photos").iterdir()]
+    with Project(tmp_path / "photos").alone():
+        refused(rmadapter("app", tmp_path / "photos", "--port", 0), "photos: another process")
+    refused(rmadapter("app", tmp_path / "gone", "--port", 0), "gone: not a folder of images")
+    for words in (["--host", "0.0.0.0"], ["--allow-host", "anna.example"]):
+        refused(rmadapter("app", tmp_path / "photos", "--port", 0, *words), "this machine alone")
 
 
 @needs_extra

@@ -28,7 +28,8 @@ from tests.helpers.serving import TestClient
 from tests.helpers.shell import Command, rmadapter
 
 from rmadapter.deploy.app.jobs import Jobs  # isort: skip
-from rmadapter.deploy.app.session import Session, Shared  # isort: skip
+from rmadapter.deploy.app.session import Session  # isort: skip
+from rmadapter.deploy.app.shared import Shared  # isort: skip
 from rmadapter.deploy.serve.model import ServeOptions, open_served  # isort: skip
 from rmadapter.deploy.serve.routes import create_app  # isort: skip
 from rmadapter.deploy.serve.service import Limits, Service  # isort: skip

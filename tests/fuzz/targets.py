@@ -31,8 +31,8 @@ from rmadapter.data.formats.tables import header, scan_table
 from rmadapter.data.names import prompt_names, read_names, typed_name
 from rmadapter.data.taxonomies import parents_of, read_parents
 from rmadapter.data.texts import Named, read_answers, read_text_file
+from rmadapter.deploy.app.hosts import refusal
 from rmadapter.deploy.app.images import ImageStore, safe_name, unzip
-from rmadapter.deploy.app.server import refusal
 from rmadapter.deploy.export.torch_graph import FUNCTIONS, checked
 from rmadapter.errors import UserError, is_text, one_line, quoted
 from rmadapter.prompts import filled

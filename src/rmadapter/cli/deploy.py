@@ -12,6 +12,7 @@ import socket
 import sys
 import webbrowser
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -384,6 +385,10 @@ def _announce(where: str, models: dict[str, ServeOptions], as_json: bool) -> Non
 
 
 def app(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(help="Folder of images to label, or one whose labelling was begun before."),
+    ] = None,
     host: Host = "127.0.0.1",
     port: Port = 8080,
     backbone: Annotated[
@@ -408,24 +413,41 @@ def app(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Serve a page for making a classifier without code."""
+    """Serve a page for labelling images and making a classifier without code.
+
+    Labels are kept in FOLDER, for `rmadapter fit FOLDER`; its images stay as they are.
+    """
     check_extra("app", NEEDED_BY_APP)
+    if folder is not None and not user_path(folder).is_dir():
+        raise UserError(f"{folder}: not a folder of images")
     if runs is not None and not user_path(runs).is_dir():
         raise UserError(f"{runs}: not a folder of runs")
     others = checked("--allow-host", allow_host or (), HOST, "anna-photos.hf.space")
     frames = checked("--allow-frame", allow_frame or (), ORIGIN, "https://huggingface.co")
-    with bind(host, port) as listening:
+    if folder and (others or not is_loopback(host)):
+        raise UserError(
+            f"{folder}: its images are shown to this machine alone; leave out --host and "
+            "--allow-host, or forward the port by ssh -L"
+        )
+    with ExitStack() as stack:
+        listening = stack.enter_context(bind(host, port))
         listening.listen()
         from rmadapter.backbones.choice import first_of
+        from rmadapter.curate.project import Project
         from rmadapter.deploy.app.jobs import Jobs
         from rmadapter.deploy.app.server import build
-        from rmadapter.deploy.app.session import Shared
+        from rmadapter.deploy.app.shared import Shared
         from rmadapter.support.machine import find_device
 
+        project = None
+        if folder:
+            project = Project(folder)
+            stack.enter_context(project.alone())
         chosen = first_of(backbone).to(find_device(device or "auto"))
         names = {host, socket.gethostname(), *others}
-        site = build(Shared(chosen, Jobs(), runs and user_path(runs)), keep_hours, names, frames)
-        where = f"{address(listening)}/"
+        shared = Shared(chosen, Jobs(), runs and user_path(runs), project)
+        site = build(shared, keep_hours, names, frames)
+        where = f"{address(listening)}/{'label' if project else ''}"
         if others or not is_loopback(host):
             addresses = " or ".join((where, *others))
             note(

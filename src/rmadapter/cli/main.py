@@ -77,7 +77,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "rmadapter push runs/first anna/sea-horses --out look-at-it",
         "rmadapter push runs/first anna/sea-horses --private --licence cc-by-4.0",
     ),
-    "app": ("rmadapter app --open", "rmadapter app --runs runs --backbone ViT-B-16/openai"),
+    "app": (
+        "rmadapter app --open",
+        "rmadapter app photos --open",
+        "rmadapter app --runs runs --backbone ViT-B-16/openai",
+    ),
     "explain": ("rmadapter explain runs/first photos/001.jpg --out why",),
     "suggest": (
         "rmadapter suggest runs/first unlabelled --n 20 --out next.csv",

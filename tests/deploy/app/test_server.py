@@ -23,9 +23,11 @@ from starlette.testclient import TestClient
 
 from rmadapter.backbones import Backbone
 from rmadapter.deploy.app import server as module
+from rmadapter.deploy.app.hosts import HostMiddleware, refusal
 from rmadapter.deploy.app.jobs import Jobs
-from rmadapter.deploy.app.server import HostMiddleware, Visitors, build, refusal
-from rmadapter.deploy.app.session import Base, Session, Shared
+from rmadapter.deploy.app.server import Visitors, build
+from rmadapter.deploy.app.session import Base, Session
+from rmadapter.deploy.app.shared import Shared
 from rmadapter.errors import UserError
 
 ADDRESS = "http://127.0.0.1:8080"

@@ -26,7 +26,8 @@ from rmadapter.artifacts.summary import describe_tie
 from rmadapter.backbones import Backbone
 from rmadapter.deploy.app.jobs import COMMAND_WORDS, Jobs
 from rmadapter.deploy.app.scores import MOST_WRONG, read_scores, wrong_images
-from rmadapter.deploy.app.session import FairLock, Session, Shared, write_zip
+from rmadapter.deploy.app.session import Session, write_zip
+from rmadapter.deploy.app.shared import FairLock, Shared
 from rmadapter.errors import UserError
 from rmadapter.methods.linear_probe import LinearProbe
 from rmadapter.metrics import wilson

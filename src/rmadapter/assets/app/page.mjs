@@ -194,6 +194,11 @@ function drawDecision(card) {
 
 function draw(state) {
   part("classes", state.classes, drawClasses);
+  part("project", state.project, (project) => {
+    const counts = project?.labelled ? `: ${project.labelled} of ${project.images} images have one of ${project.classes} classes. Training uses these.` : "";
+    $("project").replaceChildren(...(project?.folder && counts ? ["of ", own(project.folder), counts] : [counts]));
+    for (const each of [$("new"), $("classes"), document.querySelector("#images .drop")]) each.hidden = Boolean(project?.folder || counts);
+  });
   part("runs", state.runs, (runs) => {
     $("open").hidden = !runs.length;
     $("runs").replaceChildren(...runs.map((run) => element("option", { value: run }, run)));

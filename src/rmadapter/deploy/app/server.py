@@ -21,18 +21,20 @@ from typing import ParamSpec, TypeVar, cast
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from rmadapter.deploy.app import labelling
+from rmadapter.deploy.app.hosts import HostMiddleware
 from rmadapter.deploy.app.images import MOST_ZIP, safe_name
 from rmadapter.deploy.app.jobs import without_commands
-from rmadapter.deploy.app.session import Session, Shared
-from rmadapter.deploy.sockets import is_known_host, part_of
+from rmadapter.deploy.app.session import Session
+from rmadapter.deploy.app.shared import Shared
 from rmadapter.errors import UserError
+from rmadapter.support.files import read_json
+from rmadapter.support.html import template
 
 ASSETS = Path(__file__).parents[2] / "assets/app"
 MOST_IMAGE, MOST_JSON = 100_000_000, 100_000  # bytes of a request
@@ -47,15 +49,8 @@ SANDBOX = {
     "Content-Security-Policy": "sandbox; default-src 'none'; img-src data:; "
     "style-src 'unsafe-inline'"
 }
-SAFE_METHODS = ("GET", "HEAD")
-POLICY = "Content-Security-Policy"
-PAGE_HEADERS = {
-    POLICY: "default-src 'self'; img-src 'self' data:; media-src blob:; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors ",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
-}
+# The browser keeps a picture while it is labelled; it is of one visitor.
+KEPT = {"Cache-Control": "private, max-age=3600"}
 Body = dict[str, object]
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -79,16 +74,19 @@ def build(
             app.state.same_site = "None; Secure; Partitioned" if frames else "Lax"
             app.state.visitors = Visitors(Path(root), shared, 3600 * hours)
             sweeping = asyncio.create_task(_sweep(app.state.visitors))
+            if shared.labelling:
+                shared.labelling.start()
             try:
                 yield
             finally:
                 sweeping.cancel()
-                await run_in_threadpool(shared.jobs.close)
+                await run_in_threadpool(app.state.visitors.close)
 
-    files = [file for file in ASSETS.iterdir() if file.suffix != ".html"]
+    files = [file for file in ASSETS.iterdir() if file.suffix in (".mjs", ".css")]
     return Starlette(
         routes=[
-            Route("/", _page),
+            Route("/", _page(lambda: (ASSETS / "index.html").read_text("utf-8"))),
+            Route("/label", _page(label_page)),
             *(Route(f"/{file.name}", _asset(file)) for file in files),
             *(
                 Route(f"/api/{name}", _json_endpoint(action), methods=["POST"])
@@ -96,6 +94,13 @@ def build(
             ),
             Route("/api/state", _json_endpoint(lambda session, _: session.state())),
             Route("/api/judged", _json_endpoint(lambda session, _: session.scores())),
+            *(
+                Route(f"/api/label/{name}", _json_endpoint(_labels(action)), methods=["POST"])
+                for name, action in labelling.ACTIONS.items()
+            ),
+            Route("/api/label/image", _label_image, methods=["PUT"]),
+            Route("/api/label/zip", _label_zip, methods=["PUT"]),
+            Route("/picture/{number}", _picture),
             Route("/api/image", _image, methods=["PUT"]),
             Route("/api/zip", _zip, methods=["PUT"]),
             Route("/api/ask", _ask, methods=["PUT"]),
@@ -197,19 +202,30 @@ def _cookie(request: Request) -> str:
 # Files
 
 
-async def _page(request: Request) -> Response:
-    visitors = _visitors(request)
-    response = FileResponse(ASSETS / "index.html")
-    cookie = _cookie(request)
-    if request.method == "GET" and visitors.session(request.cookies.get(cookie)) is None:
-        address = request.client.host if request.client else ""
-        number = await run_in_threadpool(visitors.add, address)
-        # By hand: many browsers keep no cookie in a frame without Partitioned; Starlette writes it
-        # from Python 3.14 on.
-        same_site = request.app.state.same_site
-        header = f"{cookie}={number}; HttpOnly; Path=/; SameSite={same_site}"
-        response.headers.append("Set-Cookie", header)
-    return response
+def label_page() -> str:
+    """Return the page for labelling, whose words are all in one file."""
+    words = read_json(ASSETS / "label.en.json")
+    return template("app/label.html.j2").render(words=words)
+
+
+def _page(content: Callable[[], str]) -> Endpoint:
+    """Return what sends a page, and makes a visitor of whoever opens it first."""
+
+    async def endpoint(request: Request) -> Response:
+        visitors = _visitors(request)
+        response = HTMLResponse(content())
+        cookie = _cookie(request)
+        if request.method == "GET" and visitors.session(request.cookies.get(cookie)) is None:
+            address = request.client.host if request.client else ""
+            number = await run_in_threadpool(visitors.add, address)
+            # By hand: many browsers keep no cookie in a frame without Partitioned; Starlette writes
+            # it from Python 3.14 on.
+            same_site = request.app.state.same_site
+            header = f"{cookie}={number}; HttpOnly; Path=/; SameSite={same_site}"
+            response.headers.append("Set-Cookie", header)
+        return response
+
+    return endpoint
 
 
 def _asset(file: Path) -> Endpoint:
@@ -266,6 +282,41 @@ async def _zip(request: Request) -> Response:
 async def _ask(request: Request) -> Response:
     async with _upload(request, MOST_IMAGE) as (session, path, name):
         return JSONResponse(await _in_thread(request, session.predict, path, name))
+
+
+def _labels(
+    action: Callable[[labelling.Labelling, Body], object],
+) -> Callable[[Session, Body], object]:
+    """Return an action of the visitor's project."""
+
+    def act(session: Session, body: Body) -> object:
+        if session.labelling is None:
+            if action is labelling.ACTIONS["state"]:
+                return None
+            raise UserError("there are no images to label yet: add some first")
+        return action(session.labelling, body)
+
+    return act
+
+
+async def _label_image(request: Request) -> Response:
+    async with _upload(request, MOST_IMAGE) as (session, path, name):
+        await _in_thread(request, session.label_image, path, name)
+    return JSONResponse(None)
+
+
+async def _label_zip(request: Request) -> Response:
+    async with _upload(request, MOST_ZIP) as (session, path, _):
+        return JSONResponse(await _in_thread(request, session.label_zip, path))
+
+
+async def _picture(request: Request) -> Response:
+    of = _session(request).labelling
+    if of is None:
+        raise UserError(labelling.GONE)
+    size = request.query_params.get("size", "small")
+    data = await _in_thread(request, of.picture, request.path_params["number"], size)
+    return Response(data, media_type="image/jpeg", headers=KEPT)
 
 
 async def _thumbnail(request: Request) -> Response:
@@ -375,8 +426,16 @@ class Visitors:
         with self._lock:
             visit = self._visits.pop(number, None)
         if visit:
-            visit.session.stop()
+            visit.session.close()
             shutil.rmtree(visit.session.folder, ignore_errors=True)
+
+    def close(self) -> None:
+        """End the work of all visitors."""
+        for visit in [*self._visits.values()]:
+            visit.session.close()
+        if self.shared.labelling:
+            self.shared.labelling.close()
+        self.shared.jobs.close()
 
     def sweep(self) -> None:
         """Remove visitors who were idle for too long; a running job keeps them."""
@@ -389,54 +448,3 @@ async def _sweep(visitors: Visitors) -> None:
     while True:
         await asyncio.sleep(MINUTE)
         await run_in_threadpool(visitors.sweep)
-
-
-# Hosts and origins
-
-
-class HostMiddleware:
-    """Refuse requests as `refusal` says, and add headers that forbid things to browsers.
-
-    names: as in `refusal`. frames: origins of the pages that may show it in a frame.
-    """
-
-    def __init__(
-        self, app: ASGIApp, names: Collection[str] = (), frames: Collection[str] = ()
-    ) -> None:
-        self.app = app
-        self.names = {name.casefold() for name in names}
-        self.headers = {
-            **PAGE_HEADERS,
-            POLICY: PAGE_HEADERS[POLICY] + (" ".join(frames) or "'none'"),
-        }
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in self.headers.items():
-                    headers.setdefault(name, value)
-            await send(message)
-
-        if scope["type"] == "http":
-            headers = Headers(scope=scope)
-            host, origin = headers.get("host", ""), headers.get("origin")
-            reason = refusal(scope["method"], host, origin, self.names)
-            if reason:
-                await JSONResponse({"error": reason}, 403)(scope, receive, send_guarded)
-                return
-        await self.app(scope, receive, send_guarded)
-
-
-def refusal(method: str, host: str, origin: str | None, names: Collection[str]) -> str:
-    """Return why a request is not served, or "".
-
-    host, origin: its headers. names: host names of this server besides "localhost" and any IP
-    address. The host reveals a site that points its own name at this machine (DNS rebinding), the
-    origin one whose page sends something here (CSRF).
-    """
-    if not is_known_host(host, names):
-        return "Open this page at the address that the terminal shows."
-    if method not in SAFE_METHODS and origin is not None and part_of(origin, "netloc") != host:
-        return "Another site's page sent this request, which is not allowed."
-    return ""

@@ -8,26 +8,27 @@ import threading
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TypedDict
 
 from rmadapter.artifacts.checkpoint import MOST_CLASSES, Saved, copy_run, load, save
 from rmadapter.artifacts.page import thumbnail
-from rmadapter.artifacts.run_folder import RunFolder, runs_below
-from rmadapter.backbones import Backbone
+from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.backbones.choice import advise
+from rmadapter.curate.project import Project
 from rmadapter.data.decode import load_image
+from rmadapter.data.formats.base import image_files
 from rmadapter.data.names import prompt_names, typed_name
-from rmadapter.deploy.app.images import IMAGES, ImageStore, unzip
-from rmadapter.deploy.app.jobs import Job, Jobs, without_commands
+from rmadapter.deploy.app.images import IMAGES, MOST_BYTES, ImageStore, unzip
+from rmadapter.deploy.app.jobs import Job, without_commands
+from rmadapter.deploy.app.labelling import Labelling
 from rmadapter.deploy.app.promises import Decided, Recognised, look, offers, sets_of
 from rmadapter.deploy.app.scores import Scores, read_scores, record_of
-from rmadapter.encoders import pausing
+from rmadapter.deploy.app.shared import Shared
 from rmadapter.errors import UserError, did_you_mean, quoted
 from rmadapter.methods import AUTO, FOR_NEW_CLASSES, load_method
 from rmadapter.prompts import MOST_PROMPTS as ALL_PROMPTS
-from rmadapter.prompts import at_most, prompts_each
+from rmadapter.prompts import prompts_each
 from rmadapter.runs.add import add_names, can_add_names
 from rmadapter.support.files import atomic, last_part, user_path
 from rmadapter.task import TEMPLATES
@@ -43,6 +44,7 @@ BUSY = "Something is already running: wait for it, or stop it."
 NO_MODEL = "There is no classifier yet: train one, or use the names alone."
 # of a stranger's run: 5 to 35 s of processor time with pocket, by their length
 MOST_PROMPTS = 1_000
+PROJECT = "project"  # folder of a visitor's own images to label
 ASKED = 320  # pixels of the longer side of an image shown beside its answers
 
 
@@ -69,44 +71,6 @@ class Upload(TypedDict):
     bad: list[str]
 
 
-class FairLock:
-    """A lock whose holder can give way to a thread that waits for it. (A `threading.Lock` that is
-    released and taken again is mostly taken by the same thread.)"""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._next = threading.Lock()  # held by the thread that gets the lock next
-
-    def __enter__(self) -> None:
-        with self._next:
-            self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
-
-    def give_way(self) -> None:
-        """Release the lock, and wait for it again behind the thread that waits, if there is one."""
-        self._lock.release()
-        self.__enter__()
-
-
-@dataclass(eq=False)
-class Shared:
-    """What all visitors share. runs: a folder of runs that any of them may open. lock: of the
-    backbone, which serves one visitor at a time."""
-
-    backbone: Backbone
-    jobs: Jobs
-    runs: Path | None = None
-    lock: FairLock = field(default_factory=FairLock)
-
-    def run_folders(self) -> dict[str, Path]:
-        """Return the runs by name."""
-        if self.runs is None:
-            return {}
-        return {run.name: run for run in runs_below(self.runs)}
-
-
 class Base(NamedTuple):
     """An opened run, whose own images are not in the store. data: where they are, "" if unknown."""
 
@@ -129,8 +93,10 @@ class Session:
         self.job: Job | None = None
         self.exports: dict[str, Path] = {}  # by target
         self.lock = threading.RLock()  # a browser may send several requests at once
+        self._labelling: Labelling | None = None  # of the visitor's own project
         self._strange = False  # whether the model, or the run that it continues, is a stranger's
         self._count = 0
+        self._project_bytes = 0
 
     @property
     def busy(self) -> bool:
@@ -139,16 +105,27 @@ class Session:
     @property
     def empty(self) -> bool:
         """Whether nothing would be lost with it."""
-        return not (self.images.classes or self.run or self.job)
+        return not (self.images.classes or self.run or self.job or self._labelling)
 
     @property
     def given(self) -> int:
         """The digits of the number of bytes that the visitor sent and that are in use, which names
         and the server's own runs do not add to; 0 for none."""
-        sent = self.images.bytes
+        sent = self.images.bytes + self._project_bytes
         if self.base and not self.base.data:  # a run that they uploaded
             sent += sum(file.stat().st_size for file in self.base.run.glob("*"))
         return len(str(sent)) if sent else 0
+
+    @property
+    def labelling(self) -> Labelling | None:
+        """The project that is being labelled, if there is one."""
+        return self.shared.labelling or self._labelling
+
+    def close(self) -> None:
+        """End all work; the folder can be removed then."""
+        self.stop()
+        if self._labelling:
+            self._labelling.close()
 
     def state(self) -> dict[str, object]:
         """Return everything that the page shows except images."""
@@ -159,6 +136,7 @@ class Session:
                     {"label": label, "images": len(images), "shown": self.images.shown(label)}
                     for label, images in classes
                 ],
+                "project": self._project_state(),
                 "base": self.base and {"run": self.base.run.name, "grows": bool(self.base.data)},
                 "runs": [*self.shared.run_folders()],
                 "methods": METHODS,
@@ -168,6 +146,18 @@ class Session:
                 "model": self._model_state(),
                 "job": self._job_state(),
             }
+
+    def _project_state(self) -> dict[str, object] | None:
+        if self.labelling is None:
+            return None
+        project = self.labelling.project
+        counts = [count for count in project.counts().values() if count]
+        return {
+            "folder": project.folder.resolve().name if self.shared.project else "",
+            "images": len(project.images),
+            "labelled": sum(counts),
+            "classes": len(counts),
+        }
 
     def _model_state(self) -> dict[str, object] | None:
         if self.saved is None or self.run is None:
@@ -195,6 +185,47 @@ class Session:
             "notes": job.notes,
             "place": self.shared.jobs.place(job),
         }
+
+    # Labelling
+
+    def label_image(self, file: Path, name: str) -> None:
+        """Add an image without a label by moving its file here. name: what its owner called it."""
+        with self.lock:
+            size = file.stat().st_size
+            if self._project_bytes + size > MOST_BYTES:
+                raise UserError(
+                    f"{name}: this page takes at most {MOST_BYTES / 1e9:.0f} GB of images"
+                )
+            self._own_labelling().add_image(file, name)
+            self._project_bytes += size
+
+    def label_zip(self, archive: Path) -> list[str]:
+        """Add the images of a zip without labels; return a sentence for each that is left out."""
+        folder = self._new("unpacked")
+        bad = []
+        try:
+            inside = unzip(archive, folder)
+            for file in image_files(inside, set()):
+                try:
+                    self.label_image(file, file.relative_to(inside).as_posix())
+                except UserError as error:
+                    bad.append(str(error))
+        except UserError as error:
+            message = str(error).replace(f"{archive}", archive.name)
+            raise UserError(message.replace(f"{folder}", archive.name)) from None
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        return bad
+
+    def _own_labelling(self) -> Labelling:
+        """Return the project that is being labelled; the visitor's own is made if there is none."""
+        if self.labelling is None:
+            folder = self.folder / PROJECT
+            folder.mkdir(exist_ok=True)
+            self._labelling = self.shared.label(Project(folder))
+            self._labelling.start()
+        assert self.labelling is not None
+        return self.labelling
 
     # Images and runs
 
@@ -272,12 +303,12 @@ class Session:
                 raise UserError(
                     "the images of this run are not here, and it cannot learn more without them"
                 )
-            self.images.write()
+            data = self._training_data()
             out = self._new("model")
-            words = ["fit", IMAGES, "--method", method]
+            words = ["fit", data, "--method", method]
             if self.base:
                 old = ["--run-data", self.base.data, "--allow-outside"]
-                words = ["add", self.base.run.name, IMAGES, *old]
+                words = ["add", self.base.run.name, data, *old]
             strange = self._strange and bool(self.base)
 
             def use() -> None:
@@ -286,11 +317,21 @@ class Session:
 
             self.start("Training", [*words, "--shots", "0"], out, use)
 
+    def _training_data(self) -> str:
+        """Write what to train on, and return its path for a command in the visitor's folder: the
+        labelled project, or else the images of each class."""
+        if self.labelling is None or not self.labelling.project.labels:
+            self.images.write()
+            return IMAGES
+        folder = self.labelling.project.folder
+        return str(folder.resolve()) if self.shared.project else folder.name
+
     def use_names(self) -> None:
         """Make a zero-shot classifier from the class names alone; nothing is trained."""
         with self.lock:
             self._check_idle()
-            names = prompt_names([*self.images.classes])
+            typed = self.labelling.project.classes if self.labelling else []
+            names = prompt_names([*(self.images.classes or typed)])
             if len(names) < 2:
                 raise UserError(
                     "add at least two classes: a classifier needs something to tell apart"
@@ -385,10 +426,7 @@ class Session:
 
     @contextmanager
     def _backbone(self) -> Iterator[None]:
-        """Hold the backbone, and give way to others before each block of its text encoder, which
-        may have a thousand prompts to read."""
-        most = MOST_PROMPTS if self._strange else ALL_PROMPTS
-        with self.shared.lock, pausing(self.shared.lock.give_way), at_most(most):
+        with self.shared.held(MOST_PROMPTS if self._strange else ALL_PROMPTS):
             yield
 
     def _check_idle(self) -> None:

@@ -1,0 +1,71 @@
+"""What all visitors share: the backbone, which serves one at a time, and what the server offers."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rmadapter.artifacts.run_folder import runs_below
+from rmadapter.backbones import Backbone
+from rmadapter.curate.project import Project
+from rmadapter.deploy.app.jobs import Jobs
+from rmadapter.deploy.app.labelling import Labelling
+from rmadapter.encoders import pausing
+from rmadapter.prompts import MOST_PROMPTS, at_most
+
+
+class FairLock:
+    """A lock whose holder can give way to a thread that waits for it. (A `threading.Lock` that is
+    released and taken again is mostly taken by the same thread.)"""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._next = threading.Lock()  # held by the thread that gets the lock next
+
+    def __enter__(self) -> None:
+        with self._next:
+            self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def give_way(self) -> None:
+        """Release the lock, and wait for it again behind the thread that waits, if there is one."""
+        self._lock.release()
+        self.__enter__()
+
+
+@dataclass(eq=False)
+class Shared:
+    """What all visitors share. runs: a folder of runs that any of them may open. project: a folder
+    of images that they label together; without one, each may have their own. lock: of the backbone,
+    which serves one visitor at a time."""
+
+    backbone: Backbone
+    jobs: Jobs
+    runs: Path | None = None
+    project: Project | None = None
+    lock: FairLock = field(default_factory=FairLock)
+
+    def __post_init__(self) -> None:
+        self.labelling = self.label(self.project, keep=True) if self.project else None
+
+    def label(self, project: Project, keep: bool = False) -> Labelling:
+        """Return what labels a project. keep: as in `Labelling`."""
+        return Labelling(project, self.backbone, self.held, keep)
+
+    @contextmanager
+    def held(self, most: int = MOST_PROMPTS) -> Iterator[None]:
+        """Hold the backbone, and give way to others before each block of its text encoder, which
+        may have a thousand prompts to read. most: prompts."""
+        with self.lock, pausing(self.lock.give_way), at_most(most):
+            yield
+
+    def run_folders(self) -> dict[str, Path]:
+        """Return the runs by name."""
+        if self.runs is None:
+            return {}
+        return {run.name: run for run in runs_below(self.runs)}

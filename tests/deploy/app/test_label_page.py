@@ -1,0 +1,217 @@
+"""The page for labelling in a browser: by keys alone, with a screen reader's tree, narrow and wide,
+light and dark."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("starlette", reason="pip install 'rmadapter[app]'")
+pytest.importorskip("uvicorn", reason="pip install 'rmadapter[app]'")
+
+import uvicorn
+
+from rmadapter.backbones import Backbone
+from rmadapter.curate.project import Project
+from rmadapter.deploy.app.jobs import Jobs
+from rmadapter.deploy.app.server import build
+from rmadapter.deploy.app.shared import Shared
+from rmadapter.deploy.sockets import address, bind
+from tests.helpers.web_pages import (
+    Tab,
+    axe,
+    check_layout,
+    check_with_axe,
+    needs_browser,
+    set_color_scheme,
+    tab,
+    until_count,
+)  # fmt: skip
+
+__all__ = ["axe"]  # a fixture
+
+LABELS = ("red", "blue", "green")
+WORDS = Path(__file__).parents[3] / "src/rmadapter/assets/app/label.en.json"
+SETTLED = (
+    "document.querySelectorAll('#grid > li').length && document.getElementById('encoding').hidden"
+)
+
+
+@pytest.fixture
+def photos(colors: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for c, label in enumerate(LABELS):
+        for i, image in enumerate(sorted((colors / "train" / label).iterdir())):
+            shutil.copyfile(image, folder / f"{3 * i + c:02} of a camera with long names.png")
+    return folder
+
+
+@pytest.fixture
+def project(photos: Path) -> Project:
+    return Project(photos)
+
+
+@pytest.fixture
+def page(
+    project: Project, tiny_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Tab]:
+    """Open the page in a new browser."""
+    monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path / "cache"))
+    site = build(Shared(tiny_clip, Jobs(), project=project))
+    server = uvicorn.Server(uvicorn.Config(site, log_level="warning"))
+    with bind("127.0.0.1", 0) as listening:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            with tab(tmp_path / "home") as page:
+                page.go(f"{address(listening)}/label")
+                page.until(SETTLED)
+                yield page
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def message(page: Tab, key: str, form: str = "") -> str:
+    """Wait until the page says something, and return it. key: of the words, before any value."""
+    words = json.loads(WORDS.read_text("utf-8"))[key]
+    start = (words[form] if form else words).partition("{")[0]
+    said = "document.getElementById('message').textContent"
+    return str(page.until(f"{said}.startsWith({json.dumps(start)}) && {said}"))
+
+
+def write_names(page: Tab, names: str) -> None:
+    page.script("document.getElementById('names').focus()")
+    page("Input.insertText", text=names)
+    page.press("Enter")
+    until_count(page, "#labels > li", len(names.split(",")))
+    page.until("document.querySelectorAll('#view option[value=sure]').length === 1")
+
+
+def enter_grid(page: Tab) -> None:
+    page.script("document.querySelector('#grid > li[tabindex=\"0\"]').focus()")
+
+
+def selected(page: Tab) -> int:
+    return int(page.script("document.querySelectorAll('#grid [aria-selected=true]').length"))
+
+
+def labels_of(project: Project, count: int) -> list[str]:
+    """Return the labels, once there are so many."""
+    until = time.monotonic() + 60
+    while len(project.labels) != count:
+        assert time.monotonic() < until, project.labels
+        time.sleep(0.02)
+    return sorted(project.labels.values())
+
+
+@needs_browser
+def test_labelling_by_keys_alone(page: Tab, project: Project) -> None:
+    write_names(page, "red,blue,green")
+    enter_grid(page)
+    page.press("1")
+    assert labels_of(project, 1) == ["red"]
+    page.until("document.querySelector('#grid > li.done') !== null")
+    page.until("document.activeElement.matches('#grid > li:not(.done)')")  # the next one
+    for _ in range(2):
+        page.press("ArrowRight", shift=True)
+    assert selected(page) == 3
+    page.press("2")
+    assert labels_of(project, 4) == ["blue", "blue", "blue", "red"]
+    page.until("document.querySelectorAll('#grid > li.done').length === 4")
+    assert selected(page) == 0
+    page.press("u")
+    assert labels_of(project, 1) == ["red"]
+    page.until("document.querySelectorAll('#grid > li.done').length === 1")
+    page.press("s")
+    page.until("document.querySelectorAll('#grid > li.done').length === 2")
+    assert len(project.skipped) == 1
+    page.press("0")
+    assert labels_of(project, 2) == ["none", "red"]
+    page.press("9")
+    assert "9" in message(page, "no_class")
+    page.press("n")
+    until_count(page, "#grid > li", 15)
+    page.press(" ")
+    page.press("ArrowDown")
+    page.press(" ")
+    assert selected(page) == 2
+    page.press("a")
+    assert selected(page) == 15
+    page.press("Escape")
+    assert selected(page) == 0
+    page.press("z")
+    page.until("document.getElementById('large').open")
+    page.until("document.querySelector('#large img').naturalWidth > 0")
+    page.press("Escape")
+    page.until("!document.getElementById('large').open")
+    page.until("document.activeElement.matches('#grid > li')")
+
+
+@needs_browser
+def test_proposals_are_accepted_and_mended(page: Tab, project: Project) -> None:
+    write_names(page, "red,blue")
+    view = "document.getElementById('view')"
+    page.script(f"{view}.value = 'sure'; {view}.dispatchEvent(new Event('change')); 0")
+    page.until("document.querySelector('#grid > li bdi') !== null")
+    page.until("document.querySelector('#grid > li p').textContent.startsWith('Perhaps')")
+    enter_grid(page)
+    page.press("a")
+    page.press("Enter")
+    given = labels_of(project, 18)
+    assert {*given} <= {"red", "blue"}
+    page.press("n")
+    page.until("!document.getElementById('empty').hidden")
+    page.until("!document.getElementById('chosen').hidden")
+    label = given[0]
+    page.script(f"document.querySelector('[data-key=\"show {label}\"]').click()")
+    until_count(page, "#grid > li.done", given.count(label))
+    enter_grid(page)
+    page.press("Delete")
+    labels_of(project, 17)
+
+
+@needs_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_reports_nothing(page: Tab, axe: str, scheme: str) -> None:
+    set_color_scheme(page, scheme)
+    write_names(page, "red,blue,a class whose name is rather long")
+    enter_grid(page)
+    for key in ("1", "1", "2", "2"):  # at once: the next key is for the next card
+        page.press(key)
+    page.until("!document.getElementById('chosen').hidden")
+    page.press(" ")
+    for details in ("#pictures details", "#curve details"):
+        page.script(f"document.querySelector('{details}').open = true")
+    check_with_axe(page, axe)
+    for width in (400, 1920):
+        check_layout(page, width, ".heard, option, svg, svg *, input, #large *")
+    heard = page.heard()
+    assert {("heading", "Classes"), ("heading", "Images")} <= {*heard}
+    options = [name for role, name in heard if role == "option" and ".png" in name]
+    assert len(options) == 18
+    assert sum("Label: red" in name for name in options) == 2
+
+
+@needs_browser
+def test_images_that_are_dropped_join_the_others(
+    page: Tab, project: Project, colors: Path, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no")
+    root = page("DOM.getDocument")["root"]["nodeId"]
+    node = page("DOM.querySelector", nodeId=root, selector="#files")["nodeId"]
+    files = [str(colors / "test/red/0.png"), str(bad)]
+    page("DOM.setFileInputFiles", files=files, nodeId=node)
+    page.until("document.getElementById('sent').textContent.includes('bad.png: not an image')")
+    page.until("document.getElementById('count').textContent.includes('of 19 images')")
+    assert project.images[-1] == "added/0.png"
+    page.go(page.script("location.href.replace('label', '')"))
+    page.until("document.getElementById('new').hidden")

@@ -1,0 +1,400 @@
+"""Labelling on the page without a browser: proposals that follow the labels, resuming, undo,
+mistakes, and the labels that `fit` gets."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+pytest.importorskip("starlette", reason="pip install 'rmadapter[app]'")
+
+from starlette.testclient import TestClient
+
+from rmadapter.backbones import Backbone
+from rmadapter.curate.project import ADDED, TABLE, Project
+from rmadapter.data.read import read_images
+from rmadapter.deploy.app import labelling as module
+from rmadapter.deploy.app import session as sessions
+from rmadapter.deploy.app.jobs import Jobs
+from rmadapter.deploy.app.labelling import Labelling, number_of
+from rmadapter.deploy.app.server import build
+from rmadapter.deploy.app.shared import Shared
+from rmadapter.errors import UserError
+
+ADDRESS = "http://127.0.0.1:8080"
+LABELS = ("red", "blue", "green")
+
+
+@pytest.fixture
+def photos(colors: Path, tmp_path: Path) -> Path:
+    """A heap of images whose names say nothing, and one that is none."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for c, label in enumerate(LABELS):
+        for i, image in enumerate(sorted((colors / "train" / label).iterdir())):
+            shutil.copyfile(image, folder / f"{(7 * (3 * i + c)) % 18:02}.png")
+    (folder / "broken.jpg").write_bytes(b"no")
+    return folder
+
+
+def truth(photos: Path, colors: Path) -> dict[str, str]:
+    """Return the label of each image by its bytes."""
+    found = {}
+    for label in LABELS:
+        for image in (colors / "train" / label).iterdir():
+            found[image.read_bytes()] = label
+    return {path.name: found[path.read_bytes()] for path in photos.glob("*.png")}
+
+
+@contextmanager
+def opened(backbone: Backbone, folder: Path | None) -> Iterator[TestClient]:
+    shared = Shared(backbone, Jobs(), project=folder and Project(folder))
+    with TestClient(build(shared), ADDRESS) as client:
+        client.get("/label")
+        yield client
+
+
+@pytest.fixture
+def client(tiny_clip: Backbone, photos: Path, tmp_path: Path, monkeypatch: Any) -> Iterator[Any]:
+    monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path / "cache"))
+    with opened(tiny_clip, photos) as client:
+        yield client
+
+
+def ask(client: TestClient, name: str, **body: object) -> Any:
+    done = client.post(f"/api/label/{name}", json=body)
+    assert done.status_code == 200, done.text
+    return done.json()
+
+
+def refused(client: TestClient, name: str, **body: object) -> str:
+    done = client.post(f"/api/label/{name}", json=body)
+    assert done.status_code == 400
+    return str(done.json()["error"])
+
+
+def settled(client: TestClient) -> Any:
+    """Return the state once all that follows from the labels is computed."""
+    until = time.monotonic() + 120
+    while (state := ask(client, "state"))["fitting"]:
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    assert state["trouble"] == ""
+    return state
+
+
+def ids(*names: str) -> list[str]:
+    return [number_of(name) for name in names]
+
+
+def open_cards(client: TestClient, order: str = "typicality") -> Any:
+    return ask(client, "cards", view="open", order=order, n=100)
+
+
+def test_from_a_heap_to_labels_that_fit_reads(
+    client: TestClient, photos: Path, colors: Path
+) -> None:
+    before = {path: path.read_bytes() for path in photos.iterdir()}
+    state = settled(client)
+    assert (state["folder"], state["images"], state["encoded"]) == ("photos", 19, 19)
+    assert [text.partition(":")[0] for text in state["bad"]] == ["broken.jpg"]
+    assert state["classes"] == []
+    assert "margin" not in state["orders"]
+    assert {card["name"] for card in open_cards(client)} == {f"{i:02}.png" for i in range(18)}
+    ask(client, "classes", names=list(LABELS))
+    state = settled(client)
+    assert {"margin", "sure"} <= {*state["orders"]}
+    proposals = {card["name"]: card["answers"] for card in open_cards(client, "sure")}
+    assert all(len(answers) == 3 for answers in proposals.values())
+    right = truth(photos, colors)
+    for label in LABELS:
+        names = sorted(name for name, own in right.items() if own == label)[:3]
+        ask(client, "set", ids=ids(*names), label=label)
+    state = settled(client)
+    assert state["labelled"] == 9
+    assert state["accuracy"]["images"] == 9
+    assert state["accuracy"]["right"] >= 7
+    assert [point["labelled"] for point in state["curve"]][-1] == 9
+    cards = open_cards(client, "sure")
+    assert len(cards) == 9
+    hits = [card["answers"][0]["label"] == right[card["name"]] for card in cards]
+    assert sum(hits) >= 7
+    later = ask(client, "answers", ids=[card["id"] for card in cards])
+    assert later == {card["id"]: card["answers"] for card in cards}
+    [images] = read_images(photos, progress=False, skip_bad=True).values()
+    read = {images.name(row): images.written[label] for row, label in enumerate(images.labels)}
+    assert read == {name: right[name] for name in read}
+    assert len(read) == 9
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_fit_gives_the_same_model_as_class_folders(
+    client: TestClient, photos: Path, colors: Path, tiny_clip: Backbone, tmp_path: Path
+) -> None:
+    """The page trains on the labels, and so does `fit`."""
+    right = truth(photos, colors)
+    for label in LABELS:
+        names = [name for name, own in right.items() if own == label]
+        ask(client, "set", ids=ids(*names), label=label)
+    (photos / "broken.jpg").unlink()
+    assert client.post("/api/train", json={"method": "linear-probe-pair"}).status_code == 200
+    until = time.monotonic() + 300
+    while (job := client.get("/api/state").json()["job"])["state"] in ("waiting", "running"):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    assert job["state"] == "done", job
+    with zipfile.ZipFile(io.BytesIO(client.get("/download/model").content)) as file:
+        model = json.loads(file.read("model/model.json"))
+        split = json.loads(file.read("model/split.json"))
+    assert model["classes"] == sorted(LABELS)
+    folders = tmp_path / "folders"
+    for name, label in right.items():
+        (folders / label).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(photos / name, folders / label / name)
+    [own] = read_images(photos, progress=False).values()
+    [other] = read_images(folders, progress=False).values()
+    assert own.written == other.written
+    assert sorted(zip(own.labels, own.contents, strict=True)) == sorted(
+        zip(other.labels, other.contents, strict=True)
+    )
+    assert len(split["train"]) == len(right)
+
+
+def test_resume_after_a_kill(
+    photos: Path, tiny_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the server, by SIGKILL right after an answer."""
+    import urllib.request
+
+    monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path / "cache"))
+    words = ["app", str(photos), "--port", "0", "--backbone", tiny_clip.name, "--json"]
+    command = [sys.executable, "-m", "rmadapter", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        address = json.loads(process.stdout.readline())["address"]
+        assert address.endswith("/label")
+        with pytest.raises(UserError, match="another process"), Project(photos).alone():
+            pass
+        with urllib.request.urlopen(address) as page:
+            cookie = page.headers["set-cookie"].partition(";")[0]
+        for name, body in (
+            ("set", {"ids": ids("00.png", "01.png"), "label": "red"}),
+            ("skip", {"ids": ids("02.png")}),
+        ):
+            data = json.dumps(body).encode()
+            request = urllib.request.Request(
+                address.replace("/label", f"/api/label/{name}"), data, {"Cookie": cookie}
+            )
+            urllib.request.urlopen(request).close()
+        process.send_signal(signal.SIGKILL)
+    with opened(tiny_clip, photos) as client:
+        state = settled(client)
+        assert (state["labelled"], state["skipped"]) == (2, 1)
+        assert state["classes"][0]["label"] == "red"
+        shown = {card["name"] for card in open_cards(client)}
+        assert shown.isdisjoint({"00.png", "01.png", "02.png"})
+        assert len(shown) == 15
+    left = {path.name for path in photos.iterdir()} - {f"{i:02}.png" for i in range(18)}
+    assert left - {".lock"} == {"broken.jpg", TABLE, "project.json"}
+
+
+def test_undo_skip_and_none_of_these(client: TestClient, photos: Path) -> None:
+    settled(client)
+    assert "nothing to undo" in refused(client, "undo")
+    ask(client, "set", ids=ids("00.png", "01.png"), label="red")
+    ask(client, "set", ids=ids("01.png"), label=ask(client, "state")["none"])
+    ask(client, "skip", ids=ids("00.png"))
+    state = settled(client)
+    assert {one["label"]: one["images"] for one in state["classes"]} == {"red": 0, "none": 1}
+    assert [c["name"] for c in ask(client, "cards", view="skipped")] == ["00.png"]
+    undone = ask(client, "undo")
+    assert [(card["name"], card["label"], card["skipped"]) for card in undone] == [
+        ("00.png", "red", False)
+    ]
+    ask(client, "undo")
+    labelled = ask(client, "cards", view="labelled", label="red")
+    assert {card["name"] for card in labelled} == {"00.png", "01.png"}
+    ask(client, "undo")
+    assert not (photos / TABLE).exists()
+    assert settled(client)["undoable"] is False
+
+
+def test_wrong_labels_are_shown_to_be_mended(
+    client: TestClient, photos: Path, colors: Path
+) -> None:
+    right = truth(photos, colors)
+    for label in LABELS:
+        names = [name for name, own in right.items() if own == label]
+        ask(client, "set", ids=ids(*names), label=label)
+    [wrong, *_] = [name for name, own in right.items() if own == "red"]
+    ask(client, "set", ids=ids(wrong), label="green")
+    assert settled(client)["suspects"] >= 1
+    suspects = {card["name"]: card for card in ask(client, "cards", view="suspects")}
+    assert suspects[wrong]["suggested"] == "red"
+    assert suspects[wrong]["label"] == "green"
+    first = ask(client, "cards", view="labelled", label="green")[0]
+    assert first["name"] == wrong  # it fits its label least
+    ask(client, "set", ids=ids(wrong), label="red")
+    names = [card["name"] for card in ask(client, "cards", view="suspects")]
+    assert wrong not in names
+
+
+def test_copies_are_labelled_together(client: TestClient, photos: Path) -> None:
+    settled(client)
+    with Image.open(photos / "00.png") as image:
+        image.resize((64, 64)).save(photos / "zz.png")
+    ask(client, "scan")
+    settled(client)
+    groups = [{card["id"], *card["copies"]} for card in open_cards(client)]
+    [both] = [group for group in groups if number_of("zz.png") in group]
+    assert number_of("00.png") in both
+    ask(client, "set", ids=sorted(both), label="red")
+    assert settled(client)["labelled"] == len(both)
+    assert not any(both & {card["id"], *card["copies"]} for card in open_cards(client))
+
+
+def test_pictures_are_small_jpegs(client: TestClient) -> None:
+    [number] = ids("00.png")
+    for size in ("", "?size=large"):
+        answer = client.get(f"/picture/{number}{size}")
+        assert (answer.headers["content-type"], answer.content[:2]) == ("image/jpeg", b"\xff\xd8")
+        assert answer.headers["cache-control"].startswith("private")
+    for wrong in ("..%2f..%2fetc%2fpasswd", "00.png", "0" * 16, "x" * 5000, f"{number}?size=huge"):
+        assert client.get(f"/picture/{wrong}").status_code in (400, 404)
+    broken = client.get(f"/picture/{number_of('broken.jpg')}")
+    assert broken.status_code == 400
+    assert broken.json()["error"].startswith("broken.jpg: ")
+
+
+def test_refused_requests_change_nothing(client: TestClient, photos: Path) -> None:
+    for body in (
+        {}, {"ids": []}, {"ids": "00.png"}, {"ids": [1]}, {"ids": ["../00.png"], "label": "a"},
+        {"ids": ids("00.png")}, {"ids": ids("00.png"), "label": "x" * 101},
+        {"ids": [*ids("00.png"), "gone"], "label": "a"},
+    ):  # fmt: skip
+        refused(client, "set", **body)
+    for body in (
+        {}, {"view": "all"}, {"view": "open", "order": "best"}, {"view": "open", "order": "margin"},
+        {"view": "open", "order": "random", "n": 0}, {"view": "skipped", "n": 10**9},
+        {"view": "skipped", "start": -1}, {"view": "skipped", "n": True},
+    ):  # fmt: skip
+        refused(client, "cards", **body)
+    assert "no such class" in refused(client, "remove", label="cat")
+    assert "empty" in refused(client, "classes", names=["  "])
+    assert client.get("/api/label/state").status_code == 405
+    stranger = TestClient(client.app, ADDRESS)
+    assert "reload" in refused(stranger, "state")
+    assert sorted(path.name for path in photos.glob("*.[cj]s*")) == []
+
+
+def test_added_images_are_kept_in_the_folder(client: TestClient, photos: Path) -> None:
+    data = (photos / "00.png").read_bytes()
+    for name in ("../../évil.png", "évil.png"):
+        done = client.put("/api/label/image", content=data, params={"name": name})
+        assert done.status_code == 200, done.text
+    bad = client.put("/api/label/image", content=b"no", params={"name": "bad.png"})
+    assert bad.json()["error"].startswith("bad.png: not an image")
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("deep/er/x.png", data)
+        file.writestr("deep/er/y.png", b"no")
+        file.writestr("notes.txt", b"no image")
+    done = client.put("/api/label/zip", content=archive.getvalue(), params={"name": "a.zip"})
+    assert [text.partition(":")[0] for text in done.json()] == ["deep/er/y.png"]
+    assert sorted(path.name for path in (photos / ADDED).iterdir()) == [
+        "vil-2.png", "vil.png", "x.png",
+    ]  # fmt: skip
+    state = settled(client)
+    assert state["images"] == 22
+    zips = client.put("/api/label/zip", content=b"no", params={"name": "b.zip"})
+    assert zips.json()["error"].startswith("b.zip: not a readable zip")
+
+
+def test_visitors_without_a_folder_have_their_own(
+    tiny_clip: Backbone, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(tiny_clip, None) as client:
+        other = TestClient(client.app, ADDRESS)
+        other.get("/label")
+        assert ask(client, "state") is None
+        assert "add some first" in refused(client, "set", ids=["a"], label="b")
+        data = (photos / "00.png").read_bytes()
+        client.put("/api/label/image", content=data, params={"name": "00.png"})
+        [card] = open_cards(client)
+        ask(client, "set", ids=[card["id"]], label="red")
+        assert settled(client)["labelled"] == 1
+        assert client.get("/api/state").json()["project"]["labelled"] == 1
+        assert ask(other, "state") is None
+        assert other.get(f"/picture/{card['id']}").status_code == 400
+        monkeypatch.setattr(sessions, "MOST_BYTES", len(data) + 1)
+        full = client.put("/api/label/image", content=data, params={"name": "b.png"})
+        assert "b.png: this page takes at most" in full.json()["error"]
+        root = client.app.state.visitors.root  # type: ignore[attr-defined]
+        assert [*root.glob("*/project/metadata.csv")]
+    assert not root.exists()
+
+
+def test_features_are_kept_for_the_next_start(
+    client: TestClient, photos: Path, tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settled(client)
+
+    kind, sizes = type(tiny_clip.image), []
+    frozen_at = kind.frozen_at
+
+    def count(self: Any, pixels: Any, blocks: Any) -> Any:
+        sizes.append(len(pixels))
+        return frozen_at(self, pixels, blocks)
+
+    monkeypatch.setattr(kind, "frozen_at", count)
+    again = Labelling(Project(photos), tiny_clip, Shared(tiny_clip, Jobs()).held, keep=True)
+    again.start()
+    until = time.monotonic() + 60
+    while again.state()["fitting"]:
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    state = again.state()
+    again.close()
+    assert (state["encoded"], state["trouble"]) == (19, "")
+    assert {*sizes} == {1}  # a blank image, for the shapes
+
+
+def test_trouble_is_shown(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    settled(client)
+
+    def fail(*_: object) -> None:
+        raise UserError("too many prompts")
+
+    monkeypatch.setattr(module, "fit", fail)
+    ask(client, "set", ids=ids("00.png"), label="red")
+    until = time.monotonic() + 60
+    while (state := ask(client, "state"))["trouble"] != "too many prompts":
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    assert not state["fitting"]
+    assert state["labelled"] == 1
+    assert os.path.isfile(client.app.state.visitors.shared.project.folder / TABLE)  # type: ignore[attr-defined]
+
+
+def test_page_words_are_in_one_file(client: TestClient) -> None:
+    page = client.get("/label")
+    assert "<title>Label images</title>" in page.text
+    assert "script-src" not in page.headers["content-security-policy"]
+    for name in ("label.mjs", "label.css"):
+        assert client.get(f"/{name}").status_code == 200
+    for name in ("label.html.j2", "label.en.json"):
+        assert client.get(f"/{name}").status_code == 404
