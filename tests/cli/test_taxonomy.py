@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -68,3 +69,50 @@ def test_a_taxonomy_that_does_not_fit_is_refused(
         words = fit_command(colors, tiny_clip, tmp_path / "run", "--taxonomy", file)
         refused(rmadapter(*words), "t.json", word)
     assert not (tmp_path / "run").exists()
+
+
+def test_predict_backs_off_to_parents(
+    rmadapter: Command, run: Path, colors: Path, tiny_clip: Backbone, tmp_path: Path
+) -> None:
+    words = ["predict", run, colors / "test", "--backbone", tiny_clip.name, "--no-zero-shot"]
+    answers = rmadapter.json(*words, "--top", 4, "--unsure", 0.99)
+    for answer in answers:
+        shares = {one["class"]: one["probability"] for one in answer["classes"]}
+        cold = sum(share for label, share in shares.items() if label != "red")
+        parent, top = answer["levels"]
+        assert parent["class"] == ("cold" if cold > 0.5 else "warm")
+        assert parent["probability"] == pytest.approx(max(cold, 1 - cold), abs=5e-6)
+        assert (top["class"], top["probability"]) == ("colour", 1)
+    names = {answer["answer"]["class"] for answer in answers}
+    assert names & {"cold", "colour"}
+    out = tmp_path / "answers.csv"
+    rmadapter.done(*words, "--unsure", 0.99, "--out", out, "--sort-into", tmp_path / "sorted")
+    with open(out, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["label"] for row in rows] == [answer["answer"]["class"] for answer in answers]
+    assert [row["parent"] for row in rows] == [one["levels"][0]["class"] for one in answers]
+    assert {folder.name for folder in (tmp_path / "sorted").iterdir() if folder.is_dir()} == names
+    assert {row["unsure"] for row in rows} == {"false"}
+    shown = rmadapter.done(*words, "--unsure", 0.99).out
+    assert "colour: " in shown or "cold: " in shown
+
+
+def test_sets_are_answered_by_their_common_parent(
+    rmadapter: Command, run: Path, colors: Path, tiny_clip: Backbone, tmp_path: Path
+) -> None:
+    words = ["predict", run, colors / "test", "--backbone", tiny_clip.name, "--no-zero-shot"]
+    for answer in rmadapter.json(*words, "--error", "10%"):
+        members = {*answer["set"]}
+        own = answer["answer"]["class"]
+        if len(members) == 1:
+            assert members == {own}
+        else:
+            assert own == ("colour" if "red" in members else "cold")
+    file = tmp_path / "flat.json"
+    file.write_text(json.dumps({"blue": "x", "red": "x", "green": "y", "night_sky": "y"}))
+    facts = rmadapter.json(*words, "--taxonomy", file)
+    assert all(len(answer["levels"]) == 1 for answer in facts)
+    named = rmadapter.json(*words, "--names", "blue,red", "--unsure", 0.99)
+    assert {answer["levels"][1]["class"] for answer in named} == {"colour"}
+    file.write_text(json.dumps({"blue": "unsure", "red": "x", "green": "y", "night_sky": "y"}))
+    refused(rmadapter(*words, "--taxonomy", file, "--unsure", 0.9), "'unsure'")

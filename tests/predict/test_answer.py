@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from rmadapter.predict.answer import Answer, best, columns
+from rmadapter.predict.answer import Answer, Levels, best, columns
+from rmadapter.predict.write import kind_of
+from rmadapter.taxonomy import Taxonomy
 
 
 def test_a_row_keeps_the_guess_of_an_unsure_answer() -> None:
@@ -39,3 +41,73 @@ def test_an_answer_is_unsure_if_its_set_has_another_class() -> None:
 def test_of_equally_probable_classes_the_first_comes_first() -> None:
     classes = best(("a", "b", "c", "d"), np.array([0.1, 0.4, 0.1, 0.4], np.float32), 3)
     assert classes == [("b", 0.4), ("d", 0.4), ("a", 0.1)]
+
+
+# With a taxonomy
+
+TREE = Taxonomy.of({"a": "x", "b": "x", "c": "y", "x": "z", "y": "z"}, ["a", "b", "c", "d"])
+TABLE = np.array([[0.4, 0.3, 0.2, 0.1], [0.3, 0.0, 0.1, 0.6]])
+
+
+def leveled(members: list[list[int]], familiar: bool | None = None) -> list[Answer]:
+    levels = Levels.of(TREE, TABLE, members)
+    answers = []
+    for row, numbers, own in zip(TABLE, members, levels, strict=True):
+        labels = tuple("abcd"[number] for number in numbers)
+        answers.append(
+            Answer(
+                Path("1.png"),
+                tuple(best("abcd", row, 2)),
+                labels=labels,
+                familiar=familiar,
+                levels=own,
+            )
+        )
+    return answers
+
+
+def test_a_parent_answers_where_the_probability_is_too_low() -> None:
+    first, second = leveled([[], []])
+    wanted = {0.4: "a", 0.5: "x", 0.7: "x", 0.8: "z", 0.95: "unsure"}
+    for unsure, label in wanted.items():
+        row = first.row(unsure)
+        assert (row["label"], row["unsure"]) == (label, label == "unsure")
+        assert row["level"] == {"a": "label", "x": "parent", "z": "grandparent"}.get(label)
+        assert row["guess"] == "a"
+    assert second.row(0.7)["label"] == "unsure"  # d has no parent
+    assert (first.row()["parent"], first.row()["probability_parent"]) == ("x", 0.7)
+    assert (second.row()["parent"], second.row()["grandparent"]) == ("d", "d")
+    assert first.decision == ""
+    assert "answer" not in first.json()
+    assert first.json(0.5)["answer"] == {"class": "x", "level": "parent"}
+    assert second.json(0.7)["answer"] is None
+    assert first.json()["levels"] == [
+        {"level": "parent", "class": "x", "probability": 0.7},
+        {"level": "grandparent", "class": "z", "probability": 0.9},
+    ]
+
+
+def test_the_common_parent_of_a_set_answers() -> None:
+    first, second = leveled([[0, 1], [3, 0]])
+    assert (first.row()["label"], first.row()["decision"]) == ("x", "answer")
+    assert (second.row()["label"], second.row()["decision"]) == ("unsure", "unsure")
+    assert first.json()["answer"] == {"class": "x", "level": "parent"}
+    assert first.json()["decision"] == "answer"
+    wide, single = leveled([[0, 1, 2], [3]])
+    assert (wide.row()["label"], wide.row()["level"]) == ("z", "grandparent")
+    assert (single.row()["label"], single.row()["level"]) == ("d", "label")
+    strange, _ = leveled([[0, 1], [3]], familiar=False)
+    assert (strange.row()["label"], strange.row()["level"]) == ("none of these", None)
+    assert strange.json()["decision"] == "none of these"
+    assert "answer" not in strange.json()
+
+
+def test_columns_of_a_taxonomy_are_those_of_a_row() -> None:
+    first, _ = leveled([[0, 1], [3]])
+    header = columns(2, zero_shot=False, sets=True, depth=TREE.depth)
+    assert {*header} == {*first.row()} - {"unfamiliar", "zero_shot_label"}
+    assert header[7:12] == [
+        "level", "parent", "probability_parent", "grandparent", "probability_grandparent",
+    ]  # fmt: skip
+    assert kind_of("probability_parent") is float
+    assert kind_of("parent") is kind_of("level") is str

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from rmadapter.predict.answer import Answer
     from rmadapter.predict.stream import Predictor
     from rmadapter.predict.write import AnswerFile, Counts, Sorter
+    from rmadapter.taxonomy import Taxonomy
     from rmadapter.training.contract import Fitted
 
 SHOWN = 20  # images in a table
@@ -95,7 +96,7 @@ class SortOptions:
 
     def sorter(self, labels: Sequence[str]) -> Sorter | None:
         """Return what sorts the images, if anything. Raises UserError for options that contradict
-        the labels."""
+        the labels. labels: that answers may have, those of parents among them."""
         from rmadapter.conformal import UNSURE
         from rmadapter.familiar import NONE
         from rmadapter.predict.write import Sorter
@@ -132,6 +133,26 @@ class AnswerOptions:
         bool,
         typer.Option("--unfamiliar", help="Report how unlike the training images each image is."),
     ] = False
+    taxonomy: Annotated[
+        Path | None,
+        typer.Option(
+            "--taxonomy",
+            help="Table of label,parent[,grandparent], or JSON; by default that of the run. Where "
+            "a label is unsure, its parent may answer.",
+        ),
+    ] = None
+
+    def tree(self, saved: Saved, labels: Sequence[str]) -> Taxonomy | None:
+        """Return the tree of the labels, if they have one. Raises UserError for a taxonomy that
+        does not fit them."""
+        from rmadapter.data.taxonomies import parents_of, read_parents
+        from rmadapter.taxonomy import Taxonomy
+
+        parents = saved.parents
+        if self.taxonomy:
+            parents = parents_of(read_parents(self.taxonomy), labels, self.taxonomy)
+        tree = Taxonomy.of(parents, labels)
+        return tree if tree.depth else None
 
 
 @dataclass(frozen=True)
@@ -200,8 +221,13 @@ def predict(
     find = reading.find_rows if on_ray else reading.find
     inputs = find(images, files.outside, resumed)
     run = find_run(run)
-    predictor = _predictor(options.load(run), names, top, sorting)
-    sorter = sorting.sorter(predictor.labels)  # checks the labels even if nothing is sorted
+    predictor = _predictor(options.load(run), names, top, sorting, more)
+    if on_ray and predictor.tree:
+        note("with --ray, labels alone are answers, and not their parents")
+        predictor.tree = None
+    others = predictor.tree.nodes if predictor.tree else ()
+    # checks the labels even if nothing is sorted
+    sorter = sorting.sorter([*predictor.labels, *others])
     unsure = _sure_from(run, sorting.unsure, bool(names))
     for text in predictor.decider.promises():
         note(f"promise: {text}")
@@ -225,7 +251,9 @@ def predict(
     _show_counts(facts, path, inputs, as_json)
 
 
-def _predictor(saved: Saved, names: str | None, top: int, sorting: SortOptions) -> Predictor:
+def _predictor(
+    saved: Saved, names: str | None, top: int, sorting: SortOptions, more: AnswerOptions
+) -> Predictor:
     """Return what answers with the `top` best of the named classes. Raises UserError for classes
     that the run cannot know, and for what it cannot promise."""
     from rmadapter.methods import FOR_NEW_CLASSES
@@ -233,8 +261,9 @@ def _predictor(saved: Saved, names: str | None, top: int, sorting: SortOptions) 
     from rmadapter.training.contract import NotApplicable
 
     prompts, labels = _classes(saved, names)
+    tree = more.tree(saved, labels)
     try:
-        return Predictor(saved.fitted, prompts, labels, top, sorting.error, sorting.turn_away)
+        return Predictor(saved.fitted, prompts, labels, top, sorting.error, sorting.turn_away, tree)
     except NotApplicable as error:
         raise UserError(
             f"--names: {error}; `fit --method {FOR_NEW_CLASSES}` makes a model that takes names "
@@ -331,11 +360,14 @@ def _answer_file(
     header = columns(
         predictor.top, sorter is not None, more.zero_shot, more.unfamiliar, error=on_ray,
         sets=decider.limits is not None, familiar=decider.strangest is not None,
+        depth=predictor.tree.depth if predictor.tree else 0,
     )  # fmt: skip
     limits = [] if decider.limits is None else [decider.limits.tolist()]
     if decider.strangest is not None:
         limits.append(decider.strangest)
     settings = [header, unsure, *limits, *([] if sorter is None else sorter.settings)]
+    if predictor.tree:
+        settings.append(predictor.tree.paths)
     return AnswerFile(path, header, answers_key(run, predictor, settings))
 
 
@@ -383,8 +415,6 @@ def _show(
     unfamiliar: bool,
 ) -> None:
     """Print answers: all of them as JSON, or the first ones in a table."""
-    from rmadapter.conformal import UNSURE
-    from rmadapter.familiar import NONE
     from rmadapter.training.cache import BATCH
 
     bad: list[tuple[Path, str]] | None = [] if skip_bad else None
@@ -399,8 +429,7 @@ def _show(
     lines = []
     for answer in answers:
         for place, (label, probability) in enumerate(answer.best):
-            doubt = UNSURE if probability < unsure else answer.decision
-            shown = f"{doubt}: {label}" if not place and doubt in (UNSURE, NONE) else label
+            shown = label if place else _shown(answer, unsure)
             far = [] if answer.unfamiliar is None else ["" if place else f"{answer.unfamiliar:.3f}"]
             inside = ["in the set" * (label in answer.labels)] * bool(answer.labels)
             cells = [f"{100 * probability:.1f} %", *inside, *far]
@@ -411,8 +440,15 @@ def _show(
         print(f"the first {SHOWN} of {len(images):,} images; --out answers.csv answers all of them")
 
 
+def _shown(answer: Answer, unsure: float) -> str:
+    """Return the most probable label, after what is the answer in its place."""
+    guess = answer.best[0][0]
+    label = str(answer.row(unsure)["label"])
+    return guess if label == guess else f"{label}: {guess}"
+
+
 def _answer_json(answer: Answer, unsure: float, unfamiliar: bool) -> dict[str, object]:
-    facts: dict[str, object] = {"image": str(answer.image), **answer.json()}
+    facts: dict[str, object] = {"image": str(answer.image), **answer.json(unsure)}
     if unsure:
         facts["unsure"] = answer.best[0][1] < unsure
     if unfamiliar:

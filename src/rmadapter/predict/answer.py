@@ -12,6 +12,7 @@ import numpy as np
 from rmadapter.conformal import ANSWER, UNSURE, decide
 from rmadapter.familiar import NONE
 from rmadapter.support.files import inert, inert_path
+from rmadapter.taxonomy import Place, Taxonomy, level_name
 
 Cell = str | float | bool | None
 Row = dict[str, Cell]
@@ -28,13 +29,49 @@ OPTIONAL = (
 
 
 @dataclass(frozen=True)
+class Levels:
+    """What a taxonomy adds to the answer for one image.
+
+    best: the most probable group of each level above the labels, the lowest first. above: the
+    groups that hold the most probable label, likewise. Both with their probabilities. common: the
+    lowest group that holds the prediction set, if there are both.
+    """
+
+    best: tuple[tuple[str, float], ...]
+    above: tuple[tuple[Place, float], ...]
+    common: Place | None = None
+
+    @classmethod
+    def of(cls, tree: Taxonomy, table: np.ndarray, sets: Sequence[Sequence[int]]) -> list[Levels]:
+        """Return the levels of each of B images. table: probabilities [B, C]. sets: indices of the
+        classes in each prediction set, none without one."""
+        found = []
+        sums = [tree.sums(table, level) for level in range(tree.depth + 1)]
+        for row, (best, members) in enumerate(zip(tree.best(table), sets, strict=True)):
+            guess = int(table[row].argmax())
+            above = []
+            for level in range(1, tree.depth + 1):
+                share = sums[level][row, tree.groups(level)[1][guess]]
+                above.append((tree.place(guess, level), round(float(share), 6)))
+            found.append(cls(tuple(best), tuple(above), tree.common(members) if members else None))
+        return found
+
+    def json(self) -> list[dict[str, object]]:
+        """Return the best groups as JSON has them."""
+        return [
+            {"level": level_name(level), "class": name, "probability": share}
+            for level, (name, share) in enumerate(self.best, 1)
+        ]
+
+
+@dataclass(frozen=True)
 class Answer:
     """What a model answers for one image.
 
     best: labels and probabilities, the most probable first. zero_shot: the untouched backbone's
     label, if requested. unfamiliar: as from `Fitted.unfamiliar`, if requested. labels: of the
     prediction set, the most probable first, if an error is promised. familiar: whether the image
-    is of the model's classes at all, if requested.
+    is of the model's classes at all, if requested. levels: of a taxonomy, if there is one.
     """
 
     image: Path
@@ -43,16 +80,40 @@ class Answer:
     unfamiliar: float | None = None
     labels: tuple[str, ...] = ()
     familiar: bool | None = None
+    levels: Levels | None = None
 
     @property
     def decision(self) -> str:
-        """Return what `decision` returns."""
+        """Return what `decision` returns; a parent is an answer, too."""
+        if self.familiar is not False and self.levels and self.levels.common:
+            return ANSWER
         return decision(self.labels, self.familiar)
 
-    def json(self) -> dict[str, object]:
-        """Return what commands and servers print of the image besides its name."""
+    def place(self, unsure: float = 0.0) -> Place | None:
+        """Return the label or the parent that is the answer; None if the image is unsure.
+
+        unsure: probability that it must reach, where there is no prediction set.
+        """
+        (guess, probability), *_ = self.best
+        levels = self.levels or Levels((), ())
+        if levels.common or len(self.labels) > 1:
+            return levels.common
+        if probability >= unsure:
+            return Place(guess, 0)
+        return next((place for place, share in levels.above if share >= unsure), None)
+
+    def json(self, unsure: float = 0.0) -> dict[str, object]:
+        """Return what commands and servers print of the image besides its name. unsure: as for
+        `place`."""
         best = [{"class": label, "probability": share} for label, share in self.best]
-        return {"classes": best, **decided(self.labels, self.familiar)}
+        facts: dict[str, object] = {"classes": best, **decided(self.labels, self.familiar)}
+        if self.levels:
+            facts["levels"] = self.levels.json()
+        if self.levels and (self.labels or unsure) and self.familiar is not False:
+            place = self.place(unsure)
+            answer = place and {"class": place.name, "level": level_name(place.level)}
+            facts |= {"answer": answer, **({"decision": self.decision} if self.decision else {})}
+        return facts
 
     def row(self, unsure: float = 0.0) -> Row:
         """Return a row of a table.
@@ -60,17 +121,24 @@ class Answer:
         unsure: probability below which the label is "unsure"; the guess is kept.
         """
         (guess, probability), *others = self.best
-        is_unsure = self.decision == UNSURE or (probability < unsure and self.familiar is not False)
+        place = self.place(unsure)
+        is_unsure = place is None and self.familiar is not False
         row: Row = {
             "image": str(self.image),
-            "label": NONE if self.familiar is False else UNSURE if is_unsure else guess,
+            "label": NONE if self.familiar is False else place.name if place else UNSURE,
             "probability": probability,
             "guess": guess,
         }
-        for place, (other, share) in enumerate(others, 2):
-            row[f"label_{place}"] = other
-            row[f"probability_{place}"] = share
+        for number, (other, share) in enumerate(others, 2):
+            row[f"label_{number}"] = other
+            row[f"probability_{number}"] = share
         row["unsure"] = is_unsure
+        if self.levels:
+            is_answered = place and self.familiar is not False
+            row["level"] = level_name(place.level) if place and is_answered else None
+            for level, (name, share) in enumerate(self.levels.best, 1):
+                row[level_name(level)] = name
+                row[f"probability_{level_name(level)}"] = share
         if self.labels:
             row["set"] = json.dumps(self.labels, ensure_ascii=False)
         if self.familiar is not None:
@@ -119,19 +187,23 @@ def best(labels: Sequence[str], probabilities: np.ndarray, top: int) -> list[tup
 
 def columns(
     top: int, sort: bool = False, zero_shot: bool = True, unfamiliar: bool = False,
-    error: bool = False, sets: bool = False, familiar: bool = False,
+    error: bool = False, sets: bool = False, familiar: bool = False, depth: int = 0,
 ) -> list[str]:  # fmt: skip
     """Return the columns of a table with `top` answers per image.
 
     sort: with the image's new place. zero_shot: with the untouched backbone's label. unfamiliar:
     with how unlike the training images the image is. error: with what is wrong with a bad image.
     sets: with the prediction set. familiar: with whether the image is of the model's classes; with
-    either, also with the decision.
+    either, also with the decision. depth: of a taxonomy, with the level of the answer, and with the
+    best group of each level.
     """
     more = [f"{what}_{place}" for place in range(2, top + 1) for what in ("label", "probability")]
     wanted = (sets, familiar, sets or familiar, unfamiliar, zero_shot, sort, error)
+    groups = [level_name(level) for level in range(1, depth + 1)]
+    levels = ["level"] * (depth > 0)
+    levels += [f"{what}{group}" for group in groups for what in ("", "probability_")]
     last = [name for name, is_wanted in zip(OPTIONAL, wanted, strict=True) if is_wanted]
-    return ["image", "label", "probability", "guess", *more, "unsure", *last]
+    return ["image", "label", "probability", "guess", *more, "unsure", *levels, *last]
 
 
 def cell(column: str, value: Cell) -> Cell:

@@ -12,8 +12,9 @@ from torch import Tensor
 from rmadapter.data.transforms import decode_batches, with_hint
 from rmadapter.encoders import States
 from rmadapter.methods.zero_shot import ZeroShot
-from rmadapter.predict.answer import Answer
+from rmadapter.predict.answer import Answer, Levels
 from rmadapter.predict.decide import Decider
+from rmadapter.taxonomy import Taxonomy
 from rmadapter.training.cache import BATCH
 from rmadapter.training.contract import Fitted, Known, answers
 
@@ -33,7 +34,8 @@ class Predictor:
     """A model and the classes that it chooses from.
 
     names: of the classes, as in prompts. labels: of the classes, as in answers. top: answers per
-    image. error, turn_away: as for `Decider`, which also says what is raised.
+    image. error, turn_away: as for `Decider`, which also says what is raised. tree: of the labels,
+    if they have one.
     """
 
     def __init__(
@@ -44,8 +46,10 @@ class Predictor:
         top: int = 5,
         error: float = 0.0,
         turn_away: float = 0.0,
+        tree: Taxonomy | None = None,
     ) -> None:
         self.fitted = fitted
+        self.tree = tree
         self.decider = Decider(fitted, names, error, turn_away)
         self.names = self.decider.names
         self.labels = labels
@@ -94,9 +98,13 @@ class Predictor:
         if states is not None:
             values = self.fitted.unfamiliar(states.features).tolist()
             unlike = [round(value, 6) for value in values]
-        sets = [tuple(self.labels[i] for i in which) for which in self.decider.sets(table)]
+        members = self.decider.sets(table)
+        sets = [tuple(self.labels[i] for i in which) for which in members]
+        levels: Sequence[Levels | None] = [None] * len(images)
+        if self.tree:
+            levels = Levels.of(self.tree, table.numpy(), members)
         rows = zip(images, places.tolist(), shares.tolist(), strict=True)
-        extras = zip(zero_shot, unlike, sets, familiar, strict=True)
+        extras = zip(zero_shot, unlike, sets, familiar, levels, strict=True)
         result = []
         for (image, row, probabilities), extra in zip(rows, extras, strict=True):
             pairs = zip(row, probabilities, strict=True)
