@@ -1,5 +1,4 @@
-"""The verbs `bench`, `plan`, `report`, `leaderboard` and `reproduce`; slow imports wait until a
-verb runs."""
+"""The verbs `bench`, `plan` and `reproduce`; slow imports wait until a verb runs."""
 
 from __future__ import annotations
 
@@ -286,74 +285,6 @@ def common_and_own(values: Settings) -> tuple[Settings, Settings, dict[str, Sett
     return task, machine, own
 
 
-def report(
-    results: Annotated[
-        Path, typer.Argument(help="Folder written by `bench`, file of records, or run of `fit`.")
-    ],
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", "-o", help="Folder for the report; a run's report goes into its own."
-        ),
-    ] = None,
-    against: Annotated[
-        bool,
-        typer.Option(
-            "--paper", help="Compare with the paper's figures; exit code 1 if one is off."
-        ),
-    ] = False,
-    tolerance: Tolerance = None,
-    as_json: Json = False,
-) -> None:
-    """Write tables and figures of a bench; or a run's page again."""
-    if tolerance is not None and not against:
-        raise UserError("--tolerance: is for --paper, which compares with the paper's figures")
-    from rmadapter.artifacts.run_folder import RunFolder
-
-    if RunFolder(results).model.is_file():
-        _rewrite_page(results, out, against, as_json)
-        return
-    if out is None:
-        raise UserError("--out: give a folder for the report")
-    from rmadapter.bench.report import paper
-    from rmadapter.bench.report.write import write_reports
-
-    written = write_reports(results, out)
-    within = paper.TOLERANCE if tolerance is None else tolerance
-    judged = paper.check(results, within) if against else []
-    if as_json:
-        print(json.dumps(judged if against else written))
-    elif against:
-        names = ["table", "row", "figure", "paper", "ours", "difference", "within", "status"]
-        table(names, [[_cell(value) for value in row.values()] for row in judged])
-        measured = [row for row in judged if row["within"] is not None]
-        near = sum(row["within"] is True for row in measured)
-        counts = f"{len(measured)} of {len(judged)} printed figures were measured"
-        print(f"{counts}; {near} are within {within:g} points")
-    else:
-        print(f"report: {out / 'report.html'}")
-    if any(row["within"] is False for row in judged):
-        raise typer.Exit(1)
-
-
-def _cell(value: object) -> str:
-    words = {None: "-", True: "yes", False: "NO"}
-    if isinstance(value, float):
-        return f"{value:.2f}"
-    return words[value] if value is None or isinstance(value, bool) else str(value)
-
-
-def _rewrite_page(run: Path, out: Path | None, against: bool, as_json: bool) -> None:
-    from rmadapter.artifacts.page import rewrite_page
-
-    if out is not None or against:
-        raise UserError(
-            f"{run}: a run's report is written into its own folder: leave out --out and --paper"
-        )
-    page = rewrite_page(run)
-    print(json.dumps({"report": str(page)}) if as_json else f"report: {page}")
-
-
 def _show(records: Sequence[Record]) -> None:
     """Print means over seeds: one row per data set, method, variant and number of shots."""
     from statistics import fmean
@@ -384,23 +315,6 @@ def _show(records: Sequence[Record]) -> None:
         f"{record.method.name}: {record.reason}" for record in records if record.reason
     ):
         note(reason)
-
-
-def leaderboard(
-    results: Annotated[
-        Path, typer.Argument(help="Folder written by `bench`, or a file of records.")
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the page.")],
-    as_json: Json = False,
-) -> None:
-    """Rank all measured methods by track on one page.
-
-    What their papers print stands beside the measured figures.
-    """
-    from rmadapter.bench.leaderboard import write_leaderboard
-
-    written = write_leaderboard(results, out)
-    print(json.dumps(written) if as_json else f"leaderboard: {out / 'index.html'}")
 
 
 @dataclass(frozen=True)

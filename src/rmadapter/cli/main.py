@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from rmadapter.cli import bench, curate, demo, deploy, describe, explain, machine, predict, runs
+from rmadapter.cli import (
+    bench,
+    curate,
+    demo,
+    deploy,
+    describe,
+    explain,
+    machine,
+    predict,
+    report,
+    runs,
+)
 from rmadapter.cli.options import Verb, Verbs, expand
 from rmadapter.errors import user_message
 from rmadapter.support import distributed
@@ -31,8 +42,8 @@ VERBS = {
     "Look at data": (curate.suspects, curate.suggest, describe.describe, machine.data),
     "Use a model": (predict.predict, explain.explain, deploy.export, deploy.push, deploy.serve),
     "Research": (
-        bench.bench, bench.plan, bench.report, bench.leaderboard, bench.reproduce, machine.methods,
-        machine.params,
+        bench.bench, bench.plan, report.report, report.leaderboard, bench.reproduce,
+        machine.methods, machine.params,
     ),
     "This machine": (machine.backbones, machine.convert, machine.cache, machine.doctor),
 }  # fmt: skip

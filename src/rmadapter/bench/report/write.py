@@ -15,6 +15,7 @@ from typing import NamedTuple, TypedDict
 from rmadapter.artifacts.record import Record
 from rmadapter.bench.protocols import PROTOCOLS
 from rmadapter.bench.report import paper
+from rmadapter.bench.report.backbones import backbone_tables
 from rmadapter.bench.report.figures import TRADE_OFF, Figure, make_figures
 from rmadapter.bench.report.format import Table, tex, to_csv, to_latex, to_markdown
 from rmadapter.bench.report.groups import (
@@ -39,6 +40,7 @@ from rmadapter.bench.report.tables import (
     make_tables,
     reference,
 )
+from rmadapter.errors import UserError
 from rmadapter.support.files import write_text
 from rmadapter.support.html import duration, template
 from rmadapter.support.locks import exclusive
@@ -69,8 +71,8 @@ class FindingSummary(TypedDict):
     sentences: tuple[str, ...]
 
 
-class Summary(TypedDict):
-    """The content of report.json. sections: {"title", "protocol", "axis", "backbone", "shots",
+class _Base(TypedDict):
+    """What each report.json has. sections: {"title", "protocol", "axis", "backbone", "shots",
     "shared", "tables"} each. paper: what `paper.check` measured."""
 
     runs: int
@@ -82,14 +84,21 @@ class Summary(TypedDict):
     finding: FindingSummary
 
 
-def write_reports(results: Path, out: Path) -> Summary:
+class Summary(_Base, total=False):
+    """The content of report.json. backbones: the tables of methods by backbones, if wanted."""
+
+    backbones: list[dict[str, object]]
+
+
+def write_reports(results: Path, out: Path, backbones: bool = False) -> Summary:
     """Read all records of `results`, a folder or a file of lines, and write to `out`: report.md,
     .tex, .html, .json, tables/*.csv, figures/*.svg, and the records themselves, sorted, as
     records.jsonl.
 
-    Returns what report.json holds. The same records give the same bytes. Raises UserError when
-    there is no record, pandas is missing, another process is at work in `out`, or it cannot be
-    written to.
+    backbones: whether to add tables of methods by backbones. Returns what report.json holds. The
+    same records give the same bytes. Raises UserError when there is no record, or no experiment on
+    several backbones that are wanted, pandas is missing, another process is at work in `out`, or it
+    cannot be written to.
     """
     read = read_records(results)
     sections = _number_names([_section(group) for group in group_records(read.finished)])
@@ -97,10 +106,15 @@ def write_reports(results: Path, out: Path) -> Summary:
     figures = [f for s in sections if s.group is finding.group for f in s.figures]
     scatter = next((figure for figure in figures if figure.name.endswith(TRADE_OFF)), None)
     summary = _summary(read, sections, finding)
+    across = _across(sections) if backbones else []
+    if across:
+        summary["backbones"] = [asdict(one) for one in across]
     appendix = _appendix(read, summary["paper"])
     page = template("bench.html.j2", duration=duration)
-    html = page.render(sections=sections, summary=summary, appendix=appendix, scatter=scatter)
-    files: dict[str, str] = {}
+    html = page.render(
+        sections=sections, summary=summary, appendix=appendix, scatter=scatter, across=across
+    )
+    files = {f"tables/{table.name}.csv": to_csv(table) for table in across}
     for section in sections:
         files |= {f"tables/{table.name}.csv": to_csv(table) for table in section.tables}
     for section in sections:
@@ -109,8 +123,8 @@ def write_reports(results: Path, out: Path) -> Summary:
             files[f"figures/{figure.name}.svg"] = svg
     records = sorted([*read.finished, *read.unfinished], key=experiment_of)
     files |= {
-        "report.md": _markdown(sections, summary, appendix, scatter),
-        "report.tex": _latex(sections),
+        "report.md": _markdown(sections, summary, appendix, scatter, across),
+        "report.tex": _latex(sections, across),
         "report.html": html,
         RECORDS: "".join(record.line() for record in records),
         SUMMARY: json.dumps(summary, indent=1, ensure_ascii=False) + "\n",
@@ -119,6 +133,24 @@ def write_reports(results: Path, out: Path) -> Summary:
         for name, text in files.items():
             write_text(out / name, text)
     return summary
+
+
+def _across(sections: Sequence[Section]) -> list[Table]:
+    """Return tables of methods by backbones, each with a name of its own. Raises UserError if there
+    are none."""
+    tables = backbone_tables([section.group for section in sections])
+    if not tables:
+        raise UserError(
+            "--backbones: no two backbones were run with the same protocol, shots and settings; "
+            "run `rmadapter bench` with each into a folder below RESULTS"
+        )
+    taken = Counter[str]()
+    numbered = []
+    for one in tables:
+        taken[one.name] += 1
+        count = taken[one.name]
+        numbered.append(one if count == 1 else replace(one, name=f"{one.name}-{count}"))
+    return numbered
 
 
 def _number_names(sections: Sequence[Section]) -> list[Section]:
@@ -235,7 +267,7 @@ def _describe_unfinished(record: Record) -> str:
 
 def _markdown(
     sections: Sequence[Section], summary: Summary, appendix: Mapping[str, Sequence[str]],
-    scatter: Figure | None,
+    scatter: Figure | None, across: Sequence[Table],
 ) -> str:  # fmt: skip
     finding = summary["finding"]
     count = summary["runs"]
@@ -252,6 +284,8 @@ def _markdown(
             parts.append(to_markdown(replace(table, footnotes=new)).rstrip())
             seen.update(new)
         parts += [_image(figure) for figure in section.figures if figure is not scatter]
+    parts += ["## Methods by backbones"] if across else []
+    parts += [to_markdown(one).rstrip() for one in across]
     parts.append("## Appendix")
     for title, lines in appendix.items():
         parts += [f"**{title}**", "\n".join(f"- {line}" for line in lines)]
@@ -262,7 +296,7 @@ def _image(figure: Figure) -> str:
     return f"![{figure.title}](figures/{figure.name}.svg)"
 
 
-def _latex(sections: Sequence[Section]) -> str:
+def _latex(sections: Sequence[Section], across: Sequence[Table]) -> str:
     parts = [
         "% Needs \\usepackage{booktabs}; wide tables may need \\usepackage{graphicx} and "
         "\\resizebox."
@@ -270,6 +304,8 @@ def _latex(sections: Sequence[Section]) -> str:
     for section in sections:
         parts += [rf"\subsection*{{{tex(section.title)}}}", tex(section.about)]
         parts += [to_latex(table).rstrip() for table in section.tables]
+    parts += [r"\subsection*{Methods by backbones}"] if across else []
+    parts += [to_latex(one).rstrip() for one in across]
     return "\n\n".join(parts) + "\n"
 
 
