@@ -34,7 +34,9 @@ from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.artifacts.summary import (
     UNTOUCHED,
     Headline,
+    backbone_table,
     choice_table,
+    describe_backbones,
     describe_choice,
     describe_tie,
     headline,
@@ -174,6 +176,8 @@ def write_run_page(
         headline=_headline(record, panels),
         tie=describe_tie(record),
         choice=record.choice and (*choice_table(record.choice), describe_choice(record.choice)),
+        backbones=record.backbones
+        and (*backbone_table(record.backbones), describe_backbones(record.backbones)),
         rows=[
             (score, parts.get(number, {}).get("change"), parts.get(number))
             for number, score in enumerate(record.scores)

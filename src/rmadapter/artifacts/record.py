@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from rmadapter.artifacts.value import (
+    BackboneChoice,
     Balanced,
     Level,
     Number,
@@ -320,6 +321,7 @@ class Record(Value):
         axis, value: Name and value of the setting that varies.
         scores: Accuracies on each set.
         choice: Choice of the method, if `auto` made it.
+        backbones: Choice of the backbone, if there was one.
         judgement: Estimate of how good the run is.
         temperature: Divisor of the logits, chosen without the test split; None if nothing was.
         held_out: Answers of models on folds of the shots.
@@ -360,6 +362,7 @@ class Record(Value):
     value: Setting = None
     scores: Annotated[tuple[Score, ...], FailFast()] = ()
     choice: Choice | None = None
+    backbones: BackboneChoice | None = None
     judgement: Judgement | None = None
     temperature: Annotated[float, Field(gt=0, le=1e6)] | None = None
     held_out: HeldOut | None = None

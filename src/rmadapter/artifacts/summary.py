@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         Score,
         Verdict,
     )
-    from rmadapter.artifacts.value import Promise
+    from rmadapter.artifacts.value import BackboneChoice, Promise
 
 HEADER = ["accuracy in %", "images", "chance", "zero-shot", "adapted", "change"]
 PROBE = "linear-probe"
@@ -39,6 +39,9 @@ def print_record(record: Record, as_json: bool, run: Path | None = None) -> None
     if as_json:
         print(json.dumps(_record_json(record, run)))
         return
+    if record.backbones:
+        table(*backbone_table(record.backbones))
+        print(describe_backbones(record.backbones))
     if record.choice:
         table(*choice_table(record.choice))
         print(describe_choice(record.choice))
@@ -111,7 +114,8 @@ def _record_json(record: Record, run: Path | None) -> dict[str, object]:
     mean, before = record.metric("hm"), record.metric("hm", zero_shot=True)
     if mean is not None and before is not None:
         facts["harmonic_mean"] = {"accuracy": mean, "zero_shot_accuracy": before}
-    for name, part in {"choice": record.choice, "judgement": record.judgement}.items():
+    parts = {"backbones": record.backbones, "choice": record.choice}
+    for name, part in {**parts, "judgement": record.judgement}.items():
         if part:
             facts[name] = part.model_dump(mode="json")
     return facts
@@ -168,6 +172,31 @@ def choice_table(choice: Choice) -> Table:
             images = f"{row.images or choice.images:,}"
             rows.append([name, f"{row.accuracy:.1f}", images, behind, f"{row.seconds or 0:.0f}"])
     return ["method", "accuracy in %", "images", "behind the best", "seconds"], rows
+
+
+def describe_backbones(choice: BackboneChoice) -> str:
+    """Say in a sentence how the backbone was chosen."""
+    judged = [row for row in choice.rows if row.accuracy is not None]
+    if len(choice.rows) < 2 or not judged:
+        return f"backbone: {choice.chosen}, the first that can be used"
+    return (
+        f"backbone: {choice.chosen}, on which the linear probe is most accurate, by "
+        f"{choice.folds}-fold cross-validation of {choice.images:,} training images"
+    )
+
+
+def backbone_table(choice: BackboneChoice) -> Table:
+    """Return a row for each backbone that was tried."""
+    rows = []
+    for row in choice.rows:
+        name = f"{row.name} (chosen)" if row.name == choice.chosen else row.name
+        speed = "" if row.images_per_second is None else f"{row.images_per_second:,.1f}"
+        size = "" if row.megabytes is None else f"{row.megabytes:,.0f}"
+        accuracy = "-" if row.accuracy is None else f"{row.accuracy:.1f}"
+        rows.append([name, accuracy, speed, size, row.licence, row.reason])
+    reasons = any(row.reason for row in choice.rows)
+    header = ["backbone", "probe, %", "images/s here", "MB", "licence", "why not judged"]
+    return (header, rows) if reasons else (header[:-1], [row[:-1] for row in rows])
 
 
 def describe_tie(record: Record) -> str:

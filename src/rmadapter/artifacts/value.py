@@ -119,3 +119,43 @@ class Promise(Value):
     misses: tuple[Percent | None, ...] = ()
     levels: tuple[Percent, ...] = Field(default=(), max_length=100)
     wrong: Percent | None = None
+
+
+class BackboneRow(Value):
+    """A backbone that could have been chosen.
+
+    Attributes:
+        name: Name that `load_backbone` accepts.
+        accuracy: Accuracy of the linear probe on the images of the folds.
+        images_per_second: Speed of its image encoder on this machine, in batches of 8.
+        megabytes: Size of its weights in float32.
+        licence: Licence of its weights, as far as known.
+        seconds: Seconds of encoding and judging.
+        reason: Why there is no accuracy.
+    """
+
+    name: str
+    accuracy: Percent | None = None
+    images_per_second: Number | None = None
+    megabytes: Number | None = None
+    licence: str = ""
+    seconds: Number | None = None
+    reason: str = ""
+
+
+class BackboneChoice(Value):
+    """The backbone that `fit` chose.
+
+    Attributes:
+        chosen: The one with the highest accuracy; of equals, the fastest.
+        minutes: Minutes that judging may take.
+        folds: Number of folds.
+        images: Number of images in all folds together.
+        rows: Backbones in the order in which they were named.
+    """
+
+    chosen: str
+    minutes: Number
+    folds: Annotated[int, Field(ge=0, le=10**9)] = 0
+    images: Annotated[int, Field(ge=0, le=10**9)] = 0
+    rows: Annotated[tuple[BackboneRow, ...], Field(max_length=1000)] = ()

@@ -13,7 +13,7 @@ import torch
 from rmadapter.backbones.backbone import Backbone
 from rmadapter.backbones.image_only import licence_of_timm
 from rmadapter.backbones.load import load_backbone
-from rmadapter.backbones.names import TIMM, names_in
+from rmadapter.backbones.names import HF_HUB, TIMM, names_in
 from rmadapter.backbones.packaged import INSTALL, POCKET, load_package, packaged_names
 from rmadapter.support.files import JsonObject
 from rmadapter.support.hub import Unreachable
@@ -82,12 +82,17 @@ def first_of(names: str) -> Backbone:
     raise AssertionError("the last one is returned or raises")
 
 
-@torch.no_grad()
 def images_per_second(name: str, device: torch.device) -> float:
-    """Measure the speed of an image encoder here, in batches of 8. Published models get random
+    """Measure the speed of an image encoder here, as `speed_of`. Published models get random
     weights, so that nothing is downloaded."""
     source = name if name in packaged_names() else f"{name.partition('/')[0]}/none"
-    backbone = load_backbone(source).to(device)
+    return speed_of(load_backbone(source), device)
+
+
+@torch.no_grad()
+def speed_of(backbone: Backbone, device: torch.device) -> float:
+    """Measure the images per second of an image encoder on a device, in batches of 8."""
+    backbone = backbone.to(device)
     pixels = torch.zeros(BATCH, 3, backbone.image_size, backbone.image_size, device=device)
     seconds = []
     for _ in range(TIMES + 1):
@@ -97,7 +102,22 @@ def images_per_second(name: str, device: torch.device) -> float:
     return BATCH / statistics.median(seconds[1:])  # the first one warms up
 
 
+def megabytes_of(backbone: Backbone) -> float:
+    """Return the megabytes of a backbone's weights in memory."""
+    weights = backbone.model.parameters()
+    return round(sum(one.numel() * one.element_size() for one in weights) / MB, 1)
+
+
+def on_disk(hub_cache: Path | None = None) -> list[str]:
+    """Return the backbones that need no download: those of installed packages and open_clip's
+    published ones; the default if there are none. hub_cache: as for `listed`."""
+    names = packaged_names()
+    ready = [row["name"] for row in listed(hub_cache) if row["state"] == READY]
+    return [name for name in ready if name in names or not name.startswith(HF_HUB)] or [POCKET]
+
+
 MB = 1e6
+READY = "ready"
 TO_COME = "from the Hugging Face hub when first used"
 
 
@@ -124,7 +144,7 @@ def _packaged() -> Iterator[JsonObject]:
     names = packaged_names()
     for name in names:
         package = load_package(name)
-        place, state, megabytes = package.place(), "ready", None
+        place, state, megabytes = package.place(), READY, None
         if place.is_dir():
             megabytes = _size(place)
         else:
@@ -147,13 +167,13 @@ def _published(cached: dict[str, Path]) -> Iterator[JsonObject]:
         repository = "/".join(repository.split("/")[:2])
         place = cached.pop(repository, None)
         if place:
-            yield {"name": name, "state": "ready", "mb": _size(place), "folder": str(place)}
+            yield {"name": name, "state": READY, "mb": _size(place), "folder": str(place)}
         elif name in KNOWN:
             state = f"{KNOWN[name].megabytes:,} MB {TO_COME}"
             yield {"name": name, "state": state, "mb": None, "folder": ""}
     for repository, folder in cached.items():
         name = f"hf-hub:{repository}"
-        yield {"name": name, "state": "ready", "mb": _size(folder), "folder": str(folder)}
+        yield {"name": name, "state": READY, "mb": _size(folder), "folder": str(folder)}
 
 
 def _cached(folder: Path | None) -> dict[str, Path]:

@@ -19,6 +19,7 @@ from rmadapter.support.files import user_path
 
 HF_HUB = "hf-hub:"  # before OWNER/NAME, for a backbone on the Hugging Face hub
 TIMM = "timm:"  # before what `TimmName` reads, for an image encoder alone
+AUTO = "auto"  # instead of a name, for those that are on this disk
 NO_WEIGHTS = "none"  # instead of a tag, for random weights
 
 
@@ -59,6 +60,13 @@ def names_in(text: str) -> list[str]:
     if not all(names):
         raise UserError(f"backbone {text!r}: separate names with single commas")
     return names
+
+
+def is_choice(text: str) -> bool:
+    """Return whether a text names several backbones, or leaves them to `AUTO`. Raises as
+    `names_in`."""
+    names = names_in(text)
+    return AUTO in names or len(names) > 1
 
 
 def check_name(name: str) -> None:

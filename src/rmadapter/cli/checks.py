@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rmadapter.artifacts.run_folder import check_model, is_remote
-from rmadapter.backbones.names import check_name, names_in
+from rmadapter.backbones.names import AUTO, check_name, names_in
 from rmadapter.data.formats.base import URL
 from rmadapter.errors import UserError
 from rmadapter.settings import parse_overrides, read_yaml
@@ -41,13 +41,15 @@ def check_folder(out: Path | None) -> None:
 
 def check_backbones(
     names: str | None, sets: Sequence[str] | None = None, config: Path | None = None,
-    default: str = "",
+    default: str = "", choosing: bool = False,
 ) -> None:  # fmt: skip
     """Raise UserError for a backbone that cannot exist: named by an option, else by a setting or a
-    file of settings, else the default of the command."""
+    file of settings, else the default of the command. choosing: whether `auto` may stand for
+    some."""
     named = parse_overrides([*(sets or ())]).get("backbone") or names
     if named is None and config:
         named = read_yaml(config).get("backbone")
     named = named or default
     for name in names_in(str(named)) if named else ():
-        check_name(name)
+        if not (choosing and name == AUTO):
+            check_name(name)

@@ -66,7 +66,8 @@ Backbone = Annotated[
     typer.Option(
         "--backbone",
         help="Name or folder of the backbone; pocket by default; ViT-B-16/openai, hf-hub:..., "
-        "timm:...; A,B: B if A is unavailable.",
+        "timm:...; A,B: in fit the better on your images (auto: of all on this disk), else B if A "
+        "is unavailable.",
     ),
 ]
 Device = Annotated[

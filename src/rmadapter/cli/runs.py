@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from rmadapter.artifacts.record import Record
     from rmadapter.bench.tune import Tuned
     from rmadapter.data.image_set import ImageSet
-    from rmadapter.runs.lab import Lab
     from rmadapter.runs.request import Request
 
 SHOWN = 10  # trials in the table of `tune`
@@ -89,7 +88,10 @@ class FitOptions:
         str, typer.Option(metavar="fast | normal | thorough", help="How long to train.")
     ] = "normal"
     minutes: Annotated[
-        float | None, typer.Option(help="Minutes for auto to choose and train; 10 by default.")
+        float | None,
+        typer.Option(
+            help="Minutes for auto to choose and train; 10 by default. Also for backbones."
+        ),
     ] = None
 
     def request(self, data: Path, settings: SettingOptions) -> Request:
@@ -138,10 +140,11 @@ def fit(
     from rmadapter.data.names import check_known, read_names
 
     trackers = trackers_in(track)
-    check_backbones(options.backbone, settings.sets, settings.config, POCKET)
+    check_backbones(options.backbone, settings.sets, settings.config, POCKET, choosing=True)
     check_folder(out)
     known = read_names(names_from) if names_from else {}
     check_source(data, images.named(), images.crops)
+    from rmadapter.runs.backbones import prepare_backbone
     from rmadapter.runs.fit import fit as run_fit
     from rmadapter.runs.fit import join_fit
     from rmadapter.runs.lab import Lab, Team
@@ -157,7 +160,7 @@ def fit(
         splits = _with_parents(splits, taxonomy, data, images)
     lab.add(str(data), splits)
     lab.draw(request.task)  # is refused here, before a backbone is loaded
-    task = replace(request.task, backbone=_add_backbone(lab, request.task.backbone))
+    task, lab, chosen = prepare_backbone(request.task, request.method, lab, options.minutes)
     with run_folder(out, data) as folder:
         if distributed.is_helper():
             join_fit(task, request.method, folder, lab, request.name)
@@ -166,6 +169,7 @@ def fit(
         record = run_fit(
             task, request.method, folder, lab, request.name, command(),
             folds=folds, columns=images.named(), crops=images.crops, trackers=trackers,
+            backbones=chosen,
         )  # fmt: skip
     team.leave()
     _show(record, folder, as_json)
@@ -182,18 +186,6 @@ def _with_parents(
     written = next(iter(splits.values())).written
     parents = parents_of(read_parents(taxonomy, column), written, taxonomy)
     return with_parents(splits, parents)
-
-
-def _add_backbone(lab: Lab, names: str) -> str:
-    """Add the first of the named backbones that is available, and return its name."""
-    from rmadapter.backbones.choice import advise, first_of
-
-    backbone = first_of(names)
-    lab.add_backbone(backbone)
-    advice = advise(backbone.name)
-    if advice:
-        note(advice)
-    return backbone.name
 
 
 def _show(record: Record, out: Path, as_json: bool) -> None:

@@ -23,6 +23,7 @@ from rmadapter.artifacts.model_file import Model, check_weights, read_model
 from rmadapter.artifacts.record import BackboneName, Choice, MethodName, Record, read_record
 from rmadapter.artifacts.run_folder import HUB, RunFolder, check_model
 from rmadapter.artifacts.summary import promise_table
+from rmadapter.artifacts.value import BackboneChoice
 from rmadapter.backbones.choice import licence_of
 from rmadapter.backbones.load import is_published
 from rmadapter.backbones.names import HF_HUB
@@ -343,6 +344,7 @@ def anonymise_record(record: Record) -> Record:
         "task": task,
         "scores": tuple(scores),
         "choice": _anonymise_choice(record.choice),
+        "backbones": _anonymise_backbones(record.backbones),
         "reason": anonymise_reason(record.reason),
         "versions": libraries(record.versions),
         "command": "",
@@ -362,6 +364,17 @@ def _anonymise_choice(choice: Choice | None) -> Choice | None:
         reason = anonymise_reason(row.reason)
         rows.append(row.model_copy(update={"name": last_part(row.name), "reason": reason}))
     return choice.model_copy(update={"rows": tuple(rows), "chosen": last_part(choice.chosen)})
+
+
+def _anonymise_backbones(choice: BackboneChoice | None) -> BackboneChoice | None:
+    if choice is None:
+        return None
+    rows = []
+    for row in choice.rows:
+        names = {"name": anonymise_word(row.name), "reason": anonymise_reason(row.reason)}
+        rows.append(row.model_copy(update=names))
+    chosen = anonymise_word(choice.chosen)
+    return choice.model_copy(update={"rows": tuple(rows), "chosen": chosen})
 
 
 def anonymise_command(command: str) -> str:

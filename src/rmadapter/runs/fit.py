@@ -18,6 +18,7 @@ from rmadapter.artifacts.predictions import (
 )
 from rmadapter.artifacts.record import HeldOut, Record
 from rmadapter.artifacts.run_folder import RunFolder
+from rmadapter.artifacts.value import BackboneChoice
 from rmadapter.conformal import ERRORS, describe_images, least_share, needed
 from rmadapter.data.fewshot import FewShot, half, read_split, save_split
 from rmadapter.data.read import ImageSet
@@ -41,6 +42,7 @@ def fit(
     task: Task, method: Method, out: Path, lab: Lab, name: str = "", command: str = "",
     notes: tuple[str, ...] = (), folds: int | None = None,
     columns: Mapping[str, str] | None = None, crops: bool = False, trackers: Sequence[str] = (),
+    backbones: BackboneChoice | None = None,
 ) -> Record:  # fmt: skip
     """Do a task, and keep the model, the record and the report in a folder; resume a killed run,
     return a finished one.
@@ -48,7 +50,8 @@ def fit(
     folds: of the cross-validation that chooses, calibrates, and judges if there are too few other
     images; None for 4, on which a method that trains through an encoder is fitted only as far as
     that needs it; 0 for no judgement. columns, crops: how the task's images were read, as in
-    `read_images`. trackers: to log to, as for `Tracking`. Raises UserError if `out` holds another
+    `read_images`. trackers: to log to, as for `Tracking`. backbones: how that of the task was
+    chosen. Raises UserError if `out` holds another
     run, another process is at work there, or nothing can be written there.
     """
     files = RunFolder(out)
@@ -84,7 +87,7 @@ def fit(
                 outcome = run_task(
                     task, method, lab, name, unfinished, BASELINES if judged else None,
                     temperature, few, tracked.callbacks,
-                ).with_facts(choice=choice)  # fmt: skip
+                ).with_facts(choice=choice, backbones=backbones)  # fmt: skip
                 fitted = with_means(outcome.fitted, train, lab.train_cache(task))
                 outcome = _with_answers(replace(outcome, fitted=fitted), method, validation)
                 if judged:

@@ -96,6 +96,17 @@ class Lab:
         """
         self._backbone, self._train, self._test = backbone, None, None
 
+    def beside(self, backbone: Backbone) -> Lab:
+        """Return a lab with the same data and another backbone.
+
+        Args:
+            backbone: Loaded backbone.
+        """
+        other = replace(self)
+        other._splits, other._leftover, other._few = self._splits, self._leftover, self._few
+        other.add_backbone(backbone)
+        return other
+
     def work_in(self, folder: Path) -> None:
         """Use a folder for activations and for answers on folds.
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from rmadapter.backbones.names import is_choice
+from rmadapter.backbones.packaged import POCKET
 from rmadapter.errors import UserError, did_you_mean, quoted
 from rmadapter.methods import AUTO, DEFAULT, check_named, default_for, load_method
 from rmadapter.settings import Machine, configured, parse_overrides, read_yaml, settings_of
@@ -69,10 +71,12 @@ def requested(
         values = without_length(values, name)
     values |= given
     if flags.get("minutes") is not None and not load_method(name, choosing=choosing).choices():
-        raise UserError(
-            "--minutes limits the choice of --method auto; other methods train as long as --effort "
-            "says"
-        )
+        if not is_choice(str(values.get("backbone", POCKET))):
+            raise UserError(
+                "--minutes limits the choice of --method auto, and of one of several backbones; "
+                "other methods train as long as --effort says"
+            )
+        del values["minutes"]
     return Request.make(values, name, effort, data, choosing)
 
 

@@ -1,0 +1,141 @@
+"""Choose a backbone for the user's images: each encodes the shots, and the linear probe is judged
+on folds of their features."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from rmadapter.artifacts.value import BackboneChoice, BackboneRow
+from rmadapter.backbones import Backbone, load_backbone
+from rmadapter.backbones.choice import advise, licence_of, megabytes_of, on_disk, speed_of
+from rmadapter.backbones.load import name_it
+from rmadapter.backbones.names import AUTO, is_choice, names_in
+from rmadapter.data.fewshot import half
+from rmadapter.errors import UserError
+from rmadapter.methods.linear_probe import LinearProbe
+from rmadapter.runs.folds import FOLDS, Folds, OutOfTime, choices_of, split
+from rmadapter.runs.lab import Lab
+from rmadapter.support.distributed import launched
+from rmadapter.support.hub import Unreachable
+from rmadapter.support.terminal import note
+from rmadapter.task import Task
+from rmadapter.training.contract import Method
+
+PROBE, NAME = LinearProbe(), "linear-probe"
+MINUTES = 10.0
+
+
+def prepare_backbone(
+    task: Task, method: Method, lab: Lab, minutes: float | None = None
+) -> tuple[Task, Lab, BackboneChoice | None]:
+    """Load the backbone that a task names, or choose one of several; return the task with its name,
+    a lab that has it, and the choice, if there was one. minutes: for the choice.
+
+    Raises UserError as `load_backbone` and `choose_backbone`.
+    """
+    choice = None
+    if is_choice(task.backbone):
+        if launched():
+            raise UserError("--backbone: name one where several processes train one model")
+        lab, choice = choose_backbone(task, method, lab, minutes or MINUTES)
+        name = choice.chosen
+    else:
+        name = task.backbone
+        lab.add_backbone(load_backbone(name))
+    advice = advise(name)
+    if advice:
+        note(advice)
+    return replace(task, backbone=name), lab, choice
+
+
+def choose_backbone(
+    task: Task, method: Method, lab: Lab, minutes: float = MINUTES
+) -> tuple[Lab, BackboneChoice]:
+    """Choose the backbone on whose features the linear probe is most accurate over folds of the
+    shots; of equals, the fastest. Return a lab that has it, and its features, and the choice.
+
+    task: names the backbones, separated by commas; `auto` stands for those that need no download.
+    method: that will be fitted; a backbone that it cannot use is left out. minutes: for all; a
+    backbone that would need longer is left out. Raises UserError if none can be used, and for a
+    wrong name.
+    """
+    few, deadline = lab.draw(task), time.monotonic() + 60 * minutes
+    images = half(few.train, task.classes)
+    parts = split(images, FOLDS, task.seed, lab.progress)
+    names = _expanded(task.backbone)
+    rows: list[BackboneRow] = []
+    best: tuple[tuple[float, float], Lab, str] | None = None
+    for place, name in enumerate(names, 1):
+        note(f"backbone: {name} ({place} of {len(names)})")
+        try:
+            backbone = _usable(name, method, lab, task)
+        except Unreachable as error:
+            rows.append(BackboneRow(name=name, reason=str(error)))
+            continue
+        own = lab.beside(backbone)
+        chosen = replace(task, backbone=name)
+        row = _judged(Folds(chosen, few, own, images, parts), backbone, deadline)
+        rows.append(row)
+        rank = (-1.0 if row.accuracy is None else row.accuracy, row.images_per_second or 0.0)
+        # without accuracies, as without folds, the first named one is taken
+        if best is None or (rank > best[0] and row.accuracy is not None):
+            best = rank, own, name
+    if best is None:
+        raise UserError(f"backbone {task.backbone!r}: none can be used: {rows[0].reason}")
+    found = BackboneChoice(
+        chosen=best[2], folds=len(parts), images=sum(map(len, parts)), minutes=minutes,
+        rows=tuple(rows),
+    )  # fmt: skip
+    return best[1], found
+
+
+def _expanded(names: str) -> list[str]:
+    """Return the named backbones, each once; those on this disk in the place of `auto`."""
+    expanded: list[str] = []
+    for name in names_in(names):
+        expanded += on_disk() if name == AUTO else [name]
+    return list(dict.fromkeys(expanded))
+
+
+def _usable(name: str, method: Method, lab: Lab, task: Task) -> Backbone:
+    """Load a backbone. Raises Unreachable for one that cannot be used here, and UserError for a
+    wrong name."""
+    backbone = load_backbone(name)
+    name_it(name)
+    try:
+        choices_of(method, half(lab.draw(task).train, task.classes), backbone)
+    except UserError as error:
+        raise Unreachable(str(error)) from None
+    return backbone
+
+
+def _judged(folds: Folds, backbone: Backbone, deadline: float) -> BackboneRow:
+    """Judge a backbone by the probe on folds of the shots."""
+    started = time.monotonic()
+    device = folds.lab.backbone(backbone.name).device
+    facts: dict[str, object] = {
+        "images_per_second": round(speed_of(backbone, device), 1),
+        "megabytes": megabytes_of(backbone),
+        "licence": licence_of(backbone.name),
+    }
+    if not folds:
+        return _row(backbone.name, facts, started, "too few images per class to judge by")
+    try:
+        answers = folds.answers(PROBE, NAME, deadline=deadline)
+    except OutOfTime:
+        return _row(backbone.name, facts, started, "would not finish in time")
+    facts["accuracy"] = _accuracy(answers.table, folds.judged.labels)
+    return _row(backbone.name, facts, started)
+
+
+def _row(name: str, facts: dict[str, object], started: float, reason: str = "") -> BackboneRow:
+    spent = round(time.monotonic() - started, 1)
+    return BackboneRow.model_validate({"name": name, **facts, "seconds": spent, "reason": reason})
+
+
+def _accuracy(table: np.ndarray, labels: Sequence[int]) -> float:
+    return round(100 * float((table.argmax(1) == np.asarray(labels)).mean()), 4)
