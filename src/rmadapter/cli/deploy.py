@@ -413,7 +413,7 @@ def app(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Serve a page for labelling images and making a classifier without code.
+    """Serve a page for labelling images and training without code.
 
     Labels are kept in FOLDER, for `rmadapter fit FOLDER`; its images stay as they are.
     """
