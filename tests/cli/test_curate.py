@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 import shlex
@@ -231,3 +232,23 @@ def test_left_out_images_are_counted_in_singular_and_plural(
     assert "0 of 1 image," in last
     assert "rule" not in last  # none applied
     assert words in last
+
+
+# labels
+
+
+def test_labels_are_counted_and_written_in_other_formats(
+    rmadapter: Command, colors: Path, tmp_path: Path
+) -> None:
+    counts = json.loads(rmadapter.done("labels", colors, "--json").out)
+    assert counts["train"] == {"blue": 6, "green": 6, "night_sky": 6, "red": 6}
+    shown = rmadapter.done("labels", colors / "train").out
+    assert "night_sky" in shown
+    out = tmp_path / "labels.json"
+    words = ("labels", colors / "train", "--to", "coco", "--out", out, "--json")
+    assert json.loads(rmadapter.done(*words).out)["images"] == 24
+    assert len(json.loads(out.read_text())["annotations"]) == 24
+    refused(rmadapter(*words), "labels.json: already exists")
+    other = ("labels", colors, "--to", "coco", "--out", tmp_path / "b.json")
+    refused(rmadapter(*other), "no splits")
+    refused(rmadapter("labels", tmp_path / "gone"), "gone: no such file")

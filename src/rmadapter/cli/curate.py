@@ -1,9 +1,10 @@
-"""The verbs `suspects` and `suggest`, which look at images before training; slow imports wait until
-a verb runs."""
+"""The verbs `suspects`, `suggest` and `labels`, which look at images before training; slow imports
+wait until a verb runs."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -201,6 +202,44 @@ def _show_cleaned(out: Path, cleaned: Cleaned, as_json: bool) -> None:
         return
     counts = f"{cleaned.relabelled:,} with another label; {cleaned.dropped:,} left out"
     print(f"{out}: {cleaned.images:,} images, {counts}")
+
+
+def labels(
+    data: Annotated[
+        Path, typer.Argument(help="Labelled images in any format, such as a labelled folder.")
+    ],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to", metavar="csv | coco | label-studio | folders", help="Format to write."
+        ),
+    ] = "csv",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="New file, or folder of copied images.")
+    ] = None,
+    table_columns: Columns = Columns(),
+    outside: Outside = False,
+    as_json: Json = False,
+) -> None:
+    """Count the labels of images, or write them in another format."""
+    from rmadapter.data.formats.registry import check_source, open_source
+    from rmadapter.data.formats.write import write_labels
+
+    columns = table_columns.named()
+    check_source(data, columns)
+    splits = open_source(data, outside, columns).splits
+    if out:
+        count = write_labels(splits, to, user_path(out))
+        facts = {"labels": str(out), "format": to, "images": count}
+        print(json.dumps(facts) if as_json else f"labels: {out}, {_images(count)}")
+        return
+    counts = {split: Counter(row.label for row in rows) for split, rows in splits.items()}
+    if as_json:
+        print(json.dumps(counts))
+        return
+    names = sorted({label for one in counts.values() for label in one})
+    rows = [[name, *(f"{one[name]:,}" for one in counts.values())] for name in names]
+    table(["label", *("images" if split == "all" else split for split in counts)], rows)
 
 
 def suggest(

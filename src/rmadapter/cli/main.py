@@ -39,7 +39,9 @@ VERBS = {
     "Make a model": (
         demo.demo, runs.fit, runs.evaluate, runs.add, runs.compare, runs.tune, deploy.app,
     ),
-    "Look at data": (curate.suspects, curate.suggest, describe.describe, machine.data),
+    "Look at data": (
+        curate.suspects, curate.suggest, curate.labels, describe.describe, machine.data,
+    ),
     "Use a model": (predict.predict, explain.explain, deploy.export, deploy.push, deploy.serve),
     "Research": (
         bench.bench, bench.plan, report.report, report.leaderboard, bench.reproduce,
@@ -102,6 +104,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "rmadapter describe my-images --out texts.json",
         "rmadapter describe my-images --out texts.json --answers answers.txt",
         "rmadapter describe my-images --out texts.json --measure",
+    ),
+    "labels": (
+        "rmadapter labels photos",
+        "rmadapter labels photos --to coco --out photos/labels.json",
     ),
     "tune": (
         "rmadapter tune my-images --out tuned --method clip-lora --trials 20",

@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeGuard
 
 from rmadapter.artifacts.checkpoint import MOST_CLASSES
 from rmadapter.data.formats import class_folders, imagefolder
-from rmadapter.data.formats.base import SPLITS, URL, image_files
+from rmadapter.data.formats.base import SPLITS, URL, Row, Rows, image_files
 from rmadapter.data.formats.imagefolder import FILE
 from rmadapter.data.formats.registry import find_format
 from rmadapter.data.formats.tables import header, scan_table
@@ -115,6 +115,13 @@ class Project:
     def path(self, name: str) -> Path:
         """Return the path of an image."""
         return self.folder / name
+
+    def rows(self) -> Rows:
+        """Return the labelled images that are in the folder, sorted by name."""
+        with self.lock:
+            here = {*self.images}
+            labels = sorted(self.labels.items())
+            return [Row(label, self.path(name)) for name, label in labels if name in here]
 
     def counts(self) -> dict[str, int]:
         """Return the number of labelled images of each class."""

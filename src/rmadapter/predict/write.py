@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import shutil
 import unicodedata
 from collections import Counter
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict, TypeGuard
 from rmadapter.data.formats.columnar import pyarrow
 from rmadapter.errors import UserError
 from rmadapter.predict.answer import Cell, Row, cell
-from rmadapter.support.files import atomic, cache_folder, check_new, csv_text, opened
+from rmadapter.support.files import atomic, cache_folder, check_new, csv_text, folder_name, opened
 from rmadapter.support.locks import exclusive, hold
 from rmadapter.support.terminal import bar
 
@@ -33,9 +32,6 @@ if TYPE_CHECKING:
 
 PARTIAL = ".partial"
 WHAT = "unfinished answers of `rmadapter predict`"
-# names that Windows reserves, with any suffix
-RESERVED = re.compile(r"con|prn|aux|nul|(com|lpt)[0-9\u00b9\u00b2\u00b3]", re.IGNORECASE)
-UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*]')  # in a folder name, on some system
 
 
 class Counts(TypedDict):
@@ -330,7 +326,7 @@ class Sorter:
     _taken: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.folders = {label: _folder_name(label) for label in self.labels}
+        self.folders = {label: folder_name(label) for label in self.labels}
         owners: dict[str, str] = {}
         for label, folder in self.folders.items():
             other = owners.setdefault(_normalised(folder), label)
@@ -432,12 +428,6 @@ def _renamed(image: Path, place: Path) -> bool:
             raise
         return False
     return True
-
-
-def _folder_name(label: str) -> str:
-    """Return a label as a folder name that is valid on any system."""
-    name = UNSAFE.sub("_", label).strip().rstrip(". ") or "_"
-    return f"{name}_" if RESERVED.fullmatch(name.partition(".")[0].rstrip()) else name
 
 
 def _normalised(path: str) -> str:

@@ -35,6 +35,9 @@ SUMS_BYTES = 2**20  # most bytes of such a file
 Sign: TypeAlias = tuple[int, int, int]
 PART = re.compile(r"\..+\.[a-z0-9_]{8}\.part")  # names of the temporary files of `atomic`
 CHUNK = 1 << 24
+# names that Windows reserves, with any suffix
+RESERVED = re.compile(r"con|prn|aux|nul|(com|lpt)[0-9\u00b9\u00b2\u00b3]", re.IGNORECASE)
+UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*]')  # in a folder name, on some system
 
 
 @contextmanager
@@ -124,6 +127,12 @@ def shortened(name: str, end: bool = False) -> str:
     """Return the first, or last, 120 bytes of a name; file systems allow 255."""
     whole = name.encode(errors="surrogatepass")
     return (whole[-120:] if end else whole[:120]).decode(errors="ignore")
+
+
+def folder_name(label: str) -> str:
+    """Return a label as a folder name that is valid on any system."""
+    name = UNSAFE.sub("_", label).strip().rstrip(". ") or "_"
+    return f"{name}_" if RESERVED.fullmatch(name.partition(".")[0].rstrip()) else name
 
 
 def last_part(path: str) -> str:

@@ -26,6 +26,7 @@ from starlette.testclient import TestClient
 
 from rmadapter.backbones import Backbone
 from rmadapter.curate.project import ADDED, TABLE, Project
+from rmadapter.data.formats.registry import open_source
 from rmadapter.data.read import read_images
 from rmadapter.deploy.app import labelling as module
 from rmadapter.deploy.app import session as sessions
@@ -371,6 +372,26 @@ def test_features_are_kept_for_the_next_start(
     again.close()
     assert (state["encoded"], state["trouble"]) == (19, "")
     assert {*sizes} == {1}  # a blank image, for the shapes
+
+
+@pytest.mark.parametrize("to", ["csv", "coco", "label-studio", "folders"])
+def test_labels_are_taken_along(client: TestClient, photos: Path, tmp_path: Path, to: str) -> None:
+    assert "no image has a label" in client.get(f"/labels/{to}").json()["error"]
+    ask(client, "set", ids=ids("00.png", "01.png"), label="big/red")
+    ask(client, "set", ids=ids("02.png"), label="blue")
+    got = client.get(f"/labels/{to}")
+    name = got.headers["content-disposition"].partition('filename="')[2].rstrip('"')
+    labels = {"00.png": "big/red", "01.png": "big/red", "02.png": "blue"}
+    if to == "folders":
+        (tmp_path / name).write_bytes(got.content)
+        [images] = read_images(tmp_path / name, progress=False).values()
+        assert images.classes == ("big/red", "blue")
+        assert len(images) == 3
+    else:
+        (photos / name).write_bytes(got.content)
+        [rows] = open_source(photos / name).splits.values()
+        assert {row.image.name: row.label for row in rows} == labels
+    assert client.get("/labels/yolo").status_code == 400
 
 
 def test_trouble_is_shown(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,10 +26,12 @@ from rmadapter.curate.project import Project
 from rmadapter.curate.quick import NEEDS_CLASSES, ORDERS, Encoded, Judged, Quick, choose, fit
 from rmadapter.data.decode import image_error, load_image
 from rmadapter.data.duplicates import looks, pairs
+from rmadapter.data.formats.write import SUFFIXES, coco, label_studio, table, zip_folders
 from rmadapter.data.image_set import ImageReader, ImageSet
 from rmadapter.deploy.app.images import safe_name
 from rmadapter.errors import UserError, quoted
 from rmadapter.settings import Machine
+from rmadapter.support.files import atomic, write_json, write_text
 from rmadapter.training.cache import Cache
 
 STEP = 16  # images encoded at once: others, and new labels, wait for no more
@@ -286,6 +288,30 @@ class Labelling:
         with self._changing():
             added = self.project.add_image(file, safe_name(name))
             self._ids[number_of(added)] = added
+
+    def take(self, to: str, folder: Path) -> Path:
+        """Write the labels to a file in a folder, and return it: a zip with the images for class
+        folders, else a file whose paths are relative to the project. to: a key of SUFFIXES."""
+        if to not in SUFFIXES:
+            raise UserError(f"{quoted(to)}: not one of {', '.join(SUFFIXES)}")
+        rows, home = self.project.rows(), self.project.folder
+        if not rows:
+            raise UserError("no image has a label yet")
+        splits = {"all": rows}
+        file = folder / f"labels{SUFFIXES[to] or '.zip'}"
+        try:
+            if to == "csv":
+                write_text(file, table(splits, home))
+            elif to == "coco":
+                write_json(file, coco(rows, home))
+            elif to == "label-studio":
+                write_json(file, label_studio(rows, home))
+            else:
+                with atomic(file, sync=False) as part:
+                    zip_folders(splits, part)
+        except UserError as error:
+            raise UserError(str(error).replace(f"{home}/", "")) from None
+        return file
 
     def _names(self, numbers: Sequence[str]) -> list[str]:
         names = [self._ids.get(number, "") for number in numbers]

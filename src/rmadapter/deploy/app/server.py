@@ -101,6 +101,7 @@ def build(
             Route("/api/label/image", _label_image, methods=["PUT"]),
             Route("/api/label/zip", _label_zip, methods=["PUT"]),
             Route("/picture/{number}", _picture),
+            Route("/labels/{to}", _take_labels),
             Route("/api/image", _image, methods=["PUT"]),
             Route("/api/zip", _zip, methods=["PUT"]),
             Route("/api/ask", _ask, methods=["PUT"]),
@@ -317,6 +318,15 @@ async def _picture(request: Request) -> Response:
     size = request.query_params.get("size", "small")
     data = await _in_thread(request, of.picture, request.path_params["number"], size)
     return Response(data, media_type="image/jpeg", headers=KEPT)
+
+
+async def _take_labels(request: Request) -> Response:
+    session = _session(request)
+    if session.labelling is None:
+        raise UserError("no image has a label yet")
+    take, to = session.labelling.take, request.path_params["to"]
+    file = await _in_thread(request, take, to, session.folder)
+    return FileResponse(file, filename=file.name)
 
 
 async def _thumbnail(request: Request) -> Response:
