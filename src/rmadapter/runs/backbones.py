@@ -74,6 +74,7 @@ def choose_backbone(
         try:
             backbone = _usable(name, method, lab, task)
         except Unreachable as error:
+            note(f"{error}; left out")
             rows.append(BackboneRow(name=name, reason=str(error)))
             continue
         own = lab.beside(backbone)
