@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,15 +27,13 @@ NEVER = (
     "rmadapter.runs.lab", "rmadapter.backbones.hugging_face",
 )  # fmt: skip
 SCRIPT = """
-import json, sys
-kept, never = sys.argv[1], json.loads(sys.argv[2])
-sys.argv[1:] = sys.argv[3:]
+import gc, json, sys
+never = json.loads(sys.argv.pop(1))
 from rmadapter.cli.main import main
 try:
-    import rmadapter.backbones.known
-    rmadapter.backbones.known.FOLDER = kept
     main()
 finally:
+    assert gc.isenabled() and gc.get_freeze_count() > 10_000
     print(json.dumps([name for name in never if name in sys.modules]))
 """
 
@@ -45,10 +44,11 @@ def backbone(request: pytest.FixtureRequest) -> Backbone:
     return found
 
 
-def run(kept: Path, *words: object) -> tuple[Any, list[str]]:
+def run(cache: Path, *words: object) -> tuple[Any, list[str]]:
     """Return what a command prints with --json, and which modules of NEVER it imported."""
-    command = [sys.executable, "-c", SCRIPT, str(kept), json.dumps(NEVER), *map(str, words)]
-    done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", SCRIPT, json.dumps(NEVER), *map(str, words), "--json"]
+    own = {**os.environ, "RMADAPTER_CACHE": str(cache)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=own)
     assert done.returncode == 0, done.stderr
     *answer, modules = done.stdout.splitlines()
     return json.loads("".join(answer)), json.loads(modules)
@@ -62,13 +62,13 @@ def test_predict_imports_only_what_its_model_needs(
     save(tmp_path / "run", fitted, "linear-probe", NAMES)
     image = next(colors.glob("test/red/*"))
     command = ["predict", tmp_path / "run", image, "--backbone", backbone.name, "--device", "cpu"]
-    first, _ = run(tmp_path / "kept", *command)
-    again, modules = run(tmp_path / "kept", *command)
+    first, _ = run(tmp_path / "cache", *command)
+    again, modules = run(tmp_path / "cache", *command)
     assert modules == []
     assert again == first
     out = tmp_path / "answers.csv"
-    run(tmp_path / "kept", *command, "--out", out)
+    run(tmp_path / "cache", *command, "--out", out)
     before = out.read_text()
     out.unlink()
-    _, modules = run(tmp_path / "kept", *command, "--out", out)  # zero-shot, too
+    _, modules = run(tmp_path / "cache", *command, "--out", out)  # zero-shot, too
     assert (modules, out.read_text()) == ([], before)

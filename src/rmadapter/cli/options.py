@@ -222,9 +222,12 @@ class SavedOptions:
 
     def load_on(self, run: Path, device: str) -> Saved:
         """Load the run on a device."""
-        from rmadapter.artifacts.checkpoint import load
+        from rmadapter.support.machine import importing
 
-        return load(run, self.backbone, method=self.code, device=device)
+        with importing():
+            from rmadapter.artifacts.checkpoint import load
+
+            return load(run, self.backbone, method=self.code, device=device)
 
 
 @dataclass(frozen=True)

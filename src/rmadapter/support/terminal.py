@@ -273,7 +273,6 @@ def bar(enabled: bool = True) -> Progress | Lines:
 
     In a pipe it prints a line now and then; if not enabled, nothing.
     """
-    from rich import progress
     from rich.console import Console
 
     silent = not enabled or _quiet()
@@ -281,6 +280,8 @@ def bar(enabled: bool = True) -> Progress | Lines:
     terminal = console.is_terminal or console.is_jupyter
     if not silent and not terminal:
         return Lines(console)
+    from rich import progress
+
     return progress.Progress(
         progress.TextColumn("{task.description}", markup=False),
         progress.BarColumn(bar_width=16),
