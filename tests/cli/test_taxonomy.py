@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from rmadapter.artifacts.record import read_record
 from rmadapter.backbones import Backbone
+from rmadapter.deploy.export.runtime import Model
+from rmadapter.errors import UserError
+from rmadapter.support.files import check_sums
 from tests.helpers.shell import Command, fit_command, refused, rmadapter
 
 __all__ = ["rmadapter"]  # a fixture
@@ -116,3 +121,36 @@ def test_sets_are_answered_by_their_common_parent(
     assert {answer["levels"][1]["class"] for answer in named} == {"colour"}
     file.write_text(json.dumps({"blue": "unsure", "red": "x", "green": "y", "night_sky": "y"}))
     refused(rmadapter(*words, "--taxonomy", file, "--unsure", 0.9), "'unsure'")
+
+
+def test_an_export_answers_as_predict_does(
+    rmadapter: Command, run: Path, colors: Path, tiny_clip: Backbone, tmp_path: Path
+) -> None:
+    own = ["--backbone", tiny_clip.name]
+    rmadapter.done("export", run, "--out", tmp_path / "export", *own)
+    assert json.loads((tmp_path / "export/taxonomy.json").read_text()) == PARENTS
+    check_sums(tmp_path / "export", ["taxonomy.json"])
+    assert "Levels of the taxonomy" in (tmp_path / "export/README.md").read_text()
+    images, out = colors / "test", tmp_path / "answers.csv"
+    rmadapter.done("predict", run, images, *own, "--no-zero-shot", "--error", "10%", "--out", out)
+    script = [sys.executable, tmp_path / "export/predict.py", images, "--error", "10%"]
+    done = subprocess.run(script, capture_output=True, text=True, check=True)
+    ours, theirs = (
+        list(csv.DictReader(text.splitlines())) for text in (out.read_text(), done.stdout)
+    )
+    assert [*ours[0]] == [*theirs[0]]
+    for row, other in zip(ours, theirs, strict=True):
+        for column, text in row.items():
+            if column.startswith("probability"):
+                assert float(other[column]) == pytest.approx(float(text), abs=1e-4)
+            else:
+                assert other[column] == text
+    model = Model(tmp_path / "export")
+    paths = [row["image"] for row in ours]
+    assert model.predict_common(paths, 0.1) == [row["label"] for row in ours]
+    assert [line[0][0] for line in model.predict_levels(paths)] == [row["parent"] for row in ours]
+    for text in ('{"blue": "cold", "cold": "blue"}', '{"blue": 3}', "[]"):
+        (tmp_path / "export/taxonomy.json").write_text(text)
+        (tmp_path / "export/SHA256SUMS").unlink(missing_ok=True)
+        with pytest.raises(UserError, match=r"taxonomy\.json"):
+            Model(tmp_path / "export")

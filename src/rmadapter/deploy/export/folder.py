@@ -15,7 +15,7 @@ from rmadapter.conformal import CalibrationFacts, describe_images, least_share
 from rmadapter.deploy.export import FACTS, graph, int8, parity, web
 from rmadapter.deploy.export.engines import GRAPH, LITERT, OPENVINO, TORCH
 from rmadapter.deploy.export.onefile import one_file
-from rmadapter.deploy.export.promised import CALIBRATION, FAMILIARITY, Familiar
+from rmadapter.deploy.export.promised import CALIBRATION, FAMILIARITY, TAXONOMY, Familiar
 from rmadapter.deploy.export.runtime import LABELS, TRANSFORM, Model
 from rmadapter.deploy.export.targets import TARGETS, check_options
 from rmadapter.deploy.export.text_encoder import write_text_encoder
@@ -27,6 +27,7 @@ from rmadapter.support.html import template
 from rmadapter.support.locks import staged_folder
 from rmadapter.support.machine import version_of, versions
 from rmadapter.support.terminal import note
+from rmadapter.taxonomy import Taxonomy, level_name
 from rmadapter.training.contract import NotApplicable
 
 PREDICT, REQUIREMENTS = "predict.py", "requirements.txt"
@@ -60,6 +61,7 @@ ExportFacts = TypedDict(
         "parity": parity.ParityFacts,
         "calibration": CalibrationFacts | None,
         "familiarity": CalibrationFacts | None,
+        "levels": list[str],
         "kept in spite of": str,
         "search": list[int8.Row],
         "versions": dict[str, str],
@@ -176,6 +178,8 @@ def _write_model(
     write_json(stage / TRANSFORM, transform_facts(saved.fitted.backbone))
     if saved.calibration:
         write_json(stage / CALIBRATION, saved.calibration.json())
+    if saved.parents:
+        write_json(stage / TAXONOMY, dict(saved.parents))
     familiarity = known_images(saved.fitted, saved.names)
     if familiarity:
         known = Familiar(familiarity, len(saved.fitted.classes))
@@ -184,7 +188,8 @@ def _write_model(
     names = (GRAPH, graph.BESIDE, OPENVINO, graph.WEIGHTS, TORCH, LITERT)
     files = [name for name in names if (stage / name).exists()]
     others = _write_text_encoder(stage, run, saved) if options.text else ()
-    write_sums(stage, (*files, LABELS, TRANSFORM, CALIBRATION, FAMILIARITY, *others))
+    beside = (LABELS, TRANSFORM, CALIBRATION, FAMILIARITY, TAXONOMY)
+    write_sums(stage, (*files, *beside, *others))
     measured = parity.compare(saved, Model(stage), images, options.embeddings, options.text)
     fault = measured.fault(parity.LIMITS[options.precision])
     title = saved.fitted.method.title
@@ -229,11 +234,19 @@ def _facts(
         "parity": measured.json(),
         "calibration": saved.calibration.facts if saved.calibration else None,
         "familiarity": familiarity.facts if familiarity else None,
+        "levels": levels_of(saved),
         "kept in spite of": "",
         "search": [],
         "versions": versions() | {name: version_of(name) for name in TARGETS[options.to].modules},
         "command": "",
     }
+
+
+def levels_of(saved: Saved) -> list[str]:
+    """Return what the levels above the labels are called, the lowest first; none without a
+    taxonomy."""
+    depth = Taxonomy.of(saved.parents, map(str, saved.labels)).depth
+    return [level_name(level) for level in range(1, depth + 1)]
 
 
 def transform_facts(backbone: Backbone) -> dict[str, object]:

@@ -1,10 +1,10 @@
-"""Files of an export by which errors are promised and strange images are found. They may come from
-a stranger."""
+"""Files of an export by which errors are promised, strange images are found, and labels have
+parents. They may come from a stranger."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -17,9 +17,12 @@ from rmadapter.deploy.export.engines import Outputs
 from rmadapter.errors import UserError
 from rmadapter.familiar import Familiarity
 from rmadapter.support.files import read_json
+from rmadapter.taxonomy import Taxonomy
 
 CALIBRATION, FAMILIARITY = "calibration.json", "familiarity.json"
+TAXONOMY = "taxonomy.json"
 MOST_BYTES = 2**20  # of such a file
+MOST_PARENTS = 2**24  # bytes of a taxonomy, whose names may be many
 MORE = "more classes than the model has"
 T = TypeVar("T")
 
@@ -89,6 +92,21 @@ def familiar_of(folder: Path, classes: int) -> Familiar | None:
     return found
 
 
+def parents_in(folder: Path, labels: Sequence[str]) -> dict[str, str]:
+    """Read which parent labels and parents have, if the folder says so.
+
+    labels: of the model. Raises UserError for a file that `export` did not write.
+    """
+
+    def parse(values: object) -> dict[str, str]:
+        if not isinstance(values, dict) or not all(isinstance(one, str) for one in values.values()):
+            raise ValueError("not a parent for each name")
+        Taxonomy.of(values, labels)
+        return values
+
+    return _read(folder / TAXONOMY, parse, MOST_PARENTS) or {}
+
+
 def in_8_bits(folder: Path) -> bool:
     """Return whether a model's weights were put into 8 bits, after its promises were measured.
     Raises UserError for a damaged export.json."""
@@ -97,11 +115,11 @@ def in_8_bits(folder: Path) -> bool:
     return isinstance(facts, dict) and facts.get("precision") == "int8"
 
 
-def _read(file: Path, parse: Callable[[object], T]) -> T | None:
+def _read(file: Path, parse: Callable[[object], T], most: int = MOST_BYTES) -> T | None:
     """Read a file if there is one. Raises UserError for one that cannot be parsed."""
     if not os.path.lexists(file):
         return None
-    values = read_json(file, MOST_BYTES)
+    values = read_json(file, most)
     try:
         return parse(values)
     except ValueError as error:

@@ -29,11 +29,18 @@ from rmadapter.data.decode import ImageSource, load_image
 from rmadapter.data.formats.base import image_files
 from rmadapter.data.names import OR, default_name, key
 from rmadapter.deploy.export.engines import ENGINES, GRAPH, Outputs, told_apart
-from rmadapter.deploy.export.promised import calibration_of, damaged, familiar_of, in_8_bits
+from rmadapter.deploy.export.promised import (
+    calibration_of,
+    damaged,
+    familiar_of,
+    in_8_bits,
+    parents_in,
+)
 from rmadapter.errors import UserError
 from rmadapter.familiar import NONE, strangest
-from rmadapter.predict.answer import Answer, best, cell, columns
+from rmadapter.predict.answer import Answer, Levels, best, cell, columns
 from rmadapter.support.files import check_sums, csv_text
+from rmadapter.taxonomy import Taxonomy
 
 LABELS, TRANSFORM = "labels.json", "preprocess.json"
 TEXT_ENCODER, TOKENIZER = "text.onnx", "tokenizer.json"
@@ -157,6 +164,7 @@ class Model:
 
     labels: of the classes, in the order of the probabilities. calibration: by which errors are
     promised, if the run had one. known: what tells images of its classes from others, likewise.
+    parents: of labels, and of parents, if the run had a taxonomy.
     threads: 0 leaves it to the engine.
     graph: the model's file, by default the one in the folder. Raises UserError if the folder holds
     no model or a damaged one, or if its engine is not installed.
@@ -174,6 +182,7 @@ class Model:
             self.labels = [str(label) for label in json.loads((folder / LABELS).read_text("utf-8"))]
             self.calibration = calibration_of(folder, len(self.labels))
             self.known = familiar_of(folder, len(self.labels))
+            self.parents = parents_in(folder, self.labels)
             self.transform = Transform(**json.loads((folder / TRANSFORM).read_text("utf-8")))
             self._run, batch = ENGINES.get(graph, ENGINES[GRAPH])(folder / graph, threads)
         except UserError:
@@ -270,6 +279,33 @@ class Model:
         limits = self.limits(error)
         return [[*self.members(row, limits)] for _, table in self.answers(images) for row in table]
 
+    @property
+    def tree(self) -> Taxonomy | None:
+        """The tree of the labels; None without parents."""
+        tree = Taxonomy.of(self.parents, self.labels)
+        return tree if tree.depth else None
+
+    def predict_levels(self, images: Iterable[ImageSource]) -> list[list[tuple[str, float]]]:
+        """The most probable parent of each image, grandparent and so on, with its probability, the
+        sum over its classes; none for a run without a taxonomy."""
+        tree = self.tree
+        lines: list[list[tuple[str, float]]] = []
+        for _, table in self.answers(images):
+            lines += tree.best(table) if tree else [[] for _ in table]
+        return lines
+
+    def predict_common(self, images: Iterable[ImageSource], error: float = 0.05) -> list[str]:
+        """The class of each image, or the lowest common parent of those that may be right; "unsure"
+        without one. At most a share of `error` is wrong; UserError as `predict_set`."""
+        tree, limits, names = self.tree, self.limits(error), []
+        for _, table in self.answers(images):
+            for row in table:
+                members = chosen(row, limits).tolist()
+                place = tree.common(members) if tree else None
+                single = self.labels[members[0]] if len(members) == 1 else UNSURE
+                names.append(place.name if place else single)
+        return names
+
     def limits(self, error: float) -> np.ndarray:
         """Probabilities [C] from which on classes are in the sets; UserError as `predict_set`."""
         known = self.calibration.known if self.calibration else 0
@@ -333,7 +369,11 @@ def _write(
     features, in its order. limits: of classes in the sets, if an error is promised. limit: of
     strangeness, if strange images are turned away."""
     sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace", newline="")  # type: ignore[union-attr]
-    header = columns(top, zero_shot=False, sets=limits is not None, familiar=limit is not None)
+    tree = model.tree
+    header = columns(
+        top, zero_shot=False, sets=limits is not None, familiar=limit is not None,
+        depth=tree.depth if tree else 0,
+    )  # fmt: skip
     print(csv_text(header, (), "\r\n"), end="")
     features = []
     for images, outputs in model.outputs(files, bad):
@@ -341,10 +381,15 @@ def _write(
             features.append(features_of(outputs))
         none: list[bool | None] = [None] * len(images)
         familiar = none if limit is None else model.familiar(outputs, limit)
-        for image, line, own in zip(images, outputs.probabilities, familiar, strict=True):
-            labels = () if limits is None else model.members(line, limits)
-            found = tuple(model.best(line, top))
-            row = Answer(Path(str(image)), found, labels=labels, familiar=own).row()
+        table = outputs.probabilities
+        sets = [[] if limits is None else chosen(line, limits).tolist() for line in table]
+        levels = Levels.of(tree, table, sets) if tree else [None] * len(images)
+        for image, line, own, members, level in zip(
+            images, table, familiar, sets, levels, strict=True
+        ):
+            labels, found = tuple(model.labels[i] for i in members), tuple(model.best(line, top))
+            answer = Answer(Path(str(image)), found, labels=labels, familiar=own, levels=level)
+            row = answer.row()
             print(csv_text([cell(column, row[column]) for column in header], (), "\r\n"), end="")
     if embeddings and features:
         with open(f"{embeddings}.part", "wb") as file:
@@ -358,7 +403,7 @@ def _limits(model: Model, word: str) -> np.ndarray | None:
     if not error:
         return None
     limits = model.limits(error)
-    if UNSURE in model.labels:
+    if UNSURE in _names(model):
         raise UserError(f"a class is already labelled {UNSURE!r}: leave out --error")
     calibration = model.calibration
     assert calibration
@@ -373,11 +418,16 @@ def _limit(model: Model, word: str) -> float | None:
     if not share:
         return None
     limit = model.strangest(share)
-    if NONE in model.labels:
+    if NONE in _names(model):
         raise UserError(f"a class is already labelled {NONE!r}: leave out --turn-away")
     assert model.known
     _promise(model, model.known.familiarity.promise(share))
     return limit
+
+
+def _names(model: Model) -> list[str]:
+    """All labels and parents."""
+    return [*model.labels, *(model.tree.nodes if model.tree else ())]
 
 
 def _promise(model: Model, *texts: str) -> None:
