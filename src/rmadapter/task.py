@@ -23,8 +23,9 @@ SHARED_GROUPS = "train and test share the group"  # begins a run's note
 FEATURES_ALONE = (
     *("zero-shot", "zero-shot-ensemble", "zero-shot-descriptions", "tda", "stata"),
     *("linear-probe", "linear-probe-zero-shot", "linear-probe-pair"),
-    *("ridge", "clap", "lp-plus-plus", "clip-adapter", "tip-adapter", "tip-adapter-f"),
-    *("hoso-adapter", "gda", "proker", "rehark", "ss-text", "ss-text-plus", "ss-text-u"),
+    *("ridge", "clap", "lp-plus-plus"),
+    *("clip-adapter", "hoso-adapter", "tip-adapter", "tip-adapter-f"),
+    *("gda", "proker", "rehark", "ss-text", "ss-text-plus", "ss-text-u"),
 )
 # Of the first, those that also work without a text encoder, for classes that have images.
 WITHOUT_TEXT = ("linear-probe", "ridge", "gda", "proker")
