@@ -4,7 +4,7 @@
     python tools/families.py --out docs/results/families.jsonl --beside docs/results/choice.jsonl \
         --tables --page docs/studies/families.md
 
-A line is one method on one task: a data set, a number of shots and a seed. Finished tasks are kept:
+A line is one method on one task: a data set, a number of shots and a seed. Finished lines are kept:
 repeat the command to resume. For each number of shots, the sets for choosing choose a member of
 each family; the sets for reporting compare these.
 """
@@ -67,11 +67,11 @@ THROUGH = "through the encoders"
 
 
 def measure(
-    lab: Lab, data: str, shots: int, seed: int, backbone: str = "pocket"
+    lab: Lab, data: str, shots: int, seed: int, methods: Sequence[str], backbone: str = "pocket"
 ) -> list[dict[str, Any]]:
     """Run each method on the test split."""
     lines = []
-    for name in itertools.chain(*FAMILIES.values()):
+    for name in methods:
         values = {"shots": shots, "seed": seed, "backbone": backbone}
         run = Request.make(values, name, data=data)
         record = run_task(run.task, run.method, lab, name).record
@@ -136,7 +136,8 @@ def accuracy_table(lines: Lines, sets: Sequence[str]) -> str:
                 cells.append(f"**{text}**" if pick.get(family) == name else text)
             track = "" if USES[name].track == "ranked" else USES[name].track
             rows.append([family, f"`{name}`", *cells, track])
-    return markdown(["family", "method", *(f"{shots} shots" for shots in few), "track"], rows)
+    heads = [f"{shots} shot{'s' * (shots > 1)}" for shots in few]
+    return markdown(["family", "method", *heads, "track"], rows)
 
 
 def verdict_table(lines: Lines) -> str:
@@ -190,6 +191,8 @@ def tables(lines: Lines) -> dict[str, str]:
 def main() -> None:
     parser = make_parser(__doc__, (*CHOOSE_ALL, *REPORT_ALL))
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 4, 16])
+    members = [*itertools.chain(*FAMILIES.values())]
+    parser.add_argument("--methods", nargs="+", default=members, help="by default all families")
     parser.add_argument("--beside", type=Path, help="lines of slower methods, of tools/choice.py")
     parser.add_argument("--page", type=Path, help="put the tables into this page")
     args = parser.parse_args()
@@ -198,11 +201,12 @@ def main() -> None:
         others = read_lines(args.beside) if args.beside else []
         show(tables(beside(lines, others)), args.page)
         return
-    done = {(line["data"], line["shots"], line["seed"]) for line in lines}
+    done = {(line["data"], line["shots"], line["seed"], line["method"]) for line in lines}
     for seed, data in itertools.product(args.seeds, args.data):
         lab = Lab(root=args.root, keep=True, progress=False)
-        for shots in [few for few in args.shots if (data, few, seed) not in done]:
-            measured = measure(lab, data, shots, seed)
+        for shots in args.shots:
+            left = [name for name in args.methods if (data, shots, seed, name) not in done]
+            measured = measure(lab, data, shots, seed, left)
             append_lines(args.out, measured)
             for line in measured:
                 print(json.dumps(line), flush=True)

@@ -17,6 +17,7 @@ import auto
 import choice
 import drawing
 import explain_study
+import families
 import familiar
 import findings
 import int8_study
@@ -92,6 +93,9 @@ def auto_tables() -> list[str]:
     [
         ("studies/auto.md", auto_tables, 2),
         ("studies/choice.md", lambda: marked(choice.tables(lines_of("choice"))), 6),
+        ("studies/families.md",
+         lambda: marked(families.tables(families.beside(
+             lines_of("families"), lines_of("choice")))), 3),
         ("studies/promises.md", lambda: marked(promises.tables(lines_of("promises"))), 7),
         ("studies/unfamiliar.md",
          lambda: marked({name: table for name, table in familiar.tables(
@@ -159,6 +163,7 @@ def test_the_page_of_auto_names_the_candidates_of_its_tables() -> None:
         ("auto", ("data", "shots", "seed", "candidate"), ()),
         ("choice", ("data", "shots", "seed", "method"), ()),
         ("explain", ("data", "row"), ("backbone",)),
+        ("families", ("data", "shots", "seed", "method"), ()),
         ("familiar", ("data", "shots", "seed", "method"), ()),
         ("keeping", answer.KEY, ()),
         ("plus", ("data", "shots", "seed"), ("precision",)),
