@@ -17,8 +17,8 @@ import auto
 import choice
 import drawing
 import explain_study
-import families
 import familiar
+import families
 import findings
 import int8_study
 import parity
