@@ -132,13 +132,16 @@ def test_labelling_by_keys_alone(page: Tab, project: Project) -> None:
     page.until("document.querySelectorAll('#grid > li.done').length === 1")
     page.press("s")
     page.until("document.querySelectorAll('#grid > li.done').length === 2")
+    page.until("document.getElementById('message').textContent === '1 image was skipped.'")
     assert len(project.skipped) == 1
     page.press("0")
     assert labels_of(project, 2) == ["none", "red"]
+    page.until("document.getElementById('message').textContent === '1 image is none now.'")
     page.press("9")
     assert "9" in message(page, "no_class")
     page.press("n")
     until_count(page, "#grid > li", 15)
+    page.until("document.getElementById('grid').ariaBusy === 'false'")
     page.press(" ")
     page.press("ArrowDown")
     page.press(" ")
@@ -160,6 +163,7 @@ def test_proposals_are_accepted_and_mended(page: Tab, project: Project) -> None:
     write_names(page, "red,blue")
     view = "document.getElementById('view')"
     page.script(f"{view}.value = 'sure'; {view}.dispatchEvent(new Event('change')); 0")
+    page.until("document.getElementById('grid').ariaBusy === 'false'")
     page.until("document.querySelector('#grid > li bdi') !== null")
     page.until("document.querySelector('#grid > li p').textContent.startsWith('Perhaps')")
     enter_grid(page)
