@@ -24,11 +24,11 @@ from rmadapter.curate.suggest import DEFAULT, NEXT, RANDOM, Pool, pick
 from rmadapter.curate.suspects import confident, logit_margin
 from rmadapter.data.names import CATCH_ALL, key, prompt_names
 from rmadapter.errors import UserError, did_you_mean
-from rmadapter.methods.ridge import HEAD, Ridge, ridge
+from rmadapter.methods.ridge import Ridge, ridge
 from rmadapter.metrics import temperature, wilson
-from rmadapter.prompts import OfFeatures
+from rmadapter.prompts import cosine_logits, zero_shot_weights
 from rmadapter.runs.folds import EXPECTED
-from rmadapter.training.contract import Known
+from rmadapter.task import TEMPLATES
 
 METHOD = Ridge()
 SURE = "sure"  # an order: the images with the surest proposals
@@ -123,13 +123,13 @@ def fit(
     targets = np.array([column[int(c)] for c in which[rows]], int)
     x = encoded.unit[rows]
     head = _head(x, targets, len(shot))
-    tensors = {HEAD: torch.from_numpy(head).float().to(backbone.device)}
-    fitted = METHOD.restore(backbone, Known(tuple(prompts[c] for c in shot)), tensors)
     with torch.no_grad():
-        scorer = fitted.for_classes(prompts)
-        assert isinstance(scorer, OfFeatures)
+        # both for all classes, so that no name is encoded again when its class gets an image
+        weights = zero_shot_weights(backbone, prompts, (*TEMPLATES, *METHOD.general))
+        plain = zero_shot_weights(backbone, prompts, TEMPLATES)
+        weights[shot] = plain[shot] + METHOD.head * torch.from_numpy(head).to(plain)
         features = torch.from_numpy(encoded.unit).float().to(backbone.device)
-        logits = scorer.logits(features).cpu().numpy().astype(float)
+        logits = cosine_logits(backbone, features, weights).cpu().numpy().astype(float)
         scale = float(backbone.logit_scale) * METHOD.head
     judged = np.zeros(len(given), bool)
     if len(rows):
