@@ -31,6 +31,21 @@ def test_sizes_are_those_of_the_weights(name: str) -> None:
     assert round(megabytes) == choice.KNOWN[name].megabytes
 
 
+@pytest.mark.parametrize("name", choice.CURATED)
+def test_curated_image_encoders_are_those_of_timm(name: str) -> None:
+    import timm
+
+    own = name.removeprefix("timm:")
+    with torch.device("meta"):
+        model = timm.create_model(own.partition(".")[0], num_classes=0)
+    megabytes = sum(p.numel() for p in model.parameters()) * 4 / 1e6
+    assert round(megabytes) == choice.CURATED[name].megabytes
+    config = timm.get_pretrained_cfg(own)
+    assert config is not None
+    assert config.license == choice.CURATED[name].licence
+    assert config.hf_hub_id == f"timm/{own}"  # under which the hub's cache keeps it
+
+
 def test_pocket_alone_is_advised_against() -> None:
     assert re.search(r"ViT-B-16/openai \(598 MB from the Hugging Face hub", choice.advise("pocket"))
     assert choice.advise("ViT-B-16/openai") == ""

@@ -34,6 +34,24 @@ KNOWN = {
     "ViT-B-16/openai": Published(598, 68.3, "Apache-2.0"),
     "ViT-L-14/openai": Published(1710, 75.5, "as its card says"),
 }
+
+
+class Curated(NamedTuple):
+    """An image encoder of timm that is listed, whether or not it is on this disk. megabytes: to
+    fetch, in float32. licence: of the weights, from timm's table."""
+
+    use: str
+    megabytes: int
+    licence: str
+
+
+CURATED = {
+    "timm:vit_small_patch14_dinov2.lvd142m": Curated("general", 88, "apache-2.0"),
+    "timm:vit_small_patch16_dinov3.lvd1689m": Curated("general", 86, "dinov3-license"),
+    "timm:convnext_tiny.in12k_ft_in1k": Curated("general", 111, "apache-2.0"),
+    "timm:mobilenetv4_conv_small.e2400_r224_in1k": Curated("small", 10, "apache-2.0"),
+    "timm:vit_large_patch16_dinov3.sat493m": Curated("remote sensing", 1212, "dinov3-license"),
+}
 ADVISED = "ViT-B-16/openai"
 BETTER = (
     "backbone pocket is small and works offline; on photos a real CLIP is far better: --backbone "
@@ -127,11 +145,28 @@ def listed(hub_cache: Path | None = None) -> list[JsonObject]:
 
     hub_cache: folder of the Hugging Face hub's cache, by default its library's.
     """
-    published = _published(_cached(hub_cache))
+    cached = _cached(hub_cache)
+    published = [*_curated(cached), *_published(cached)]
     return [*_packaged(), *({**row, "about": _about(row["name"])} for row in published)]
 
 
+def _curated(cached: dict[str, Path]) -> list[JsonObject]:
+    """Return the rows of `CURATED`, whose repositories are taken out of the cached ones."""
+    rows: list[JsonObject] = []
+    for name, known in CURATED.items():
+        place = cached.pop(f"timm/{name.removeprefix(TIMM)}", None)
+        if place:
+            row = {"state": READY, "mb": _size(place), "folder": str(place)}
+        else:
+            row = {"state": f"{known.megabytes:,} MB {TO_COME}", "mb": None, "folder": ""}
+        rows.append({"name": name, **row})
+    return rows
+
+
 def _about(name: str) -> str:
+    if name in CURATED:
+        use, _, licence = CURATED[name]
+        return f"{use}; image encoder without text, not tested here; licence: {licence}"
     if name not in KNOWN:
         return ""
     accuracy, licence = KNOWN[name].imagenet, KNOWN[name].licence
