@@ -196,6 +196,21 @@ def options(r: Result) -> str:
     return text + f"\nThe first compiled step took {r['compile_seconds']:.0f} s.\n"
 
 
+@_by_backbone
+def start(results: list[Result]) -> str:
+    """Starts of a process, and what is imported."""
+    r = results[0]
+    rows = [
+        [row["run"], f"{row['cpu_seconds']:.2f}", f"{row['times_torch']:.2f}"] for row in r["rows"]
+    ]
+    title = f"From a command to the answer to one image, {r['backbone']} (`start.py`)"
+    text = table(title, ["run", "seconds of the processor", "times `import torch`"], rows)
+    for run, packages in r["imports"].items():
+        shares = ", ".join(f"{name} {seconds:.2f}" for name, seconds in packages.items())
+        text += f"\nSeconds on the clock for imports of `{run}`, slowed by measuring: {shares}.\n"
+    return text + about(r["machine"])
+
+
 def demo_fit(r: Result) -> str:
     """Training of the demo."""
     rows = [
@@ -345,8 +360,8 @@ def _growth_cell(point: Result, part: str) -> str:
 
 SECTIONS: dict[str, Callable[[Any], str]] = {
     "train_step": train_step, "overhead": overhead, "inference": inference, "predict": predict,
-    "serve": serve, "options": options, "folder": folder, "demo_fit": demo_fit, "peers": peers,
-    "public": public, "scaling": scaling, "growth": growth, "gpu": gpu,
+    "start": start, "serve": serve, "options": options, "folder": folder, "demo_fit": demo_fit,
+    "peers": peers, "public": public, "scaling": scaling, "growth": growth, "gpu": gpu,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import growth
 import inference
 import profiling
 import pytest
+import start
 import torch
 import train_step
 from step import Step
@@ -126,6 +127,15 @@ def test_the_first_step_needs_only_the_drawn_images(
     result = json.loads(run(first_step, monkeypatch, capsys, *where, *images, *words))
     assert (result["images"], result["files_decoded"], result["decodes"]) == (20, 4, 4)
     assert len({path.stat().st_ino for path in (tmp_path / "data").rglob("*.jpg")}) == 8
+
+
+def test_seconds_of_imports_are_added_by_package() -> None:
+    head = "import time: self [us] | cumulative | imported package\n"
+    modules = [(f"p{i}", i) for i in range(12)] + [("p3.x", 40), ("p3.x.y", 50)]
+    lines = [f"import time: {own:>9} | {10 * own:>10} |   {name}" for name, own in modules]
+    found = start.packages(head + "\n".join(lines) + "\nnote: import time: 9 | 9 | no")
+    assert list(found) == ["p3", *(f"p{i}" for i in range(11, 3, -1)), "p2"]
+    assert found["p3"] == pytest.approx(93e-6)
 
 
 def test_the_parts_of_a_command_add_up_to_the_whole() -> None:
