@@ -162,7 +162,7 @@ def test_a_run_records_what_it_takes_to_repeat_it(
     record = read_record(finished / "run.json")
     assert (record.backbone.name, record.backbone.digest) == (tiny_clip.name, tiny_clip.digest)
     split, task = split_digest(few_shot(read_images(colors), 4, 1)), record.task
-    assert read_draw(finished) == (4, 1, split) == (task.shots, task.seed, record.split_digest)
+    assert read_draw(finished) == (task, split) == (record.task, record.split_digest)
     assert split == json.loads((finished / "split.json").read_text())["digest"]
     assert record.seconds["train"] > 0 < record.seconds["evaluate"]
     values = read_yaml(finished / "config.yaml")
@@ -391,7 +391,7 @@ def test_one_changed_byte_of_any_file_is_refused(
 
 
 def test_a_record_that_the_sums_do_not_list_is_refused(copy: Path) -> None:
-    assert read_draw(copy)[:2] == (4, 1)
+    assert read_draw(copy)[0].shots == 4
     write_sums(copy, (FILE, "model.json"))
     with pytest.raises(UserError, match=r"run\.json: not listed in SHA256SUMS"):
         read_draw(copy)
@@ -400,7 +400,7 @@ def test_a_record_that_the_sums_do_not_list_is_refused(copy: Path) -> None:
 def test_a_run_without_sums_is_read(copy: Path, tiny_clip: Backbone) -> None:
     (copy / "SHA256SUMS").unlink()
     assert load(copy, tiny_clip).name == "rmadapter"
-    assert read_draw(copy)[:2] == (4, 1)
+    assert read_draw(copy)[0].shots == 4
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
