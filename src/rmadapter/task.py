@@ -79,8 +79,8 @@ class Task:
     )
     draw: Draw = option(
         "balanced",
-        "balanced: as many images of each class; natural: as many in all, by the frequencies of "
-        "the data, at least one of each class, and none to validate on",
+        "balanced: as many images of each class; natural: as many in all, by the data's "
+        "frequencies",
     )
     classes: Half = option(
         "all", "classes to train on: all, the first half (base) or the second half (novel)"

@@ -149,6 +149,7 @@ DIFFERENT = {
     "--precision": "a file may be in int8, a training not; a training may choose",
     "--set": "in a bench, METHOD.FIELD is a setting of one of its methods",
     "--shots": "a bench takes several numbers",
+    "--to": "a model and labels have other formats",
 }
 
 

@@ -170,7 +170,10 @@ def test_eval_measures_a_split_some_classes_or_other_settings(
 ) -> None:
     command = ["eval", finished, colors, *backbone_option(finished)]
     found = rmadapter.json(*command)
-    assert list(found) == ["accuracy", "zero_shot_accuracy", "chance", "n_images", "n_classes"]
+    counts = ["n_images", "n_classes"]
+    assert list(found) == [
+        "accuracy", "zero_shot_accuracy", "chance", *counts, "balanced_accuracy"
+    ]  # fmt: skip
     assert (found["chance"], found["n_images"], found["n_classes"]) == (25, 16, 4)
     assert found["accuracy"] > 90 > 50 > found["zero_shot_accuracy"]
     untouched = rmadapter.json(*command, "--set", "alpha=0")

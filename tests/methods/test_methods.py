@@ -152,6 +152,8 @@ def test_a_killed_training_ends_with_the_same_weights(
     averages included."""
     method = quick_method(name)
     total = prod(method.recipe.length(images.labels))
+    if name == "coop-few-shot":  # which trains half of the epochs with two shots per class
+        total //= 2
     survived = random.Random(f"{name} {sys.version}").randrange(1, total) if total > 1 else 0
     shots = shots_of(tiny_clip, images, augmentation="standard", views=2)
     whole, resumed = killed_and_resumed(

@@ -96,7 +96,7 @@ def test_transport_scales_rows_and_columns() -> None:
 def test_images_without_labels_move_the_weights(tiny_clip: Backbone) -> None:
     images, pool = uneven(), noise_images(12, FOUR, seed=9, grain=16)
     shots = shots_of(tiny_clip, images, unlabelled=pool)
-    fitted = SSTextU(rounds=2, iterations=4).fit(tiny_clip, shots)
+    fitted = SSTextU(rounds=2, sinkhorn=4).fit(tiny_clip, shots)
     x, prompts = own_features(tiny_clip, images, FOUR)
     u, scale = own_features(tiny_clip, pool, FOUR)[0], float(tiny_clip.logit_scale)
     counts = np.array([0, 5, 2, 1])  # the bird has no shots

@@ -59,8 +59,8 @@ Taxonomy = Annotated[
     Path | None,
     typer.Option(
         "--taxonomy",
-        help="Table of label,parent[,grandparent], such as that of the images, or JSON: also "
-        "judge parents.",
+        help="Table of label,parent[,grandparent], or JSON; such as that of the images. Parents "
+        "are judged, too.",
     ),
 ]
 

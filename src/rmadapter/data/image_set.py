@@ -231,7 +231,7 @@ class ImageSet:
 
     @property
     def taxonomy(self) -> Taxonomy | None:
-        """The tree of the labels; None without parents.
+        """Return the tree of the labels; None without parents.
 
         Raises:
             UserError: As `Taxonomy.of`.

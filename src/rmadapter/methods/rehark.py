@@ -26,7 +26,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.methods.parts.features import columns, held_out, unit
 from rmadapter.methods.parts.tensors import shaped
 from rmadapter.prompts import zero_shot_weights
-from rmadapter.settings import STRICT, option
+from rmadapter.settings import STRICT, Count, option
 from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits
 
 # Where the released code draws the numbers from; `penalty` on a logarithmic scale.
@@ -67,7 +67,7 @@ class ReHARK(Method):
         "Islam, 2026 (arXiv 2603.11542); trainers/rehark.py of github.com/Jahid12012021/ReHARK"
     )
     numbers: Numbers = field(default_factory=Numbers)
-    trials: int = 100
+    trials: Count = 100
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
         views = unit(shots.features())

@@ -84,8 +84,8 @@ class SSTextPlus(SSText):
 @dataclass(frozen=True)
 class SSTextU(SSText):
     """SS-Text with images without labels. rounds: how often weights and shares are computed.
-    iterations: of the transport. rare: a class without shots is that much rarer than the rarest of
-    the others.
+    sinkhorn: iterations of the transport. rare: a class without shots is that much rarer than the
+    rarest of the others.
 
     The images are all train images that are not tested on, and the names are those of all classes.
     Without such images, only the shots count.
@@ -98,7 +98,7 @@ class SSTextU(SSText):
     )
     traits: ClassVar[Traits] = Traits(unlabelled=True)
     rounds: Size = 3
-    iterations: Size = 10
+    sinkhorn: Size = 10
     rare: Positive = 4.0
 
     def weights(self, backbone: Backbone, shots: Shots) -> Tensor:
@@ -116,7 +116,7 @@ class SSTextU(SSText):
         pool = unit(shots.plain_features(images))
         for _ in range(self.rounds):
             logits = cosine_logits(backbone, pool, F.normalize(every, dim=-1))
-            found = transport(logits, shares, self.iterations)
+            found = transport(logits, shares, self.sinkhorn)
             every = fixed + backbone.logit_scale * found.T @ pool / len(pool)
         return every[rows]
 

@@ -86,7 +86,7 @@ def test_methods_learn_the_same_without_fixed_features(
     fitted = quick.fit(tiny_clip, shots)
     assert len(asked) == 1
     monkeypatch.setattr(
-        FixedFeatures, "features", lambda self, batch, source: self.of(batch.images).detach()
+        FixedFeatures, "_features", lambda self, batch, source: self.of(batch.images).detach()
     )
     plain = quick.fit(tiny_clip, shots)
     assert len(asked) == 1
