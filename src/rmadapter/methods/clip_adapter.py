@@ -35,8 +35,12 @@ class Bottleneck(Learner):
         """Return the output [..., e] of the two layers."""
         return F.relu(self.up(F.relu(self.down(x))))
 
+    def blended(self, x: Tensor, adapted: Tensor, ratio: float | Tensor) -> Tensor:
+        """Return features [..., e] of which a ratio is adapted."""
+        return ratio * adapted + (1 - ratio) * x
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.ratio * self.adapted(x) + (1 - self.ratio) * x
+        return self.blended(x, self.adapted(x), self.ratio)
 
     def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
         weights = zero_shot_weights(self.backbone, names, known.templates)

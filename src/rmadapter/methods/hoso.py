@@ -35,10 +35,6 @@ class Blend(Bottleneck):
         super().__init__(backbone, reduction, ratio)
         self.share = nn.Parameter(torch.tensor(math.log(ratio / (1 - ratio))))
 
-    def blended(self, x: Tensor, adapted: Tensor, ratio: Tensor) -> Tensor:
-        """Return features [..., e] of which a ratio is adapted."""
-        return ratio * adapted + (1 - ratio) * x
-
     def forward(self, x: Tensor) -> Tensor:
         return self.blended(x, self.adapted(x), self.share.sigmoid())
 
