@@ -129,7 +129,7 @@ class BackboneRow(Value):
         accuracy: Accuracy of the linear probe on the images of the folds.
         images_per_second: Speed of its image encoder on this machine, in batches of 8.
         megabytes: Size of its weights in float32.
-        licence: Licence of its weights, as far as known.
+        licence: Licence of its weights, or what is known of it.
         seconds: Seconds of encoding and judging.
         reason: Why there is no accuracy.
     """

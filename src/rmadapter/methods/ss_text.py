@@ -71,7 +71,7 @@ class SSText(Method):
 @dataclass(frozen=True)
 class SSTextPlus(SSText):
     """SS-Text whose classes count by their numbers of shots, and are moved apart: what the released
-    code runs unless told otherwise."""
+    code runs by default."""
 
     title: ClassVar[str] = "SS-Text+"
 

@@ -101,8 +101,8 @@ class Chat:
                         raise UserError(f"{self.url}: {_refusal(error.code)}") from None
                     reason, pause = f"status {error.code}", _asked_pause(error)
             except (OSError, http.client.HTTPException) as error:
-                told = getattr(error, "reason", error)
-                reason, pause = str(told) or type(error).__name__, 0.0
+                cause = getattr(error, "reason", error)
+                reason, pause = str(cause) or type(error).__name__, 0.0
             if number < TRIES - 1:
                 self.wait(min(max(pause, 2.0**number), LONGEST_WAIT))
         raise UserError(

@@ -210,7 +210,7 @@ def label_page() -> str:
 
 
 def _page(content: Callable[[], str]) -> Endpoint:
-    """Return what sends a page, and makes a visitor of whoever opens it first."""
+    """Return an endpoint that sends a page, and begins a session for a new visitor."""
 
     async def endpoint(request: Request) -> Response:
         visitors = _visitors(request)
