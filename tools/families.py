@@ -81,6 +81,7 @@ def measure(
                 "shots": shots,
                 "seed": seed,
                 "method": name,
+                "classes": len(lab.draw(run.task).train.classes),
                 "test": record.metric("all"),
                 "train_seconds": record.seconds["train"],
                 "split_digest": record.split_digest,

@@ -1,0 +1,73 @@
+"""Draw R2 of docs/studies/registration.md: accuracy on novel classes against accuracy on the
+trained ones, as a model is mixed with the untouched one.
+
+    python tools/frontier.py docs/results/keeping.jsonl docs/studies/keeping.svg
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from studies import REPORT_ALL, Lines, read_lines
+
+from rmadapter.support.files import write_text
+from rmadapter.support.html import COLOURS, canvas
+
+SHOTS = 4
+# Variants of tools/answer.py: name, colour, line and marker.
+CURVES: Mapping[str, tuple[str, str, str, str]] = {
+    "plus": ("RMAdapter+", "adapted", "-", "D"),
+    "mmrl": ("MMRL", "ink", "-", "s"),
+    "neither": ("adapters alone", "adapted", "--", "^"),
+    "both": ("RMAdapter", "adapted", ":", "P"),
+    "ridge": ("ridge", "zero-shot", "--", "v"),
+    "mma": ("MMA", "ink", "--", "X"),
+}
+
+
+def frontiers(lines: Lines, shots: int) -> dict[str, np.ndarray]:
+    """Average base and novel accuracy [S, 2] of each of CURVES, for each share of the trained
+    model, over the data sets for reporting; each set is the mean of its domains and draws."""
+    roots = {name.split("/")[0] for name in REPORT_ALL}
+    found: dict[str, dict[str, list[np.ndarray]]] = {name: {} for name in CURVES}
+    for line in lines:
+        data = line["data"].split("/")[0]
+        if line["shots"] == shots and data in roots and line["variant"] in CURVES:
+            points = np.array(line["frontier"])[:, :2]
+            found[line["variant"]].setdefault(data, []).append(points)
+    counts = {tuple((data, len(some)) for data, some in sets.items()) for sets in found.values()}
+    if len(counts) != 1:
+        raise ValueError("curves of different draws cannot be compared")
+    return {
+        name: np.mean([np.mean(some, axis=0) for some in sets.values()], axis=0)
+        for name, sets in found.items()
+    }
+
+
+def drawn(lines: Lines, shots: int = SHOTS) -> str:
+    """Draw the frontiers as SVG, with the accuracies of each trained model."""
+    with canvas(6.4, 4.4, "keeping", "Novel accuracy against base accuracy") as (axes, out):
+        for name, points in frontiers(lines, shots).items():
+            label, colour, style, marker = CURVES[name]
+            base, novel = points[-1]
+            axes.plot(
+                *points.T, color=COLOURS[colour], linestyle=style, marker=marker, markersize=5,
+                markevery=[len(points) - 1], label=f"{label} {base:.1f} / {novel:.1f}",
+            )  # fmt: skip
+        axes.plot(*points[0], "o", color=COLOURS["zero-shot"], markersize=6)
+        axes.annotate("zero-shot", points[0], (6, 4), textcoords="offset points", fontsize=8)
+        axes.set(xlabel="accuracy on trained classes, %", ylabel="accuracy on novel classes, %")
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), title="base / novel")
+    return out[0]
+
+
+def main() -> None:
+    source, out = map(Path, sys.argv[1:])
+    write_text(out, drawn(read_lines(source)))
+
+
+if __name__ == "__main__":
+    main()
