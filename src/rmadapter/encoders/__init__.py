@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rmadapter.encoders.encoder import Encoder, States, weights_of
 from rmadapter.encoders.image import ClipImage, ImageEncoder, TimmImage, WholeImage
-from rmadapter.encoders.layouts import Grid, Packed
+from rmadapter.encoders.layouts import Grid, Packed, send
 from rmadapter.encoders.text import BertText, ClipText, TextEncoder, WholeText, pausing
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ __all__ = [
     "encoders_of",
     "image_encoder_of",
     "pausing",
+    "send",
     "text_encoder_of",
     "weights_of",
 ]

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from rmadapter.encoders.blocks import Opaque, Projections, View, cast, view_of
-from rmadapter.encoders.layouts import Grid, Packed
+from rmadapter.encoders.layouts import Grid, Packed, send
 
 Layout = TypeVar("Layout", Grid, Packed)
 NOTHING = torch.empty(0)
@@ -58,7 +58,7 @@ class States:
     y: Tensor = NOTHING
 
     def to(self, device: torch.device) -> States:
-        moved = (part.to(device) for part in (self.features, self.x, self.y))
+        moved = (send(part, device) for part in (self.features, self.x, self.y))
         return States(self.first, self.layout.to(device), *moved)
 
 

@@ -39,6 +39,14 @@ def _products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: b
     return (scores if mask is None else scores.masked_fill(~mask, -math.inf)).softmax(-1) @ v
 
 
+def send(x: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor to a device, which has it at the start of whatever it does next. The processor
+    waits for no GPU, since that copies from pinned memory."""
+    if x.device.type != "cpu" or device.type != "cuda":
+        return x.to(device)
+    return x.pin_memory().to(device, non_blocking=True)  # pragma: no cover: needs a GPU
+
+
 @dataclass(frozen=True)
 class Grid:
     """The layout of images: every sequence has the same L tokens, all of them real.
@@ -75,7 +83,7 @@ class Grid:
             extras[block] = dict(values)
             for name, value in values.items():
                 if isinstance(value, Tensor):
-                    extras[block][name] = value.to(device)
+                    extras[block][name] = send(value, device)
         return replace(self, extras=extras)
 
 
@@ -133,7 +141,7 @@ class Packed:
     def to(self, device: torch.device) -> Packed:
         parts = vars(self)
         tensors = {name: part for name, part in parts.items() if isinstance(part, Tensor)}
-        return Packed(**{**parts, **{name: part.to(device) for name, part in tensors.items()}})
+        return Packed(**{**parts, **{name: send(part, device) for name, part in tensors.items()}})
 
 
 def pack(

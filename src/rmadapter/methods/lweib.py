@@ -29,7 +29,7 @@ from rmadapter.adapter import SIDES, decoupled
 from rmadapter.backbones import Backbone
 from rmadapter.data.names import descriptions
 from rmadapter.data.texts import read_texts, texts_of, texts_of_all
-from rmadapter.encoders import EitherEncoder, Packed, States
+from rmadapter.encoders import EitherEncoder, Packed, States, send
 from rmadapter.encoders.blocks import Opaque, View
 from rmadapter.encoders.layouts import pack
 from rmadapter.errors import UserError
@@ -182,14 +182,15 @@ class Convolutions(nn.Module):
         return image.encode(states.x, states.layout, views=views)
 
     def text_features(self, tokens: Tensor, scales: Sequence[float]) -> Tensor:
-        """Return normalised features [S, e] of texts [S, L]."""
+        """Return normalised features [S, e] of texts [S, L], on the CPU: a GPU would have to be
+        waited for to lay them out."""
         return learnt_weights(
             self._encode_text, [(chunk, scales) for chunk in tokens.split(CHUNK)], each=1
         )
 
     def _encode_text(self, tokens: Tensor, scales: Sequence[float]) -> Tensor:
         encoder = self.backbone.text
-        layout = self.layout(tokens)
+        layout = self.layout(tokens).to(self.backbone.device)
         with torch.no_grad():
             x = encoder.stem(layout)
         views = self._views("text", scales, partial(self.on_text, layout=layout))
@@ -216,14 +217,14 @@ def rivals(
 ) -> tuple[Tensor, Tensor]:
     """Return the classes [K] of a step, and the places of labels [B] among them: the labels' own
     classes, and for each of these `negatives` random others. All classes if there are no more than
-    labels, or if `negatives` is 0."""
+    labels, or if `negatives` is 0. All on the CPU."""
     if not negatives or classes <= len(labels):
-        return torch.arange(classes, device=labels.device), labels
+        return torch.arange(classes), labels
     present, places = labels.unique(return_inverse=True)
     others = torch.ones(classes, dtype=torch.bool)
-    others[present.cpu()] = False
+    others[present] = False
     drawn = torch.randperm(int(others.sum()), generator=generator)[: negatives * len(present)]
-    return torch.cat([present, others.nonzero()[drawn, 0].to(present.device)]), places
+    return torch.cat([present, others.nonzero()[drawn, 0]]), places
 
 
 @dataclass(frozen=True)
@@ -276,22 +277,22 @@ class LwEIB(Method):
         module = self.module(backbone, packed(texts), shots.seed)
         groups = [self.texts(name, shots.known, texts) for name in shots.classes]
         check_prompts(sum(map(len, groups)))
-        tokens = backbone.tokenizer([text for group in groups for text in group]).to(
-            backbone.device
-        )
+        tokens = backbone.tokenizer([text for group in groups for text in group])
+        all_labels = torch.tensor(shots.images.labels)  # all that is drawn stays on the CPU
         counts = torch.tensor([len(group) for group in groups])
         starts = counts.cumsum(0) - counts
 
         def loss(batch: Batch) -> Tensor:
-            classes, labels = rivals(batch.labels, len(groups), self.negatives, batch.generator)
+            own = all_labels[batch.rows]
+            classes, labels = rivals(own, len(groups), self.negatives, batch.generator)
             shares = torch.rand(len(classes), generator=batch.generator)
-            places = (shares * counts[classes.cpu()]).long()
-            chosen = tokens[(starts[classes.cpu()] + places).to(tokens.device)]
+            places = (shares * counts[classes]).long()
+            chosen = tokens[starts[classes] + places]
             w = module.text_features(chosen, self.scales(backbone.text.depth, batch.generator))
             f = module.image_features(
                 batch.images, self.scales(backbone.image.depth, batch.generator)
             )
-            return self.loss(cosine_logits(backbone, f, w), labels)
+            return self.loss(cosine_logits(backbone, f, w), send(labels, f.device))
 
         trained = minimise(module, loss, self.recipe, shots, shots.source(FIRST))
         return self.restore(backbone, shots.known, module.state_dict()).after(trained)
@@ -316,9 +317,7 @@ class LwEIB(Method):
         def for_classes(names: Sequence[str]) -> ToLogits:
             groups = [self.texts(name, known, texts) for name in names]
             check_prompts(sum(map(len, groups)))
-            tokens = backbone.tokenizer([text for group in groups for text in group]).to(
-                backbone.device
-            )
+            tokens = backbone.tokenizer([text for group in groups for text in group])
             features = module.text_features(tokens, self.scales(backbone.text.depth))
             weights = F.normalize(group_means(features, groups), dim=-1)
             image = partial(module.image_features, scales=self.scales(backbone.image.depth))

@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
-from rmadapter.encoders import Packed, States, encoders_of, weights_of
+from rmadapter.encoders import Packed, States, encoders_of, send, weights_of
 from rmadapter.encoders.blocks import with_own
 from rmadapter.errors import UserError
 from rmadapter.prompts import (
@@ -125,9 +125,8 @@ def choose_classes(
     own_first = similar.scatter(1, labels[:, None], math.inf)
     ranks = own_first.argsort(1, descending=True).argsort(1)  # from 0
     behind = ranks + 1 - math.ceil(ratio * similar.shape[1])
-    return torch.rand(similar.shape, generator=generator).to(similar.device) < torch.exp(
-        -decay * behind
-    )
+    drawn = torch.rand(similar.shape, generator=generator)
+    return send(drawn, similar.device) < torch.exp(-decay * behind)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from torch import Tensor
 from rmadapter.backbones import Backbone
 from rmadapter.data.read import ImageSet
 from rmadapter.data.transforms import ImageTensors, TrainTransform, batches
-from rmadapter.encoders import Grid, States
+from rmadapter.encoders import Grid, States, send
 from rmadapter.errors import UserError
 from rmadapter.settings import Machine
 from rmadapter.support.files import atomic, reserve
@@ -74,7 +74,7 @@ class Held:
 
     def batch(self, rows: Tensor, epoch: int = 0) -> States:
         """Return the states of some images; each epoch takes the next view."""
-        rows = rows + epoch % self.views * len(self)
+        rows = send(rows + epoch % self.views * len(self), self.features.device)
         parts = [part[rows] if len(part) else part for part in (self.features, self.x, self.y)]
         return States(self.first, self.layout, *parts).to(self.device)
 
@@ -121,7 +121,7 @@ class Live:
         tensors = self.cache.tensors(self.images, view, self.augmented)
         rows = [order.tolist() for order in orders]
         for pixels in batches(tensors, rows, self.cache.machine.workers):
-            yield pixels.to(self.cache.device)
+            yield send(pixels, self.cache.device)
 
 
 Source = Held | Live

@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from statistics import fmean, median
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from rmadapter.encoders import States
+from rmadapter.encoders import States, send
 from rmadapter.errors import UserError
 from rmadapter.support.distributed import add_up, begin, several
 from rmadapter.support.files import JsonObject, write_tensors
@@ -32,6 +33,7 @@ from rmadapter.training.shots import Callback, Figures, Shots, Unfinished
 from rmadapter.training.traits import Recipe
 
 SAVE_SECONDS = 30.0  # a killed run loses at most this much work
+READ_SECONDS = 0.5  # between two readings of losses, for which a processor waits for its GPU
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,9 +122,13 @@ def minimise(
     trained = trainer.trained
     epochs, per_epoch = recipe.length(shots.images.labels)
     call = torch.compile(loss) if shots.machine.compile else loss
-    labels, seconds = shots.labels, []
-    saved = time.monotonic()
+    labels, shown = shots.labels, ""
+    seconds: list[float] = []  # of each step that is read
+    spent = 0.0  # on those that are not
+    saved = read = time.monotonic()
     started = saved - trained.seconds
+    # Processes that find out apart that a loss is not finite would wait for one another.
+    always = bool(shots.callbacks) or several()
     gpus = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(gpus), bar(shots.progress) as display:
         trainer.seed()
@@ -136,18 +142,24 @@ def minimise(
             for part, share, images in zip(parts, shares, states, strict=True):
                 begun = time.perf_counter()
                 rates = [one.rate(trained.step, per_epoch, epochs) for one in trainer.recipes]
-                batch = Batch(epoch, part, labels[part.to(device)], images, trainer.generator)
-                terms = trainer.step(call, batch, rates, share)
-                trained.step += 1
-                trained.seconds = time.monotonic() - started
-                figures = {"step": trained.step, "epoch": epoch + 1, **terms, "lr": rates[0]}
-                trained.history.append(figures)
+                batch = Batch(epoch, part, labels[send(part, device)], images, trainer.generator)
+                trainer.step(call, batch, rates, share)
                 if trained.step % per_epoch == 0:
                     after_epoch(epoch)
-                notify(shots.callbacks if trainer.writes else (), trained.history, per_epoch)
-                seconds.append(time.perf_counter() - begun)
-                display.update(task, advance=1, note=f"loss {terms['loss']:.3f}")
-                if shots.unfinished and trainer.writes and time.monotonic() - saved > SAVE_SECONDS:
+                now = time.monotonic()
+                saves = shots.unfinished and trainer.writes and now - saved > SAVE_SECONDS
+                reads = always or saves or trained.step == total or now - read > READ_SECONDS
+                count = trainer.read() if reads else 0
+                if count:
+                    read = time.monotonic()
+                    trained.seconds = read - started
+                    notify(shots.callbacks if trainer.writes else (), trained.history, per_epoch)
+                spent += time.perf_counter() - begun
+                if count:
+                    seconds += [spent / count] * count
+                    spent, shown = 0.0, f"loss {trained.history[-1]['loss']:.3f}"
+                display.update(task, advance=1, note=shown)
+                if saves and shots.unfinished:
                     trainer.save(shots.unfinished)
                     saved = time.monotonic()
     module.eval()
@@ -207,6 +219,16 @@ def notify(callbacks: Iterable[Callback], history: Sequence[Figures], per_epoch:
             callback.on_epoch(figures)
 
 
+class Unread(NamedTuple):
+    """A step whose loss terms are still on the device. epoch: counted from 0."""
+
+    step: int
+    epoch: int
+    rate: float
+    names: Sequence[str]
+    values: Tensor
+
+
 class Trainer:
     """A step of a training, and all that the next steps depend on, in memory and on disk."""
 
@@ -229,6 +251,7 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(shots.seed)
         self.writes = not several() or dist.get_rank() == 0
         self.trained = Trained()
+        self._unread: list[Unread] = []
         self._random: dict[str, Tensor] = {}
         saved = shots.unfinished
         if saved and saved.path.exists() and not (saved.before and key_of(saved) == saved.before):
@@ -247,11 +270,9 @@ class Trainer:
         if "random.cuda" in self._random:  # pragma: no cover: needs a GPU
             torch.cuda.set_rng_state(self._random["random.cuda"], self.device)
 
-    def step(
-        self, loss: Loss, batch: Batch, rates: Sequence[float], share: float
-    ) -> dict[str, float]:
-        """Do a step and return its loss terms. rates: one per group. share: how much of the batch
-        is this process's."""
+    def step(self, loss: Loss, batch: Batch, rates: Sequence[float], share: float) -> None:
+        """Do a step and count it; `read` gets its loss terms. rates: one per group. share: how much
+        of the batch is this process's."""
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         with torch.autocast(self.device.type, self.format, enabled=self.format != torch.float32):
@@ -272,11 +293,27 @@ class Trainer:
         values = torch.stack([term.detach().float() for term in terms.values()])
         if shared:
             add_up(values.mul_(share))
-        record = dict(zip(terms, values.tolist(), strict=True))
-        if not math.isfinite(record["loss"]):
-            step = self.trained.step + 1
-            raise UserError(f"the loss became {record['loss']} in step {step}: lower learning_rate")
-        return record
+        self.trained.step += 1
+        self._unread.append(Unread(self.trained.step, batch.epoch, rates[0], [*terms], values))
+
+    def read(self) -> int:
+        """Append the figures of the steps since the last reading to the history, and return their
+        number. On a GPU this waits for the steps.
+
+        Raises UserError for the first loss that is not finite.
+        """
+        unread, self._unread = self._unread, []
+        values = torch.cat([one.values for one in unread]).tolist() if unread else []
+        for one in unread:
+            terms = dict(zip(one.names, values, strict=False))
+            del values[: len(terms)]
+            if not math.isfinite(terms["loss"]):
+                raise UserError(
+                    f"the loss became {terms['loss']} in step {one.step}: lower learning_rate"
+                )
+            figures = {"step": one.step, "epoch": one.epoch + 1, **terms, "lr": one.rate}
+            self.trained.history.append(figures)
+        return len(unread)
 
     def save(self, unfinished: Unfinished) -> None:
         """Write one safetensors file, atomically."""
