@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from PIL import Image
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
+from rmadapter.backbones.names import joined
 from rmadapter.conformal import chosen, limits_of
 from rmadapter.data.fewshot import half
 from rmadapter.data.image_set import with_weights
@@ -29,11 +29,14 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
     It adapts a CLIP-like backbone. Images are paths, PIL images or arrays [H, W, 3]; labels are
     class names or integers. After `fit` it has `classes_`, the labels in the order of
-    `predict_proba`'s columns; `fitted_`, a `Fitted`; `history_`, the loss terms of each step; and,
-    where it chose the method, `choice_`. `RMAdapterClassifier` is the same class.
+    `predict_proba`'s columns; `fitted_`, a `Fitted`; `history_`, the loss terms of each step;
+    `choice_`, where it chose the method, and `backbones_`, where it chose the backbone.
+    `RMAdapterClassifier` is the same class.
 
     Args:
-        backbone: A name that `load_backbone` accepts.
+        backbone: A name that `load_backbone` accepts; or several, of which the one is chosen on
+            which a linear probe is most accurate, by cross-validation of the shots: "A,B" or
+            ("A", "B"). "auto" stands for those on this disk.
         method: A name that `load_method` accepts, or "auto", which chooses one by cross-validation
             of the shots; not every method that it may choose can be asked about new classes.
         shots: Number of images drawn per class, 0 for all.
@@ -58,7 +61,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
     def __init__(
         self,
-        backbone: str = "pocket",
+        backbone: str | Sequence[str] = "pocket",
         *,
         method: str = "auto",
         shots: int = 16,
@@ -104,7 +107,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         settings = {name: value for name, value in params.items() if name not in ARGUMENTS}
         method = arguments.get("method", self.method)
         if settings:
-            check_names(settings, str(method), load_method(str(method), choosing=True))
+            loaded = load_method(str(method), choosing=True)
+            backbone: Any = arguments.get("backbone", self.backbone)
+            check_names(settings, str(method), loaded, joined(backbone))
         for name, value in arguments.items():
             setattr(self, name, value)
         self.settings = {**self.settings, **settings}
@@ -137,48 +142,26 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             UserError: Unknown setting, lists of different lengths, unreadable image, empty class,
                 or weights with a method that cannot use them.
         """
-        from rmadapter.backbones.load import shared
-        from rmadapter.runs.features import with_means
-        from rmadapter.runs.folds import FOLDS, Folds, choices_of, choose
-        from rmadapter.runs.lab import Lab
+        from rmadapter.runs.fit import fit_images
         from rmadapter.runs.request import Request
-        from rmadapter.runs.run import learn
-        from rmadapter.support.machine import find_device
 
         names = self.class_names if class_names is None else class_names
-        common = {"backbone": self.backbone, "shots": self.shots, "seed": self.seed}
+        common = {"backbone": joined(self.backbone), "shots": self.shots, "seed": self.seed}
         request = Request.make({**common, **self.settings}, self.method, choosing=True)
-        task, method, name = request.task, request.method, request.name
-        data = image_set(images, labels, names)
-        natural = task.draw == "natural"
-        data = with_weights(data, sample_weight, None if natural else self.class_weight, task.shots)
-        lab = Lab(request.machine, progress=self.progress)
-        lab.add_backbone(shared(task.backbone, find_device(request.machine.device)))
-        lab.add("", {"train": data, "test": data.subset([])})
-        few = lab.draw(task)
-        if natural:  # its counts are known only now
-            few = few.weighed(self.class_weight)
-        train = half(few.train, task.classes)
-        folds, choice = Folds.make(task, few, lab, FOLDS), None
-        choices = choices_of(method, train, lab.backbone(task.backbone))
-        if choices:
-            choice = choose(folds, choices)
-            name = choice.chosen
-            method = choices.methods[name]
-        temperature = folds.temperature(method, name)
-        held_out = temperature and folds.tempered(method, name, temperature)
-        fitted = learn(method, train, task, few, lab, callbacks=tuple(callbacks))
-        fitted = replace(fitted, temperature=temperature or 1.0)
-        fitted = with_means(fitted, train, lab.train_cache(task))
-        if held_out:
-            fitted = held_out.calibrate(fitted, "folds")
-        self.fitted_ = fitted.fitted_to(lab.train_cache(task).features(train)[0])
-        self.history_ = fitted.trained.history
-        self.__dict__.pop("choice_", None)  # of an earlier fit
-        if choice:
-            self.choice_ = choice
-        self.class_names_, self._name = fitted.classes, name
-        self.classes_ = np.array(half(data, task.classes).written)
+        data, shots = image_set(images, labels, names), request.task.shots
+        natural = request.task.draw == "natural"  # its counts are known only once it is drawn
+        data = with_weights(data, sample_weight, None if natural else self.class_weight, shots)
+        weight = self.class_weight if natural else None
+        learnt = fit_images(request, data, weight, self.progress, tuple(callbacks))
+        self.fitted_, self._name = learnt.fitted, learnt.name
+        self.history_, self.class_names_ = learnt.fitted.trained.history, learnt.fitted.classes
+        self.classes_ = np.array(half(data, request.task.classes).written)
+        for earlier in ("choice_", "backbones_"):
+            self.__dict__.pop(earlier, None)
+        if learnt.choice:
+            self.choice_ = learnt.choice
+        if learnt.backbones:
+            self.backbones_ = learnt.backbones
         return self
 
     def set_classes(self, names: Sequence[str]) -> FewShotClassifier:

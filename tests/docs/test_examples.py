@@ -175,11 +175,12 @@ def test_python_of_predict_and_of_the_reference_runs(few_pictograms: None) -> No
     lab.add("pictograms", read_images("pictograms"))
     fit(request.task, request.method, Path("runs/pictograms"), lab, request.name)
     names: dict[str, Any] = {}
-    for page in ("docs/guide/predict.md", "docs/reference/python.md"):
-        for number, text in enumerate(python_of(page)):
+    for page in ("guide/predict.md", "reference/python.md", "reference/backbones.md"):
+        for number, text in enumerate(python_of(f"docs/{page}")):
             exec(compile(text, f"{page}, block {number}", "exec"), names)
     base = tuple(CLASSES)[:8]
     assert {names["label"], names["one"]} <= {*base}
+    assert names["accuracies"][names["chosen"]] == max(names["accuracies"].values())
     assert names["table"].shape == (4, 8)
     assert names["first"].shape == (4, 3)
     images = names["test"].images[:4]

@@ -179,6 +179,42 @@ def test_a_run_records_the_choice(
     assert "images/s here" in answer.out
 
 
+def test_python_chooses_as_the_command_does(
+    rmadapter: Command, colors: Path, tmp_path: Path, others: list[str]
+) -> None:
+    from sklearn.base import clone
+
+    from rmadapter import FewShotClassifier
+
+    words = ("fit", colors, "--backbone", ",".join(others), "--method", "ridge", "--shots", "4")
+    rmadapter.done(*words, "--out", tmp_path / "run", "--minutes", "5")
+    recorded = read_record(tmp_path / "run/run.json").backbones
+    assert recorded is not None
+    model = FewShotClassifier(tuple(others), method="ridge", shots=4, minutes=5).fit(colors)
+    for found, row in zip(model.backbones_.rows, recorded.rows, strict=True):
+        measured = {"seconds": row.seconds, "images_per_second": row.images_per_second}
+        assert found.model_copy(update=measured) == row
+    same = model.backbones_.model_copy(update={"rows": recorded.rows})
+    assert same == recorded
+    images = [str(path) for path in sorted((colors / "test").glob("*/*.png"))]
+    loaded = FewShotClassifier.load(tmp_path / "run", backbone=others[0])
+    assert model.fitted_.backbone.name == loaded.backbone == others[0]
+    np.testing.assert_array_equal(model.predict(images), loaded.predict(images))
+    again = clone(model)
+    assert again.get_params() == model.get_params()
+    named = again.set_params(backbone=",".join(reversed(others)), minutes=3).fit(colors)
+    assert named.backbones_.minutes == 3
+    assert [row.name for row in named.backbones_.rows] == [*reversed(others)]
+    assert named.backbones_.chosen == others[0]
+    with pytest.raises(UserError, match="minutes"):
+        named.set_params(backbone=others[0], minutes=3)
+    with pytest.raises(UserError, match="minutes"):
+        clone(model).set_params(minutes=0).fit(colors)
+    one = FewShotClassifier(others[0], method="ridge", shots=4).fit(colors)
+    assert not hasattr(one, "backbones_")
+    np.testing.assert_array_equal(one.predict_proba(images), model.predict_proba(images))
+
+
 def test_minutes_need_a_choice(rmadapter: Command, colors: Path, others: list[str]) -> None:
     words = ("fit", colors, "--backbone", others[0], "--method", "ridge", "--minutes", "5")
     refused(rmadapter(*words), "--minutes")

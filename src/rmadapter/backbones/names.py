@@ -8,7 +8,7 @@ import contextlib
 import difflib
 import importlib.util
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,6 +60,11 @@ def names_in(text: str) -> list[str]:
     if not all(names):
         raise UserError(f"backbone {text!r}: separate names with single commas")
     return names
+
+
+def joined(names: str | Sequence[str]) -> str:
+    """Return one or several names as one text, as `names_in` reads it."""
+    return names if isinstance(names, str) else ",".join(names)
 
 
 def is_choice(text: str) -> bool:

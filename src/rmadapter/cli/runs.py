@@ -144,6 +144,7 @@ def fit(
     check_folder(out)
     known = read_names(names_from) if names_from else {}
     check_source(data, images.named(), images.crops)
+    from rmadapter.backbones.choice import advise
     from rmadapter.runs.backbones import prepare_backbone
     from rmadapter.runs.fit import fit as run_fit
     from rmadapter.runs.fit import join_fit
@@ -160,7 +161,10 @@ def fit(
         splits = _with_parents(splits, taxonomy, data, images)
     lab.add(str(data), splits)
     lab.draw(request.task)  # is refused here, before a backbone is loaded
-    task, lab, chosen = prepare_backbone(request.task, request.method, lab, options.minutes)
+    task, lab, chosen = prepare_backbone(request.task, request.method, lab, request.minutes)
+    advice = advise(task.backbone)
+    if advice:
+        note(advice)
     with run_folder(out, data) as folder:
         if distributed.is_helper():
             join_fit(task, request.method, folder, lab, request.name)

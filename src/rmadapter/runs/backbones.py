@@ -10,9 +10,9 @@ from dataclasses import replace
 import numpy as np
 
 from rmadapter.artifacts.value import BackboneChoice, BackboneRow
-from rmadapter.backbones import Backbone, load_backbone
-from rmadapter.backbones.choice import advise, licence_of, megabytes_of, on_disk, speed_of
-from rmadapter.backbones.load import name_it
+from rmadapter.backbones import Backbone
+from rmadapter.backbones.choice import licence_of, megabytes_of, on_disk, speed_of
+from rmadapter.backbones.load import shared
 from rmadapter.backbones.names import AUTO, is_choice, names_in
 from rmadapter.data.fewshot import half
 from rmadapter.errors import UserError
@@ -21,6 +21,7 @@ from rmadapter.runs.folds import FOLDS, Folds, OutOfTime, choices_of, split
 from rmadapter.runs.lab import Lab
 from rmadapter.support.distributed import launched
 from rmadapter.support.hub import Unreachable
+from rmadapter.support.machine import find_device
 from rmadapter.support.terminal import note
 from rmadapter.task import Task
 from rmadapter.training.contract import Method
@@ -37,19 +38,13 @@ def prepare_backbone(
 
     Raises UserError as `load_backbone` and `choose_backbone`.
     """
-    choice = None
-    if is_choice(task.backbone):
-        if launched():
-            raise UserError("--backbone: name one where several processes train one model")
-        lab, choice = choose_backbone(task, method, lab, minutes or MINUTES)
-        name = choice.chosen
-    else:
-        name = task.backbone
-        lab.add_backbone(load_backbone(name))
-    advice = advise(name)
-    if advice:
-        note(advice)
-    return replace(task, backbone=name), lab, choice
+    if not is_choice(task.backbone):
+        lab.add_backbone(shared(task.backbone, find_device(lab.machine.device)))
+        return task, lab, None
+    if launched():
+        raise UserError("--backbone: name one where several processes train one model")
+    lab, choice = choose_backbone(task, method, lab, minutes or MINUTES)
+    return replace(task, backbone=choice.chosen), lab, choice
 
 
 def choose_backbone(
@@ -105,8 +100,7 @@ def _expanded(names: str) -> list[str]:
 def _usable(name: str, method: Method, lab: Lab, task: Task) -> Backbone:
     """Load a backbone. Raises Unreachable for one that cannot be used here, and UserError for a
     wrong name."""
-    backbone = load_backbone(name)
-    name_it(name)
+    backbone = shared(name, find_device(lab.machine.device))
     try:
         choices_of(method, half(lab.draw(task).train, task.classes), backbone)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""Do one task and keep its model, record and report."""
+"""Do one task and keep its model, in a folder with its record and report or in memory."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from rmadapter.artifacts.checkpoint import find_finished, save_run
 from rmadapter.artifacts.model_file import read_model
@@ -16,17 +17,20 @@ from rmadapter.artifacts.predictions import (
     write_mistakes,
     write_predictions,
 )
-from rmadapter.artifacts.record import HeldOut, Record
+from rmadapter.artifacts.record import Choice, HeldOut, Record
 from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.artifacts.value import BackboneChoice
 from rmadapter.conformal import ERRORS, describe_images, least_share, needed
 from rmadapter.data.fewshot import FewShot, half, read_split, save_split
+from rmadapter.data.names import Label
 from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError
+from rmadapter.runs.backbones import prepare_backbone
 from rmadapter.runs.features import with_means
-from rmadapter.runs.folds import FOLDS, Folds, choices_of, choose_once
+from rmadapter.runs.folds import FOLDS, Folds, choices_of, choose, choose_once
 from rmadapter.runs.judge import BASELINES, enough, judge
 from rmadapter.runs.lab import Lab
+from rmadapter.runs.request import Request
 from rmadapter.runs.run import Outcome, learn, run_key, run_task
 from rmadapter.runs.track import track_task
 from rmadapter.support.files import own_name, parts
@@ -34,8 +38,8 @@ from rmadapter.support.locks import exclusive
 from rmadapter.support.terminal import note
 from rmadapter.task import Task
 from rmadapter.training.cache import Cache
-from rmadapter.training.contract import Method
-from rmadapter.training.shots import Unfinished
+from rmadapter.training.contract import Fitted, Method
+from rmadapter.training.shots import Callback, Unfinished
 
 
 def fit(
@@ -105,6 +109,51 @@ def fit(
                 tracked.add_record(record, files.page)
         _remove_unfinished(files)
     return record
+
+
+class Learnt(NamedTuple):
+    """A fitted model and what was chosen for it. name: of the method. choice, backbones: of the
+    method and of the backbone; None where it was named."""
+
+    fitted: Fitted
+    name: str
+    choice: Choice | None
+    backbones: BackboneChoice | None
+
+
+def fit_images(
+    request: Request, images: ImageSet, class_weight: Mapping[Label, float] | str | None,
+    progress: bool, callbacks: Sequence[Callback] = (),
+) -> Learnt:  # fmt: skip
+    """Do a task on images in memory and keep nothing but the model, which is calibrated on folds of
+    the shots.
+
+    class_weight: of a natural draw, whose counts are known only once it is drawn. progress: whether
+    to show bars. Raises UserError as `prepare_backbone`, `Lab.draw` and the method do.
+    """
+    lab = Lab(request.machine, progress=progress)
+    lab.add(request.task.data, {"train": images, "test": images.subset([])})
+    method, name = request.method, request.name
+    task, lab, backbones = prepare_backbone(request.task, method, lab, request.minutes)
+    few = lab.draw(task)
+    if class_weight is not None:
+        few = few.weighed(class_weight)
+    train, choice = half(few.train, task.classes), None
+    folds = Folds.make(task, few, lab, FOLDS)
+    choices = choices_of(method, train, lab.backbone(task.backbone))
+    if choices:
+        choice = choose(folds, choices)
+        name = choice.chosen
+        method = choices.methods[name]
+    temperature = folds.temperature(method, name)
+    held_out = temperature and folds.tempered(method, name, temperature)
+    fitted = learn(method, train, task, few, lab, callbacks=tuple(callbacks))
+    fitted = replace(fitted, temperature=temperature or 1.0)
+    fitted = with_means(fitted, train, lab.train_cache(task))
+    if held_out:
+        fitted = held_out.calibrate(fitted, "folds")
+    fitted = fitted.fitted_to(lab.train_cache(task).features(train)[0])
+    return Learnt(fitted, name, choice, backbones)
 
 
 def _with_answers(outcome: Outcome, method: Method, folds: Folds | None) -> Outcome:

@@ -11,6 +11,7 @@ from rmadapter.backbones.names import is_choice
 from rmadapter.backbones.packaged import POCKET
 from rmadapter.errors import UserError, did_you_mean, quoted
 from rmadapter.methods import AUTO, DEFAULT, check_named, default_for, load_method
+from rmadapter.methods.auto import Auto
 from rmadapter.settings import Machine, configured, parse_overrides, read_yaml, settings_of
 from rmadapter.support.machine import fastest_precision, find_device
 from rmadapter.support.terminal import note
@@ -23,12 +24,14 @@ READING = ("device", "workers", "cache_memory", "disk_cache")
 
 @dataclass(frozen=True)
 class Request:
-    """A task, a machine and a method. name: of the method, for `load_method`."""
+    """A task, a machine and a method. name: of the method, for `load_method`. minutes: to choose
+    one of several backbones in; None for as many as usual."""
 
     task: Task
     machine: Machine
     method: Method
     name: str = DEFAULT
+    minutes: float | None = None
 
     @classmethod
     def make(
@@ -44,12 +47,13 @@ class Request:
         UserError that says what is unknown and what to write."""
         for_task, for_machine, for_method = split(values or {}, method)
         published = load_method(method, {}, effort, choosing)
-        _check_method_settings(for_method, published)
         task = check_views(configured(Task(data=data), for_task))
+        minutes = _minutes(for_method, published, task.backbone) if choosing else None
+        _check_method_settings(for_method, published)
         machine = machine_of(for_machine)
         changed = configured(published, for_method)
         changed.choices()  # loads the candidates, if there are any
-        return cls(task, machine, changed, method)
+        return cls(task, machine, changed, method, minutes)
 
 
 def requested(
@@ -70,13 +74,12 @@ def requested(
     if effort != "normal":
         values = without_length(values, name)
     values |= given
-    if flags.get("minutes") is not None and not load_method(name, choosing=choosing).choices():
-        if not is_choice(str(values.get("backbone", POCKET))):
-            raise UserError(
-                "--minutes limits the choice of --method auto, and of one of several backbones; "
-                "other methods train as long as --effort says"
-            )
-        del values["minutes"]
+    fits = flags.get("minutes") is None or is_choice(str(values.get("backbone", POCKET)))
+    if not fits and not load_method(name, choosing=choosing).choices():
+        raise UserError(
+            "--minutes limits the choice of --method auto, and of one of several backbones; "
+            "other methods train as long as --effort says"
+        )
     return Request.make(values, name, effort, data, choosing)
 
 
@@ -94,10 +97,23 @@ def machine_of(values: Mapping[str, object]) -> Machine:
     return replace(machine, precision=precision)
 
 
-def check_names(values: Mapping[str, object], name: str, method: Method) -> None:
-    """Raise UserError for a setting unknown to the task, the machine and the method. name: of the
-    method."""
-    _check_method_settings(split(values, name)[2], method)
+def check_names(values: Mapping[str, object], name: str, method: Method, backbone: str) -> None:
+    """Raise UserError for a setting unknown to the task, the machine, the method and the choice of
+    a backbone. name: of the method. backbone: one or several."""
+    for_method = split(values, name)[2]
+    _minutes(for_method, method, backbone)
+    _check_method_settings(for_method, method)
+
+
+def _minutes(values: dict[str, object], method: Method, backbone: str) -> float | None:
+    """Return the minutes to choose one of several backbones in, if values set them; they remain
+    there only for a method that has such a setting, too. Raises UserError as `configured`."""
+    if "minutes" not in values or not is_choice(backbone):
+        return None
+    minutes = configured(Auto(), {"minutes": values["minutes"]}).minutes
+    if "minutes" not in settings_of(method):
+        del values["minutes"]
+    return minutes
 
 
 def _check_method_settings(values: Mapping[str, object], method: Method) -> None:
