@@ -11,13 +11,25 @@ import torch
 
 from rmadapter.backbones import Backbone
 from rmadapter.curate import quick as module
-from rmadapter.curate.quick import ORDERS, SURE, Encoded, Quick, choose, fit, held_out
+from rmadapter.curate.quick import (
+    ORDERS,
+    SURE,
+    Encoded,
+    Quick,
+    choose,
+    fit,
+    held_out,
+    neighbours,
+    strangest,
+)
 from rmadapter.encoders import Grid, States
 from rmadapter.errors import UserError
+from rmadapter.familiar import Familiarity
 from rmadapter.methods.ridge import HEAD, Ridge, ridge
 from rmadapter.methods.zero_shot import SEVEN
 from rmadapter.metrics import wilson
 from rmadapter.prompts import cosine_logits, zero_shot_weights
+from rmadapter.runs.features import class_means, distances
 from rmadapter.task import TEMPLATES
 from rmadapter.training.contract import Known
 
@@ -112,6 +124,67 @@ def test_a_wrong_label_is_suspected(tiny_clip: Backbone) -> None:
     judged = quick.accuracy()
     assert judged is not None
     assert (judged.images, judged.right) == (27, 26)
+
+
+def test_mistakes_and_confusions_are_of_judged_images() -> None:
+    table = np.array(
+        [
+            [0.7, 0.2, 0.1], [0.3, 0.6, 0.1], [0.1, 0.9, 0.0], [0.2, 0.1, 0.7], [0.1, 0.8, 0.1],
+            [0.0, 0.9, 0.1], [0.5, 0.3, 0.2],
+        ]
+    )  # fmt: skip
+    labels = np.array([0, 0, 0, 1, 2, 2, -1])
+    judged = np.array([True, True, True, True, True, False, False])
+    quick = Quick(CLASSES, table, labels, judged)
+    assert quick.wrong() == [
+        (2, "cat", "dog", 0.9),
+        (4, "owl", "dog", 0.8),
+        (3, "dog", "owl", 0.7),
+        (1, "cat", "dog", 0.6),
+    ]
+    assert quick.confusions() == [("cat", "dog", 2), ("dog", "owl", 1), ("owl", "dog", 1)]
+    none = Quick(CLASSES, table, labels, np.zeros(7, bool))
+    assert (none.wrong(), none.confusions()) == ([], [])
+
+
+def test_neighbours_are_labelled_images_by_cosine(tiny_clip: Backbone) -> None:
+    encoded = draw(tiny_clip, 12, together=[*range(11), 0])
+    quick = fit(encoded, tiny_clip, CLASSES, truth(encoded, range(8)))
+    for row in (3, 10, 11):
+        cosines = encoded.unit[:8] @ encoded.unit[row]
+        expected = [i for i in np.argsort(-cosines) if i != row][:4]
+        found = neighbours(encoded, quick, row, 4)
+        assert [i for i, _ in found] == expected
+        np.testing.assert_allclose([c for _, c in found], cosines[expected], rtol=1e-6)
+    assert len(neighbours(encoded, quick, 0, 100)) == 7
+    assert neighbours(encoded, fit(encoded, tiny_clip, CLASSES, {}), 0) == []
+
+
+def test_strangeness_is_relative_to_images_seen_by_the_others(tiny_clip: Backbone) -> None:
+    """As of folds that leave out one group each."""
+    together = [0, 1, 2, 0, 4, 5, 6, 7, 8, *range(9, 14)]
+    encoded = draw(tiny_clip, 14, together)
+    far = np.linalg.qr(encoded.unit[:3].T, mode="complete")[0][:, -1]
+    encoded.unit[12] = far  # unlike all others
+    known = np.arange(9)
+    quick = fit(encoded, tiny_clip, CLASSES, truth(encoded, known))
+    assert quick.judged.sum() == 9
+    wide = torch.from_numpy(encoded.unit)
+    own = []
+    for row in known:
+        others = known[encoded.together[known] != together[row]]
+        means = class_means(wide[others], (others % 3).tolist(), 3)
+        own.append(float(distances(wide[[row]], means)))
+    familiarity = Familiarity.of(quick.table[known], np.array(own), "folds")
+    rows = np.arange(9, 14)
+    away = distances(wide[rows], class_means(wide[known], (known % 3).tolist(), 3)).numpy()
+    expected = familiarity.strangeness(quick.table[rows], away)
+    found = strangest(encoded, quick, rows.tolist())
+    assert [row for row, _ in found] == rows[np.argsort(-expected)].tolist()
+    np.testing.assert_allclose([x for _, x in found], -np.sort(-expected), rtol=1e-3, atol=1e-4)
+    assert found[0][0] == 12
+    assert strangest(encoded, quick, []) == []
+    assert strangest(encoded, fit(encoded, tiny_clip, CLASSES, {}), range(9)) == []
 
 
 def test_a_catch_all_class_waits_for_its_first_image(tiny_clip: Backbone) -> None:

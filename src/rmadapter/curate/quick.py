@@ -19,14 +19,17 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from rmadapter.artifacts.predictions import nearest
 from rmadapter.backbones import Backbone
 from rmadapter.curate.suggest import DEFAULT, NEXT, RANDOM, Pool, pick
 from rmadapter.curate.suspects import confident, logit_margin
 from rmadapter.data.names import CATCH_ALL, key, prompt_names
 from rmadapter.errors import UserError, did_you_mean
+from rmadapter.familiar import Familiarity
 from rmadapter.methods.ridge import Ridge, ridge
-from rmadapter.metrics import temperature, wilson
+from rmadapter.metrics import confusions, temperature, wilson
 from rmadapter.prompts import cosine_logits, zero_shot_weights
+from rmadapter.runs.features import class_means, distances
 from rmadapter.runs.folds import EXPECTED
 from rmadapter.task import TEMPLATES
 
@@ -53,6 +56,15 @@ class Judged(NamedTuple):
     right: int
     low: float
     high: float
+
+
+class Wrong(NamedTuple):
+    """A judged image whose most probable label is another one. row: of the encoded images."""
+
+    row: int
+    label: str
+    answer: str
+    probability: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +102,32 @@ class Quick:
             rows = np.flatnonzero(self.judged & (self.labels == c))
             counts[label] = int((answers[rows] == c).sum()), len(rows)
         return counts
+
+    def wrong(self) -> list[Wrong]:
+        """Return the judged images that are wrong, the most probable answers first."""
+        rows = np.flatnonzero(self.judged)
+        if not len(rows):
+            return []
+        answers, best = self.table[rows].argmax(1), self.table[rows].max(1)
+        wrong = [i for i in np.argsort(-best, kind="stable") if answers[i] != self.labels[rows[i]]]
+        names, labels = self.classes, self.labels
+        return [
+            Wrong(int(rows[i]), names[labels[rows[i]]], names[answers[i]], float(best[i]))
+            for i in wrong
+        ]
+
+    def confusions(self) -> list[tuple[str, str, int]]:
+        """Return label, answer and the number of judged images, the most frequent first."""
+        rows = np.flatnonzero(self.judged)
+        if not len(rows):
+            return []
+        answers = self.table[rows].argmax(1)
+        true, said, counts = confusions(self.labels[rows], answers, len(self.classes))
+        names = self.classes
+        return [
+            (names[true[i]], names[said[i]], int(counts[i]))
+            for i in np.argsort(-counts, kind="stable")
+        ]
 
     def suspects(self) -> list[tuple[int, str, float]]:
         """Return the judged images whose label looks wrong, the worst first, each with a better
@@ -163,12 +201,16 @@ def held_out(
     smooth = np.linalg.solve(x.T @ x + penalty * np.eye(x.shape[1]), x.T).T  # [M, e]
     left = y - smooth @ (x.T @ y)  # residuals of all rows
     result: np.ndarray = np.empty_like(y)
-    order = np.argsort(together, kind="stable")
-    ends = np.flatnonzero(np.diff(together[order])) + 1
-    for rows in np.split(order, ends):
+    for rows in _groups_of(np.arange(len(x)), together):
         influence = smooth[rows] @ x[rows].T
         result[rows] = y[rows] - np.linalg.solve(np.eye(len(rows)) - influence, left[rows])
     return result
+
+
+def _groups_of(rows: np.ndarray, together: np.ndarray) -> list[np.ndarray]:
+    """Split rows by their groups. together: group numbers of all rows."""
+    order = rows[np.argsort(together[rows], kind="stable")]
+    return np.split(order, np.flatnonzero(np.diff(together[order])) + 1)
 
 
 def _others(targets: np.ndarray, together: np.ndarray) -> np.ndarray:
@@ -193,6 +235,58 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
     powers = np.exp(logits - logits.max(1, keepdims=True))
     table: np.ndarray = powers / powers.sum(1, keepdims=True)
     return table
+
+
+# Images beside others
+
+
+def neighbours(encoded: Encoded, quick: Quick, row: int, count: int = 5) -> list[tuple[int, float]]:
+    """Return the rows of the labelled images nearest to an image, near-duplicates included, with
+    the cosines."""
+    known = quick.labels >= 0
+    known[row] = False
+    rows = np.flatnonzero(known)
+    if not len(rows):
+        return []
+    near = nearest(encoded.unit[[row]], encoded.unit[rows], count)
+    places, cosines = near.rows[0].tolist(), near.cosines[0].tolist()
+    return [(int(rows[i]), cosine) for i, cosine in zip(places, cosines, strict=True)]
+
+
+def strangest(encoded: Encoded, quick: Quick, open_rows: Sequence[int]) -> list[tuple[int, float]]:
+    """Order images by their strangeness (`Familiarity.strangeness`), the strangest first.
+
+    It is relative to the judged images, each as seen by the others. open_rows: of images without
+    label. Returns rows with their strangeness; none if no image is judged.
+    """
+    rows, judged = np.array(open_rows, int), np.flatnonzero(quick.judged)
+    if not (len(rows) and len(judged)):
+        return []
+    own = Familiarity.of(quick.table[judged], _held_out_distances(encoded, quick)[judged], "folds")
+    known = np.flatnonzero(quick.labels >= 0)
+    shots = torch.from_numpy(encoded.unit[known])
+    means = class_means(shots, quick.labels[known].tolist(), len(quick.classes))
+    far = distances(torch.from_numpy(encoded.unit[rows]), means).numpy()
+    strange = own.strangeness(quick.table[rows], far)
+    order = np.argsort(-strange, kind="stable").tolist()
+    return [(int(rows[i]), float(strange[i])) for i in order]
+
+
+def _held_out_distances(encoded: Encoded, quick: Quick) -> np.ndarray:
+    """Return 1 - the cosine of each labelled image to the nearest class mean, without the images of
+    its group: [N]; 0 for images without label."""
+    unit, labels = encoded.unit.astype(float), quick.labels
+    known = np.flatnonzero(labels >= 0)
+    sums = np.zeros((len(quick.classes), unit.shape[1]))
+    np.add.at(sums, labels[known], unit[known])
+    far = np.zeros(len(labels))
+    for rows in _groups_of(known, encoded.together):
+        others = sums.copy()
+        np.subtract.at(others, labels[rows], unit[rows])
+        lengths = np.linalg.norm(others, axis=1)
+        cosines = unit[rows] @ others.T / np.where(lengths > 1e-9, lengths, np.inf)
+        far[rows] = 1 - np.minimum(cosines.max(1), 1)
+    return far
 
 
 # Order

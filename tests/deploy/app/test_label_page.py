@@ -7,10 +7,12 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("starlette", reason="pip install 'rmadapter[app]'")
 pytest.importorskip("uvicorn", reason="pip install 'rmadapter[app]'")
@@ -20,6 +22,7 @@ import uvicorn
 from rmadapter.backbones import Backbone
 from rmadapter.curate.project import Project
 from rmadapter.deploy.app.jobs import Jobs
+from rmadapter.deploy.app.labelling import number_of
 from rmadapter.deploy.app.server import build
 from rmadapter.deploy.app.shared import Shared
 from rmadapter.deploy.sockets import address, bind
@@ -103,6 +106,22 @@ def selected(page: Tab) -> int:
     return int(page.script("document.querySelectorAll('#grid [aria-selected=true]').length"))
 
 
+def label_all(page: Tab, names: Mapping[str, Sequence[str]]) -> None:
+    """Label images by requests, and open the page again. names: by label."""
+    for label, some in names.items():
+        body = json.dumps({"ids": [*map(number_of, some)], "label": label})
+        sent = f"fetch('api/label/set', {{method: 'POST', body: {json.dumps(body)}}})"
+        assert page.script(f"{sent}.then((answer) => answer.ok)")
+    page.go(page.script("location.href"))
+    count = sum(map(len, names.values()))
+    page.until(f"document.getElementById('count').textContent.includes(' {count} of ')")
+    page.until("!document.getElementById('chosen').hidden")
+
+
+def focus(page: Tab, selector: str) -> None:
+    page.script(f"document.querySelector({json.dumps(selector)}).focus()")
+
+
 def labels_of(project: Project, count: int) -> list[str]:
     """Return the labels, once there are so many."""
     until = time.monotonic() + 60
@@ -183,16 +202,78 @@ def test_proposals_are_accepted_and_mended(page: Tab, project: Project) -> None:
 
 
 @needs_browser
+def test_looking_by_keys(page: Tab, project: Project) -> None:
+    """At confusions, mistakes and unfamiliar images, and at the nearest labelled images."""
+    red, blue, green = (project.images[c::3] for c in range(3))
+    label_all(page, {"red": [*red, blue[0]], "blue": blue[1:], "green": green[:2]})
+    pair = '#confused [data-pair=\'confused ["red","blue"]\']'
+    page.until(f"document.querySelector({json.dumps(pair)}) !== null")
+    focus(page, pair)
+    page.press("Enter")
+    page.until("document.activeElement.matches('#grid > li')")
+    until_count(page, "#grid > li", 1)
+    card = page.script("document.activeElement.textContent")
+    assert card.startswith("Label: redTaken for blue (")
+    assert card.endswith(blue[0])
+    page.press("z")
+    until_count(page, "#near li", 5)
+    near = page.script("document.querySelector('#near li').textContent")
+    assert near.startswith("blue, similarity ")
+    page.press("Escape")
+    page.until("document.activeElement.matches('#grid > li')")
+    page.press("Enter")
+    page.until("document.querySelector('#grid .label').textContent === 'Label: blue'")
+    page.until(f"document.querySelector({json.dumps(pair)}) === null")
+    assert labels_of(project, 14).count("blue") == 6
+    assert page.script("document.getElementById('view').value") == 'confused ["red","blue"]'
+    page.press("n")
+    page.until("!document.getElementById('empty').hidden")
+    focus(page, "#unfamiliar")
+    page.press("Enter")
+    until_count(page, "#grid > li", 4)
+    assert "strangeness: " in page.script("document.activeElement.textContent")
+    page.press("0")
+    assert labels_of(project, 15).count("none") == 1
+    page.press("n")
+    until_count(page, "#grid > li", 3)
+
+
+@needs_browser
+def test_every_page_of_a_view_is_reached(page: Tab, project: Project) -> None:
+    rng = np.random.default_rng(1)
+    for number in range(40):
+        pixels = rng.integers(0, 256, (8, 8, 3), np.uint8)
+        Image.fromarray(pixels).save(project.folder / f"noise {number:02}.png")
+    page.script("document.getElementById('scan').click()")
+    page.until("document.getElementById('count').textContent.includes('of 58 images')")
+    page.until(SETTLED)
+    label_all(page, {"red": project.images[:53], "blue": project.images[53:]})
+    page.script("document.querySelector('[data-key=\"show red\"]').click()")
+    until_count(page, "#grid > li.done", 24)
+    names = (
+        "[...document.querySelectorAll('#grid > li')].map((e) => e.lastElementChild.textContent)"
+    )
+    enter_grid(page)
+    seen = {*page.script(names)}
+    for count in (48, 53):
+        page.press("n")
+        page.until(f"!{json.dumps(sorted(seen))}.includes({names}[0])")
+        seen |= {*page.script(names)}
+        assert len(seen) == count
+
+
+@needs_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_reports_nothing(page: Tab, axe: str, scheme: str) -> None:
     set_color_scheme(page, scheme)
     write_names(page, "red,blue,a class whose name is rather long")
     enter_grid(page)
-    for key in ("1", "1", "2", "2"):  # at once: the next key is for the next card
+    for key in ("1", "1", "2", "2", "1", "2"):  # at once: the next key is for the next card
         page.press(key)
     page.until("!document.getElementById('chosen').hidden")
+    page.until("document.querySelector('#confused li') !== null")
     page.press(" ")
-    for details in ("#pictures details", "#curve details"):
+    for details in ("#pictures details", "#curve details", "#each details"):
         page.script(f"document.querySelector('{details}').open = true")
     check_with_axe(page, axe)
     for width in (400, 1920):
@@ -201,7 +282,7 @@ def test_axe_reports_nothing(page: Tab, axe: str, scheme: str) -> None:
     assert {("heading", "Classes"), ("heading", "Images")} <= {*heard}
     options = [name for role, name in heard if role == "option" and ".png" in name]
     assert len(options) == 18
-    assert sum("Label: red" in name for name in options) == 2
+    assert sum("Label: red" in name for name in options) == 3
 
 
 @needs_browser

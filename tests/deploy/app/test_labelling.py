@@ -28,7 +28,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.curate.project import ADDED, TABLE, Project
 from rmadapter.data.formats.registry import open_source
 from rmadapter.data.read import read_images
-from rmadapter.deploy.app import labelling as module
+from rmadapter.deploy.app import fitting as module
 from rmadapter.deploy.app import session as sessions
 from rmadapter.deploy.app.jobs import Jobs
 from rmadapter.deploy.app.labelling import Labelling, number_of
@@ -252,6 +252,62 @@ def test_wrong_labels_are_shown_to_be_mended(
     ask(client, "set", ids=ids(wrong), label="red")
     names = [card["name"] for card in ask(client, "cards", view="suspects")]
     assert wrong not in names
+
+
+def test_mistakes_confusions_and_neighbours(client: TestClient, photos: Path, colors: Path) -> None:
+    right = truth(photos, colors)
+    assert settled(client)["confusions"] == []
+    assert ask(client, "cards", view="mistakes") == []
+    assert ask(client, "near", id=number_of("00.png")) == []
+    for label in LABELS:
+        names = sorted(name for name, own in right.items() if own == label)
+        ask(client, "set", ids=ids(*names), label=label)
+    [wrong, *_] = [name for name, own in right.items() if own == "red"]
+    ask(client, "set", ids=ids(wrong), label="green")
+    state = settled(client)
+    [pair] = [
+        one for one in state["confusions"] if (one["label"], one["answer"]) == ("green", "red")
+    ]
+    assert pair["shown"] == [number_of(wrong)]
+    assert sum(one["images"] for one in state["confusions"]) == state["mistakes"]
+    judged = state["accuracy"]
+    assert state["mistakes"] == judged["images"] - judged["right"]
+    cards = ask(client, "cards", view="mistakes")
+    shares = [card["answers"][0]["probability"] for card in cards]
+    assert (len(cards), shares) == (state["mistakes"], sorted(shares, reverse=True))
+    assert all(card["suggested"] == card["answers"][0]["label"] for card in cards)
+    [card] = ask(client, "cards", view="confused", label="green", answer="red")
+    assert (card["name"], card["label"], card["suggested"]) == (wrong, "green", "red")
+    assert ask(client, "cards", view="confused", label="red", answer="red") == []
+    [green] = [one for one in state["classes"] if one["label"] == "green"]
+    assert 0 < green["low"] < 100 * green["right"] / green["judged"] < green["high"] <= 100
+    near = ask(client, "near", id=card["id"])
+    assert card["id"] not in {one["id"] for one in near}
+    assert near[0]["label"] == "red"
+    cosines = [one["similarity"] for one in near]
+    assert cosines == sorted(cosines, reverse=True)
+    ask(client, "set", ids=[card["id"]], label="red")  # before the next fit
+    assert ask(client, "cards", view="confused", label="green", answer="red") == []
+    assert "no longer" in refused(client, "near", id="00.png")
+
+
+def test_unfamiliar_images_come_by_strangeness(
+    client: TestClient, photos: Path, colors: Path
+) -> None:
+    right = truth(photos, colors)
+    assert ask(client, "cards", view="unfamiliar") == []
+    for label in ("red", "blue"):
+        names = sorted(name for name, own in right.items() if own == label)[:4]
+        ask(client, "set", ids=ids(*names), label=label)
+    settled(client)
+    cards = ask(client, "cards", view="unfamiliar")
+    scores = [card["score"] for card in cards]
+    assert (len(cards), scores) == (10, sorted(scores, reverse=True))
+    assert [right[card["name"]] for card in cards[:6]] == ["green"] * 6
+    ask(client, "skip", ids=[cards[0]["id"]])
+    assert len(ask(client, "cards", view="unfamiliar")) == 9
+    more = ask(client, "cards", view="unfamiliar", start=2, n=3)
+    assert [card["id"] for card in more] == [card["id"] for card in cards[3:6]]
 
 
 def test_copies_are_labelled_together(client: TestClient, photos: Path) -> None:

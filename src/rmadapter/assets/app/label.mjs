@@ -3,9 +3,10 @@
 import { element, own, percent } from "./parts.mjs";
 
 const words = JSON.parse(document.getElementById("words").textContent), plural = new Intl.PluralRules(words.lang);
+const LOOKS = ["suspects", "mistakes", "unfamiliar"]; // at labels, and at what the model makes of the images
 const PAGE = 24, AGAIN = 400; // images at once; milliseconds between two looks at what is being computed
 const $ = (id) => document.getElementById(id);
-let state = null, cards = [], current = 0, anchor = 0, timer = 0, version = -1;
+let state = null, cards = [], passedOver = 0, current = 0, anchor = 0, timer = 0, version = -1;
 
 // The words for a key, or of one of its forms, with values put in; a value may be an element.
 function told(text, values = {}) {
@@ -78,15 +79,45 @@ function drawClasses() {
   if (focused) ($("labels").querySelector(`[data-key="${CSS.escape(focused)}"]`) ?? $("names")).focus();
 }
 
+const pairOf = ({ label, answer }) => `confused ${JSON.stringify([label, answer])}`;
+
 function drawViews() {
   const labelled = state.classes.filter((one) => one.images).map(({ label }) => [`labelled ${label}`, text(words.views.labelled, { label })]);
   const views = [...state.orders.map((order) => [order, words.views[order]]), ...labelled, ["skipped", words.views.skipped],
-    ["suspects", words.views.suspects]];
+    ...LOOKS.map((look) => [look, words.views[look]]), ...state.confusions.map((one) => [pairOf(one), text(words.views.confused, one)])];
   const before = $("view").value;
+  // a pair that is no longer confused stays while it is shown
+  if (before.startsWith("confused ") && !views.some(([value]) => value === before)) {
+    const [label, answer] = JSON.parse(before.slice("confused ".length));
+    views.push([before, text(words.views.confused, { label, answer })]);
+  }
   $("view").replaceChildren(...views.map(([value, name]) => element("option", { value }, name)));
   $("view").value = views.some(([value]) => value === before) ? before : views[0][0];
   const [kind] = $("view").value.split(" ");
   $("meaning").textContent = [words.meanings[kind], state.orders.includes(kind) && kind !== "sure" ? words.unproven : ""].join(" ");
+}
+
+const row = (...cells) => element("tr", {}, ...cells.map((cell) => element("td", {}, cell)));
+const interval = ({ low, high }) => `${low.toFixed(0)} – ${percent(high / 100, 0)}`;
+const picture = (id) => element("img", { src: `picture/${id}`, alt: "", loading: "lazy" });
+
+// Drawn anew only when it has changed, so that no button loses the focus for nothing.
+let confused = "";
+function drawConfused() {
+  const now = JSON.stringify(state.confusions);
+  if (confused === now) return;
+  confused = now;
+  const focused = document.activeElement?.dataset?.pair;
+  $("confused").hidden = !state.confusions.length;
+  $("confused").querySelector("ul").replaceChildren(...state.confusions.map((one) => {
+    const pair = { label: own(one.label), answer: own(one.answer), n: one.images };
+    const button = element("button", { type: "button" }, element("span", { className: "shots" }, ...one.shown.map(picture)),
+      ...told(words.confusion, pair));
+    button.dataset.pair = pairOf(one);
+    button.addEventListener("click", () => visit(pairOf(one)));
+    return element("li", {}, button);
+  }));
+  if (focused) $("confused").querySelector(`[data-pair="${CSS.escape(focused)}"]`)?.focus();
 }
 
 function drawLook() {
@@ -94,12 +125,18 @@ function drawLook() {
   const values = judged && { ...judged, low: percent(judged.low / 100, 0), high: percent(judged.high / 100, 0) };
   $("accuracy").textContent = judged ? text(words.accuracy, values) : words.unjudged;
   $("chosen").hidden = !judged;
-  $("suspects").hidden = !state.suspects;
-  $("suspects").textContent = text(words.suspects, { n: state.suspects });
+  for (const id of ["suspects", "mistakes"]) {
+    $(id).hidden = !state[id];
+    $(id).textContent = text(words[id], { n: state[id] });
+  }
+  $("unfamiliar").hidden = !judged;
+  $("each").hidden = !judged;
+  const rows = judged ? state.classes.filter((one) => one.judged) : [];
+  $("each").querySelector("tbody").replaceChildren(...rows.map((one) => row(own(one.label), text(words.class_rate, one), interval(one))));
+  drawConfused();
   const points = state.curve;
   $("curve").hidden = points.length < 2;
-  $("curve").querySelector("tbody").replaceChildren(...points.map((one) => element("tr", {}, element("td", {}, String(one.labelled)),
-    element("td", {}, percent(one.right / one.images)), element("td", {}, `${one.low.toFixed(0)} – ${percent(one.high / 100, 0)}`))));
+  $("curve").querySelector("tbody").replaceChildren(...points.map((one) => row(String(one.labelled), percent(one.right / one.images), interval(one))));
   if (points.length < 2) return;
   const most = points.at(-1).labelled;
   const at = (one, share) => `${((320 * one.labelled) / most).toFixed(1)},${(120 - 1.2 * share).toFixed(1)}`;
@@ -109,16 +146,16 @@ function drawLook() {
 }
 
 function drawCard(card, i) {
-  const [best] = card.answers, kind = $("view").value, paragraph = (className, ...inside) => element("p", { className }, ...inside);
+  const [best] = card.answers, [kind] = $("view").value.split(" "), paragraph = (className, ...inside) => element("p", { className }, ...inside);
   const lines = [];
   if (card.label) lines.push(paragraph("label", ...told(words.is, { label: own(card.label) })));
   else if (card.skipped) lines.push(paragraph("label", words.is_skipped));
-  if (card.suggested) lines.push(paragraph("", ...told(words.suggested, { label: own(card.suggested) })));
+  if (card.suggested && kind === "suspects") lines.push(paragraph("", ...told(words.suggested, { label: own(card.suggested) })));
+  else if (card.suggested) lines.push(paragraph("", ...told(words.taken, { label: own(card.suggested), share: percent(best.probability, 0) })));
   else if (!card.label && best) lines.push(paragraph("", ...told(words.proposal, { label: own(best.label), share: percent(best.probability, 0) })));
   else if (!card.label && !card.skipped) lines.push(paragraph("soft", words.no_proposal));
   const reason = card.score === null ? "" : text(words.reasons[kind] ?? "", { score: card.score.toPrecision(2) });
   if (reason && !card.label) lines.push(paragraph("soft", reason));
-  const picture = (id) => element("img", { src: `picture/${id}`, alt: "", loading: "lazy" });
   const copies = card.copies.length
     ? [paragraph("soft", text(words.copies, { n: card.copies.length })), element("div", { className: "copies" }, ...card.copies.slice(0, 4).map(picture))]
     : [];
@@ -198,8 +235,8 @@ const inTurn = (work) => (sent = sent.catch(() => {}).then(work));
 
 // Shows a step at once, so that the next key is for the next card, and takes it back if the server refuses.
 async function step(some, marks, work) {
-  const before = some.map(({ label, skipped, suggested }) => ({ label, skipped, suggested }));
-  some.forEach((card, i) => Object.assign(card, { suggested: "", ...marks[i] }));
+  const before = some.map(({ label, skipped, suggested, changed }) => ({ label, skipped, suggested, changed }));
+  some.forEach((card, i) => Object.assign(card, { suggested: "", changed: true, ...marks[i] }));
   passed(some);
   try {
     await inTurn(work);
@@ -234,7 +271,7 @@ const undo = () => doing("message", async () => {
   const changed = await inTurn(() => ask("undo")), shown = new Map(cards.map((card) => [card.id, card]));
   for (const card of changed) {
     const known = shown.get(card.id);
-    if (known) Object.assign(known, { label: card.label, skipped: card.skipped });
+    if (known) Object.assign(known, { label: card.label, skipped: card.skipped, changed: false });
   }
   if (changed.length && !changed.some((card) => shown.has(card.id))) cards = changed;
   const first = cards.findIndex((card) => changed.some((one) => one.id === card.id));
@@ -243,8 +280,11 @@ const undo = () => doing("message", async () => {
   return text(words.undone, { n: changed.length });
 });
 async function next(more = false) {
-  const [kind, ...rest] = $("view").value.split(" "), open = state.orders.includes(kind);
-  const wanted = open ? { view: "open", order: kind } : { view: kind, label: rest.join(" "), start: more ? cards.length : 0 };
+  const [kind, ...rest] = $("view").value.split(" "), open = state.orders.includes(kind) || kind === "unfamiliar";
+  passedOver = more && !open ? passedOver + cards.filter((card) => !card.changed).length : 0;
+  const wanted = state.orders.includes(kind) ? { view: "open", order: kind } : { view: kind, start: passedOver };
+  if (kind === "labelled") wanted.label = rest.join(" ");
+  if (kind === "confused") [wanted.label, wanted.answer] = JSON.parse(rest.join(" "));
   $("grid").ariaBusy = "true"; // no key may label what is about to be replaced
   try {
     cards = await inTurn(() => ask("cards", { ...wanted, n: PAGE }));
@@ -254,8 +294,8 @@ async function next(more = false) {
   current = anchor = 0;
   drawCards();
 }
-const turn = () => doing("message", async () => {
-  await next(true);
+const turn = (more = true) => doing("message", async () => {
+  await next(more);
   $("grid").firstElementChild?.focus();
 });
 function see(view) {
@@ -263,16 +303,28 @@ function see(view) {
   drawViews();
   doing("message", () => next());
 }
-function enlarge() {
+// Shows a view, and goes to its first image.
+function visit(view) {
+  $("view").value = view;
+  drawViews();
+  return turn(false);
+}
+async function enlarge() {
   const card = cards[current];
   if (!card) return;
   $("large").querySelector("img").src = `picture/${card.id}?size=large`;
+  $("near").hidden = true;
   $("large").showModal();
+  const found = await ask("near", { id: card.id }).catch(() => []);
+  if (cards[current] !== card) return;
+  $("near").hidden = !found.length;
+  $("near").querySelector("ul").replaceChildren(...found.map(({ id, label, similarity }) => element("li", {}, picture(id),
+    ...told(words.similarity, { label: own(label), similarity: similarity.toFixed(2) }))));
 }
 
 const KEYS = {
   ArrowLeft: -1, ArrowRight: 1, ArrowUp: "up", ArrowDown: "down", " ": "toggle", Enter: accept, 0: () => give(state.none), s: skip,
-  u: undo, n: turn, z: enlarge, a: () => every(true), Escape: () => every(false), Delete: () => give(""), Backspace: () => give(""),
+  u: undo, n: () => turn(), z: enlarge, a: () => every(true), Escape: () => every(false), Delete: () => give(""), Backspace: () => give(""),
 };
 function every(selected) {
   for (const card of cards) card.selected = selected;
@@ -303,12 +355,12 @@ document.addEventListener("keydown", (event) => {
   } else action();
 });
 
-for (const [id, action] of Object.entries({ none: () => give(state.none), skip, clear: () => give(""), undo, next: turn, accept, zoom: enlarge, all: () => every(true) }))
+for (const [id, action] of Object.entries({ none: () => give(state.none), skip, clear: () => give(""), undo, next: () => turn(), accept, zoom: enlarge, all: () => every(true) }))
   $(id).addEventListener("click", action);
 // the card may have been drawn anew meanwhile
 $("large").addEventListener("close", () => $("grid").children[current]?.focus());
 $("view").addEventListener("change", () => see($("view").value));
-$("suspects").addEventListener("click", () => see("suspects"));
+for (const id of LOOKS) $(id).addEventListener("click", () => visit(id));
 $("scan").addEventListener("click", () => doing("sent", () => ask("scan")));
 $("new").addEventListener("submit", (event) => {
   event.preventDefault();

@@ -1,5 +1,4 @@
-"""Label the images of a project in the page: proposals that follow each label, computed by a thread
-of their own.
+"""Label the images of a project in the page: proposals that follow each label.
 
 Images have numbers instead of names in requests, so that no request can name a file.
 """
@@ -7,39 +6,38 @@ Images have numbers instead of names in requests, so that no request can name a 
 from __future__ import annotations
 
 import hashlib
-import threading
-import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import NamedTuple, TypedDict, cast
-
-import numpy as np
-import torch.nn.functional as F
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
+from typing import TypedDict, cast
 
 from rmadapter.artifacts.page import small_jpeg
 from rmadapter.backbones import Backbone
 from rmadapter.curate.project import Project
-from rmadapter.curate.quick import NEEDS_CLASSES, ORDERS, Encoded, Judged, Quick, choose, fit
+from rmadapter.curate.quick import (
+    NEEDS_CLASSES,
+    ORDERS,
+    Encoded,
+    Judged,
+    Quick,
+    choose,
+    neighbours,
+    strangest,
+)
 from rmadapter.data.decode import image_error, load_image
-from rmadapter.data.duplicates import looks, pairs
 from rmadapter.data.formats.write import SUFFIXES, coco, label_studio, table, zip_folders
-from rmadapter.data.image_set import ImageReader, ImageSet
+from rmadapter.deploy.app.fitting import Fitting
 from rmadapter.deploy.app.images import safe_name
 from rmadapter.errors import UserError, quoted
-from rmadapter.settings import Machine
+from rmadapter.metrics import wilson
 from rmadapter.support.files import atomic, write_json, write_text
-from rmadapter.training.cache import Cache
 
-STEP = 16  # images encoded at once: others, and new labels, wait for no more
 MOST_CARDS = 200  # of one request
 SIDES = {"small": 320, "large": 1280}  # pixels of the longer side
 MOST_KEPT = 400  # small pictures in memory
-VIEWS = ("open", "labelled", "skipped", "suspects")
-DISK = 1_000.0  # GB: the features of a project are few, and other commands remove old ones
+VIEWS = ("open", "labelled", "skipped", "suspects", "mistakes", "confused", "unfamiliar")
+PAIRS, BEHIND = 15, 4  # confusions that the page lists; small pictures of each
 GONE = "This image is no longer in the folder."
 Body = Mapping[str, object]
 
@@ -52,7 +50,7 @@ class Answer(TypedDict):
 class Card(TypedDict):
     """An image on the page. copies: near-duplicates that are labelled with it. label: "" for none.
     score: of the order, None if it has none. answers: the most probable labels first. suggested: a
-    better label of a suspect, else "" ."""
+    better label of a suspect, or the answer of a mistake, else ""."""
 
     id: str
     name: str
@@ -64,11 +62,21 @@ class Card(TypedDict):
     suggested: str
 
 
-class Point(NamedTuple):
-    """A point of the learning curve."""
+class Confusion(TypedDict):
+    """Judged images with a label that have another one as their answer. shown: some of them."""
 
-    labelled: int
-    judged: Judged
+    label: str
+    answer: str
+    images: int
+    shown: list[str]
+
+
+class Near(TypedDict):
+    """A labelled image near another one. similarity: cosine of their features."""
+
+    id: str
+    label: str
+    similarity: float
 
 
 class Labelling:
@@ -86,115 +94,123 @@ class Labelling:
         lock: Callable[[], AbstractContextManager[None]],
         keep: bool = False,
     ) -> None:
-        self.project, self.backbone = project, backbone
-        self._lock = lock
-        machine = Machine(disk_cache=DISK if keep else 0.0)
-        self._cache = Cache(backbone, machine, hold=False, progress=False)
+        self.project = project
+        self.fitting = Fitting(project, backbone, lock, keep)
         self._ids: dict[str, str] = {}  # number -> name
-        self._bad: dict[str, str] = {}  # name -> why it cannot be read
-        empty = Encoded((), np.empty((0, backbone.embedding_size)), np.empty(0, int))
-        self._known = (empty, fit(empty, backbone, (), {}))
-        self._looks = looks([])
-        self._links: list[tuple[int, int]] = []
-        self._curve: list[Point] = []
-        self._trouble = ""
-        self._wanted = self._done = 0  # numbers of the last change, and of the last one fitted to
         self._pictures: OrderedDict[str, bytes] = OrderedDict()
-        self._change = threading.Condition()
-        self._ended = False
-        self._thread = threading.Thread(target=self._work, name="rmadapter-labels", daemon=True)
         self._number()
 
     def start(self) -> None:
-        self._thread.start()
+        self.fitting.start()
 
     def close(self) -> None:
-        """End the thread, after the batch that it is at."""
-        with self._change:
-            self._ended = True
-            self._change.notify_all()
-        if self._thread.is_alive():
-            self._thread.join()
+        """End the thread of `fitting`, after the batch that it is at."""
+        self.fitting.close()
 
     # What the page shows
 
     def state(self) -> dict[str, object]:
         """Return counts, classes and what is being computed."""
         # before the results, so that these are no older than it says
-        fitting, version = self._waiting() > 0 or self._done < self._wanted, self._done
-        project, (encoded, quick) = self.project, self._known
+        busy, version = self.fitting.busy, self.fitting.done
+        project, (encoded, quick), bad = self.project, self.fitting.known, self.fitting.bad
         of_class = quick.of_class()
         with project.lock:
             counts, skipped, missing = project.counts(), len(project.skipped), project.missing
-        classes = [
-            {"label": label, "images": count, "right": right, "judged": judged}
-            for label, count in counts.items()
-            for right, judged in [of_class.get(label, (0, 0))]
-        ]
+        classes = []
+        for label, count in counts.items():
+            right, judged = of_class.get(label, (0, 0))
+            low, high = wilson(right, judged) if judged else (0.0, 100.0)
+            numbers = {"images": count, "right": right, "judged": judged, "low": low, "high": high}
+            classes.append({"label": label, **numbers})
         return {
             "folder": project.folder.resolve().name,
             "images": len(project.images),
-            "encoded": len(encoded.names) + len(self._bad),
+            "encoded": len(encoded.names) + len(bad),
             "labelled": sum(counts.values()),
             "skipped": skipped,
             "missing": len(missing),
-            "bad": [*project.left_out, *self._bad.values()],
+            "bad": [*project.left_out, *bad.values()],
             "classes": classes,
             "none": project.none_label(),
             "orders": [
                 order for order in ORDERS if quick.table.shape[1] or order not in NEEDS_CLASSES
             ],
             "undoable": project.undoable,
-            "fitting": fitting,
+            "fitting": busy,
             "version": version,
-            "trouble": self._trouble,
+            "trouble": self.fitting.trouble,
             "accuracy": judged_json(quick.accuracy()),
             "suspects": len(quick.suspects()),
+            "mistakes": len(quick.wrong()),
+            "confusions": self._confusions(encoded, quick),
             "curve": [
-                {"labelled": one.labelled, **(judged_json(one.judged) or {})} for one in self._curve
+                {"labelled": one.labelled, **(judged_json(one.judged) or {})}
+                for one in self.fitting.curve
             ],
         }
 
+    def _confusions(self, encoded: Encoded, quick: Quick) -> list[Confusion]:
+        wrong = quick.wrong()
+        confusions: list[Confusion] = []
+        for label, answer, images in quick.confusions()[:PAIRS]:
+            rows = [one.row for one in wrong if (one.label, one.answer) == (label, answer)]
+            numbers = [number_of(encoded.names[row]) for row in rows]
+            shown = [number for number in numbers if number in self._ids][:BEHIND]
+            confusions.append({"label": label, "answer": answer, "images": images, "shown": shown})
+        return confusions
+
     def cards(
-        self, view: str, order: str = "", label: str = "", n: int = 24, start: int = 0
-    ) -> list[Card]:
+        self, view: str, order: str = "", label: str = "", answer: str = "", n: int = 24,
+        start: int = 0,
+    ) -> list[Card]:  # fmt: skip
         """Return images to show.
 
-        view: "open", those without label, in an order of `quick.ORDERS`; "labelled", those of a
-        class, the least probable first; "skipped"; or "suspects", those whose label looks wrong.
-        start: number of images to pass over, except of open ones.
+        view: "open", those without label, in an order of `quick.ORDERS`; "unfamiliar", the same by
+        their strangeness; "labelled", those of a class, the least probable first; "skipped";
+        "suspects", those whose label looks wrong; "mistakes", labelled ones whose answer is another
+        label, the surest first; or "confused", those of a label and an answer. start: number of
+        images to pass over, except of open ones.
         """
         if view not in VIEWS:
             raise UserError(f"view: one of {', '.join(VIEWS)}")
         if not (1 <= n <= MOST_CARDS and start >= 0):
             raise UserError(f"n: from 1 to {MOST_CARDS}")
-        encoded, quick = self._known
+        encoded, quick = self.fitting.known
         place = {name: row for row, name in enumerate(encoded.names)}
         if view == "open":
             return self._open_cards(encoded, quick, place, order, n)
-        suggested: dict[str, str] = {}
-        if view == "suspects":
-            suspects = [(encoded.names[row], better) for row, better, _ in quick.suspects()]
-            suggested = dict(suspects)
         with self.project.lock:
             here = {*self.project.images}
             labels = {name: own for name, own in self.project.labels.items() if name in here}
-            names = sorted(self.project.skipped & here)
+            done = labels.keys() | self.project.skipped
+            skipped = sorted(self.project.skipped & here)
+        suggested: dict[str, str] = {}
+        scores: dict[str, float] = {}
         if view == "labelled":
             names = sorted(name for name, own in labels.items() if own == label)
             names.sort(key=lambda name: _share(quick, place.get(name), label))
-        elif view == "suspects":  # a label may have changed since
-            names = [
-                name for name, better in suggested.items() if labels.get(name, better) != better
-            ]
-        shown = names[start : start + n]
-        return [self._card(name, place, quick, (), None, suggested.get(name, "")) for name in shown]
+        elif view == "skipped":
+            names = skipped
+        elif view == "unfamiliar":
+            rows = [row for name, row in place.items() if name in here and name not in done]
+            scores = {encoded.names[row]: score for row, score in strangest(encoded, quick, rows)}
+            names = [*scores]
+        else:
+            suggested = _better(encoded, quick, view, label, answer)
+            # a label may have changed since
+            fitted = {name: quick.classes[quick.labels[place[name]]] for name in suggested}
+            names = [name for name in suggested if labels.get(name) == fitted[name]]
+        return [
+            self._card(name, place, quick, (), scores.get(name), suggested.get(name, ""))
+            for name in names[start : start + n]
+        ]
 
     def _open_cards(
         self, encoded: Encoded, quick: Quick, place: Mapping[str, int], order: str, n: int
     ) -> list[Card]:
         with self.project.lock:
-            done = self.project.labels.keys() | self.project.skipped | self._bad.keys()
+            done = self.project.labels.keys() | self.project.skipped | self.fitting.bad.keys()
             names = [name for name in self.project.images if name not in done]
         rows = [place[name] for name in names if name in place]
         chosen = choose(encoded, quick, rows, order, n, seed=len(done) + 1)
@@ -210,10 +226,24 @@ class Labelling:
 
     def answers(self, numbers: Sequence[str]) -> dict[str, list[Answer]]:
         """Return the most probable labels of images, by number."""
-        encoded, quick = self._known
+        encoded, quick = self.fitting.known
         place = {name: row for row, name in enumerate(encoded.names)}
         named = {number: self._ids.get(number, "") for number in numbers}
         return {number: _answers(quick, place.get(name)) for number, name in named.items()}
+
+    def near(self, number: str) -> list[Near]:
+        """Return the labelled images nearest to an image."""
+        [name] = self._names([number])
+        encoded, quick = self.fitting.known
+        if name not in encoded.names:
+            return []
+        found = neighbours(encoded, quick, encoded.names.index(name))
+        near: list[Near] = []
+        for other, cosine in found:
+            shown, label = number_of(encoded.names[other]), quick.classes[quick.labels[other]]
+            if shown in self._ids:
+                near.append({"id": shown, "label": label, "similarity": round(cosine, 4)})
+        return near
 
     def picture(self, number: str, size: str) -> bytes:
         """Return an image as a JPEG. size: a key of SIDES."""
@@ -270,7 +300,7 @@ class Labelling:
         """Undo the last step; return the images that it changed, at most MOST_CARDS."""
         with self._changing():
             names = self.project.undo()
-        encoded, quick = self._known
+        encoded, quick = self.fitting.known
         place = {name: row for row, name in enumerate(encoded.names)}
         return [self._card(name, place, quick, (), None) for name in names[:MOST_CARDS]]
 
@@ -329,100 +359,23 @@ class Labelling:
     def _changing(self) -> Iterator[None]:
         """Have the thread look again after a change."""
         yield
-        with self._change:
-            self._wanted += 1
-            self._change.notify_all()
-
-    # The thread
-
-    def _waiting(self) -> int:
-        """Return the number of images to encode."""
-        encoded = self._known[0]
-        return len({*self.project.images} - {*encoded.names} - self._bad.keys())
-
-    def _work(self) -> None:
-        with self._change:
-            self._wanted += 1  # labels from before
-        while not self._ended:
-            try:
-                if self._done < self._wanted:
-                    self._fit()
-                elif self._waiting():
-                    self._encode()
-                else:
-                    with self._change:
-                        if not self._ended and self._done == self._wanted:
-                            self._change.wait()
-            except UserError as error:
-                self._trouble = str(error)
-                self._done = self._wanted
-            except Exception:
-                traceback.print_exc()
-                self._trouble = "Internal error; see the server's terminal."
-                return
-
-    def _fit(self) -> None:
-        wanted, encoded = self._wanted, self._known[0]
-        with self.project.lock:
-            classes, labels = tuple(self.project.classes), dict(self.project.labels)
-        with self._lock():
-            quick = fit(encoded, self.backbone, classes, labels)
-        self._known = (encoded, quick)
-        judged, labelled = quick.accuracy(), int((quick.labels >= 0).sum())
-        if judged and not self._waiting():
-            # after an undo, later points no longer hold
-            before = [one for one in self._curve if one.labelled < labelled]
-            self._curve = [*before, Point(labelled, judged)]
-        self._trouble = ""
-        self._done = wanted
-
-    def _encode(self) -> None:
-        """Encode the next images, and link them with their near-duplicates."""
-        encoded, quick = self._known
-        seen = {*encoded.names} | self._bad.keys()
-        names = [name for name in self.project.images if name not in seen][:STEP]
-        reader = ImageReader()
-        paths = {name: self.project.path(name) for name in names}
-        errors = reader.read([*paths.values()], self.backbone.preprocess)
-        good = []
-        for name, error in zip(names, errors, strict=True):
-            if error:
-                self._bad[name] = error.replace(str(paths[name]), name)
-            else:
-                good.append(name)
-        if not good:
-            return
-        files = tuple(paths[name] for name in good)
-        images = ImageSet(files, (0,) * len(good), ("image",), reader=reader)
-        with self._lock():
-            features = self._cache.features(images)[0]
-        unit = F.normalize(features.float(), dim=-1).cpu().numpy()
-        fresh, start = looks(reader.thumbprints(files)), len(self._looks)
-        self._looks = np.concatenate([self._looks, fresh])
-        self._links += [(start + i, j) for i, j in pairs(fresh, self._looks)]
-        count = len(self._looks)
-        links = np.array(self._links, int).reshape(-1, 2)
-        graph = coo_matrix((np.ones(len(links)), (links[:, 0], links[:, 1])), (count, count))
-        together = np.asarray(connected_components(graph, directed=False)[1])
-        both = np.concatenate([encoded.unit, unit])
-        with self._change:
-            self._wanted += 1  # first, so that it is never taken for done
-        # answers of before until the next fit; images without an answer have none
-        self._known = (Encoded((*encoded.names, *good), both, together), _padded(quick, len(good)))
-
-
-def _padded(quick: Quick, more: int) -> Quick:
-    """Add images without answers: all classes are equally probable."""
-    classes = quick.table.shape[1]
-    table = np.concatenate([quick.table, np.full((more, classes), 1 / max(classes, 1))])
-    labels = np.concatenate([quick.labels, np.full(more, -1)])
-    return Quick(quick.classes, table, labels, np.concatenate([quick.judged, np.zeros(more, bool)]))
+        self.fitting.changed()
 
 
 def _answers(quick: Quick, row: int | None) -> list[Answer]:
     if row is None or row >= len(quick.table) or not quick.table.shape[1]:
         return []
     return [{"label": label, "probability": share} for label, share in quick.best(row)]
+
+
+def _better(encoded: Encoded, quick: Quick, view: str, label: str, answer: str) -> dict[str, str]:
+    """Return another label of each image of a view of labelled images, by name."""
+    if view == "suspects":
+        return {encoded.names[row]: better for row, better, _ in quick.suspects()}
+    wrong = quick.wrong()
+    if view == "confused":
+        wrong = [one for one in wrong if (one.label, one.answer) == (label, answer)]
+    return {encoded.names[one.row]: one.answer for one in wrong}
 
 
 def _share(quick: Quick, row: int | None, label: str) -> float:
@@ -468,7 +421,7 @@ def _list(body: Body, field: str) -> list[str]:
 def _cards(labelling: Labelling, body: Body) -> list[Card]:
     return labelling.cards(
         _text(body, "view"), _text(body, "order", ""), _text(body, "label", ""),
-        _number(body, "n", 24), _number(body, "start", 0),
+        _text(body, "answer", ""), _number(body, "n", 24), _number(body, "start", 0),
     )  # fmt: skip
 
 
@@ -476,6 +429,7 @@ ACTIONS: dict[str, Callable[[Labelling, Body], object]] = {
     "state": lambda labelling, _: labelling.state(),
     "cards": _cards,
     "answers": lambda labelling, body: labelling.answers(_list(body, "ids")),
+    "near": lambda labelling, body: labelling.near(_text(body, "id")),
     "classes": lambda labelling, body: labelling.add_classes(_list(body, "names")),
     "remove": lambda labelling, body: labelling.remove_class(_text(body, "label")),
     "set": lambda labelling, body: labelling.label(_list(body, "ids"), _text(body, "label")),
