@@ -27,6 +27,7 @@ from rmadapter.deploy.app.server import build
 from rmadapter.deploy.app.shared import Shared
 from rmadapter.deploy.sockets import address, bind
 from tests.helpers.web_pages import (
+    CAMERA,
     Tab,
     axe,
     check_layout,
@@ -65,7 +66,7 @@ def project(photos: Path) -> Project:
 def page(
     project: Project, tiny_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Tab]:
-    """Open the page in a new browser."""
+    """Open the page in a new browser, with a camera that shows a test image."""
     monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path / "cache"))
     site = build(Shared(tiny_clip, Jobs(), project=project))
     server = uvicorn.Server(uvicorn.Config(site, log_level="warning"))
@@ -73,7 +74,7 @@ def page(
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         try:
-            with tab(tmp_path / "home") as page:
+            with tab(tmp_path / "home", *CAMERA) as page:
                 page.go(f"{address(listening)}/label")
                 page.until(SETTLED)
                 yield page
@@ -82,11 +83,11 @@ def page(
             thread.join()
 
 
-def message(page: Tab, key: str, form: str = "") -> str:
+def message(page: Tab, key: str, form: str = "", place: str = "message") -> str:
     """Wait until the page says something, and return it. key: of the words, before any value."""
     words = json.loads(WORDS.read_text("utf-8"))[key]
     start = (words[form] if form else words).partition("{")[0]
-    said = "document.getElementById('message').textContent"
+    said = f"document.getElementById('{place}').textContent"
     return str(page.until(f"{said}.startsWith({json.dumps(start)}) && {said}"))
 
 
@@ -283,6 +284,27 @@ def test_axe_reports_nothing(page: Tab, axe: str, scheme: str) -> None:
     options = [name for role, name in heard if role == "option" and ".png" in name]
     assert len(options) == 18
     assert sum("Label: red" in name for name in options) == 3
+
+
+@needs_browser
+def test_pictures_of_the_camera_join_the_others(page: Tab, project: Project) -> None:
+    focus(page, "#photograph")
+    page.press("Enter")
+    page.until("document.activeElement.className === 'shoot'")
+    for width in (400, 1280):
+        check_layout(page, width, ".heard, option, svg, svg *, input, #large *")
+    for count in (19, 20):
+        page.press("Enter")
+        page.until(f"document.getElementById('count').textContent.includes('of {count} images')")
+        assert message(page, "photographed", place="sent")
+    assert project.images[-2:] == ("added/camera.png", "added/camera-2.png")
+    page.until("document.getElementById('encoding').hidden")
+    assert page.script("document.getElementById('bad').hidden")
+    page.press("Tab")
+    page.press("Enter")
+    assert page.until("document.querySelector('.camera').hidden")
+    assert page.script("document.querySelector('video').srcObject === null")
+    assert page.script("document.activeElement.id") == "photograph"
 
 
 @needs_browser

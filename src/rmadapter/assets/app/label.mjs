@@ -1,6 +1,6 @@
 // The page for labelling: it sends labels to the server, and shows what that proposes. All words are in one file.
 
-import { element, own, percent } from "./parts.mjs";
+import { Camera, element, own, percent } from "./parts.mjs";
 
 const words = JSON.parse(document.getElementById("words").textContent), plural = new Intl.PluralRules(words.lang);
 const LOOKS = ["suspects", "mistakes", "unfamiliar"]; // at labels, and at what the model makes of the images
@@ -370,17 +370,23 @@ $("new").addEventListener("submit", (event) => {
   });
 });
 
+const put = (kind, file, name) => call("PUT", `api/label/${kind}?${new URLSearchParams({ name })}`, file);
 async function send(files) {
   const bad = [];
   for (const [i, file] of files.entries()) {
     $("sent").textContent = text(words.sending, { i: i + 1, n: files.length });
     const kind = file.name.toLowerCase().endsWith(".zip") ? "zip" : "image";
-    const found = await call("PUT", `api/label/${kind}?${new URLSearchParams({ name: file.name })}`, file).catch((error) => [error.message]);
+    const found = await put(kind, file, file.name).catch((error) => [error.message]);
     bad.push(...(found ?? []));
   }
   const more = bad.length > 10 ? [text(words.and_more, { n: bad.length - 10 })] : [];
   return [...(bad.length < files.length ? [words.sent] : []), ...bad.slice(0, 10), ...more].join("\n");
 }
+const camera = new Camera($("more").querySelector(".camera"), words.camera);
+$("photograph").addEventListener("click", () => doing("sent", () => camera.start((picture) => doing("sent", async () => {
+  await put("image", picture, "camera.png");
+  return words.photographed;
+}))));
 $("files").addEventListener("change", () => {
   const files = [...$("files").files];
   $("files").value = "";

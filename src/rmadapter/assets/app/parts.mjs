@@ -22,8 +22,10 @@ export const bars = (answers) => element("ol", {}, ...answers.slice(0, SHOWN).ma
 }));
 
 export class Camera {
-  constructor(box) {
+  // said: what a person hears once it is on, and where there is none.
+  constructor(box, said = { on: "The camera is on.", missing: "No camera is available to this page." }) {
     this.box = box;
+    this.said = said;
     this.video = box.querySelector("video");
     box.querySelector(".shoot").addEventListener("click", async () => this.take(await this.frame()));
     box.querySelector(".stop").addEventListener("click", () => this.stop());
@@ -38,11 +40,11 @@ export class Camera {
       await this.video.play();
     } catch {
       this.stop();
-      throw Error("No camera is available to this page.");
+      throw Error(this.said.missing);
     }
     this.box.hidden = false;
     this.box.querySelector(".shoot").focus();
-    return "The camera is on.";
+    return this.said.on;
   }
 
   async frame() {
