@@ -169,8 +169,10 @@ def view_of(block: Block) -> View | Opaque:
 
 
 def cast(block: nn.Module, kind: torch.dtype) -> nn.Module:
-    """Copy a block, with its weights in another number format except those of its norms."""
-    twin = copy.deepcopy(block)
+    """Copy a block, with its weights in another number format except those of its norms, which it
+    shares."""
+    norms = [module for module in block.modules() if isinstance(module, nn.LayerNorm)]
+    twin = copy.deepcopy(block, {id(norm): norm for norm in norms})
     for module in twin.modules():
         if not isinstance(module, nn.LayerNorm):
             for parameter in module.parameters(recurse=False):

@@ -9,8 +9,8 @@ pass, but
   4. norms, projections and MLPs run only on real text tokens, packed without padding;
   5. the top block runs only for the token that is read (class token, end-of-text), if just one is.
 Under autocast the same blocks run on tokens in that number format, with weights that were cast
-once; norms keep theirs. Nothing in an encoder changes after it is made, except its cache of cast
-blocks, so any number of methods can share it.
+once, as are those of the head; norms keep theirs. Nothing in an encoder changes after it is made,
+except what it has cast, so any number of methods can share it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmadapter.encoders.blocks import Opaque, Projections, View, cast, view_of
@@ -72,6 +73,7 @@ class Encoder(ABC, Generic[Layout]):
         self.blocks: list[nn.Module] = list(blocks)
         self.views: list[View | Opaque] = [view_of(block) for block in blocks]
         self._cast: dict[tuple[int, torch.dtype], View | Opaque] = {}
+        self._cast_weights: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
         self.width, self.depth = width, len(self.blocks)
 
     @property
@@ -104,6 +106,32 @@ class Encoder(ABC, Generic[Layout]):
         if self.opaque or not torch.is_autocast_enabled(device):
             return x
         return x.to(torch.get_autocast_dtype(device))
+
+    def _once(self, name: str, weight: Tensor) -> Tensor:
+        """Return a weight of the head, by its name: a frozen one as autocast would cast it, but
+        cast once."""
+        device = weight.device
+        plain = weight.dtype == torch.float32 and not weight.requires_grad
+        if not plain or not torch.is_autocast_enabled(device.type):
+            return weight
+        key = (name, device, torch.get_autocast_dtype(device.type))
+        if key not in self._cast_weights:
+            self._cast_weights[key] = weight.detach().to(key[-1])
+        return self._cast_weights[key]
+
+    def _run(self, name: str, module: nn.Module, x: Tensor) -> Tensor:
+        """Run a module of the head, by its name, with the weights of `_once` if it is linear, or a
+        sequence with linear layers."""
+        if not torch.is_autocast_enabled(x.device.type):
+            return module(x)
+        if type(module) is nn.Sequential:
+            for part, layer in module.named_children():
+                x = self._run(f"{name}.{part}", layer, x)
+            return x
+        if type(module) is not nn.Linear:
+            return module(x)
+        bias = None if module.bias is None else self._once(f"{name}.bias", module.bias)
+        return F.linear(x, self._once(name, module.weight), bias)
 
     def view(self, block: int, kind: torch.dtype) -> View | Opaque:
         """Return the view of a block, counted from 1, for tokens of a number format, to which its

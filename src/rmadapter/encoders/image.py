@@ -134,7 +134,7 @@ class ClipImage(ImageEncoder):
 
     def head(self, x: Tensor, layout: Grid) -> Tensor:
         projection, pooled = self.visual.proj, self.pooled(x)
-        return pooled if projection is None else pooled @ projection
+        return pooled if projection is None else pooled @ self._once("projection", projection)
 
     def top_norm(self, x: Tensor) -> Tensor:
         return self.visual.ln_post(x)
@@ -170,7 +170,8 @@ class TimmImage(ImageEncoder):
         return self.trunk.forward_head(tokens, pre_logits=True)
 
     def head(self, x: Tensor, layout: Grid) -> Tensor:
-        return self.visual.head(self.trunk.head(self.pooled(x)))
+        x = self._run("trunk", self.trunk.head, self.pooled(x))
+        return self._run("head", self.visual.head, x)
 
     def top_norm(self, x: Tensor) -> Tensor:
         return self.trunk.fc_norm(self.trunk.norm(x))

@@ -125,7 +125,9 @@ class ClipText(TextEncoder):
         rows, projection = self.text.ln_final(rows), self.text.text_projection
         if projection is None:
             return rows
-        return projection(rows) if isinstance(projection, nn.Linear) else rows @ projection
+        if isinstance(projection, nn.Linear):
+            return self._run("projection", projection, rows)
+        return rows @ self._once("projection", projection)
 
 
 class BertText(TextEncoder):
@@ -161,7 +163,7 @@ class BertText(TextEncoder):
         mask = layout.pad((layout.weight[:, None] > 0).to(x.dtype))[..., 0].long()
         read = None if self.top is None else self.top(hidden)
         output = BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=read)
-        return self.text.proj(self.text.pooler(output, mask))
+        return self._run("projection", self.text.proj, self.text.pooler(output, mask))
 
 
 class WholeText(TextEncoder):

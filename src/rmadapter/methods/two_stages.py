@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import EitherEncoder, Packed, States, encoders_of
-from rmadapter.encoders.blocks import with_own
+from rmadapter.encoders.blocks import Opaque, View, with_own
 from rmadapter.methods.parts.features import FixedFeatures
 from rmadapter.prompts import CHUNK, Cosines, cosine_logits, learnt_weights, prompts_each, tokenize
 from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits, count
@@ -49,8 +49,7 @@ class Norms(nn.Module):
 
     def image_features(self, states: States) -> Tensor:
         """Return image features [B, e]."""
-        # not of cast copies
-        return self.image.encode(states.x, states.layout, FIRST, views=self.image.views)
+        return self.image.encode(states.x, states.layout, FIRST, views=_own_views(self.image))
 
     def prompts(self, names: Sequence[str], templates: Sequence[str]) -> list[Packed]:
         """Return the layouts of all prompts, in chunks of CHUNK."""
@@ -64,7 +63,7 @@ class Norms(nn.Module):
         return learnt_weights(self._encode_text, [(chunk,) for chunk in prompts], each)
 
     def _encode_text(self, layout: Packed) -> Tensor:
-        return self.text.encode(self.text.stem(layout), layout, views=self.text.views)
+        return self.text.encode(self.text.stem(layout), layout, views=_own_views(self.text))
 
     def weights(self, names: Sequence[str], known: Known) -> Tensor:
         """Return normalised class weights [C, e]: trained for known classes, from the text encoder
@@ -79,6 +78,13 @@ class Norms(nn.Module):
             )
         place |= {name: i for i, name in enumerate(new, len(place))}
         return weights[[place[name] for name in names]]
+
+
+def _own_views(encoder: EitherEncoder) -> Sequence[View | Opaque]:
+    """Return the blocks' own views where copies that were cast would round elsewhere than autocast
+    does: with LayerScale, whose products autocast leaves in float32. Else none."""
+    parts = [getattr(view, "ls1", nn.Identity()) for view in encoder.views]
+    return () if all(isinstance(part, nn.Identity) for part in parts) else encoder.views
 
 
 def _norms(*encoders: EitherEncoder) -> list[nn.Module]:

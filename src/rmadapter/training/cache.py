@@ -68,6 +68,15 @@ class Held:
         """Return the number of images."""
         return len(self.features) // self.views
 
+    def near(self, room: float) -> Held:
+        """Return a copy on the device that the states are for, if it has this many bytes of room,
+        else itself."""
+        if self.bytes > room:
+            return self
+        parts = (part.to(self.device) for part in (self.features, self.x, self.y))
+        features, x, y = parts
+        return replace(self, features=features, x=x, y=y)
+
     @property
     def bytes(self) -> int:
         return sum(part.numel() * part.element_size() for part in (self.features, self.x, self.y))
@@ -294,6 +303,7 @@ class Cache:
         features, *tokens = tensors
         for block, x, y in reversed([*zip(blocks, tokens[::2], tokens[1::2], strict=True)]):
             held = Held(block, layout, self.device, features, x, y, live.views, images.contents)
+            held = held.near(min(self._room, _room_on(self.device)))
             self._held[images.digest, block, live.augmented, kind] = held
         return held
 
@@ -411,6 +421,14 @@ def _cut(flat: Tensor, plan: Plan) -> list[Tensor]:
     """Cut a flat tensor of bytes into the tensors of a plan."""
     parts = flat.split([_size([one]) for one in plan])
     return [part.view(dtype).view(shape) for part, (shape, dtype) in zip(parts, plan, strict=True)]
+
+
+def _room_on(device: torch.device) -> float:
+    """Return how many bytes activations may take on a device: half of a GPU's free memory, and none
+    on a processor, where they are already."""
+    if device.type != "cuda":
+        return 0.0
+    return torch.cuda.mem_get_info(device)[0] / 2  # pragma: no cover: needs a GPU
 
 
 def _free_space(folder: Path) -> int:
