@@ -146,7 +146,7 @@ def test_from_a_heap_to_labels_that_fit_reads(
 def test_fit_gives_the_same_model_as_class_folders(
     client: TestClient, photos: Path, colors: Path, tiny_clip: Backbone, tmp_path: Path
 ) -> None:
-    """The page trains on the labels, and so does `fit`."""
+    """The page trains on the labels, and so does `fit`. The next server has the model, too."""
     right = truth(photos, colors)
     for label in LABELS:
         names = [name for name, own in right.items() if own == label]
@@ -173,6 +173,19 @@ def test_fit_gives_the_same_model_as_class_folders(
         zip(other.labels, other.contents, strict=True)
     )
     assert len(split["train"]) == len(right)
+    kept = "linear-probe-pair-1"
+    assert client.get("/api/state").json()["runs"] == [kept]
+    with opened(tiny_clip, photos) as again:
+        state = again.get("/api/state").json()
+        assert (state["runs"], state["model"]) == ([kept], None)
+        assert again.post("/api/open", json={"run": kept}).status_code == 200
+        state = again.get("/api/state").json()
+        assert (state["model"]["labels"], state["base"]) == (sorted(LABELS), None)
+        assert again.get("/api/judged").json()["images"] == len(right)
+        assert again.get("/picture/" + number_of("00.png")).status_code == 200
+        asked = again.put("/api/ask", content=(photos / "00.png").read_bytes())
+        assert asked.json()["classes"][0]["label"] == right["00.png"]
+    assert read_images(photos, progress=False).keys() == {"all"}
 
 
 def test_resume_after_a_kill(

@@ -109,6 +109,8 @@ def test_training_and_downloads(
     assert session.run is not None
     command = read_record(session.run / "run.json").command
     assert command.startswith("rmadapter fit images.csv --method")
+    stranger = visitor(tmp_path / "another", shared).state()
+    assert (stranger["model"], stranger["runs"]) == (None, ["colours"])
     assert "<html" in session.report().read_text("utf-8")
     answers = session.predict(colors / "test/red/0.png", "photo.png")["classes"]
     assert answers[0]["label"] == "red"

@@ -267,7 +267,8 @@ class Session:
         return bad
 
     def open(self, name: str) -> None:
-        """Open a copy of one of the server's own runs."""
+        """Open a copy of one of the server's own runs. After one that was trained on the labels of
+        the project, a training begins anew."""
         with self.lock:
             self._check_idle()
             runs = self.shared.run_folders()
@@ -275,6 +276,8 @@ class Session:
                 raise UserError(f"unknown run {quoted(name)}{did_you_mean(name, runs)}")
             record = record_of(runs[name], Path.cwd())
             self._open(runs[name], str(user_path(record.task.data).absolute()) if record else "")
+            if name in self.shared.kept():
+                self.base = None
 
     def _open(self, run: Path, data: str, untrusted: bool = False) -> None:
         """Open a copy of a run, and remove all images. data: as in `Base`."""
@@ -310,8 +313,11 @@ class Session:
                 old = ["--run-data", self.base.data, "--allow-outside"]
                 words = ["add", self.base.run.name, data, *old]
             strange = self._strange and bool(self.base)
+            is_kept = self.shared.project is not None and data != IMAGES
 
             def use() -> None:
+                if is_kept:
+                    self.shared.keep(out)
                 self._strange = strange
                 self._use(out)
 

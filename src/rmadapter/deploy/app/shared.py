@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rmadapter.artifacts.run_folder import runs_below
+from rmadapter.artifacts.checkpoint import copy_run
+from rmadapter.artifacts.model_file import read_model
+from rmadapter.artifacts.run_folder import RunFolder, runs_below
 from rmadapter.backbones import Backbone
 from rmadapter.curate.project import Project
+from rmadapter.deploy.app.images import safe_name
 from rmadapter.deploy.app.jobs import Jobs
 from rmadapter.deploy.app.labelling import Labelling
 from rmadapter.encoders import pausing
+from rmadapter.errors import UserError
 from rmadapter.prompts import MOST_PROMPTS, at_most
+
+KEPT = "runs"  # folder of a project, for what was trained on its labels
 
 
 class FairLock:
@@ -65,7 +73,40 @@ class Shared:
             yield
 
     def run_folders(self) -> dict[str, Path]:
-        """Return the runs by name."""
-        if self.runs is None:
+        """Return the runs by name, those of `kept` first."""
+        kept, others = self.kept(), runs_below(self.runs) if self.runs else []
+        return kept | {run.name: run for run in others if run.name not in kept}
+
+    def kept(self) -> dict[str, Path]:
+        """Return the runs that were trained on the labels of the project, the newest first."""
+        if self.project is None:
             return {}
-        return {run.name: run for run in runs_below(self.runs)}
+        runs = runs_below(self.project.folder / KEPT)
+        return {run.name: run for run in sorted(runs, key=_number, reverse=True)}
+
+    def keep(self, run: Path) -> None:
+        """Copy a run into the folder of the project, below `KEPT`, under its method and a number.
+        Raises UserError if the disk refuses."""
+        assert self.project is not None
+        home = self.project.folder / KEPT
+        number = 1 + max(map(_number, self.kept().values()), default=0)
+        method = read_model(RunFolder(run).model).method.name
+        part = home / f".{number}.part"
+        try:
+            home.mkdir(exist_ok=True)
+            shutil.rmtree(part, ignore_errors=True)
+            copy_run(run, part)
+            part.rename(home / f"{safe_name(method)}-{number}")
+        except OSError as error:
+            raise UserError(
+                f"the classifier cannot be kept in {KEPT} of the folder of images "
+                f"({error.strerror or error}): make room there, and train again"
+            ) from None
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def _number(run: Path) -> int:
+    """Return the number at the end of a run's name, 0 for none."""
+    match = re.search(r"-(\d{1,9})$", run.name)
+    return int(match[1]) if match else 0
