@@ -7,7 +7,7 @@ them; docs/reference/container.md.
 
 For projects with one <Image> and one <Choices>. Until a project has a run of its own, RUN predicts,
 or without it the untouched backbone with the project's choices. "Start training" fits a new run to
-all annotations so far.
+all annotations so far. The scores put the tasks in the order of `rmadapter suggest --rule margin`.
 """
 
 from __future__ import annotations
@@ -25,18 +25,22 @@ from urllib.parse import parse_qs, urljoin, urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 from xml.etree import ElementTree
 
+import numpy as np
 from fastapi import Depends, FastAPI, HTTPException
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 
 from rmadapter import FewShotClassifier, UserError, load, load_backbone
 from rmadapter.artifacts.checkpoint import Saved
+from rmadapter.curate.suggest import NEXT, Pool
 from rmadapter.data.names import prompt_names
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.support.files import atomic, read_json, write_json
 from rmadapter.training.contract import Known
 
 LARGEST = 100_000_000  # bytes of an image
+ORDERS = ("margin", "entropy")  # rules of `suggest` that judge each image by itself
+LAST = 1.0  # the score of a task that comes after all others: Label Studio begins with the lowest
 KEEP = ("ANNOTATION_CREATED", "ANNOTATIONS_CREATED", "ANNOTATION_UPDATED")
 DROP = ("ANNOTATION_DELETED", "ANNOTATIONS_DELETED", "TASKS_DELETED")
 
@@ -103,8 +107,10 @@ class Project:
     """Keep a project in a folder: images, labels.json, and run-1, run-2, ... of which the last
     predicts."""
 
-    def __init__(self, folder: Path, studio: Studio, run: str, method: str) -> None:
-        self.folder, self.studio, self.method = folder, studio, method
+    def __init__(
+        self, folder: Path, studio: Studio, run: str, method: str, order: str = ORDERS[0]
+    ) -> None:
+        self.folder, self.studio, self.method, self.order = folder, studio, method, order
         self.writing, self.training = threading.Lock(), threading.Lock()
         self.version, self.saved = "zero-shot", None
         runs = sorted(folder.glob("run-*/model.json"), key=lambda file: int(file.parent.name[4:]))
@@ -130,7 +136,8 @@ class Project:
         return Saved(fitted, config.labels, "zero-shot", names)
 
     def predict(self, tasks: list[dict[str, Any]], config: Config) -> list[dict[str, Any]]:
-        """Return the most probable choice of each task; none where its image cannot be read."""
+        """Return the most probable choice of each task, with its probability, and a score that is
+        the lower the more the task is worth a label; no choice where the image cannot be read."""
         version, saved = self.version, self.model(config)
         return [
             {"model_version": version, **self._predicted(task, config, saved)} for task in tasks
@@ -141,11 +148,12 @@ class Project:
             path = self.image(str(task["data"].get(config.key, "")))
             [row] = saved.fitted.probabilities([path], saved.names)
         except UserError as error:
-            return {"score": 0.0, "result": [], "error": str(error)}
-        score, best = row[0].max(-1)
+            return {"score": LAST, "result": [], "error": str(error)}
+        share, best = row[0].max(-1)
         label = str(saved.labels[int(best)])
         value = {"from_name": config.choices, "to_name": config.image, "type": "choices"}
-        return {"score": float(score), "result": [{**value, "value": {"choices": [label]}}]}
+        choice = {**value, "value": {"choices": [label]}, "score": float(share)}
+        return {"score": sureness(row.numpy(), self.order), "result": [choice]}
 
     @property
     def labels(self) -> dict[str, list[str]]:
@@ -198,6 +206,17 @@ class Project:
             self.training.release()
 
 
+def sureness(table: np.ndarray, order: str) -> float:
+    """Return 1 minus the score of a rule of `suggest` for one image, of the most possible: 0 to 1,
+    the lower the more it is worth a label. table: probabilities [1, C]. order: one of ORDERS."""
+    classes = table.shape[1]
+    if classes < 2:
+        return LAST
+    [score] = NEXT[order](Pool(np.empty((1, 0)), np.empty((0, 0)), table), 1).scores
+    most = np.log(classes) if order == "entropy" else 1.0
+    return float(np.clip(1 - score / most, 0, LAST))
+
+
 def _listed(value: Any) -> list[Any]:
     """Return the items of an event about one or about several."""
     if isinstance(value, list):
@@ -206,10 +225,10 @@ def _listed(value: Any) -> list[Any]:
 
 
 class Projects:
-    """Open each project once."""
+    """Open each project once. settings: run, method and order, as of `Project`."""
 
-    def __init__(self, folder: Path, studio: Studio, run: str, method: str) -> None:
-        self.folder, self.studio, self.run, self.method = folder, studio, run, method
+    def __init__(self, folder: Path, studio: Studio, *settings: str) -> None:
+        self.folder, self.studio, self.settings = folder, studio, settings
         self.opening = threading.Lock()
         self.opened: dict[str, Project] = {}
 
@@ -220,19 +239,21 @@ class Projects:
             raise UserError(f"project {str(number)[:50]!r}: its number is missing")
         with self.opening:
             if match[1] not in self.opened:
-                project = Project(self.folder / match[1], self.studio, self.run, self.method)
+                project = Project(self.folder / match[1], self.studio, *self.settings)
                 self.opened[match[1]] = project
             return self.opened[match[1]]
 
 
 def make_app(
     folder: Path, studio: Studio, run: str = "", method: str = "linear-probe-pair",
-    login: tuple[str, str] | None = None,
+    login: tuple[str, str] | None = None, order: str = ORDERS[0],
 ) -> FastAPI:  # fmt: skip
     """Return the routes that Label Studio calls. folder: of all projects. login: the name and
-    password that it must send, if any."""
+    password that it must send, if any. order: one of ORDERS. Raises UserError for another one."""
+    if order not in ORDERS:
+        raise UserError(f"ORDER {order[:50]!r}: one of {', '.join(ORDERS)}")
     app = FastAPI(title="rmadapter for Label Studio")
-    projects = Projects(folder, studio, run, method)
+    projects = Projects(folder, studio, run, method, order)
 
     def check(
         sent: Annotated[HTTPBasicCredentials | None, Depends(HTTPBasic(auto_error=False))],
@@ -291,6 +312,7 @@ if __name__ == "__main__":
             env("RUN", ""),
             env("METHOD", "linear-probe-pair"),
             (name, env("BASIC_AUTH_PASS", "")) if name else None,
+            env("ORDER", ORDERS[0]),
         ),
         host=env("HOST", "127.0.0.1"),
         port=int(env("PORT", "9090")),

@@ -10,14 +10,16 @@ from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("fastapi", reason="pip install 'rmadapter[serve]'")
 
 import label_studio_backend as backend
 from fastapi.testclient import TestClient
 
-from rmadapter import load
+from rmadapter import load, suggest_images
 from rmadapter.artifacts.model_file import read_model
 from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
@@ -107,13 +109,57 @@ def test_predictions_have_label_studios_shape(client: TestClient, finished: Path
     assert answer.status_code == 200
     red, blue = answer.json()["results"]
     value = {"from_name": "kind", "to_name": "photo", "type": "choices"}
-    assert red["result"] == [{**value, "value": {"choices": ["red"]}}]
+    [choice] = red["result"]
+    assert choice == {**value, "value": {"choices": ["red"]}, "score": choice["score"]}
+    assert 0.25 < choice["score"] <= 1
+    assert 0 <= red["score"] <= choice["score"]
     assert blue["result"][0]["value"]["choices"] == ["blue"]
     assert red["model_version"] == finished.name
-    assert 0.25 < red["score"] <= 1
     assert SEEN == [(RED, "Token secret")]
     client.post("/predict", json=request(RED))
     assert len(SEEN) == 1  # the backend keeps the image
+
+
+@pytest.mark.parametrize("order", backend.ORDERS)
+def test_the_lowest_scores_are_the_first_that_suggest_picks(
+    studio: backend.Studio, finished: Path, tmp_path: Path, tiny_clip: Backbone, order: str
+) -> None:
+    """On images between red and blue."""
+    pool = tmp_path / "pool"
+    pool.mkdir()
+    rng = np.random.default_rng(1)
+    for number in range(9):  # noise, so that they are no near-duplicates
+        pixels = rng.uniform(0, 60, (32, 32, 3)) + np.array([190 - 20 * number, 0, 20 * number])
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(pool / f"{number}.png")
+    files = studio._replace(files=str(pool))
+    app = backend.make_app(tmp_path, files, str(finished), "zero-shot", order=order)
+    places = [f"/data/local-files/?d={number}.png" for number in range(9)]
+    results = TestClient(app).post("/predict", json=request(*places)).json()["results"]
+    scores = [one["score"] for one in results]
+    assert len({*scores}) == 9
+    assert all(0 <= score <= 1 for score in scores)
+    found = suggest_images(finished, pool, 9, rule=order, backbone=tiny_clip, progress=False)
+    assert found.copies == 0
+    assert np.argsort(scores).tolist() == [int(one.image.stem) for one in found.suggestions]
+    best = [one.best[0] for one in sorted(found.suggestions, key=lambda one: one.image.name)]
+    choices = [one["result"][0] for one in results]
+    assert [one["value"]["choices"] for one in choices] == [[label] for label, _ in best]
+    np.testing.assert_allclose([one["score"] for one in choices], [p for _, p in best], atol=1e-4)
+
+
+def test_scores_of_known_tables() -> None:
+    table = np.array([[0.5, 0.25, 0.25, 0.0]])
+    assert backend.sureness(table, "margin") == pytest.approx(0.25)
+    assert backend.sureness(table, "entropy") == pytest.approx(1 - 1.5 * np.log(2) / np.log(4))
+    for order in backend.ORDERS:
+        assert backend.sureness(np.full((1, 4), 0.25), order) == pytest.approx(0)
+        assert backend.sureness(np.eye(4)[:1], order) == pytest.approx(backend.LAST)
+        assert backend.sureness(np.ones((1, 1)), order) == backend.LAST
+
+
+def test_an_unknown_order_is_refused(studio: backend.Studio, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="ORDER 'typicality'"):
+        backend.make_app(tmp_path, studio, order="typicality")
 
 
 @pytest.mark.parametrize(
@@ -130,7 +176,7 @@ def test_an_image_from_elsewhere_has_no_prediction_and_hinders_no_other(
     client: TestClient, image: str, reason: str
 ) -> None:
     bad, good = client.post("/predict", json=request(image, RED)).json()["results"]
-    assert (bad["result"], bad["score"]) == ([], 0.0)
+    assert (bad["result"], bad["score"]) == ([], backend.LAST)
     assert reason in bad["error"]
     assert good["result"]
 
