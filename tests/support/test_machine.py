@@ -20,6 +20,7 @@ from rmadapter.errors import UserError
 from rmadapter.support.machine import (
     VISIBLE,
     all_seeded,
+    cores,
     describe,
     end_with_parent,
     fastest_precision,
@@ -152,7 +153,11 @@ def test_gpus_are_those_that_cuda_may_use(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_processes_share_the_cores_that_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 5, 6, 7}, raising=False)
+    assert cores() == 5
     assert [threads_each(processes) for processes in (1, 2, 9)] == [5, 2, 1]
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert cores() == 1
 
 
 def test_versions_are_those_installed() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ from rmadapter.data.duplicates import looks, thumbprint
 from rmadapter.data.formats.base import only_label, order
 from rmadapter.data.names import Label, class_indices, prompt_names
 from rmadapter.errors import UserError, quoted
+from rmadapter.support.machine import cores
 from rmadapter.support.terminal import track
 from rmadapter.taxonomy import Taxonomy
 
@@ -130,7 +130,7 @@ def in_threads(
     function: Callable[[S], T], items: Sequence[S], text: str, progress: bool
 ) -> list[T]:
     """Return the results of a function for all items, in order, computed by several threads."""
-    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    pool = ThreadPoolExecutor(cores())
     try:
         return list(track(pool.map(function, items), len(items), text, progress))
     finally:

@@ -4,7 +4,6 @@ order."""
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from rmadapter.data.decode import ImageSource, load_image
 from rmadapter.data.image_set import SKIP_BAD, ImageSet
 from rmadapter.errors import UserError
-from rmadapter.support.machine import end_with_parent, seeded, uninterrupted
+from rmadapter.support.machine import cores, end_with_parent, seeded, uninterrupted
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -127,7 +126,7 @@ def decode_batches(
         except UserError as error:
             return error
 
-    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    pool = ThreadPoolExecutor(cores())
     rest = iter(images)
     waiting: deque[tuple[Source, Future[Tensor | UserError]]] = deque()
     batch: list[tuple[Source, Tensor]] = []

@@ -235,9 +235,14 @@ def _start_worker(threads: int, assigned: SimpleQueue[str]) -> None:
 
 def threads_each(processes: int) -> int:
     """Return the number of threads for each of several processes that share the cores."""
+    return max(1, cores() // processes)
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
-        return max(1, len(os.sched_getaffinity(0)) // processes)
-    return max(1, (os.cpu_count() or 1) // processes)
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def keep_freed_memory() -> bool:

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -160,6 +161,28 @@ def test_the_command_line(folder: Path, images: Path) -> None:
     assert done.returncode == 0
     assert done.stderr.startswith("left out: ")
     assert call(images / "none").returncode == 2
+
+
+def test_as_many_threads_decode_as_there_are_cores(
+    folder: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rmadapter.data import image_set, transforms
+
+    asked = []
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, threads: int) -> None:
+            asked.append(threads)
+            super().__init__(1)
+
+    for module in (runtime, transforms, image_set):
+        monkeypatch.setattr(module, "cores", lambda: 21)
+        monkeypatch.setattr(module, "ThreadPoolExecutor", Pool)
+    files = sorted(images.iterdir())[:2]
+    assert len(Model(folder).predict(files)) == 2
+    assert len(list(transforms.decode_batches(files, lambda _: torch.zeros(1), 2))) == 1
+    assert image_set.in_threads(len, ["a", "bc"], "", False) == [1, 2]
+    assert asked == [21, 21, 21]
 
 
 # A promised error

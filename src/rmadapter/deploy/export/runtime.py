@@ -40,6 +40,7 @@ from rmadapter.errors import UserError
 from rmadapter.familiar import NONE, strangest
 from rmadapter.predict.answer import Answer, Levels, best, cell, columns
 from rmadapter.support.files import check_sums, csv_text
+from rmadapter.support.machine import cores
 from rmadapter.taxonomy import Taxonomy
 
 LABELS, TRANSFORM = "labels.json", "preprocess.json"
@@ -244,7 +245,7 @@ class Model:
         one raises UserError.
         """
         rest = iter(images)
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(cores()) as pool:
             while batch := list(islice(rest, BATCH)):
                 readable: list[ImageSource] = []
                 tensors = []
