@@ -24,7 +24,16 @@ from rmadapter.backbones import Backbone
 from rmadapter.conformal import Calibration
 from rmadapter.data.read import load_image
 from rmadapter.deploy.export import promised, runtime
-from rmadapter.deploy.export.engines import GRAPH, open_torch, told_apart
+from rmadapter.deploy.export.engines import (
+    GRAPH,
+    LITERT,
+    OPENVINO,
+    PROVIDERS,
+    TORCH,
+    open_torch,
+    providers,
+    told_apart,
+)
 from rmadapter.deploy.export.folder import export, transform_facts
 from rmadapter.deploy.export.onefile import one_file
 from rmadapter.deploy.export.runtime import Model, TextClasses, Transform
@@ -161,6 +170,66 @@ def test_the_command_line(folder: Path, images: Path) -> None:
     assert done.returncode == 0
     assert done.stderr.startswith("left out: ")
     assert call(images / "none").returncode == 2
+    done = call(images / "01.png", "--top", 2, "--device", "cpu")
+    assert done.stdout.splitlines()[1] == lines[1]
+    done = call(images / "01.png", "--device", "gpu")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("predict.py: --device gpu: write cpu, cuda, tensorrt, openvino")
+
+
+# Devices
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "tensorrt", "tensorrt:0", "openvino"])
+def test_a_device_whose_provider_is_not_installed(folder: Path, device: str) -> None:
+    import onnxruntime
+
+    provider, package = PROVIDERS[device.partition(":")[0]]
+    if provider in onnxruntime.get_available_providers():
+        pytest.skip(f"this onnxruntime has {provider}")
+    with pytest.raises(UserError, match=f"--device {device}: .* {provider}; install {package} "):
+        Model(folder, device=device)
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_device_whose_provider_does_not_start(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An onnxruntime that names the provider and goes on without it."""
+    import onnxruntime
+
+    if "OpenVINOExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has OpenVINO")
+    names = [provider for provider, _ in PROVIDERS.values()]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+    with pytest.raises(UserError, match=r"--device openvino: .*cannot start"):
+        Model(folder, device="openvino")
+    assert Model(folder, device="cpu").labels == LABELS
+
+
+def test_providers_of_a_device() -> None:
+    every = [provider for provider, _ in PROVIDERS.values()]
+    cuda, tensorrt = PROVIDERS["cuda"][0], PROVIDERS["tensorrt"][0]
+    assert providers("cpu", every) == ["CPUExecutionProvider"]
+    assert providers("openvino", every) == ["OpenVINOExecutionProvider"]
+    assert providers("cuda:2", every) == [(cuda, {"device_id": "2"})]
+    assert providers("tensorrt", every) == [
+        (tensorrt, {"device_id": "0"}),
+        (cuda, {"device_id": "0"}),
+    ]
+    assert providers("tensorrt", [tensorrt]) == [(tensorrt, {"device_id": "0"})]
+    for wrong in ("", "gpu", "cuda:", "cuda:x", "cpu:1", "openvino:0", "CUDA"):
+        with pytest.raises(UserError, match=f"--device {wrong}: write cpu"):
+            providers(wrong, every)
+
+
+@pytest.mark.parametrize("name", [OPENVINO, TORCH, LITERT])
+def test_other_engines_have_no_choice_of_devices(folder: Path, tmp_path: Path, name: str) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    (copy / GRAPH).rename(copy / name)
+    with pytest.raises(UserError, match=f"--device cuda: .* {name} is for another engine"):
+        Model(copy, device="cuda")
 
 
 def test_as_many_threads_decode_as_there_are_cores(

@@ -208,11 +208,19 @@ def test_refused_options(finished: Path, exported: Path, tmp_path: Path) -> None
         (ServeOptions(tmp_path, "onnx"), "--engine onnx"),
         (ServeOptions(finished, "onxx"), "onnx'"),
         (ServeOptions(exported, "torch"), "--engine torch"),
-        (ServeOptions(exported, device="cpu"), "--device"),
+        (ServeOptions(exported, device="mps"), "--device mps"),
+        (ServeOptions(exported, device="cuda:x"), "--device cuda:x"),
         (ServeOptions(finished), "--backbone"),
     ):
         with pytest.raises(UserError, match=hint):
             open_served(options)
+
+
+def test_an_export_on_the_cpu_has_no_device_in_its_facts(exported: Path) -> None:
+    """Its facts are those that it had before a device could be chosen."""
+    served = open_served(ServeOptions(exported, device="cpu"))
+    assert served.facts == open_served(ServeOptions(exported)).facts
+    assert "device" not in served.facts
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf])

@@ -3,30 +3,72 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from rmadapter.deploy.export.torch_graph import checked
+from rmadapter.errors import UserError
 
 GRAPH, OPENVINO, TORCH, LITERT = "model.onnx", "model.xml", "model.pt2", "model.tflite"
 INPUT, PROBABILITIES, FEATURES, DISTANCE = "pixels", "probabilities", "features", "distance"
 HINT = ["rmadapter", "precision"]  # where an OpenVINO model says in which precision to compute
 GROUPS = ["rmadapter", "group"]  # and how many activations share a range in 8 bits
 
+CPU = "cpu"
+# device -> onnxruntime's provider, and the package that brings it
+PROVIDERS = {
+    CPU: ("CPUExecutionProvider", "onnxruntime"),
+    "cuda": ("CUDAExecutionProvider", "onnxruntime-gpu"),
+    "tensorrt": ("TensorrtExecutionProvider", "onnxruntime-gpu"),
+    "openvino": ("OpenVINOExecutionProvider", "onnxruntime-openvino"),
+}
+NUMBERED = ("cuda", "tensorrt")  # a machine may have several
+Provider: TypeAlias = "str | tuple[str, dict[str, str]]"
+
 # the function that runs a graph, and its batch size if that is fixed, else 0
 Engine: TypeAlias = "tuple[Callable[[np.ndarray], Sequence[np.ndarray]], int]"
 
 
-def open_onnx(file: Path, threads: int) -> Engine:
+def providers(device: str, available: Collection[str]) -> list[Provider]:
+    """Return onnxruntime's providers for a device, the wanted one first. available: those that are
+    installed.
+
+    Raises UserError for a device of no known name, and for one without an installed provider.
+    """
+    name, colon, number = device.partition(":")
+    provider, package = PROVIDERS.get(name, ("", ""))
+    if not provider or (colon and not (name in NUMBERED and number.isdecimal())):
+        raise UserError(f"--device {device}: write {', '.join(PROVIDERS)}, or cuda:1")
+    if provider not in available:
+        raise UserError(
+            f"--device {device}: the installed onnxruntime has no {provider}; install {package} in "
+            "its place, or leave out --device"
+        )
+    if name not in NUMBERED:
+        return [provider]
+    first = (provider, {"device_id": number or "0"})
+    cuda = (PROVIDERS["cuda"][0], first[1])  # for what TensorRT lacks
+    return [first, cuda] if name == "tensorrt" and cuda[0] in available else [first]
+
+
+def open_onnx(file: Path, threads: int, device: str = CPU) -> Engine:
+    """Raises UserError as `providers`, and if onnxruntime cannot start the device's provider."""
     import onnxruntime
 
+    wanted = providers(device, onnxruntime.get_available_providers())
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors
-    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(file), options, providers=wanted)
+    provider = PROVIDERS[device.partition(":")[0]][0]
+    if provider not in session.get_providers():  # it goes on with another, and logs a warning
+        raise UserError(
+            f"--device {device}: onnxruntime has {provider} but cannot start it; install the "
+            "libraries and the driver that it needs, or leave out --device"
+        )
     size = session.get_inputs()[0].shape[0]
 
     def run(pixels: np.ndarray) -> Sequence[np.ndarray]:
@@ -36,7 +78,17 @@ def open_onnx(file: Path, threads: int) -> Engine:
     return run, size if isinstance(size, int) else 0
 
 
-def open_openvino(file: Path, threads: int) -> Engine:
+def only_cpu(file: Path, device: str) -> None:
+    """Raise UserError for another device, since this graph is not for onnxruntime."""
+    if device != CPU:
+        raise UserError(
+            f"--device {device}: only exports for onnxruntime choose a device, and {file.name} is "
+            "for another engine; leave out --device"
+        )
+
+
+def open_openvino(file: Path, threads: int, device: str = CPU) -> Engine:
+    only_cpu(file, device)
     import openvino
 
     core = openvino.Core()
@@ -59,8 +111,9 @@ def _runtime_info(model: Any, place: list[str]) -> str:
     return str(model.get_rt_info(place).astype(str))
 
 
-def open_torch(file: Path, threads: int) -> Engine:
+def open_torch(file: Path, threads: int, device: str = CPU) -> Engine:
     """Raises UserError as `checked`."""
+    only_cpu(file, device)
     import torch
 
     graph = checked(file)
@@ -85,8 +138,9 @@ def open_torch(file: Path, threads: int) -> Engine:
     return run, size if isinstance(size, int) else 0
 
 
-def open_litert(file: Path, threads: int) -> Engine:
+def open_litert(file: Path, threads: int, device: str = CPU) -> Engine:
     """Open a graph that takes one image at a time."""
+    only_cpu(file, device)
     from ai_edge_litert.interpreter import Interpreter
 
     model = Interpreter(str(file), num_threads=threads or None)

@@ -28,7 +28,7 @@ from rmadapter.conformal import UNSURE, chosen, limits_of, parse_share
 from rmadapter.data.decode import ImageSource, load_image
 from rmadapter.data.formats.base import image_files
 from rmadapter.data.names import OR, default_name, key
-from rmadapter.deploy.export.engines import ENGINES, GRAPH, Outputs, told_apart
+from rmadapter.deploy.export.engines import CPU, ENGINES, GRAPH, Outputs, told_apart
 from rmadapter.deploy.export.promised import (
     calibration_of,
     damaged,
@@ -166,14 +166,16 @@ class Model:
     labels: of the classes, in the order of the probabilities. calibration: by which errors are
     promised, if the run had one. known: what tells images of its classes from others, likewise.
     parents: of labels, and of parents, if the run had a taxonomy.
-    threads: 0 leaves it to the engine.
-    graph: the model's file, by default the one in the folder. Raises UserError if the folder holds
-    no model or a damaged one, or if its engine is not installed.
+    threads: 0 leaves it to the engine. graph: the model's file, by default the one in the folder.
+    device: where onnxruntime computes: cpu, cuda or tensorrt, also with a number (cuda:1), or
+    openvino. Raises UserError if the folder holds no model or a damaged one, if its engine is
+    not installed, or if that lacks the device.
     """
 
     def __init__(
-        self, folder: str | Path = Path(__file__).parent, threads: int = 0, graph: str = ""
-    ) -> None:
+        self, folder: str | Path = Path(__file__).parent, threads: int = 0, graph: str = "",
+        device: str = CPU,
+    ) -> None:  # fmt: skip
         folder = Path(folder)
         graph = graph or next((name for name in ENGINES if (folder / name).is_file()), GRAPH)
         if not (folder / graph).is_file():
@@ -185,7 +187,8 @@ class Model:
             self.known = familiar_of(folder, len(self.labels))
             self.parents = parents_in(folder, self.labels)
             self.transform = Transform(**json.loads((folder / TRANSFORM).read_text("utf-8")))
-            self._run, batch = ENGINES.get(graph, ENGINES[GRAPH])(folder / graph, threads)
+            engine = ENGINES.get(graph, ENGINES[GRAPH])
+            self._run, batch = engine(folder / graph, threads, device)
         except UserError:
             raise
         except ModuleNotFoundError as error:
@@ -456,6 +459,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--embeddings", default="", help="file.npy for the features [N, e] of the images")
     add("--skip-bad", action="store_true", help="go on without unreadable images and report them")
     add("--threads", type=int, default=0, help="by default as many as there are cores")
+    text = "where onnxruntime computes: cpu (the default), cuda, tensorrt, cuda:1, or openvino"
+    add("--device", default=CPU, help=text)
     return parser
 
 
@@ -464,7 +469,7 @@ def main() -> None:
     words = _parser().parse_args()
     bad: list[str] | None = [] if words.skip_bad else None
     try:
-        model = Model(threads=max(words.threads, 0))
+        model = Model(threads=max(words.threads, 0), device=words.device)
         for label in words.add:
             model.add_class(label)
         top = min(max(words.top, 1), len(model.labels))

@@ -22,6 +22,7 @@ from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.conformal import Calibration, CalibrationFacts, chosen, limits_of
 from rmadapter.deploy.export import FACTS
 from rmadapter.deploy.export.engines import (
+    CPU,
     ENGINES,
     GRAPH,
     LITERT,
@@ -67,7 +68,8 @@ class ServeOptions(NamedTuple):
     """How to open a model: a folder of `fit`, `save` or `export`.
 
     engine: "" for the folder's own. threads: 0 leaves it to the engine. backbone, method: as in
-    `checkpoint.load`.
+    `checkpoint.load`. device: as there, or as in `runtime.Model` for what onnxruntime computes;
+    auto: a GPU for torch if there is one, the CPU for any other engine.
     """
 
     folder: Path
@@ -99,7 +101,7 @@ class Source(TypedDict):
 
 class ModelFacts(Source, total=False):
     """What /info tells of a model. calibration, familiarity: by which images errors are promised,
-    and strange images found, if any. device: of torch only."""
+    and strange images found, if any. device: of torch, and of onnxruntime if it is not the CPU."""
 
     engine: str
     classes: list[str]
@@ -173,8 +175,6 @@ def open_served(options: ServeOptions) -> ServedModel:
     graph = next((name for name in ENGINES if (folder / name).is_file()), None)
     if graph is None and engine in ("", "torch"):
         return _with_torch(folder, options, before)
-    if options.device != "auto":
-        raise UserError(f"{folder}: --device is for a run and --engine torch; leave it out")
     if graph is None:
         export, source = cached_export(folder, options), run_source(folder)
     elif engine in ("", ENGINE_NAMES[graph]):
@@ -184,14 +184,15 @@ def open_served(options: ServeOptions) -> ServedModel:
             f"{folder}: an export for {ENGINE_NAMES[graph]}; remove --engine {engine}, or name the "
             "run"
         )
-    return _with_runtime(folder, export, options.threads, source, before)
+    return _with_runtime(folder, export, options, source, before)
 
 
 def _with_runtime(
-    folder: Path, export: Path, threads: int, source: Source, before: Sign | None
+    folder: Path, export: Path, options: ServeOptions, source: Source, before: Sign | None
 ) -> ServedModel:
     """folder: as the user named it. export: the folder to open."""
-    model = Model(export, threads)
+    device = CPU if options.device == "auto" else options.device
+    model = Model(export, options.threads, device=device)
     engine = ENGINE_NAMES[next(name for name in ENGINES if (export / name).is_file())]
     size = model.transform.size
     grey = answer_grey(folder, model.ask, size)
@@ -199,6 +200,8 @@ def _with_runtime(
     if known and grey.distances is None:
         raise UserError(f"{folder}: its graph gives no distances of images: export the run again")
     facts = _facts(source, model.labels, engine, features, size, calibration, known)
+    if device != CPU:
+        facts["device"] = device
 
     def predict(pixels: np.ndarray, _: bool) -> Outputs:
         return model.ask(pixels)
