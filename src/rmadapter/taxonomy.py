@@ -63,6 +63,12 @@ class Taxonomy:
                 )
         return cls(known, paths)
 
+    @classmethod
+    def if_any(cls, parents: Mapping[str, str], labels: Iterable[str]) -> Taxonomy | None:
+        """Make the tree as `of` does; None if no label has a parent."""
+        tree = cls.of(parents, labels)
+        return tree if tree.depth else None
+
     @property
     def depth(self) -> int:
         """The highest level."""

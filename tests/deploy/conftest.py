@@ -56,6 +56,25 @@ def calibrated(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="session")
+def parents() -> dict[str, str]:
+    return {"green": "dark", "night_sky": "dark", "blue": "light", "red": "light"}
+
+
+@pytest.fixture(scope="session")
+def tree_run(
+    calibrated: Path, parents: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The calibrated run, whose labels have parents."""
+    folder = tmp_path_factory.mktemp("tree") / "run"
+    shutil.copytree(calibrated, folder)
+    facts = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps(facts | {"parents": parents}))
+    lines = (folder / "SHA256SUMS").read_text().splitlines()
+    write_sums(folder, [line[66:] for line in lines])
+    return folder
+
+
+@pytest.fixture(scope="session")
 def blends(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Images between pairs of the colours that the run knows."""
     folder = tmp_path_factory.mktemp("blends")

@@ -1,4 +1,5 @@
-"""The same image gets the same prediction set and the same decision by every route."""
+"""The same image gets the same prediction set, the same decision and the same parents by every
+route."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from rmadapter.encoders import States
 from rmadapter.runs import features
 from rmadapter.runs.features import examine
 from rmadapter.training.cache import BATCH
+from tests.helpers.html import Page
 from tests.helpers.ray_cluster import ray_session
 from tests.helpers.serving import TestClient
 from tests.helpers.shell import Command, rmadapter
@@ -173,7 +175,9 @@ def test_by_a_pushed_run(
     assert model.is_familiar(images, turn_away=0.1).tolist() == [known for _, known, _ in expected]
 
 
-def by_server(folder: Path, backbone: Backbone, images: list[Path], path: str) -> Decisions:
+def answers_by_server(
+    folder: Path, backbone: Backbone, images: list[Path], path: str
+) -> list[dict[str, Any]]:
     served = open_served(ServeOptions(folder, backbone=backbone.name, threads=1))
     service = Service({"model": served}, Limits())
     try:
@@ -182,7 +186,12 @@ def by_server(folder: Path, backbone: Backbone, images: list[Path], path: str) -
     finally:
         service.close()
     assert answer.status_code == 200
-    found = answer.json()["answers"]
+    found: list[dict[str, Any]] = answer.json()["answers"]
+    return found
+
+
+def by_server(folder: Path, backbone: Backbone, images: list[Path], path: str) -> Decisions:
+    found = answers_by_server(folder, backbone, images, path)
     return [(one["set"], one.get("familiar"), one["decision"]) for one in found]
 
 
@@ -199,20 +208,33 @@ def test_by_the_server(
 def test_by_the_app(
     expected: Decisions, calibrated: Path, tiny_clip: Backbone, images: list[Path], tmp_path: Path
 ) -> None:
-    shutil.copytree(calibrated, tmp_path / "runs/run")
-    shared = Shared(tiny_clip, Jobs(), tmp_path / "runs")
-    (tmp_path / "visitor").mkdir()
-    session = Session(tmp_path / "visitor", shared)
-    session.open("run")
     decided = []
-    for image in images:
-        answer = session.predict(image, image.name)
-        (found,) = [one for one in answer["sets"] if one["error"] == 0.1]
-        (familiar,) = [one["familiar"] for one in answer["familiar"] if one["share"] == 0.1]
+    for answer in answers_by_app(calibrated, tiny_clip, images, tmp_path):
+        found, familiar = at_a_tenth(answer)
         decision = found["decision"] if familiar else "none of these"
         decided.append((found["set"], familiar, decision))
-    shared.jobs.close()
     assert decided == expected
+
+
+def answers_by_app(
+    run: Path, backbone: Backbone, images: list[Path], folder: Path
+) -> list[dict[str, Any]]:
+    shutil.copytree(run, folder / "runs/run")
+    shared = Shared(backbone, Jobs(), folder / "runs")
+    (folder / "visitor").mkdir()
+    session = Session(folder / "visitor", shared)
+    session.open("run")
+    answers = [{**session.predict(image, image.name)} for image in images]
+    shared.jobs.close()
+    return answers
+
+
+def at_a_tenth(answer: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """Return what the app decides at an error of 10 %, and whether the image is familiar when 10 %
+    are turned away."""
+    (found,) = [one for one in answer["sets"] if one["error"] == 0.1]
+    (familiar,) = [one["familiar"] for one in answer["familiar"] if one["share"] == 0.1]
+    return found, familiar
 
 
 SLOW = pytest.mark.slow
@@ -242,3 +264,145 @@ def test_by_exports(
     assert of_rows([*csv.DictReader(text.splitlines())]) == expected
     assert model.predict_set(images, error=0.1) == [labels for labels, *_ in expected]
     assert by_server(out, tiny_clip, images, TWO) == expected
+
+
+# Levels of a taxonomy
+
+
+class Levelled(NamedTuple):
+    """What is answered for an image. answer: a label or a parent, "" without one. parent: the most
+    probable one, with its probability."""
+
+    decision: str
+    answer: str
+    parent: str
+    probability: float
+
+
+@pytest.fixture(scope="module")
+def levelled(
+    expected: Decisions, calibrated: Path, parents: dict[str, str], tiny_clip: Backbone,
+    images: list[Path],
+) -> list[Levelled]:  # fmt: skip
+    """By the definitions, from the probabilities and sets of the run without parents."""
+    model = FewShotClassifier.load(calibrated, backbone=tiny_clip.name)
+    found = []
+    for row, (labels, *_) in zip(model.predict_proba(images), expected, strict=True):
+        shares = dict.fromkeys(parents.values(), 0.0)
+        for label, share in zip(model.classes_, row, strict=True):
+            shares[parents[label]] += float(share)
+        parent = max(shares, key=lambda name: shares[name])
+        names = labels if len(labels) == 1 else [*{parents[label] for label in labels}]
+        answer = names[0] if len(names) == 1 else ""
+        decision = "answer" if answer else "unsure"
+        found.append(Levelled(decision, answer, parent, shares[parent]))
+    assert {one.answer for one in found} > {"dark", ""}
+    return found
+
+
+@pytest.fixture(scope="module")
+def turned_away(levelled: list[Levelled], expected: Decisions) -> list[Levelled]:
+    """The same where strange images are none of the classes."""
+    return [
+        one if familiar else one._replace(decision="none of these", answer="")
+        for one, (_, familiar, _) in zip(levelled, expected, strict=True)
+    ]
+
+
+def check_levels(found: list[Levelled], levelled: list[Levelled]) -> None:
+    assert [one[:3] for one in found] == [one[:3] for one in levelled]
+    shares = [one.probability for one in levelled]
+    np.testing.assert_allclose([one.probability for one in found], shares, atol=1e-4)
+
+
+def levels_of_json(answers: list[dict[str, Any]]) -> list[Levelled]:
+    return [
+        Levelled(
+            one["decision"], (one.get("answer") or {"class": ""})["class"],
+            one["levels"][0]["class"], one["levels"][0]["probability"],
+        )
+        for one in answers
+    ]  # fmt: skip
+
+
+def levels_of_rows(rows: list[dict[str, str]]) -> list[Levelled]:
+    found = []
+    for row in rows:
+        answer = row["label"] if row["decision"] == "answer" else ""
+        assert row["label"] == (answer or row["decision"])
+        assert (row["level"] or "") == ("parent" if answer == "dark" else "label" * bool(answer))
+        share = float(row["probability_parent"])
+        found.append(Levelled(row["decision"], answer, row["parent"], share))
+    return found
+
+
+def test_levels_by_the_command_line(
+    levelled: list[Levelled], turned_away: list[Levelled], tree_run: Path, tiny_clip: Backbone,
+    images: list[Path], rmadapter: Command, tmp_path: Path,
+) -> None:  # fmt: skip
+    command = ["predict", tree_run, *images, "--backbone", tiny_clip.name]
+    check_levels(levels_of_json(rmadapter.json(*command, *SETS)), levelled)
+    rmadapter.done(*command, *BOTH, "--out", tmp_path / "a.csv")
+    with open(tmp_path / "a.csv", encoding="utf-8", newline="") as file:
+        check_levels(levels_of_rows([*csv.DictReader(file)]), turned_away)
+
+
+def test_levels_by_a_cluster(
+    ray_session: None, turned_away: list[Levelled], tree_run: Path, tiny_clip: Backbone,
+    images: list[Path], rmadapter: Command, tmp_path: Path,
+) -> None:  # fmt: skip
+    file = tmp_path / "a.jsonl"
+    command = ["predict", tree_run, *images, "--backbone", tiny_clip.name, *BOTH, "--ray"]
+    rmadapter.done(*command, "--out", file)
+    lines = file.read_text(encoding="utf-8").splitlines()
+    check_levels(levels_of_rows([json.loads(line) for line in lines]), turned_away)
+
+
+def test_levels_by_explanations(
+    turned_away: list[Levelled], tree_run: Path, tiny_clip: Backbone, images: list[Path],
+    colors: Path, rmadapter: Command, tmp_path: Path,
+) -> None:  # fmt: skip
+    command = ["explain", tree_run, *images, "--run-data", colors, "--backbone", tiny_clip.name]
+    found = rmadapter.json(*command, *BOTH, "--out", tmp_path)
+    check_levels(levels_of_json(found["images"]), turned_away)
+    page = Page(tmp_path / "explain.html").text
+    assert "decision: answer: dark: it may be " in page
+    assert "levels above: " in page
+    assert "answer: dark: " in rmadapter.done(*command, *BOTH).out
+
+
+def test_levels_by_the_server(
+    levelled: list[Levelled], tree_run: Path, tiny_clip: Backbone, images: list[Path]
+) -> None:
+    check_levels(levels_of_json(answers_by_server(tree_run, tiny_clip, images, ONE)), levelled)
+
+
+def test_levels_by_the_app(
+    turned_away: list[Levelled], tree_run: Path, tiny_clip: Backbone, images: list[Path],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    found = []
+    for answer in answers_by_app(tree_run, tiny_clip, images, tmp_path):
+        decided, familiar = at_a_tenth(answer)
+        own = decided["parent"] or decided["set"][0]
+        word = decided["decision"] if familiar else "none of these"
+        (level,) = answer["levels"]
+        shown = level["class"], level["probability"]
+        found.append(Levelled(word, own if word == "answer" else "", *shown))
+    check_levels(found, turned_away)
+
+
+def test_levels_by_an_export(
+    levelled: list[Levelled], turned_away: list[Levelled], tree_run: Path, tiny_clip: Backbone,
+    images: list[Path], colors: Path, tmp_path: Path,
+) -> None:  # fmt: skip
+    for needed in NEEDED["onnx"]:
+        pytest.importorskip(needed)
+    from rmadapter.deploy.export.folder import export
+
+    out = tmp_path / "model"
+    export(tree_run, load(tree_run, tiny_clip), out, data=colors)
+    command = [sys.executable, out / "predict.py", *images, *SETS]
+    text = subprocess.check_output([*map(str, command)], text=True, stderr=subprocess.DEVNULL)
+    check_levels(levels_of_rows([*csv.DictReader(text.splitlines())]), levelled)
+    check_levels(levels_of_json(answers_by_server(out, tiny_clip, images, TWO)), turned_away)

@@ -18,16 +18,20 @@ from rmadapter.artifacts.checkpoint import load
 from rmadapter.backbones import Backbone
 from rmadapter.cli.main import main
 from rmadapter.errors import UserError
+from rmadapter.predict.answer import Answer, Levels
 from rmadapter.predict.ray import (
     Worker,
     cluster,
     digest,
     find_rows,
+    from_lines,
     is_row,
     rows_of,
+    to_line,
     unpacked_rows,
 )  # fmt: skip
 from rmadapter.predict.stream import Predictor
+from rmadapter.taxonomy import Taxonomy
 from tests.helpers.ray_cluster import ray_session
 
 __all__ = ["ray_session"]
@@ -150,6 +154,21 @@ def test_bad_image_is_refused_without_skip_bad(
     assert list(predictor.predict([])) == []
     with pytest.raises(UserError, match=r"1a\.png: .*--skip-bad"):
         list(predictor.predict([images / "red/1a.png"]))
+
+
+def test_answers_survive_the_way_from_a_worker() -> None:
+    tree = Taxonomy.of({"cat": "pet", "dog": "pet", "pet": "animal"}, ["cat", "dog", "tree"])
+    table = np.array([[0.4, 0.35, 0.25], [0.3, 0.1, 0.6]])
+    both, alone = Levels.of(tree, table, [[0, 1], []])
+    best = (("cat", 0.4), ("dog", 0.35))
+    answers = [
+        Answer(Path("a.png"), best, "dog", 0.1, ("cat", "dog"), True, both),
+        Answer(Path("b.png"), best, levels=alone),
+        Answer(Path("c.png"), best),
+    ]
+    lines = [json.loads(json.dumps(to_line(one, one.image))) for one in answers]
+    assert [*from_lines(lines, None)] == answers
+    assert answers[0].parent == "pet"
 
 
 def test_digest_depends_on_weights_and_temperature(finished: Path, tiny_clip: Backbone) -> None:

@@ -42,6 +42,7 @@ from rmadapter.support.files import (
 from rmadapter.support.locks import exclusive
 from rmadapter.support.machine import find_device, versions
 from rmadapter.task import TASK_SETTINGS, Task, qualified_settings
+from rmadapter.taxonomy import Taxonomy
 from rmadapter.training.contract import Fitted, Known, Method
 
 EXAMPLES = "fitted to"  # the name of `Fitted.examples` in the file; no method's tensor can have it
@@ -69,6 +70,11 @@ class Saved(NamedTuple):
     def custom_names(self) -> dict[str, str]:
         """The prompt names that do not follow from the labels, as `read_images` takes them."""
         return custom_names(self.labels, self.names)
+
+    @property
+    def tree(self) -> Taxonomy | None:
+        """The tree of the labels; None without parents."""
+        return Taxonomy.if_any(self.parents, map(str, self.labels))
 
     @property
     def calibration(self) -> Calibration | None:

@@ -72,7 +72,8 @@ def explain(
     untouched = any(one.zero_shot for one in explained)
     for one in explained:
         near = "\n".join(f"{n.image} ({n.label}, {n.similarity:.2f})" for n in one.neighbours)
-        decision = [": ".join([one.decision, *[", ".join(one.labels)] * bool(one.labels)])]
+        parts = [one.decision, one.answer.parent, ", ".join(one.labels)]
+        decision = [": ".join(part for part in parts if part)]
         cells = [
             _shares(one.best),
             *decision * decides,

@@ -151,8 +151,7 @@ class AnswerOptions:
         parents = saved.parents
         if self.taxonomy:
             parents = parents_of(read_parents(self.taxonomy), labels, self.taxonomy)
-        tree = Taxonomy.of(parents, labels)
-        return tree if tree.depth else None
+        return Taxonomy.if_any(parents, labels)
 
 
 @dataclass(frozen=True)
@@ -222,9 +221,6 @@ def predict(
     inputs = find(images, files.outside, resumed)
     run = find_run(run)
     predictor = _predictor(options.load(run), names, top, sorting, more)
-    if on_ray and predictor.tree:
-        note("with --ray, labels alone are answers, and not their parents")
-        predictor.tree = None
     others = predictor.tree.nodes if predictor.tree else ()
     # checks the labels even if nothing is sorted
     sorter = sorting.sorter([*predictor.labels, *others])

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 
@@ -26,6 +27,9 @@ OPTIONAL = (
     "sorted_to",
     "error",
 )  # the last columns
+
+
+Group = TypedDict("Group", {"level": str, "class": str, "probability": float})
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Levels:
             found.append(cls(tuple(best), tuple(above), tree.common(members) if members else None))
         return found
 
-    def json(self) -> list[dict[str, object]]:
+    def json(self) -> list[Group]:
         """Return the best groups as JSON has them."""
         return [
             {"level": level_name(level), "class": name, "probability": share}
@@ -84,10 +88,22 @@ class Answer:
 
     @property
     def decision(self) -> str:
-        """Return what `decision` returns; a parent is an answer, too."""
-        if self.familiar is not False and self.levels and self.levels.common:
+        """Return "none of these" for an image that is not familiar, else what is decided by the
+        prediction set, for which a parent may answer; "" if neither was requested."""
+        if self.familiar is False:
+            return NONE
+        if self.levels and self.levels.common:
             return ANSWER
-        return decision(self.labels, self.familiar)
+        if self.labels:
+            return decide(len(self.labels))
+        return ANSWER if self.familiar else ""
+
+    @property
+    def parent(self) -> str:
+        """Return the parent that answers for a prediction set of several classes, "" if none
+        does."""
+        common = self.levels.common if self.levels and self.familiar is not False else None
+        return common.name if common and common.level else ""
 
     def place(self, unsure: float = 0.0) -> Place | None:
         """Return the label or the parent that is the answer; None if the image is unsure.
@@ -106,13 +122,18 @@ class Answer:
         """Return what commands and servers print of the image besides its name. unsure: as for
         `place`."""
         best = [{"class": label, "probability": share} for label, share in self.best]
-        facts: dict[str, object] = {"classes": best, **decided(self.labels, self.familiar)}
+        facts: dict[str, object] = {"classes": best}
+        if self.labels:
+            facts["set"] = [*self.labels]
+        if self.familiar is not None:
+            facts["familiar"] = self.familiar
+        if self.decision:
+            facts["decision"] = self.decision
         if self.levels:
             facts["levels"] = self.levels.json()
         if self.levels and (self.labels or unsure) and self.familiar is not False:
             place = self.place(unsure)
-            answer = place and {"class": place.name, "level": level_name(place.level)}
-            facts |= {"answer": answer, **({"decision": self.decision} if self.decision else {})}
+            facts["answer"] = place and {"class": place.name, "level": level_name(place.level)}
         return facts
 
     def row(self, unsure: float = 0.0) -> Row:
@@ -148,32 +169,6 @@ class Answer:
         row["unfamiliar"] = self.unfamiliar
         row["zero_shot_label"] = self.zero_shot
         return row
-
-
-def decision(labels: Sequence[str], familiar: bool | None) -> str:
-    """Return "none of these" for an image that is not familiar, else what is decided by the
-    prediction set; "" if neither was requested.
-
-    labels: of the prediction set, none without one. familiar: as in `Answer`.
-    """
-    if familiar is False:
-        return NONE
-    if labels:
-        return decide(len(labels))
-    return ANSWER if familiar else ""
-
-
-def decided(labels: Sequence[str], familiar: bool | None) -> dict[str, object]:
-    """Return what commands and servers print of a decision; nothing if none was requested. labels,
-    familiar: as for `decision`."""
-    facts: dict[str, object] = {}
-    if labels:
-        facts["set"] = [*labels]
-    if familiar is not None:
-        facts["familiar"] = familiar
-    if facts:
-        facts["decision"] = decision(labels, familiar)
-    return facts
 
 
 def best(labels: Sequence[str], probabilities: np.ndarray, top: int) -> list[tuple[str, float]]:

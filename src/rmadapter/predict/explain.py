@@ -24,7 +24,7 @@ from rmadapter.data.formats.registry import images_root
 from rmadapter.data.transforms import decode_batches, with_hint
 from rmadapter.errors import UserError
 from rmadapter.methods.zero_shot import ZeroShot
-from rmadapter.predict.answer import decided, decision
+from rmadapter.predict.answer import Answer, Levels
 from rmadapter.predict.decide import Decider
 from rmadapter.support.files import user_path
 from rmadapter.support.terminal import note, track
@@ -37,8 +37,7 @@ Classes = tuple[tuple[str, float], ...]  # labels with probabilities, the most p
 @dataclass(frozen=True, eq=False)
 class Explanation:
     """The two most probable classes of an image by the run and by the untouched backbone, and the
-    nearest training images. labels: of the prediction set, if an error is promised. familiar:
-    whether the image is of the run's classes at all, if requested."""
+    nearest training images. labels, familiar, levels: as in `Answer`."""
 
     image: Path
     best: Classes
@@ -46,17 +45,24 @@ class Explanation:
     neighbours: tuple[Neighbour, ...]
     labels: tuple[str, ...] = ()
     familiar: bool | None = None
+    levels: Levels | None = None
+
+    @property
+    def answer(self) -> Answer:
+        """What `predict` answers with the two best classes."""
+        return Answer(
+            self.image, self.best, labels=self.labels, familiar=self.familiar, levels=self.levels
+        )
 
     @property
     def decision(self) -> str:
         """What `predict` decides, "" if nothing is to be decided."""
-        return decision(self.labels, self.familiar)
+        return self.answer.decision
 
     def json(self) -> dict[str, object]:
         return {
             "image": str(self.image),
-            "classes": classes_json(self.best),
-            **decided(self.labels, self.familiar),
+            **self.answer.json(),
             "zero_shot": classes_json(self.zero_shot),
             "neighbours": [near.json() for near in self.neighbours],
         }
@@ -113,7 +119,7 @@ def explain_images(
     folder = find_run(run)
     saved = load(folder, backbone, method=method, device=device)
     fitted = saved.fitted
-    decider = Decider(fitted, saved.names, error, turn_away)
+    decider, tree = Decider(fitted, saved.names, error, turn_away), saved.tree
     for text in decider.promises():
         note(f"promise: {text}")
     training = _training_images(folder, saved, data)
@@ -129,6 +135,9 @@ def explain_images(
         states = fitted.states(pixels, features=True)
         tables = next(answers(models, [states]))
         sets = decider.sets(tables["adapted"])
+        levels: Sequence[Levels | None] = [None] * len(batch)
+        if tree:
+            levels = Levels.of(tree, tables["adapted"].numpy(), sets)
         familiar = decider.familiar(tables["adapted"], states)
         near = nearest_examples(fitted, states.features)
         for i, image in enumerate(batch):
@@ -140,8 +149,9 @@ def explain_images(
             best = _best(saved, tables["adapted"][i])
             zero_shot = _best(saved, tables["untouched"][i]) if "untouched" in tables else ()
             labels = tuple(str(saved.labels[place]) for place in sets[i])
-            one = Explanation(image, best, zero_shot, neighbours, labels, familiar[i])
-            explanations.append(one)
+            explanations.append(
+                Explanation(image, best, zero_shot, neighbours, labels, familiar[i], levels[i])
+            )
     for _, text in bad or []:
         note(f"left out: {text}")
     return explanations
@@ -184,6 +194,8 @@ def write_page(path: Path, explanations: Sequence[Explanation], run: str) -> Non
     cards = []
     for one in explanations:
         neighbours = neighbour_cards(one.neighbours)
-        more = {"neighbours": neighbours, "decision": one.decision, "src": thumbnail(one.image)}
+        decided = {"decision": one.decision, "parent": one.answer.parent}
+        groups = one.levels.best if one.levels else ()
+        more = {**decided, "neighbours": neighbours, "groups": groups, "src": thumbnail(one.image)}
         cards.append({**vars(one), **more})
     write_html(path, "explain.html.j2", cards=cards, run=run)

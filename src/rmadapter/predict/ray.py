@@ -27,9 +27,10 @@ from rmadapter.data.formats.registry import find_images
 from rmadapter.data.formats.tables import USUAL
 from rmadapter.data.image_set import SKIP_BAD
 from rmadapter.errors import UserError
-from rmadapter.predict.answer import Answer
+from rmadapter.predict.answer import Answer, Levels
 from rmadapter.predict.stream import BadImages, Predictor
 from rmadapter.support.files import JsonObject, user_path
+from rmadapter.taxonomy import Place, Taxonomy
 from rmadapter.training.cache import BATCH
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class Model:
     top: int
     error: float
     turn_away: float
+    tree: Taxonomy | None
     digest: str
 
     def load(self) -> Predictor:
@@ -59,7 +61,7 @@ class Model:
 
         saved = load(self.run, self.backbone, method=self.method)
         predictor = Predictor(
-            saved.fitted, self.names, self.labels, self.top, self.error, self.turn_away
+            saved.fitted, self.names, self.labels, self.top, self.error, self.turn_away, self.tree
         )
         if digest(predictor) != self.digest:
             raise UserError(f"{self.run}: a different model from the one where the command runs")
@@ -108,7 +110,7 @@ class Worker:
             images = [file for file, _ in files]
             for answers in self.predictor.predict(images, bad=unreadable, **self.options):
                 for answer in answers:
-                    lines.append({**asdict(answer), "image": str(name_of[answer.image])})
+                    lines.append(to_line(answer, name_of[answer.image]))
         for file, text in unreadable:
             bad.append((name_of[file], text.replace(str(file), str(name_of[file]))))
         lines += [{"image": str(name), "bad": text} for name, text in bad]
@@ -156,7 +158,9 @@ class Cluster:
             for block in answered.iter_batches(
                 batch_size=None, batch_format="pyarrow", prefetch_batches=1
             ):
-                yield list(_answers([json.loads(line) for line in block["line"].to_pylist()], bad))
+                yield list(
+                    from_lines([json.loads(line) for line in block["line"].to_pylist()], bad)
+                )
 
 
 def cluster(
@@ -167,24 +171,38 @@ def cluster(
     labels, decider = tuple(predictor.labels), predictor.decider
     model = Model(
         run.absolute(), backbone, method, predictor.names, labels, predictor.top, decider.error,
-        decider.turn_away, digest(predictor),
+        decider.turn_away, predictor.tree, digest(predictor),
     )  # fmt: skip
     return Cluster(model, jobs, address)
 
 
-def _answers(lines: Sequence[JsonObject], bad: BadImages | None) -> Iterator[Answer]:
+def to_line(answer: Answer, name: Path) -> dict[str, object]:
+    """Return an answer as JSON has it, for `from_lines`. name: of the image."""
+    return {**asdict(answer), "image": str(name)}
+
+
+def from_lines(lines: Sequence[JsonObject], bad: BadImages | None) -> Iterator[Answer]:
+    """Yield the answers of a worker. bad: collects unreadable images; if None, the first one raises
+    UserError, as a worker without the run always does."""
     for line in lines:
         if "complaint" in line:
             raise UserError(line["complaint"])
         image = Path(line.pop("image"))
         if "bad" not in line:
             best = tuple((label, share) for label, share in line.pop("best"))
-            labels = tuple(line.pop("labels"))
-            yield Answer(image, best, labels=labels, **line)
+            labels, levels = tuple(line.pop("labels")), line.pop("levels")
+            yield Answer(image, best, labels=labels, levels=levels and _levels(levels), **line)
         elif bad is None:
             raise UserError(f"{line['bad']}; {SKIP_BAD}")
         else:
             bad.append((image, line["bad"]))
+
+
+def _levels(values: JsonObject) -> Levels:
+    """Return what `asdict` and JSON made of levels."""
+    best = tuple((name, share) for name, share in values["best"])
+    above = tuple((Place(*place), share) for place, share in values["above"])
+    return Levels(best, above, values["common"] and Place(*values["common"]))
 
 
 # Images as bytes in a parquet file

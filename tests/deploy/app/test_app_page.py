@@ -60,13 +60,14 @@ def running_app(tiny_clip: Backbone, *words: str) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def address(
-    tiny_clip: Backbone, finished: Path, calibrated: Path,
+    tiny_clip: Backbone, finished: Path, calibrated: Path, tree_run: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[str]:  # fmt: skip
-    """Serve the page, which may open two runs."""
+    """Serve the page, which may open three runs."""
     runs = tmp_path_factory.mktemp("runs")
     shutil.copytree(finished, runs / "colours")
     shutil.copytree(calibrated, runs / "with a calibration")
+    shutil.copytree(tree_run, runs / "with parents")
     with running_app(tiny_clip, "--runs", str(runs)) as address:
         yield address
 
@@ -242,15 +243,36 @@ def test_zero_shot_by_keyboard(page: Tab, colors: Path) -> None:
     until_count(page, "#classes > li", 1)
 
 
+def open_run(page: Tab, name: str) -> None:
+    """Open a run that can promise an error."""
+    page.until("document.querySelectorAll('#runs option').length === 3")
+    page.script(f"document.getElementById('runs').value = '{name}'; 0")
+    click(page, "#open button")
+    page.until(f"{message('images')} === '{name} is open.'")
+    page.until("!document.getElementById('error-row').hidden")
+
+
+@needs_browser
+def test_levels_of_a_taxonomy(page: Tab, blends: list[Path]) -> None:
+    open_run(page, "with parents")
+    changed = "document.getElementById('error').dispatchEvent(new Event('change'))"
+    page.script(f"document.getElementById('error').value = '0.1'; {changed}")
+    choose(page, "#files", *map(str, blends))
+    until_count(page, "#answers > li", len(blends))
+    decisions = page.script("[...document.querySelectorAll('.decision')].map((e) => e.textContent)")
+    assert "answer: dark: it may be green, night_sky" in decisions
+    assert any(text.startswith("unsure: it may be ") for text in decisions)
+    levels = page.script("[...document.querySelectorAll('.levels')].map((e) => e.textContent)")
+    assert len(levels) == len(blends)
+    assert {text.split()[2] for text in levels} == {"dark", "light"}
+    check_both_layouts(page)
+
+
 @needs_browser
 def test_sets_and_strange_images_at_chosen_shares(
     page: Tab, blends: list[Path], noise: Path
 ) -> None:
-    page.until("document.querySelectorAll('#runs option').length === 2")
-    page.script("document.getElementById('runs').value = 'with a calibration'; 0")
-    click(page, "#open button")
-    page.until(f"{message('images')} === 'with a calibration is open.'")
-    page.until("!document.getElementById('error-row').hidden")
+    open_run(page, "with a calibration")
     assert page.script("document.getElementById('error').value") == "0.05"
     promised = "document.getElementById('promised').textContent"
     assert "on at most 5\xa0% of images like these 40 images" in page.script(promised)

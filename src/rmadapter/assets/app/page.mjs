@@ -187,8 +187,9 @@ function drawDecision(card) {
   const names = found?.set.slice(0, MOST_NAMED).flatMap((label, i) => [i ? ", " : "", own(label)]) ?? [];
   const more = found?.set.length - MOST_NAMED;
   paragraph.hidden = !word;
-  paragraph.replaceChildren(...(word ? [element("strong", {}, word)] : []),
-    ...(word === "unsure" ? [": it may be ", ...names, more > 0 ? ` and ${more} more` : ""] : []));
+  const parent = word === "answer" ? found?.parent : "";
+  paragraph.replaceChildren(...(word ? [element("strong", {}, word)] : []), ...(parent ? [": ", element("strong", {}, own(parent))] : []),
+    ...(word === "unsure" || parent ? [": it may be ", ...names, more > 0 ? ` and ${more} more` : ""] : []));
   return word ? ` (${paragraph.textContent})` : "";
 }
 
@@ -272,12 +273,15 @@ const takeZip = (files) => files.length && doing("images", async (say) => {
   return [opened ? `${opened} is open.` : "The images were added.", leftOut(bad)].filter(Boolean).join("\n");
 });
 const tryThem = (files) => doing("try", (say) => each(files, say, async (file) => {
-  const { classes, sets, familiar, src } = await put("ask", file), name = file.name ?? "camera image";
+  const { classes, sets, familiar, levels, src } = await put("ask", file), name = file.name ?? "camera image";
   const card = element("li", { sets, familiar }, element("img", { alt: "", src }), element("h3", {}, own(name), ": ", own(classes[0].label)),
-    element("p", { className: "decision" }), bars(classes));
+    element("p", { className: "decision" }), bars(classes), ...(levels.length ? [groups(levels)] : []));
   $("answers").prepend(card);
   drawDecision(card);
 }).then((bad) => bad || (files.length === 1 ? said($("answers").firstElementChild) : `${files.length} images.`)));
+// The most probable group of each level of a taxonomy.
+const groups = (levels) => element("p", { className: "levels" }, "levels above: ",
+  ...levels.flatMap((each, i) => [i ? ", " : "", own(each.class), ` ${percent(each.probability, 1)}`]));
 const said = (card) => card.querySelector("h3").textContent + drawDecision(card);
 
 $("new").addEventListener("submit", (event) => {

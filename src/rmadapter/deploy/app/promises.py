@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
 from PIL import Image
 
 from rmadapter.artifacts.checkpoint import Saved
-from rmadapter.conformal import CalibrationFacts, chosen, decide, limits_of
+from rmadapter.conformal import CalibrationFacts, chosen, limits_of
+from rmadapter.predict.answer import Answer, Group, Levels
 from rmadapter.runs.features import examine, known_images
 
 
 class Decided(TypedDict):
-    """The classes that may be right at a promised error, and what they decide."""
+    """The classes that may be right at a promised error, and what they decide. parent: that answers
+    for several of them, "" if none does."""
 
     error: float
     set: list[str]
     decision: str
+    parent: str
 
 
 class Recognised(TypedDict):
@@ -26,6 +30,15 @@ class Recognised(TypedDict):
 
     share: float
     familiar: bool
+
+
+class Seen(TypedDict):
+    """What is said of an image beyond its classes: at each error and each share that the page
+    offers, and at each level of a taxonomy."""
+
+    sets: list[Decided]
+    familiar: list[Recognised]
+    levels: list[Group]
 
 
 class Offers(TypedDict):
@@ -48,7 +61,15 @@ def offers(saved: Saved) -> Offers:
     }
 
 
-def look(saved: Saved, image: Image.Image) -> tuple[np.ndarray, list[Recognised]]:
+def look(saved: Saved, image: Image.Image) -> tuple[np.ndarray, Seen]:
+    """Return the probabilities [C] of an image, and what else is said of it."""
+    table, familiar = _look(saved, image)
+    tree = saved.tree
+    levels = Levels.of(tree, table[None], [[]])[0].json() if tree else []
+    return table, {"sets": _sets(saved, table), "familiar": familiar, "levels": levels}
+
+
+def _look(saved: Saved, image: Image.Image) -> tuple[np.ndarray, list[Recognised]]:
     """Return the probabilities [C] of an image, and whether it is familiar at each share."""
     familiarity, names = known_images(saved.fitted, saved.names), saved.names
     if familiarity is None:
@@ -62,12 +83,18 @@ def look(saved: Saved, image: Image.Image) -> tuple[np.ndarray, list[Recognised]
     return table[0], found
 
 
-def sets_of(saved: Saved, probabilities: np.ndarray) -> list[Decided]:
+def _sets(saved: Saved, probabilities: np.ndarray) -> list[Decided]:
     """Return the set of an image at each error that the model can promise. probabilities: [C]."""
-    calibration = saved.calibration
+    calibration, tree = saved.calibration, saved.tree
     sets: list[Decided] = []
     for error in calibration.possible() if calibration else []:
         limits = limits_of(calibration, error, saved.fitted.classes, saved.names)
-        labels = [str(saved.labels[place]) for place in chosen(probabilities, limits)]
-        sets.append({"error": error, "set": labels, "decision": decide(len(labels))})
+        members = chosen(probabilities, limits).tolist()
+        labels = [str(saved.labels[place]) for place in members]
+        levels = Levels.of(tree, probabilities[None], [members])[0] if tree else None
+        answer = Answer(Path(), (), labels=tuple(labels), levels=levels)
+        decided: Decided = {
+            "error": error, "set": labels, "decision": answer.decision, "parent": answer.parent
+        }  # fmt: skip
+        sets.append(decided)
     return sets

@@ -22,7 +22,7 @@ from rmadapter.data.names import prompt_names, typed_name
 from rmadapter.deploy.app.images import IMAGES, MOST_BYTES, ImageStore, unzip
 from rmadapter.deploy.app.jobs import Job, without_commands
 from rmadapter.deploy.app.labelling import Labelling
-from rmadapter.deploy.app.promises import Decided, Recognised, look, offers, sets_of
+from rmadapter.deploy.app.promises import Seen, look, offers
 from rmadapter.deploy.app.scores import Scores, read_scores, record_of
 from rmadapter.deploy.app.shared import Shared
 from rmadapter.errors import UserError, did_you_mean, quoted
@@ -53,13 +53,10 @@ class Class(TypedDict):
     probability: float
 
 
-class Answer(TypedDict):
-    """classes: the most probable first. sets, familiar: for each error and each share that the page
-    offers. src: a small copy of the image, as a data: address."""
+class Answer(Seen):
+    """classes: the most probable first. src: a small copy of the image, as a data: address."""
 
     classes: list[Class]
-    sets: list[Decided]
-    familiar: list[Recognised]
     src: str
 
 
@@ -369,7 +366,7 @@ class Session:
         try:
             with self._backbone():
                 image = load_image(file)
-                table, familiar = look(saved, image)
+                table, seen = look(saved, image)
                 src = thumbnail(image, ASKED)
         except UserError as error:
             raise UserError(str(error).replace(str(file), name)) from None
@@ -378,8 +375,7 @@ class Session:
             for label, probability in zip(saved.labels, table.tolist(), strict=True)
         ]
         classes = sorted(rows, key=lambda row: -row["probability"])
-        sets = sets_of(saved, table)
-        return {"classes": classes, "sets": sets, "familiar": familiar, "src": src}
+        return {"classes": classes, "src": src, **seen}
 
     def scores(self) -> Scores | None:
         self._model()

@@ -286,8 +286,7 @@ class Model:
     @property
     def tree(self) -> Taxonomy | None:
         """The tree of the labels; None without parents."""
-        tree = Taxonomy.of(self.parents, self.labels)
-        return tree if tree.depth else None
+        return Taxonomy.if_any(self.parents, self.labels)
 
     def predict_levels(self, images: Iterable[ImageSource]) -> list[list[tuple[str, float]]]:
         """The most probable parent of each image, grandparent and so on, with its probability, the

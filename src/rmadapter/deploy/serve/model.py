@@ -36,7 +36,7 @@ from rmadapter.deploy.export.runtime import Model
 from rmadapter.errors import UserError, did_you_mean
 from rmadapter.familiar import strangest
 from rmadapter.metrics import wilson
-from rmadapter.predict.answer import best
+from rmadapter.predict.answer import Answer, Levels, best
 from rmadapter.support.files import (
     Sign,
     cache_folder,
@@ -50,6 +50,7 @@ from rmadapter.support.files import (
 from rmadapter.support.locks import hold
 from rmadapter.support.machine import version_of
 from rmadapter.support.terminal import note
+from rmadapter.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -121,6 +122,7 @@ class ServedModel:
     W], and whether more than probabilities is wanted -> what the model gives. features: whether it
     has any. size: H and W. sign: of the folder before it was read. calibration: by which errors are
     promised, if the run had one. known: what tells images of its classes from others, likewise.
+    tree: of the labels, if they have parents.
     """
 
     labels: tuple[str, ...]
@@ -132,6 +134,7 @@ class ServedModel:
     sign: Sign | None = None
     calibration: Calibration | None = None
     known: Familiar | None = None
+    tree: Taxonomy | None = None
 
     def limits(self, error: float) -> np.ndarray:
         """Return the probabilities [C] from which on classes are in the sets. Raises UserError as
@@ -139,10 +142,18 @@ class ServedModel:
         known = self.calibration.known if self.calibration else 0
         return limits_of(self.calibration, error, self.labels[:known], self.labels)
 
-    def members(self, probabilities: np.ndarray, limits: np.ndarray) -> tuple[str, ...]:
-        """Return the labels in the set of one image, the most probable first. probabilities,
-        limits: [C]."""
-        return tuple(self.labels[i] for i in chosen(probabilities, limits))
+    def answer(
+        self, image: str, probabilities: np.ndarray, top: int, limits: np.ndarray | None,
+        familiar: bool | None,
+    ) -> Answer:  # fmt: skip
+        """Return the answer for one image with its `top` best classes. probabilities: [C]. limits:
+        as from `limits`, if an error is promised. familiar: whether it is of the classes at all, if
+        requested."""
+        members = [] if limits is None else chosen(probabilities, limits).tolist()
+        labels = tuple(self.labels[i] for i in members)
+        levels = Levels.of(self.tree, probabilities[None], [members])[0] if self.tree else None
+        found = tuple(best(self.labels, probabilities, top))
+        return Answer(Path(image), found, labels=labels, familiar=familiar, levels=levels)
 
     def strangest(self, turn_away: float) -> float:
         """Return the strangeness above which an image is none of the classes. Raises UserError as
@@ -155,11 +166,6 @@ class ServedModel:
         assert self.known
         one = Outputs(probabilities[None], None, distance[None])
         return self.known.familiar(one, limit)[0]
-
-    def best(self, probabilities: np.ndarray, top: int) -> list[tuple[str, float]]:
-        """Return labels and probabilities of one image, the most probable first. probabilities:
-        [C]."""
-        return best(self.labels, probabilities, top)
 
 
 def open_served(options: ServeOptions) -> ServedModel:
@@ -208,7 +214,7 @@ def _with_runtime(
 
     return ServedModel(
         tuple(model.labels), model.transform, predict, features, size, facts, before, calibration,
-        known,
+        known, model.tree,
     )  # fmt: skip
 
 
@@ -242,7 +248,7 @@ def _with_torch(folder: Path, options: ServeOptions, before: Sign | None) -> Ser
     facts = _facts(run_source(folder), labels, "torch", features, size, calibration, known)
     facts["device"] = str(backbone.device)
     return ServedModel(
-        labels, transform, predict, features, size, facts, before, calibration, known
+        labels, transform, predict, features, size, facts, before, calibration, known, saved.tree
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from importlib import metadata
-from pathlib import Path
 from typing import Annotated, NamedTuple, cast
 
 import anyio
@@ -156,13 +155,10 @@ def _decide(
     request: Request, result: Answers, image: str, row: Outputs, promise: _Promise, top: int
 ) -> Answer:
     """Return the answer for one image, and count what is decided."""
-    model, labels, familiar = result.model, tuple[str, ...](), None
-    if promise.limits is not None:
-        labels = model.members(row.probabilities, promise.limits)
+    model, familiar = result.model, None
     if promise.strangest is not None and row.distance is not None:
         familiar = model.is_familiar(row.probabilities, row.distance, promise.strangest)
-    best = tuple(model.best(row.probabilities, top))
-    answer = Answer(Path(image), best, labels=labels, familiar=familiar)
+    answer = model.answer(image, row.probabilities, top, promise.limits, familiar)
     if answer.decision:
         _service(request).counters.decisions.labels(result.name, answer.decision).inc()
     return answer
@@ -198,14 +194,11 @@ async def _answer(
 
 
 class _Card(NamedTuple):
-    """An image on the page: its name, what is wrong with it, its best classes, and if something is
-    promised its set and the decision."""
+    """An image on the page: its name, and what is wrong with it or the answer."""
 
     image: str
     error: str
-    best: list[tuple[str, float]]
-    labels: tuple[str, ...] = ()
-    decision: str = ""
+    answer: Answer | None = None
 
 
 @router.get("/", include_in_schema=False)
@@ -225,10 +218,9 @@ async def page_with_answers(
     cards = []
     for image, row in zip(result.images, result.rows, strict=True):
         if isinstance(row, UserError):
-            cards.append(_Card(image, str(row), []))
+            cards.append(_Card(image, str(row)))
         else:
-            found = _decide(request, result, image, row, promise, 5)
-            cards.append(_Card(image, "", [*found.best], found.labels, found.decision))
+            cards.append(_Card(image, "", _decide(request, result, image, row, promise, 5)))
     return _page(request, result.name, cards)
 
 
