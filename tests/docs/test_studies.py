@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import answer
 import auto
 import choice
+import demo_draws
 import drawing
 import explain_study
 import familiar
@@ -96,6 +97,9 @@ def auto_tables() -> list[str]:
         ("studies/families.md",
          lambda: marked(families.tables(families.beside(
              lines_of("families"), lines_of("choice")))), 3),
+        ("studies/demo.md",
+         lambda: marked({f"draws: {name}": demo_draws.table(lines_of("demo_draws"), name)
+                         for name in demo_draws.METHODS}), 3),
         ("studies/promises.md", lambda: marked(promises.tables(lines_of("promises"))), 7),
         ("studies/unfamiliar.md",
          lambda: marked({name: table for name, table in familiar.tables(
@@ -162,6 +166,7 @@ def test_the_page_of_auto_names_the_candidates_of_its_tables() -> None:
     [
         ("auto", ("data", "shots", "seed", "candidate"), ()),
         ("choice", ("data", "shots", "seed", "method"), ()),
+        ("demo_draws", ("draw", "method"), ()),
         ("explain", ("data", "row"), ("backbone",)),
         ("families", ("data", "shots", "seed", "method"), ()),
         ("familiar", ("data", "shots", "seed", "method"), ()),

@@ -24,7 +24,7 @@ def demo(
 ) -> None:
     """Adapt `pocket` to OpenMoji pictograms; needs no data of yours.
 
-    The report shows what the adapted model gains and keeps.
+    It trains what `fit --half base` takes by itself; the report shows what that gains and keeps.
     """
     from rmadapter.artifacts.summary import print_record
 
@@ -47,6 +47,7 @@ def run_demo(
     the demo's packages are missing.
     """
     from rmadapter.data.catalog.openmoji import ATTRIBUTION, load_openmoji
+    from rmadapter.methods.registry import default_for
     from rmadapter.runs.fit import fit
     from rmadapter.runs.lab import Lab
     from rmadapter.runs.request import Request
@@ -54,7 +55,9 @@ def run_demo(
     from rmadapter.task import Question
 
     line_art = "OpenMoji line art"
-    request = Request.make({"classes": "base", "seed": seed, **settings}, data="OpenMoji")
+    half = "base"
+    values = {"classes": half, "seed": seed, **settings}
+    request = Request.make(values, default_for(half), data="OpenMoji")
     lab = Lab(request.machine, progress=progress)
     lab.add("OpenMoji", load_openmoji())
     lab.add(line_art, {"test": load_openmoji(style="black")["test"]})

@@ -81,7 +81,7 @@ METHODS: dict[str, str] = {
 # Methods that read only image features, and so can reuse those computed along with another method's
 # tokens.
 ON_FEATURES = (*FEATURES_ALONE, *TEXT_TOO)
-DEFAULT = "rmadapter"  # of the paper's experiments: `bench`, `tune` and `demo`
+DEFAULT = "rmadapter"  # of the paper's experiments: `bench` and `tune`
 AUTO = "auto"
 FOR_NEW_CLASSES = "rmadapter-plus"
 CHOOSING = {AUTO: "auto:Auto"}  # methods that choose among others
