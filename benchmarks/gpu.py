@@ -1,15 +1,19 @@
-"""Measure training and inference of RMAdapter on a GPU, by number format and with torch.compile,
-against the card's own rate.
+"""Measure training and inference of RMAdapter on a GPU: eager, as CUDA graphs and compiled, by
+number format, against the card's own rates.
 
     python benchmarks/gpu.py --json > docs/results/benchmarks/gpu.json
 
-A training step (forward, backward, optimizer; batch 16 and 128, 50 and 1,000 classes) by the
-backbone's own forward in float32 with hooks, by the lean one in float32, bfloat16 and float16
-(scaled), and compiled; and encoding images with adapters in these formats. Each row has seconds
-(median and least), images per second, memory on the card, and the rate of its necessary work
-(work.py) as a share of the best rate of large square products of that format in the same run. The
-row of what does not fit, or of what the card lacks, says so. After 20 minutes it ends with what it
-has. No GPU has run it yet; `--device cpu` runs all of it, too.
+A training step (forward, backward, optimizer; 16, 128 and 1,024 images, 50 and 1,000 classes) by
+the backbone's own forward in float32 with hooks, by the lean one in float32, bfloat16 and float16
+(scaled), and the lean one as a CUDA graph and compiled; and encoding images with adapters in these
+ways. Each row has seconds (median and least), images per second, memory on the card, the share that
+its necessary work (work.py; of encoding, torch's count) reaches of the rate of large square
+products of that format in the same run, and the roofline: the seconds that the products take at
+that rate, or the necessary bytes at the measured bandwidth, whichever is more. The row of what does
+not fit, or of what the card lacks, says so. After 20 minutes it ends with what it has.
+
+--page FILE gets the same as a page, by default docs/results/gpu.md. Without a GPU it says so and
+exits with 2; `--device cpu` tries the script. No GPU has run it yet.
 """
 
 from __future__ import annotations
@@ -17,27 +21,41 @@ from __future__ import annotations
 import argparse
 import contextlib
 import statistics
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from common import arguments, machine, set_up, show
+from figures import ROOT
 from step import Step
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 from work import step_work
 
 from rmadapter.backbones import load_backbone
 from rmadapter.encoders import States
+from rmadapter.errors import UserError
+from rmadapter.support.files import write_text
 from rmadapter.support.machine import describe, find_device, peak, reset_peak
 from rmadapter.support.terminal import note
+
+sys.path.insert(0, str(ROOT / "tools"))
+
+from studies import markdown
 
 FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SQUARES = (1024, 4096, 8192)  # sides of the products; the best of them is the card's rate
 BUDGET = 20 * 60.0  # seconds of the whole script; what would begin later is left out
+COPIED = 1024  # MB that are copied to measure the bandwidth
+PAGE = ROOT / "docs/results/gpu.md"
 KEYS = (
-    "what", "classes", "batch", "seconds", "images_per_second", "peak_mb", "share_of_rate", "note",
+    "what", "classes", "batch", "seconds", "roofline_seconds", "images_per_second", "peak_mb",
+    "share_of_rate", "note",
 )  # fmt: skip
 Row = dict[str, Any]
 
@@ -49,11 +67,13 @@ def main() -> None:
         "--classes", type=int, nargs="+", default=[50, 1000], help="class names in the prompts"
     )
     parser.add_argument(
-        "--batch", type=int, nargs="+", default=[16, 128], help="images a step, or at once"
+        "--batch", type=int, nargs="+", default=[16, 128, 1024], help="images a step, or at once"
     )
     parser.add_argument(
         "--squares", type=int, nargs="+", default=list(SQUARES), help="sides of the large products"
     )
+    parser.add_argument("--copied", type=int, default=COPIED, help="MB copied for the bandwidth")
+    parser.add_argument("--page", type=Path, default=PAGE, help="file for the page")
     parser.add_argument(
         "--no-compile",
         dest="compile",
@@ -62,11 +82,16 @@ def main() -> None:
     )
     options = parser.parse_args()
     set_up(options)
-    device = find_device(options.device)
+    try:
+        device = find_device(options.device)
+    except UserError:
+        print(f"gpu.py: no GPU {options.device} here; --device cpu tries it", file=sys.stderr)
+        raise SystemExit(2) from None
     begun = time.monotonic()
     peaks = {name: rate(device, kind, options) for name, kind in FORMATS.items()}
+    bytes_a_second = bandwidth(device, options)
     rows = []
-    for row in every(options, device, peaks):
+    for row in every(options, Card(device, peaks, bytes_a_second)):
         rows.append(row)
         note(" ".join(f"{key}={row[key]}" for key in KEYS if row.get(key) is not None))
         if time.monotonic() - begun > BUDGET:
@@ -78,35 +103,96 @@ def main() -> None:
         "finished": len(rows),
     }
     about |= {"device": describe(device)["device"], "tf32": torch.backends.cuda.matmul.allow_tf32}
-    result = {"gflops": peaks, "rows": rows, **about, "machine": machine()}
+    rates = {"gflops": peaks, "gb_a_second": bytes_a_second / 1e9}
+    result = {**rates, "rows": rows, **about, "machine": machine()}
+    write_text(options.page, page_of(result))
     show(options, result, KEYS, [{key: row.get(key) for key in KEYS} for row in rows])
 
 
-def every(
-    options: argparse.Namespace, device: torch.device, peaks: dict[str, float | None]
-) -> Iterator[Row]:
+@dataclass(frozen=True)
+class Card:
+    """A device and what it reached in this run: gigaflops a second of large products by format,
+    None where it has none, and bytes a second that a copy reads and writes."""
+
+    device: torch.device
+    gflops: dict[str, float | None]
+    bandwidth: float
+
+    def least(self, cost: Cost, name: str) -> float | None:
+        """Return the seconds of the roofline."""
+        gflops = self.gflops[name]
+        if not gflops:
+            return None
+        return max(cost.operations / gflops / 1e9, cost.bytes / self.bandwidth)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What cannot be avoided: operations of products, and bytes of inputs and frozen weights."""
+
+    operations: int
+    bytes: int
+
+
+def every(options: argparse.Namespace, card: Card) -> Iterator[Row]:
+    device = card.device
     backbone = load_backbone(options.backbone).to(device)
     for batch in options.batch:
         for classes in options.classes:
             step = Step(backbone, classes, batch, options.seed)
             step.images = step.images.to(device)
             step.labels = step.labels.to(device)
-            variants = [("lean", name) for name in FORMATS] + [("reference", "fp32")]
-            variants += [("compiled", name) for name in ("fp32", "bf16")] if options.compile else []
-            work = sum(step_work(step.model, *frozen(step)).values())
-            for variant, name in variants:
+            states = frozen(step)
+            operations = sum(step_work(step.model, *states).values())
+            for variant, name in [*ways(options), ("reference", "fp32")]:
+                cost = Cost(operations, step_bytes(step, FORMATS[name], states))
                 about = {"what": f"step, {variant}, {name}", "classes": classes, "batch": batch}
-                train = partial(training, step, variant, name)
-                yield about | timed(options, device, batch, peaks[name], work, train)
-        for name, kind in FORMATS.items():
-            about = {"what": f"images, {name}", "classes": None, "batch": batch}
-            yield about | timed(options, device, batch, None, 0, lambda: encoding(step, kind))  # noqa: B023
+                make = partial(training, step, variant, name)
+                yield about | timed(options, card, batch, name, cost, make)
+        operations = counted(encoding(step, "lean", "fp32"))
+        for variant, name in ways(options):
+            size = nbytes(backbone.image.visual.parameters(), FORMATS[name])
+            cost = Cost(operations, size + step.images.nbytes)
+            about = {"what": f"images, {variant}, {name}", "classes": None, "batch": batch}
+            make = partial(encoding, step, variant, name)
+            yield about | timed(options, card, batch, name, cost, make)
+
+
+def ways(options: argparse.Namespace) -> list[tuple[str, str]]:
+    """Return ways to run the lean pass, each with a format: float16 only eagerly, since scaling
+    reads whether a step overflowed."""
+    found = [("lean", name) for name in FORMATS]
+    others = ("graph", "compiled") if options.compile else ("graph",)
+    return found + [(way, name) for way in others for name in ("fp32", "bf16")]
 
 
 def frozen(step: Step) -> tuple[States, States]:
     """Compute frozen states with all prompts in one chunk, as their work is counted."""
     model = step.model
     return model.frozen(step.images), model.backbone.text.frozen(step.tokens, model.first("text"))
+
+
+def nbytes(tensors: Iterable[Tensor], kind: torch.dtype) -> int:
+    """Return the bytes of tensors in a format."""
+    return sum(tensor.numel() for tensor in tensors) * kind.itemsize
+
+
+def step_bytes(step: Step, kind: torch.dtype, states: Sequence[States]) -> int:
+    """Return the bytes of a step's frozen states, and twice those of the blocks that it runs: they
+    are read forward and backward."""
+    model, total = step.model, 0
+    for side, one in zip(("image", "text"), states, strict=True):
+        blocks = model.encoders[side].blocks[model.first(side) :]
+        weights = [weight for block in blocks for weight in block.parameters()]
+        total += 2 * nbytes(weights, kind) + nbytes([one.x, one.y], kind)
+    return total
+
+
+def counted(run: Callable[[], object]) -> int:
+    """Return the operations of a call's products, as torch counts them."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return int(counter.get_total_flops())
 
 
 def training(step: Step, variant: str, name: str) -> Callable[[], object]:
@@ -129,16 +215,38 @@ def training(step: Step, variant: str, name: str) -> Callable[[], object]:
             return call(step.labels, image, text)["loss"]
 
     scaler = torch.amp.GradScaler(device.type, enabled=kind == torch.float16)
+    optimizer = step.optimizer
+    if variant == "graph":
+        optimizer = step.recipe.make(model.adapters.parameters())
+        for group in optimizer.param_groups:
+            group["capturable"] = True  # it counts its steps on the device
 
     def run() -> None:
-        step.optimizer.zero_grad()
+        optimizer.zero_grad()
         with torch.autocast(device.type, kind, enabled=kind != torch.float32):
             found = loss()
         scaler.scale(found).backward()
-        scaler.step(step.optimizer)
+        scaler.step(optimizer)
         scaler.update()
 
-    return run
+    return captured(run, device) if variant == "graph" else run
+
+
+def captured(run: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """Run a call three times, and return a function that repeats it as one CUDA graph, on the same
+    tensors."""
+    if device.type != "cuda":
+        raise RuntimeError("CUDA graphs need a GPU")
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
 
 
 def lower(states: States, kind: torch.dtype) -> States:
@@ -148,23 +256,30 @@ def lower(states: States, kind: torch.dtype) -> States:
     )
 
 
-def encoding(step: Step, kind: torch.dtype) -> Callable[[], object]:
+def encoding(step: Step, variant: str, name: str) -> Callable[[], object]:
     """Return a function that makes adapted features of a batch of images from their pixels."""
+    model, kind, device = step.model, FORMATS[name], step.images.device
+    image = model.backbone.image
 
     @torch.no_grad()
     def run() -> Tensor:
-        with torch.autocast(step.images.device.type, kind, enabled=kind != torch.float32):
-            return step.model.features("image", step.model.frozen(step.images))[0]
+        with torch.autocast(device.type, kind, enabled=kind != torch.float32):
+            states = image.frozen(step.images, model.first("image"), features=False)
+            return model.features("image", states)[0]
 
-    return run
+    if variant == "compiled":
+        compiled: Callable[[], object] = torch.compile(run)
+        return compiled
+    return captured(run, device) if variant == "graph" else run
 
 
 def timed(
-    options: argparse.Namespace, device: torch.device, batch: int, gflops: float | None, work: int,
+    options: argparse.Namespace, card: Card, batch: int, name: str, cost: Cost,
     make: Callable[[], Callable[[], object]],
 ) -> Row:  # fmt: skip
     """Time a call, or say why it failed. The first two calls, which may compile, do not
     count."""
+    device = card.device
     try:
         run = make()
         spent = []
@@ -187,10 +302,11 @@ def timed(
         return {"note": f"{type(error).__name__}: {str(error).partition(chr(10))[0][:120]}"}
     seconds = statistics.median(spent)
     memory = peak(device)
-    share = work / seconds / 1e9 / gflops if work and gflops else None
+    gflops = card.gflops[name]
+    share = cost.operations / seconds / 1e9 / gflops if gflops else None
     return {
         "seconds": seconds, "least_seconds": min(spent), "first_two_seconds": first,
-        "share_of_rate": share,
+        "share_of_rate": share, "roofline_seconds": card.least(cost, name),
         "images_per_second": batch / seconds, "peak_mb": memory["peak_gpu_mb"] or memory["peak_mb"],
     }  # fmt: skip
 
@@ -212,6 +328,44 @@ def rate(device: torch.device, kind: torch.dtype, options: argparse.Namespace) -
                     spent.append(time.perf_counter() - begun)
             best = max(best, 4 * 2 * side**3 / min(spent) / 1e9)
     return best or None
+
+
+def bandwidth(device: torch.device, options: argparse.Namespace) -> float:
+    """Measure the bytes a second that a copy of a large tensor reads and writes, at best."""
+    source = torch.zeros(options.copied * 1_000_000, dtype=torch.uint8, device=device)
+    target, spent = torch.empty_like(source), []
+    for turn in range(6):
+        begun = time.perf_counter()
+        target.copy_(source)
+        wait(device)
+        if turn:
+            spent.append(time.perf_counter() - begun)
+    return 2 * source.nbytes / min(spent)
+
+
+def page_of(result: dict[str, Any]) -> str:
+    """Return the page: what was measured where, and a row for each way."""
+    rates = [f"{name} {rate:,.0f}" for name, rate in result["gflops"].items() if rate]
+    software = result["machine"]
+    lines = [
+        "# A training step and encoding on a GPU",
+        "",
+        f"{result['backbone']} on {result['device']}, torch {software['torch']}, "
+        f"{software['platform']}; medians of {result['repeat']} by `benchmarks/gpu.py`.",
+        f"Rates in this run: {', '.join(rates)} gigaflops a second in large square products; "
+        f"{result['gb_a_second']:,.0f} GB a second read and written by a copy.",
+        "The roofline is the time of a row's necessary products or bytes at these rates, whichever "
+        "is more.",
+        "",
+        markdown([key.replace("_", " ") for key in KEYS], map(cells_of, result["rows"])),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def cells_of(row: Row) -> list[str]:
+    values = [row.get(key) for key in KEYS]
+    shown = [f"{value:.3g}" if isinstance(value, float) else value for value in values]
+    return ["" if value is None else str(value).replace("|", "/") for value in shown]
 
 
 def wait(device: torch.device) -> None:

@@ -43,7 +43,8 @@ class Step:
         method: Any = load_method("rmadapter", {"init": "kaiming", "learning_rate": 1e-9, **fields})
         self.model = method.model(backbone, seed).train()
         self.chunk = chunk
-        self.optimizer = method.recipe.make(self.model.adapters.parameters())
+        self.recipe = method.recipe
+        self.optimizer = self.recipe.make(self.model.adapters.parameters())
         generator = torch.Generator().manual_seed(seed)
         self.images = torch.randn(
             batch, 3, backbone.image_size, backbone.image_size, generator=generator
