@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from rmadapter.conformal import Calibration
 from rmadapter.deploy.export import web
 from rmadapter.deploy.export.engines import GRAPH
-from rmadapter.deploy.export.promised import CALIBRATION, FAMILIARITY, Familiar
+from rmadapter.deploy.export.promised import CALIBRATION, FAMILIARITY, TAXONOMY, Familiar
 from rmadapter.deploy.export.runtime import LABELS, TRANSFORM
 from rmadapter.errors import UserError
 from rmadapter.familiar import Familiarity
@@ -76,7 +76,8 @@ def write_site(out: Path) -> Path:
     sure, far = np.linspace(0.5, 0.99, 40).round(6), np.linspace(0, 0.45, 40).round(6)
     own = Familiarity((*sure.tolist(),), (*far.tolist(),), "folds")
     (out / FAMILIARITY).write_text(json.dumps(Familiar(own, len(NAMES)).json()))
-    write_sums(out, (GRAPH, LABELS, TRANSFORM, CALIBRATION, FAMILIARITY))
+    (out / TAXONOMY).write_text(json.dumps({NAMES[1]: "warm", NAMES[18]: "warm"}))
+    write_sums(out, (GRAPH, LABELS, TRANSFORM, CALIBRATION, FAMILIARITY, TAXONOMY))
     web.add_page(out)
     return out
 

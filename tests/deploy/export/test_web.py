@@ -23,6 +23,7 @@ from rmadapter.deploy.export.promised import Familiar
 from rmadapter.deploy.export.runtime import Transform
 from rmadapter.errors import UserError
 from rmadapter.familiar import Familiarity
+from rmadapter.taxonomy import Taxonomy
 from tests.helpers.web_pages import STATE, engine, needs_browser, served, tab
 
 NODE = shutil.which("node")
@@ -231,6 +232,73 @@ def test_a_damaged_familiarity_is_refused_by_the_page(tmp_path: Path) -> None:
     ]  # fmt: skip
     broken = [None, 3, [], *({**sound, **change} for change in changes)]
     run_node(tmp_path, BROKEN_IN_NODE, broken, "familiar.mjs")
+
+
+TAXONOMY_IN_NODE = """
+import {{ best, checked, common }} from {module};
+import {{ readFileSync, writeFileSync }} from "node:fs";
+const cases = JSON.parse(readFileSync({cases}, "utf8"));
+writeFileSync({out}, JSON.stringify(cases.map(({{ parents, labels, tables, sets }}) => {{
+  const tree = checked(parents, labels), row = (probability, place) => ({{ probability, place }});
+  const ranked = (table) => table.map(row).sort((a, b) => b.probability - a.probability);
+  return tree && {{ levels: tables.map((table) => best(tree, ranked(table))),
+    common: sets.map((set) => common(tree, set.map((place) => ({{ place }})))) }};
+}})));
+"""
+DAMAGED_IN_NODE = """
+import {{ checked }} from {module};
+import {{ readFileSync }} from "node:fs";
+for (const parents of JSON.parse(readFileSync({cases}, "utf8"))) {{
+  let refused = false;
+  try {{ checked(parents, ["a", "b"]); }}
+  catch (error) {{ refused = error.message.includes("damaged"); }}
+  if (!refused) throw Error(JSON.stringify(parents));
+}}
+"""
+
+
+@needs_node
+def test_the_levels_of_python(tmp_path: Path) -> None:
+    """Of trees in which labels have no parent, one, two or three, and of equal probabilities."""
+    rng = np.random.default_rng(0)
+    cases: list[dict[str, Any]] = []
+    expected: list[object] = []
+    for number in range(40):
+        labels = [f"label {i}" for i in range(int(rng.integers(2, 9)))]
+        below = labels if number % 4 else []
+        parents = {label: f"parent {rng.integers(3)}" for label in below if rng.random() < 0.8}
+        if number % 3:
+            parents |= {"parent 0": "top 0", "parent 1": f"top {number % 2}", "top 0": "root"}
+        table = rng.dirichlet(np.full(len(labels), 0.5), 10).round(2).astype(np.float32)
+        sizes = rng.integers(1, len(labels) + 1, 10)
+        sets = [rng.choice(len(labels), size, replace=False).tolist() for size in sizes]
+        tree = Taxonomy.if_any(parents, labels)
+        cases.append({"parents": parents, "labels": labels, "tables": table.tolist(), "sets": sets})
+        if tree is None:
+            expected.append(None)
+            continue
+        places = [tree.common(members) for members in sets]
+        expected.append((tree.best(table), [place and place.name for place in places]))
+    found = run_node(tmp_path, TAXONOMY_IN_NODE, cases, "taxonomy.mjs")
+    assert isinstance(found, list)
+    for one, wanted in zip(found, expected, strict=True):
+        if not isinstance(wanted, tuple):
+            assert one is None
+            continue
+        levels, common = wanted
+        rounded = [
+            [(group["label"], round(group["probability"], 6)) for group in groups]
+            for groups in one["levels"]
+        ]
+        assert rounded == levels
+        assert one["common"] == common
+    assert None in expected
+
+
+@needs_node
+def test_a_damaged_taxonomy_is_refused_by_the_page(tmp_path: Path) -> None:
+    broken = [None, 3, [], {"a": 3}, {"a": "b"}, {"a": "a"}, {"a": "x", "x": "y", "y": "x"}]
+    run_node(tmp_path, DAMAGED_IN_NODE, broken, "taxonomy.mjs")
 
 
 def write_photographs(folder: Path) -> list[Path]:

@@ -111,9 +111,11 @@ def test_sets_at_the_chosen_error(browser: tuple[Tab, str], pictures: list[str])
     choose(page, [path for path in pictures if path.endswith(("red.png", "pixel.png"))])
     chosen = CHOOSE.replace("ID", "error")
     blue, red = page.script(chosen.replace("VALUE", "0.1"))[::-1]
-    assert red == f"unsure: it may be {NAMES[1]}, {NAMES[18]}"
+    assert red == f"answer: warm: it may be {NAMES[1]}, {NAMES[18]}"
+    levels = page.script("[...document.querySelectorAll('#answers div')].map((e) => e.textContent)")
+    assert levels[0].startswith("Levels above: warm ")
     assert blue == "answer"
-    assert "At 10 %: answers for 1 of 2 images." in page.script(STATE)
+    assert "At 10 %: answers for 2 of 2 images." in page.script(STATE)
     text = page.script("document.getElementById('promised').textContent")
     assert "at most 10 % of images like these 40 training images" in text
     assert page.script(chosen.replace("VALUE", "0")) == ["", ""]

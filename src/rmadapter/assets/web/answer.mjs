@@ -3,6 +3,7 @@
 import * as ort from "./ort.wasm.bundle.min.mjs";
 import { checked as checkedFamiliarity } from "./familiar.mjs";
 import { checked as checkedCalibration } from "./sets.mjs";
+import { checked as checkedTaxonomy } from "./taxonomy.mjs";
 import { halve, LARGEST, LONGEST, PHOTO, tensor } from "./pixels.mjs";
 
 const here = (name) => new URL(name, import.meta.url).href;
@@ -52,16 +53,17 @@ function json(text) {
 }
 
 // Raises an Error whose message says what to do. ask gives the classes of an image, the most probable first; look also its
-// distance from the nearest class mean. calibration, familiarity: null if the model has none.
+// distance from the nearest class mean. calibration, familiarity, tree: null if the model has none.
 export async function load() {
   const text = (found) => new TextDecoder().decode(found), sums = text(await bytes("SHA256SUMS"));
   const [labels, transform, model] = await Promise.all(
     ["labels.json", "preprocess.json", "model.onnx"].map((name) => checked(name, sums)));
   const steps = JSON.parse(text(transform)), { size } = steps, names = JSON.parse(text(labels)).map(String);
-  const read = async (name, check) =>
-    (sums.includes(name) ? check(json(text(await checked(name, sums))), names.length) : null);
-  const calibration = await read("calibration.json", checkedCalibration);
-  const familiarity = await read("familiarity.json", checkedFamiliarity);
+  const read = async (name, check, classes) =>
+    (sums.includes(name) ? check(json(text(await checked(name, sums))), classes) : null);
+  const calibration = await read("calibration.json", checkedCalibration, names.length);
+  const familiarity = await read("familiarity.json", checkedFamiliarity, names.length);
+  const tree = await read("taxonomy.json", checkedTaxonomy, names);
   ort.env.wasm.wasmBinary = await bytes("ort-wasm-simd-threaded.wasm"); // whatever type the server says it has
   const session = await ort.InferenceSession.create(model).catch((error) => {
     throw Error(`The model cannot be started (${error.message}): use a newer browser, or copy the folder again.`);
@@ -78,5 +80,5 @@ export async function load() {
     return { rows, distance: distance?.data[0] };
   };
   const ask = async (source) => (await look(source)).rows;
-  return { ask, look, labels: names, calibration, familiarity };
+  return { ask, look, labels: names, calibration, familiarity, tree };
 }

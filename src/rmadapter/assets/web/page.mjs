@@ -3,6 +3,7 @@
 import { load } from "./answer.mjs";
 import { judge, NONE, possible } from "./familiar.mjs";
 import { chosen, decide, ERRORS, limits, needed } from "./sets.mjs";
+import { best, common } from "./taxonomy.mjs";
 
 const SHOWN = 5; // answers on a card
 const [state, drop, files, camera, shoot, video, answers, known, promise, error, promised, away, share, kept] =
@@ -10,6 +11,7 @@ const [state, drop, files, camera, shoot, video, answers, known, promise, error,
     "kept"].map((id) => document.getElementById(id));
 const cards = []; // each with its rows and distance
 let bounds = null; // limits of the classes at the chosen error
+let tree = null; // of the labels, if they have parents
 let strange = null; // says whether an image is none of the classes, at the chosen share
 
 function element(name, ...inside) {
@@ -29,32 +31,37 @@ function row({ label, probability }) {
   return element("li", element("span", own(label)), element("span", percent(probability)), bar);
 }
 
+// The most probable group of each level of a taxonomy.
+const levels = (groups) => element("div", "Levels above: ",
+  ...groups.flatMap(({ label, probability }, i) => [i ? ", " : "", own(label), ` ${percent(probability)}`]));
+
 function card(blob, name, { rows, distance }) {
   const image = element("img");
   image.alt = "";
   image.src = URL.createObjectURL(blob);
   image.onload = image.onerror = () => URL.revokeObjectURL(image.src);
   const decision = element("p"), made = element("li", image, element("h2", own(name), ": ", own(rows[0].label)),
-    decision, element("ol", ...rows.slice(0, SHOWN).map(row)));
+    decision, element("ol", ...rows.slice(0, SHOWN).map(row)), ...(tree ? [levels(best(tree, rows))] : []));
   cards.push({ decision, rows, distance });
   decideCard(cards.at(-1));
   return made;
 }
 
-// What is decided for an image, "" if nothing is promised, and the rows in its set.
+// What is decided for an image, "" if nothing is promised, the rows in its set, and the parent that answers for several.
 function decided({ rows, distance }) {
   const inside = bounds ? chosen(rows, bounds) : [];
   if (strange?.(rows, distance)) return { word: NONE, inside };
-  return { word: bounds ? decide(inside) : strange ? "answer" : "", inside };
+  const parent = tree && inside.length > 1 ? common(tree, inside) : null;
+  return { word: parent !== null ? "answer" : bounds ? decide(inside) : strange ? "answer" : "", inside, parent };
 }
 
 // Shows on a card which classes may be right, or that none is; returns what is decided.
 function decideCard(card) {
-  const { word, inside } = decided(card), more = inside.length - SHOWN;
+  const { word, inside, parent } = decided(card), more = inside.length - SHOWN;
   const names = inside.slice(0, SHOWN).flatMap(({ label }, i) => [i ? ", " : "", own(label)]);
   card.decision.hidden = !word;
-  card.decision.replaceChildren(element("strong", word),
-    ...(word === "unsure" ? [": it may be ", ...names, more > 0 ? ` and ${more} more` : ""] : []));
+  card.decision.replaceChildren(element("strong", word), ...(parent ? [": ", element("strong", own(parent))] : []),
+    ...(word === "unsure" || parent ? [": it may be ", ...names, more > 0 ? ` and ${more} more` : ""] : []));
   return word;
 }
 
@@ -106,10 +113,11 @@ function offerShares(familiarity) {
 // Adds a card, and returns what is to be said of it.
 async function show(look, blob, name) {
   try {
-    const found = await look(blob), { word } = decided(found), [first] = found.rows;
+    const found = await look(blob), { word, parent } = decided(found), [first] = found.rows;
     answers.prepend(card(blob, name, found));
     const doubt = ["unsure", NONE].includes(word) ? `, ${word}` : "";
-    return [own(name), ": ", own(first.label), `, ${percent(first.probability)}${doubt}. `];
+    const wider = parent ? [", answer: ", own(parent)] : [];
+    return [own(name), ": ", own(first.label), `, ${percent(first.probability)}${doubt}`, ...wider, ". "];
   } catch (error) {
     answers.prepend(element("li", element("h2", own(name), " ", error.message)));
     return [own(name), ` ${error.message}. `];
@@ -159,7 +167,8 @@ async function frame() {
 
 // Raises an Error whose message tells the user what to do.
 export async function start() {
-  const { look, labels, calibration, familiarity } = await load();
+  const { look, labels, calibration, familiarity, tree: parents } = await load();
+  tree = parents;
   offerErrors(calibration, labels);
   offerShares(familiarity);
   let last = Promise.resolve(); // the model takes one image after the other
