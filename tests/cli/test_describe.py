@@ -83,7 +83,7 @@ def test_problems_of_answers_are_noted(
     answers.write_text(f"cat: {long}\ncat: it purrs\ncat: it purrs\ndog: it barks\n")
     words = ["describe", NAMES, "--out", out, "--answers", answers, *tiny]
     done = rmadapter.done(*words)
-    assert "1 texts fill the" in done.err
+    assert "1 text fills the" in done.err
     for hint in ("'dog'", "'it purrs'", "'Sea Horse'"):
         assert hint in done.err
     assert read_texts(str(out)) == {"cat": [long, "it purrs"]}

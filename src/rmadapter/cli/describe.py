@@ -256,9 +256,10 @@ def _note_long(checked: Checked, form: Form, backbone: Loaded) -> None:
 
     full, length = full_texts(backbone, form, checked.texts)
     if full:
+        texts = "1 text fills" if len(full) == 1 else f"{len(full):,} texts fill"
         note(
-            f"{len(full):,} texts fill the {length} tokens that {backbone.name} reads, and may be "
-            f"cut off, such as {quoted(full[0])}"
+            f"{texts} the {length} tokens that {backbone.name} reads, and may be cut off, such as "
+            f"{quoted(full[0])}"
         )
 
 
