@@ -4,6 +4,7 @@ light and dark."""
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import threading
 import time
@@ -284,6 +285,35 @@ def test_axe_reports_nothing(page: Tab, axe: str, scheme: str) -> None:
     options = [name for role, name in heard if role == "option" and ".png" in name]
     assert len(options) == 18
     assert sum("Label: red" in name for name in options) == 3
+
+
+@needs_browser
+def test_page_in_german(page: Tab, project: Project, axe: str) -> None:
+    focus(page, "nav a[lang=de]")
+    page.press("Enter")
+    page.event("Page.loadEventFired")
+    assert page.script("document.documentElement.lang") == "de"
+    page.until(SETTLED)
+    german = json.loads(WORDS.with_name("label.de.json").read_text("utf-8"))
+    for words, language in ((german, "de"), (json.loads(WORDS.read_text("utf-8")), "en")):
+        rules = f"new Intl.PluralRules('{language}').resolvedOptions().pluralCategories"
+        assert sorted(words["copies"]) == sorted(page.script(rules))
+    write_names(page, "rot,blau")
+    enter_grid(page)
+    for key in ("1", "1", "2", "2", "1", "2"):
+        page.press(key)
+    labels_of(project, 6)
+    page.until("document.getElementById('message').textContent.startsWith('1 Bild hat jetzt ')")
+    page.until("document.getElementById('accuracy').textContent.includes('sind')")
+    text = page.script("document.getElementById('curve').textContent")
+    assert re.search(r"\d,\d\xa0%", text)
+    assert not re.search(r"\d\.\d", text)
+    check_with_axe(page, axe)
+    for width in (400, 1280):
+        check_layout(page, width, ".heard, option, svg, svg *, input, #large *")
+    page.script("document.querySelector('nav a[lang=en]').click()")
+    page.event("Page.loadEventFired")
+    assert page.script("document.title") == "Label images"
 
 
 @needs_browser

@@ -1,10 +1,12 @@
 // The page for labelling: it sends labels to the server, and shows what that proposes. All words are in one file.
 
-import { Camera, element, own, percent } from "./parts.mjs";
+import { Camera, element, own } from "./parts.mjs";
 
 const words = JSON.parse(document.getElementById("words").textContent), plural = new Intl.PluralRules(words.lang);
 const LOOKS = ["suspects", "mistakes", "unfamiliar"]; // at labels, and at what the model makes of the images
 const PAGE = 24, AGAIN = 400; // images at once; milliseconds between two looks at what is being computed
+const number = (value, digits) => value.toLocaleString(words.lang, { minimumFractionDigits: digits, maximumFractionDigits: digits });
+const percent = (share, digits = 1) => `${number(100 * share, digits)}\u00a0%`;
 const $ = (id) => document.getElementById(id);
 let state = null, cards = [], passedOver = 0, current = 0, anchor = 0, timer = 0, version = -1;
 
@@ -98,7 +100,7 @@ function drawViews() {
 }
 
 const row = (...cells) => element("tr", {}, ...cells.map((cell) => element("td", {}, cell)));
-const interval = ({ low, high }) => `${low.toFixed(0)} – ${percent(high / 100, 0)}`;
+const interval = ({ low, high }) => `${number(low, 0)} – ${percent(high / 100, 0)}`;
 const picture = (id) => element("img", { src: `picture/${id}`, alt: "", loading: "lazy" });
 
 // Drawn anew only when it has changed, so that no button loses the focus for nothing.
@@ -154,7 +156,7 @@ function drawCard(card, i) {
   else if (card.suggested) lines.push(paragraph("", ...told(words.taken, { label: own(card.suggested), share: percent(best.probability, 0) })));
   else if (!card.label && best) lines.push(paragraph("", ...told(words.proposal, { label: own(best.label), share: percent(best.probability, 0) })));
   else if (!card.label && !card.skipped) lines.push(paragraph("soft", words.no_proposal));
-  const reason = card.score === null ? "" : text(words.reasons[kind] ?? "", { score: card.score.toPrecision(2) });
+  const reason = card.score === null ? "" : text(words.reasons[kind] ?? "", { score: card.score.toLocaleString(words.lang, { minimumSignificantDigits: 2, maximumSignificantDigits: 2 }) });
   if (reason && !card.label) lines.push(paragraph("soft", reason));
   const copies = card.copies.length
     ? [paragraph("soft", text(words.copies, { n: card.copies.length })), element("div", { className: "copies" }, ...card.copies.slice(0, 4).map(picture))]
@@ -319,7 +321,7 @@ async function enlarge() {
   if (cards[current] !== card) return;
   $("near").hidden = !found.length;
   $("near").querySelector("ul").replaceChildren(...found.map(({ id, label, similarity }) => element("li", {}, picture(id),
-    ...told(words.similarity, { label: own(label), similarity: similarity.toFixed(2) }))));
+    ...told(words.similarity, { label: own(label), similarity: number(similarity, 2) }))));
 }
 
 const KEYS = {

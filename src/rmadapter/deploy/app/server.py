@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import secrets
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ParamSpec, TypeVar, cast
@@ -41,6 +42,9 @@ MOST_IMAGE, MOST_JSON = 100_000_000, 100_000  # bytes of a request
 MINUTE = 60.0  # seconds between two checks for idle visitors
 MOST_VISITORS = 200
 MOST_NEW = 30  # visitors from one address in a minute
+ENGLISH = "label.en.json"
+MOST_HEADER = 1_000  # characters of an Accept-Language header that are read
+WISH = re.compile(r"(?P<language>[a-z]{1,8})(-[a-z0-9-]+)? *(; *q=(?P<weight>[01](\.\d{0,3})?))?")
 THREADS = 3  # of the server's forty, that one visitor's requests may hold: a zip, news and a stop
 EXPIRED = "This page was idle for too long, or the server was restarted: reload it."
 TOO_MANY = "Too many new visitors came from your address: wait a minute, then reload the page."
@@ -85,7 +89,7 @@ def build(
     files = [file for file in ASSETS.iterdir() if file.suffix in (".mjs", ".css")]
     return Starlette(
         routes=[
-            Route("/", _page(lambda: (ASSETS / "index.html").read_text("utf-8"))),
+            Route("/", _page(lambda _: (ASSETS / "index.html").read_text("utf-8"))),
             Route("/label", _page(label_page)),
             *(Route(f"/{file.name}", _asset(file)) for file in files),
             *(
@@ -203,18 +207,40 @@ def _cookie(request: Request) -> str:
 # Files
 
 
-def label_page() -> str:
-    """Return the page for labelling, whose words are all in one file."""
-    words = read_json(ASSETS / "label.en.json")
-    return template("app/label.html.j2").render(words=words)
+def languages() -> dict[str, dict[str, object]]:
+    """Return the words of the page for labelling by language, English first."""
+    files = sorted(ASSETS.glob("label.*.json"), key=lambda file: (file.name != ENGLISH, file.name))
+    return {str(words["lang"]): words for words in map(read_json, files)}
 
 
-def _page(content: Callable[[], str]) -> Endpoint:
+def label_page(request: Request) -> str:
+    """Return the page for labelling, in the language that its address or the browser asks for."""
+    known = languages()
+    chosen = request.query_params.get("lang", "")
+    if chosen not in known:
+        chosen = preferred(request.headers.get("accept-language", ""), [*known])
+    others = {code: words["language"] for code, words in known.items() if code != chosen}
+    return template("app/label.html.j2").render(words=known[chosen], others=others)
+
+
+def preferred(header: str, known: Sequence[str]) -> str:
+    """Return the language of highest weight in an Accept-Language header (RFC 9110, 12.5.4) that is
+    known, else the first known one. A dialect counts as its language."""
+    weights: dict[str, float] = {}
+    for part in header[:MOST_HEADER].split(","):
+        match = WISH.fullmatch(part.strip().lower())
+        if match:
+            weight = float(match["weight"] or 1)
+            weights[match["language"]] = max(weight, weights.get(match["language"], 0))
+    return max(known, key=lambda language: weights.get(language, 0))
+
+
+def _page(content: Callable[[Request], str]) -> Endpoint:
     """Return an endpoint that sends a page, and begins a session for a new visitor."""
 
     async def endpoint(request: Request) -> Response:
         visitors = _visitors(request)
-        response = HTMLResponse(content())
+        response = HTMLResponse(content(request))
         cookie = _cookie(request)
         if request.method == "GET" and visitors.session(request.cookies.get(cookie)) is None:
             address = request.client.host if request.client else ""

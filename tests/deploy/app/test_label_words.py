@@ -1,0 +1,134 @@
+"""The words of the page for labelling: each language has all of them, the page has no others, and
+browsers get theirs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+
+import pytest
+
+pytest.importorskip("starlette", reason="pip install 'rmadapter[app]'")
+
+from starlette.requests import Request
+
+from rmadapter.curate.quick import ORDERS
+from rmadapter.data.formats.write import SUFFIXES
+from rmadapter.deploy.app.labelling import VIEWS
+from rmadapter.deploy.app.server import ASSETS, label_page, languages, preferred
+from rmadapter.support.html import template
+
+SAME = {"CSV", "COCO", "Label Studio", "Enter", "0", "S", "U", "N", "Z"}  # in every language
+OTHERS = [code for code in languages() if code != "en"]
+
+
+def texts(words: object, path: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the path and the text of each string."""
+    if isinstance(words, dict):
+        for name, value in words.items():
+            yield from texts(value, f"{path}/{name}")
+    elif isinstance(words, list):
+        for place, value in enumerate(words):
+            yield from texts(value, f"{path}/{place}")
+    else:
+        assert isinstance(words, str)
+        yield path, words
+
+
+def values(text: str) -> set[str]:
+    return {*re.findall(r"\{(\w*)\}", text)}
+
+
+def page(headers: dict[str, str] | None = None, query: str = "") -> str:
+    named = [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
+    scope = {"type": "http", "headers": named, "query_string": query.encode()}
+    return label_page(Request(scope))
+
+
+@pytest.mark.parametrize("code", OTHERS)
+def test_no_string_is_missing_or_left_in_english(code: str) -> None:
+    english, other = dict(texts(languages()["en"])), dict(texts(languages()[code]))
+    assert other.keys() == english.keys()
+    for path, text in other.items():
+        assert values(text) == values(english[path]), path
+        assert bool(text) == bool(english[path]), path
+        assert text == text.strip()
+    same = {text for path, text in other.items() if text and text == english[path]}
+    assert same <= SAME
+
+
+def test_page_has_no_words_of_its_own() -> None:
+    """The template and the script use all words of the file and no others, and so do the server's
+    orders, views and formats."""
+    used = set()
+    for name in ("label.html.j2", "label.mjs"):
+        used |= {*re.findall(r"\bwords\.(\w+)", (ASSETS / name).read_text("utf-8"))}
+    used |= {*re.findall(r'words\["(\w+)"\]', (ASSETS / "label.html.j2").read_text("utf-8"))}
+    words = languages()["en"]
+    # used by the names of parts of the state, and by the server for links
+    assert used | {"suspects", "mistakes", "language"} == words.keys()
+    names = {"open", *(path.split("/")[2] for path, _ in texts(words) if path.startswith("/views"))}
+    assert names - {*ORDERS} == {*VIEWS}
+    assert words["meanings"].keys() == names - {"open"}  # type: ignore[attr-defined]
+    assert words["formats"].keys() == SUFFIXES.keys()  # type: ignore[attr-defined]
+
+    class Text(HTMLParser):
+        found = ""
+        inside = ""
+
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            self.inside = tag
+            for name, value in attrs:
+                if name in ("aria-label", "alt", "title", "placeholder"):
+                    self.found += value or ""
+
+        def handle_data(self, data: str) -> None:
+            if self.inside not in ("script", "kbd"):
+                self.found += data
+
+    blank = {name: _blank(value) for name, value in words.items()}
+    reader = Text()
+    reader.feed(template("app/label.html.j2").render(words=blank, others={"xx": "¤"}))
+    assert {*"".join(reader.found.split())} == {"¤"}
+
+
+def _blank(value: object) -> object:
+    if isinstance(value, dict):
+        return {name: _blank(inner) for name, inner in value.items()}
+    return [_blank(inner) for inner in value] if isinstance(value, list) else "¤"
+
+
+@pytest.mark.parametrize(
+    ("header", "language"),
+    [
+        ("", "en"),
+        ("de", "de"),
+        ("de-AT,de;q=0.9,en;q=0.8", "de"),
+        ("en-US,en;q=0.9,de;q=0.8", "en"),
+        ("fr,de;q=0.5", "de"),
+        ("fr-CH, en;q=0.3, DE ; q=0.4", "de"),
+        ("fr", "en"),
+        ("*", "en"),
+        ("de;q=0", "en"),
+        ("de;q=0.001,en;q=0", "de"),
+        ("de;q=9,;;,q=1,-", "en"),
+        ("x" * 100_000 + ",de", "en"),
+    ],
+)
+def test_browsers_get_the_language_that_they_like_best(header: str, language: str) -> None:
+    assert preferred(header, ["en", "de"]) == language
+    assert f'<html lang="{language}">' in page({"accept-language": header})
+
+
+def test_a_link_chooses_another_language() -> None:
+    for query, headers, language, other in (
+        ("lang=de", {"accept-language": "en"}, "de", "en"),
+        ("lang=en", {"accept-language": "de"}, "en", "de"),
+        ("lang=../../x", {"accept-language": "de"}, "de", "en"),
+    ):
+        text = page(headers, query)
+        words = languages()[language]
+        assert f"<title>{words['title']}</title>" in text
+        assert f'<a href="?lang={other}"' in text
+        assert f"lang={language}" not in text
