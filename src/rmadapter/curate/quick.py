@@ -275,18 +275,26 @@ def strangest(encoded: Encoded, quick: Quick, open_rows: Sequence[int]) -> list[
 def _held_out_distances(encoded: Encoded, quick: Quick) -> np.ndarray:
     """Return 1 - the cosine of each labelled image to the nearest class mean, without the images of
     its group: [N]; 0 for images without label."""
-    unit, labels = encoded.unit.astype(float), quick.labels
-    known = np.flatnonzero(labels >= 0)
+    known = np.flatnonzero(quick.labels >= 0)
+    unit, labels = encoded.unit[known].astype(float), quick.labels[known]
     sums = np.zeros((len(quick.classes), unit.shape[1]))
-    np.add.at(sums, labels[known], unit[known])
-    far = np.zeros(len(labels))
-    for rows in _groups_of(known, encoded.together):
-        others = sums.copy()
-        np.subtract.at(others, labels[rows], unit[rows])
-        lengths = np.linalg.norm(others, axis=1)
-        cosines = unit[rows] @ others.T / np.where(lengths > 1e-9, lengths, np.inf)
-        far[rows] = 1 - np.minimum(cosines.max(1), 1)
+    np.add.at(sums, labels, unit)
+    cosines = unit @ _unit(sums).T
+    for rows in _groups_of(np.arange(len(known)), encoded.together[known]):
+        own, which = np.unique(labels[rows], return_inverse=True)
+        others = sums[own]
+        np.subtract.at(others, which, unit[rows])
+        cosines[np.ix_(rows, own)] = unit[rows] @ _unit(others).T
+    far = np.zeros(len(quick.labels))
+    far[known] = 1 - np.minimum(cosines.max(1), 1)
     return far
+
+
+def _unit(sums: np.ndarray) -> np.ndarray:
+    """Return rows of length 1; zeros for the sum of no image, which rounding leaves near 0."""
+    lengths = np.linalg.norm(sums, axis=1, keepdims=True)
+    rows: np.ndarray = np.where(lengths > 1e-9, sums / np.maximum(lengths, 1e-9), 0.0)
+    return rows
 
 
 # Order
