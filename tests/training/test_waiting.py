@@ -58,6 +58,15 @@ def test_a_step_waits_for_nothing(name: str, tiny_clip: Backbone) -> None:
     assert bool(found) == (name in CHOOSES), found
 
 
+@pytest.mark.parametrize("name", ["rmadapter", "maple", "2sfs"])
+def test_a_step_in_bfloat16_waits_for_nothing(name: str, tiny_clip: Backbone) -> None:
+    """Of float16, torch reads after each step whether a gradient overflowed."""
+    shots = shots_of(tiny_clip, noisy_colors(2), precision="bf16")
+    steps, found = waits(lambda: quick_method(name).fit(tiny_clip, shots), tiny_clip)
+    assert steps
+    assert not found
+
+
 class Weight(nn.Module):
     def __init__(self) -> None:
         super().__init__()
