@@ -352,3 +352,5 @@ def test_images_that_are_dropped_join_the_others(
     assert project.images[-1] == "added/0.png"
     page.go(page.script("location.href.replace('label', '')"))
     page.until("document.getElementById('new').hidden")
+    removed = page.script("document.getElementById('removed').textContent")
+    assert f"kept in the folder {project.folder.name};" in removed

@@ -198,7 +198,7 @@ function draw(state) {
   part("project", state.project, (project) => {
     const counts = project?.labelled ? `: ${project.labelled} of ${project.images} images have one of ${project.classes} classes. Training uses these.` : "";
     $("project").replaceChildren(...(project?.folder && counts ? ["of ", own(project.folder), counts] : [counts]));
-    if (project?.folder) $("removed").replaceChildren("Everything stays on this machine. Classifiers trained on the labels are kept in the folder runs of ",
+    if (project?.folder) $("removed").replaceChildren("Everything stays on this machine. The labels, and classifiers trained on them, are kept in the folder ",
       own(project.folder), "; all else is removed when the server stops.");
     for (const each of [$("new"), $("classes"), document.querySelector("#images .drop")]) each.hidden = Boolean(project?.folder || counts);
   });
