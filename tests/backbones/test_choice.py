@@ -46,6 +46,20 @@ def test_curated_image_encoders_are_those_of_timm(name: str) -> None:
     assert config.hf_hub_id == f"timm/{own}"  # under which the hub's cache keeps it
 
 
+@pytest.mark.parametrize("name", [name for name, one in choice.SPECIAL.items() if one.architecture])
+def test_special_models_have_the_size_of_their_architecture(name: str) -> None:
+    special = choice.SPECIAL[name]
+    with torch.device("meta"):
+        model = open_clip.CLIP(**open_clip.get_model_config(special.architecture))  # type: ignore[arg-type]
+    megabytes = sum(p.numel() for p in model.parameters()) * 4 / 1e6
+    assert round(megabytes) == special.megabytes
+
+
+def test_the_page_has_the_listed_backbones() -> None:
+    page = (Path(__file__).parents[2] / "docs/reference/backbones.md").read_text(encoding="utf-8")
+    assert "\n" + "\n".join(choice.page_rows()) + "\n\n" in page
+
+
 def test_pocket_alone_is_advised_against() -> None:
     assert re.search(r"ViT-B-16/openai \(598 MB from the Hugging Face hub", choice.advise("pocket"))
     assert choice.advise("ViT-B-16/openai") == ""
@@ -120,6 +134,7 @@ def test_the_command_gets_one_and_lists_all(
 def test_a_licence_is_known_or_called_unknown() -> None:
     assert choice.licence_of("pocket") == rmadapter_pocket.LICENCE
     assert choice.licence_of("ViT-B-16/openai") == "Apache-2.0 (its card on the hub)"
+    assert choice.licence_of("hf-hub:imageomics/bioclip") == "MIT (its card on the hub)"
     assert "not known here" in choice.licence_of("somewhere/else")
 
 

@@ -29,10 +29,11 @@ class Published(NamedTuple):
     licence: str
 
 
+AS_ITS_CARD = "as its card on the hub says"
 KNOWN = {
     "ViT-B-32/openai": Published(605, 63.2, "Apache-2.0"),
     "ViT-B-16/openai": Published(598, 68.3, "Apache-2.0"),
-    "ViT-L-14/openai": Published(1710, 75.5, "as its card says"),
+    "ViT-L-14/openai": Published(1710, 75.5, AS_ITS_CARD),
 }
 
 
@@ -51,6 +52,28 @@ CURATED = {
     "timm:convnext_tiny.in12k_ft_in1k": Curated("general", 111, "apache-2.0"),
     "timm:mobilenetv4_conv_small.e2400_r224_in1k": Curated("small", 10, "apache-2.0"),
     "timm:vit_large_patch16_dinov3.sat493m": Curated("remote sensing", 1212, "dinov3-license"),
+}
+
+
+class Special(NamedTuple):
+    """A CLIP model of one domain on the hub, which the command does not list. architecture:
+    open_clip's name of it, "" if it has none. licence: from the model's card. weights: how they are
+    published, where that is known."""
+
+    use: str
+    architecture: str
+    megabytes: int
+    licence: str
+    weights: str
+
+
+PICKLED = "pickled, as last looked at"
+SPECIAL = {
+    "hf-hub:imageomics/bioclip": Special("species", "ViT-B-16", 598, "MIT", PICKLED),
+    "hf-hub:imageomics/bioclip-2": Special("species", "ViT-L-14", 1710, "MIT", "not stated"),
+    "hf-hub:microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224": Special(
+        "medicine", "", 784, "MIT", PICKLED
+    ),
 }
 ADVISED = "ViT-B-16/openai"
 BETTER = (
@@ -74,8 +97,28 @@ def licence_of(name: str) -> str:
         stated = licence_of_timm(name)
         if stated:
             return f"{stated} (timm's table of weights)"
-    unknown = "its publisher's, not known here: check where the backbone comes from"
-    return f"{KNOWN[name].licence} (its card on the hub)" if name in KNOWN else unknown
+    with_card: dict[str, Published | Special] = {**KNOWN, **SPECIAL}
+    if name in with_card:
+        licence = with_card[name].licence
+        return licence if licence == AS_ITS_CARD else f"{licence} (its card on the hub)"
+    return "its publisher's, not known here: check where the backbone comes from"
+
+
+def page_rows() -> Iterator[str]:
+    """Yield the rows of the table of backbones in docs/reference/backbones.md."""
+    yield "| name | use | MB | licence | weights |"
+    yield "|---|---|---|---|---|"
+    here = "safetensors, from the hub"
+    for name, known in KNOWN.items():
+        yield _page_row(name, "general", known.megabytes, name, here)
+    for name, curated in CURATED.items():
+        yield _page_row(name, f"{curated.use}, no text", curated.megabytes, name, here)
+    for name, special in SPECIAL.items():
+        yield _page_row(name, special.use, special.megabytes, name, special.weights)
+
+
+def _page_row(name: str, use: str, megabytes: int, licensed: str, weights: str) -> str:
+    return f"| `{name}` | {use} | {megabytes:,} | {licence_of(licensed)} | {weights} |"
 
 
 def first_of(names: str) -> Backbone:
