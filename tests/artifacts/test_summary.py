@@ -11,6 +11,7 @@ from rmadapter.artifacts.record import Candidate, Choice, Judgement, Rates, Reco
 from rmadapter.artifacts.summary import (
     describe_tie,
     headline_of,
+    level_table,
     lowest_recalls,
     print_record,
     print_score,
@@ -197,3 +198,14 @@ def test_a_fitted_method_has_the_name_that_is_typed_and_its_changed_settings(
     halves = synthetic_runs.with_method(RECORD, settings={"epochs": 3})
     print_record(halves, as_json=False)
     assert "rmadapter (epochs=3)" in capsys.readouterr().out
+
+
+def test_levels_without_zero_shot_have_no_columns_for_it() -> None:
+    both = {"level": 1, "groups": 2, "zero_shot": 50.0, "accuracy": 75.0}
+    score = {"name": "all", "images": 8, "classes": 4}
+    full = level_table([Score.model_validate({**score, "levels": [both]})])
+    assert full[0][3:] == ["zero-shot", "adapted", "change"]
+    assert full[1][0][3:] == ["50.0", "75.0", "+25.0"]
+    alone = level_table([Score.model_validate({**score, "levels": [{**both, "zero_shot": None}]})])
+    assert alone[0][1:] == ["level", "groups", "adapted"]
+    assert alone[1][0][1:] == ["parent", "2", "75.0"]

@@ -255,13 +255,17 @@ def lowest_recalls(judged: Judgement) -> str:
 
 
 def level_table(scores: Sequence[Score]) -> Table:
-    """Return a row for each level of a taxonomy above the labels, of each set."""
+    """Return a row for each level of a taxonomy above the labels, of each set; without columns for
+    zero-shot where a backbone without text gives no such answer."""
+    compared = any(level.zero_shot is not None for score in scores for level in score.levels)
+    shown = slice(0, 3) if compared else slice(1, 2)
     rows = []
     for score in scores:
         for level in score.levels:
-            figures = _before_and_after(level.zero_shot, level.accuracy)
+            figures = _before_and_after(level.zero_shot, level.accuracy)[shown]
             rows.append([score.title, level_name(level.level), f"{level.groups:,}", *figures])
-    return ["accuracy in %", "level", "groups", "zero-shot", "adapted", "change"], rows
+    figures = ["zero-shot", "adapted", "change"][shown]
+    return ["accuracy in %", "level", "groups", *figures], rows
 
 
 def promise_table(promises: Sequence[Promise]) -> Table:
