@@ -314,6 +314,7 @@ FIGURES: dict[str, Callable[[Line, Line], float]] = {
     "novel at equal base": at_equal_base,
     "joint": lambda a, b: a["frontier"][-1][2] - b["frontier"][-1][2],
 }
+MIXED = ("neither", "both", "plus", "mmrl", "mma", "mma-adamw")  # looked at afterwards
 PREPARED = tuple((name, "neither") for name in MECHANISM)  # R3
 PAIRS = (  # R2 and R5
     ("reconstruction", "neither"),
@@ -348,6 +349,28 @@ def differences(
     return [[name, *cells] for name, cells in with_verdicts(named, 1).items()]
 
 
+def mixed(lines: Lines) -> list[list[str]]:
+    """Compare the joint accuracy of each of MIXED, half and half with the untouched model, with its
+    own."""
+    gains: dict[str, dict[str, list[float]]] = {}
+    half = SHARES.index(0.5)
+    for line in lines:
+        if line["variant"] in MIXED:
+            sets = gains.setdefault(line["variant"], {})
+            (*_, mix), (*_, own) = (line["frontier"][place] for place in (half, -1))
+            sets.setdefault(line["data"].split("/")[0], []).append(mix - own)
+    named = {f"{name}, mixed": [*gains[name].values()] for name in MIXED if name in gains}
+    return [[name, *cells] for name, cells in with_verdicts(named, 1).items()]
+
+
+def shared_by_all(lines: Lines) -> set[str]:
+    """Return the data sets that all variants of the lines have."""
+    sets: dict[str, set[str]] = {}
+    for line in lines:
+        sets.setdefault(line["variant"], set()).add(line["data"].split("/")[0])
+    return set.intersection(*sets.values()) if sets else set()
+
+
 def means(lines: Lines) -> list[list[str]]:
     """Average each variant over the data sets that all variants have."""
     by_variant: dict[str, dict[str, list[list[float]]]] = {}
@@ -357,7 +380,7 @@ def means(lines: Lines) -> list[list[str]]:
         by_variant.setdefault(line["variant"], {}).setdefault(name, []).append(figures)
     if not by_variant:
         return []
-    shared = set.intersection(*({*sets} for sets in by_variant.values()))
+    shared = shared_by_all(lines)
     guesses = {line["data"].split("/")[0]: line["chance"] for line in lines}
     guess = np.mean([guesses[name] for name in sorted(shared)], axis=0)
     rows = [["chance", *(f"{value:.1f}" for value in guess), "–", "–", "50.0"]]
@@ -394,7 +417,7 @@ HEADS = ["base", "novel", "joint", "base as novel", "novel as base", "AUROC"]
 
 
 def tables(lines: Lines) -> dict[str, str]:
-    """Make the tables of docs/studies/keeping.md by name."""
+    """Make the tables of docs/studies/answer.md by name."""
     found = {}
     for title, sets in (("choosing", CHOOSE_ALL), ("reporting", REPORT_ALL)):
         roots = {name.split("/")[0] for name in sets}
@@ -404,10 +427,12 @@ def tables(lines: Lines) -> dict[str, str]:
                 for line in lines
                 if line["shots"] == shots and line["data"].split("/")[0] in roots
             ]
-            count = len({line["data"].split("/")[0] for line in some})
-            head = f"{count} sets, in %"
+            head = f"{len(shared_by_all(some))} sets, in %"
             if some:
                 found[f"{title}: {shots} shots"] = markdown([head, *HEADS], means(some))
+            if any(line["variant"] in MIXED for line in some):
+                rows = mixed(some)
+                found[f"{title}: {shots} shots, mixed"] = markdown(["joint", *TESTED], rows)
             numbered = {line["variant"] for line in some if " #" in line["variant"]}
             pairs = [(name, name.partition(" #")[0]) for name in sorted(numbered)]
             families = FAMILIES | {", tuned": pairs if title == "reporting" else []}
@@ -429,13 +454,13 @@ def main() -> None:
     parser.add_argument("--beside", type=Path, help="lines of `keeping`, for tables of `tuning`")
     parser.add_argument("--base", type=int, nargs="+", default=[0], help="classes to train on")
     parser.add_argument("--backbone", default="pocket")
-    parser.add_argument("--page", type=Path, help="put the tables into this page")
+    parser.add_argument("--pages", type=Path, nargs="+", default=[], help="pages for the tables")
     args = parser.parse_args()
     lines = read_lines(args.out)
     if args.tables:
         lines += read_lines(args.beside) if args.beside else []
         tuning = args.question == "tuning"
-        show({"tuning": tuned(lines)} if tuning else tables(lines), args.page)
+        show({"tuning": tuned(lines)} if tuning else tables(lines), *args.pages)
         return
     variants = args.variants or KEEPING
     if args.question == "tuning":

@@ -1,8 +1,9 @@
 """Compare the methods that read features alone, family by family, by test accuracy on all classes.
 
     python tools/families.py --root DATA --out docs/results/families.jsonl --seeds 1
-    python tools/families.py --out docs/results/families.jsonl --beside docs/results/choice.jsonl \
-        --tables --page docs/studies/families.md
+    python tools/families.py --out docs/results/families.jsonl --tables \\
+        --beside docs/results/choice.jsonl docs/results/learning.jsonl \\
+        --page docs/studies/families.md
 
 A line is one method on one task: a data set, a number of shots and a seed. Finished lines are kept:
 repeat the command to resume. For each number of shots, the sets for choosing choose a member of
@@ -194,12 +195,14 @@ def main() -> None:
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 4, 16])
     members = [*itertools.chain(*FAMILIES.values())]
     parser.add_argument("--methods", nargs="+", default=members, help="by default all families")
-    parser.add_argument("--beside", type=Path, help="lines of slower methods, of tools/choice.py")
+    parser.add_argument(
+        "--beside", type=Path, nargs="+", default=[], help="lines of slower methods on these shots"
+    )
     parser.add_argument("--page", type=Path, help="put the tables into this page")
     args = parser.parse_args()
     lines = read_lines(args.out)
     if args.tables:
-        others = read_lines(args.beside) if args.beside else []
+        others = [line for file in args.beside for line in read_lines(file)]
         show(tables(beside(lines, others)), args.page)
         return
     done = {(line["data"], line["shots"], line["seed"], line["method"]) for line in lines}

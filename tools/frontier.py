@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from studies import REPORT_ALL, Lines, read_lines
@@ -16,7 +17,11 @@ from studies import REPORT_ALL, Lines, read_lines
 from rmadapter.support.files import write_text
 from rmadapter.support.html import COLOURS, canvas
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 SHOTS = 4
+SPAN = 14  # points of novel accuracy on the axis, at least
 # Variants of tools/answer.py: name, colour, line and marker.
 CURVES: Mapping[str, tuple[str, str, str, str]] = {
     "plus": ("RMAdapter+", "adapted", "-", "D"),
@@ -47,20 +52,30 @@ def frontiers(lines: Lines, shots: int) -> dict[str, np.ndarray]:
     }
 
 
-def drawn(lines: Lines, shots: int = SHOTS) -> str:
-    """Draw the frontiers as SVG, with the accuracies of each trained model."""
+def plot(axes: Axes, lines: Lines, shots: int = SHOTS) -> None:
+    """Plot the frontiers, with the accuracies of each trained model."""
+    found = frontiers(lines, shots)
+    for name, points in found.items():
+        label, colour, style, marker = CURVES[name]
+        base, novel = points[-1]
+        axes.plot(
+            *points.T, color=COLOURS[colour], linestyle=style, marker=marker, markersize=5,
+            markevery=[len(points) - 1], label=f"{label} {base:.1f} / {novel:.1f}",
+        )  # fmt: skip
+    untouched = found["both"][0]
+    label = f"zero-shot {untouched[0]:.1f} / {untouched[1]:.1f}"
+    axes.plot(*untouched, "o", color=COLOURS["zero-shot"], markersize=7, label=label)
+    low, high = axes.get_ylim()
+    spare = max(SPAN - (high - low), 0) / 2  # or small differences would look large
+    axes.set_ylim(low - spare, high + spare)
+    axes.set(xlabel="accuracy on trained classes, %", ylabel="accuracy on novel classes, %")
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), title="base / novel")
+
+
+def drawn(lines: Lines) -> str:
+    """Draw `plot` as SVG."""
     with canvas(6.4, 4.4, "keeping", "Novel accuracy against base accuracy") as (axes, out):
-        for name, points in frontiers(lines, shots).items():
-            label, colour, style, marker = CURVES[name]
-            base, novel = points[-1]
-            axes.plot(
-                *points.T, color=COLOURS[colour], linestyle=style, marker=marker, markersize=5,
-                markevery=[len(points) - 1], label=f"{label} {base:.1f} / {novel:.1f}",
-            )  # fmt: skip
-        axes.plot(*points[0], "o", color=COLOURS["zero-shot"], markersize=6)
-        axes.annotate("zero-shot", points[0], (6, 4), textcoords="offset points", fontsize=8)
-        axes.set(xlabel="accuracy on trained classes, %", ylabel="accuracy on novel classes, %")
-        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), title="base / novel")
+        plot(axes, lines)
     return out[0]
 
 

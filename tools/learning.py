@@ -3,7 +3,7 @@
     python tools/families.py SETS --root DATA --out docs/results/learning.jsonl --seeds 1 \\
         --shots 1 --methods rmadapter-plus rmadapter rmadapter-plain mma mma-adamw mmrl
     python tools/learning.py docs/results/{learning,families,choice}.jsonl \\
-        --page docs/studies/answer.md --figure docs/studies/learning.svg
+        --pages docs/studies/answer.md --figure docs/studies/learning.svg
 
 The lines of other studies count where they are of the same draw. A number of shots is tested once
 all its runs are there.
@@ -15,6 +15,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import TYPE_CHECKING
 
 from studies import (
     CHOOSE_ALL,
@@ -30,6 +31,9 @@ from studies import (
 
 from rmadapter.support.files import write_text
 from rmadapter.support.html import COLOURS, canvas
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 DRAW = 1
 SHOTS = (1, 2, 4, 8, 16)
@@ -128,7 +132,7 @@ def verdicts(lines: Lines, sets: Sequence[str], shots: int) -> str:
         if name != BEST
     }
     rows = [[name, *cells] for name, cells in with_verdicts(differences, 1).items()]
-    return markdown([f"{shots_of(shots)}, accuracy", *TESTED], rows)
+    return markdown([f"accuracy, {shots_of(shots)}", *TESTED], rows)
 
 
 def tables(lines: Lines) -> dict[str, str]:
@@ -144,23 +148,28 @@ def tables(lines: Lines) -> dict[str, str]:
     return found
 
 
-def drawn(lines: Lines) -> str:
-    """Draw CURVES on the sets for reporting as SVG, with the last accuracy of each."""
+def plot(axes: Axes, lines: Lines) -> None:
+    """Plot CURVES on the sets for reporting, with the last accuracy of each."""
     found = means(lines, sets_of(REPORT_ALL))
+    for name, (label, colour, style, marker) in CURVES.items():
+        points = sorted(found[name].items())
+        if not points:
+            continue
+        shots, last = points[-1]
+        axes.plot(
+            *zip(*points, strict=True), color=COLOURS[colour], linestyle=style, marker=marker,
+            markersize=4, label=f"{label}, {shots}: {last:.1f}",
+        )  # fmt: skip
+    axes.set(xlabel="images per class", ylabel="accuracy on all classes, %", xscale="log")
+    axes.set_xticks(SHOTS, [str(shots) for shots in SHOTS])
+    axes.minorticks_off()
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+
+
+def drawn(lines: Lines) -> str:
+    """Draw `plot` as SVG."""
     with canvas(6.4, 4.4, "learning", "Test accuracy by images per class") as (axes, out):
-        for name, (label, colour, style, marker) in CURVES.items():
-            points = sorted(found[name].items())
-            if not points:
-                continue
-            last = f"{label} {points[-1][1]:.1f}"
-            axes.plot(
-                *zip(*points, strict=True), color=COLOURS[colour], linestyle=style, marker=marker,
-                markersize=4, label=last,
-            )  # fmt: skip
-        axes.set(xlabel="images per class", ylabel="accuracy on all classes, %", xscale="log")
-        axes.set_xticks(SHOTS, [str(shots) for shots in SHOTS])
-        axes.minorticks_off()
-        axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+        plot(axes, lines)
     return out[0]
 
 
@@ -169,11 +178,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("files", type=Path, nargs="+", help="JSON lines")
-    parser.add_argument("--page", type=Path, help="put the tables into this page")
+    parser.add_argument("--pages", type=Path, nargs="+", default=[], help="pages for the tables")
     parser.add_argument("--figure", type=Path, help="draw the curves into this file")
     args = parser.parse_args()
     lines = merged([read_lines(file) for file in args.files])
-    show(tables(lines), args.page)
+    show(tables(lines), *args.pages)
     if args.figure:
         write_text(args.figure, drawn(lines))
 

@@ -67,7 +67,7 @@ def test_standard_errors_above_chance() -> None:
 
 
 def line(data: str, draw: int, variant: str, novel: float, **more: Any) -> dict[str, Any]:
-    frontier = [[50.0, 60.0, 50.0], [80.0, novel, 60.0]]
+    frontier = [[50.0, 60.0, 50.0]] * 10 + [[80.0, novel, 60.0]]
     figures = {"confused": [1.0, 2.0], "auroc": 50.0, "frontier": frontier}
     figures["chance"] = [25.0, 20.0, 10.0]
     return {
@@ -163,3 +163,9 @@ def test_the_best_settings_are_compared_with_the_default() -> None:
     found = answer.tables([*lines, line("sports", 1, "mma", 40), line("sports", 1, "mma #2", 50)])
     assert "mma #2 - mma" in found["reporting: 4 shots, novel, tuned"]
     assert not [name for name in found if "choosing" in name and "tuned" in name]
+
+
+def test_a_mix_is_compared_with_the_model_itself() -> None:
+    lines = [line(data, 1, "plus", 50) for data in ("sports", "food", "dtd10")]
+    [row] = answer.mixed(lines)
+    assert row[:2] == ["plus, mixed", "-10.0"]  # 50 in the middle of the frontier, 60 at its end

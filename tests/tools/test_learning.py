@@ -67,7 +67,7 @@ def test_the_curves_end_with_their_means() -> None:
     lines = whole()
     svg = learning.drawn(lines)
     for name, (label, *_) in learning.CURVES.items():
-        assert f">{label} {learning.means(lines, SETS)[name][4]:.1f}</text>" in svg
+        assert f">{label}, 4: {learning.means(lines, SETS)[name][4]:.1f}</text>" in svg
 
 
 def kept(data: str, variant: str, base: float, novel: float, draw: int = 1) -> dict[str, Any]:
