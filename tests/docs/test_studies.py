@@ -25,6 +25,7 @@ import findings
 import frontier
 import int8_study
 import label_curve
+import label_walk
 import learning
 import parity
 import performance
@@ -120,7 +121,8 @@ def answer_tables() -> dict[str, str]:
          lambda: marked({name: table for name, table in familiar.tables(
              lines_of("familiar")).items() if name == "reporting: names added"}), 1),
         ("studies/label.md",
-         lambda: marked({"labels": label_curve.table(lines_of("label_curve"))}), 1),
+         lambda: marked({"labels": label_curve.table(lines_of("label_curve")),
+                         "walk": label_walk.table(lines_of("label_walk"))}), 2),
         ("studies/performance.md",
          lambda: marked(performance.tables(performance.RESULTS, RESULTS / "steps.jsonl")), 4),
         ("studies/plus.md", lambda: marked(plus.tables(pieces())), 6),
