@@ -349,6 +349,14 @@ def differences(
     return [[name, *cells] for name, cells in with_verdicts(named, 1).items()]
 
 
+def of_sets(lines: Lines, sets: Sequence[str], shots: int) -> list[Line]:
+    """Return the lines with a number of shots on data sets, whose other domains count, too."""
+    roots = {name.split("/")[0] for name in sets}
+    return [
+        line for line in lines if line["shots"] == shots and line["data"].split("/")[0] in roots
+    ]
+
+
 def mixed(lines: Lines) -> list[list[str]]:
     """Compare the joint accuracy of each of MIXED, half and half with the untouched model, with its
     own."""
@@ -420,13 +428,8 @@ def tables(lines: Lines) -> dict[str, str]:
     """Make the tables of docs/studies/answer.md by name."""
     found = {}
     for title, sets in (("choosing", CHOOSE_ALL), ("reporting", REPORT_ALL)):
-        roots = {name.split("/")[0] for name in sets}
         for shots in sorted({line["shots"] for line in lines}):
-            some = [
-                line
-                for line in lines
-                if line["shots"] == shots and line["data"].split("/")[0] in roots
-            ]
+            some = of_sets(lines, sets, shots)
             head = f"{len(shared_by_all(some))} sets, in %"
             if some:
                 found[f"{title}: {shots} shots"] = markdown([head, *HEADS], means(some))

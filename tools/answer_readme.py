@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING
 
 import answer
@@ -45,12 +44,9 @@ def table(learnt: Lines, kept: Lines) -> str:
     and after training on half of them."""
     sets = learning.sets_of(REPORT_ALL)
     accuracies = learning.means(learnt, sets)
-    roots = {name.split("/")[0] for name in REPORT_ALL}
-    some = [line for line in kept if line["shots"] == SHOTS and line["data"].split("/")[0] in roots]
+    some = answer.of_sets(kept, REPORT_ALL, SHOTS)
     cells = {row[0]: row[1:4] for row in answer.means(some)}
-    classes = {line["data"]: line["classes"] for line in learnt if "classes" in line}
-    chance = fmean(100 / classes[name] for name in sets)
-    rows = [["chance", f"{chance:.1f}", *cells["chance"]]]
+    rows = [["chance", learning.guessing(learnt, sets), *cells["chance"]]]
     for name, (method, variant) in ROWS.items():
         half = cells[variant] if variant else ["–"] * 3
         rows.append([name, f"{accuracies[method][SHOTS]:.1f}", *half])

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import answer
+import learning
 import numpy as np
 from studies import REPORT_ALL, Lines, read_lines
 
@@ -22,25 +24,24 @@ if TYPE_CHECKING:
 
 SHOTS = 4
 SPAN = 14  # points of novel accuracy on the axis, at least
-# Variants of tools/answer.py: name, colour, line and marker.
-CURVES: Mapping[str, tuple[str, str, str, str]] = {
-    "plus": ("RMAdapter+", "adapted", "-", "D"),
-    "mmrl": ("MMRL", "ink", "-", "s"),
-    "neither": ("adapters alone", "adapted", "--", "^"),
-    "both": ("RMAdapter", "adapted", ":", "P"),
-    "ridge": ("ridge", "zero-shot", "--", "v"),
-    "mma": ("MMA", "ink", "--", "X"),
+# Variants of tools/answer.py, drawn as these methods in tools/learning.py.
+CURVES: Mapping[str, str] = {
+    "plus": learning.BEST,
+    "mmrl": "mmrl",
+    "neither": "rmadapter-plain",
+    "both": "rmadapter",
+    "ridge": "ridge",
+    "mma": "mma",
 }
 
 
 def frontiers(lines: Lines, shots: int) -> dict[str, np.ndarray]:
     """Average base and novel accuracy [S, 2] of each of CURVES, for each share of the trained
     model, over the data sets for reporting; each set is the mean of its domains and draws."""
-    roots = {name.split("/")[0] for name in REPORT_ALL}
     found: dict[str, dict[str, list[np.ndarray]]] = {name: {} for name in CURVES}
-    for line in lines:
-        data = line["data"].split("/")[0]
-        if line["shots"] == shots and data in roots and line["variant"] in CURVES:
+    for line in answer.of_sets(lines, REPORT_ALL, shots):
+        if line["variant"] in CURVES:
+            data = line["data"].split("/")[0]
             points = np.array(line["frontier"])[:, :2]
             found[line["variant"]].setdefault(data, []).append(points)
     counts = {tuple((data, len(some)) for data, some in sets.items()) for sets in found.values()}
@@ -56,7 +57,7 @@ def plot(axes: Axes, lines: Lines, shots: int = SHOTS) -> None:
     """Plot the frontiers, with the accuracies of each trained model."""
     found = frontiers(lines, shots)
     for name, points in found.items():
-        label, colour, style, marker = CURVES[name]
+        label, colour, style, marker = learning.CURVES[CURVES[name]]
         base, novel = points[-1]
         axes.plot(
             *points.T, color=COLOURS[colour], linestyle=style, marker=marker, markersize=5,

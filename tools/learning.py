@@ -111,10 +111,15 @@ def complete(lines: Lines, shots: int) -> bool:
     return all(len(by_method.get(name, ())) == len(sets) for name in METHODS)
 
 
+def guessing(lines: Lines, sets: Sequence[str]) -> str:
+    """Return the mean accuracy of guesses in %, "–" while a set's number of classes is unknown."""
+    classes = {line["data"]: line["classes"] for line in lines if "classes" in line}
+    return f"{fmean(100 / classes[name] for name in sets):.1f}" if {*sets} <= {*classes} else "–"
+
+
 def accuracy_table(lines: Lines, sets: Sequence[str]) -> str:
     """Tabulate the means over sets; "–" until all runs of a cell are there."""
-    classes = {line["data"]: line["classes"] for line in lines if "classes" in line}
-    chance = f"{fmean(100 / classes[name] for name in sets):.1f}" if {*sets} <= {*classes} else "–"
+    chance = guessing(lines, sets)
     rows = [["chance", *[chance] * len(SHOTS)]]
     for name, by_shots in means(lines, sets).items():
         cells = (f"{by_shots[shots]:.1f}" if shots in by_shots else "–" for shots in SHOTS)
