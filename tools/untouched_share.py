@@ -1,0 +1,215 @@
+"""Choose how much of the adapted model RMAdapter+ uses for classes that are known by name alone.
+
+    python tools/untouched_share.py rsscn7 trashnet rooms office_caltech/{web,product,desk} \\
+        --units docs/results/units.jsonl --root DATA --out docs/results/untouched_share.jsonl
+    python tools/untouched_share.py --out docs/results/untouched_share.jsonl --tables \\
+        --beside docs/results/keeping.jsonl --pages docs/studies/answer.md
+
+Trains RMAdapter+ on the draws of R2 in docs/studies/registration.md, once for each. Its logits are
+linear in `keep`, so that a mix of the logarithms of what it says with `keep` 1 and with `keep` 0 is
+what it says with any `keep` between, up to a constant for each image. Base accuracy does not depend
+on `keep`.
+
+The data sets for choosing choose: the `keep` with the most novel accuracy, as the mean over sets
+and numbers of shots; of equals the smaller one. Finished lines are kept: repeat the command to
+resume.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from answer import SHARES, drawn, measures
+from studies import (
+    CHOOSE_ALL,
+    REPORT_ALL,
+    TESTED,
+    Line,
+    Lines,
+    append_lines,
+    make_parser,
+    markdown,
+    read_lines,
+    show,
+    with_verdicts,
+)
+
+from rmadapter.data.fewshot import half, split_digest
+from rmadapter.methods.rmadapter_plus import RMAdapterPlus
+from rmadapter.runs.evaluate import predict_all
+from rmadapter.runs.lab import Lab
+from rmadapter.runs.request import Request
+from rmadapter.runs.run import learn
+from rmadapter.support.machine import versions
+
+METHOD = "rmadapter-plus"
+BEFORE = RMAdapterPlus().keep
+RIVALS = ("zero-shot", "neither")  # of which the better one may be a point ahead in novel accuracy
+NOVEL, JOINT = 1, 2  # places in a point of a frontier
+FIGURES = {"novel": NOVEL, "joint": JOINT}
+
+
+def trial(lab: Lab, data: str, shots: int, draw: int, backbone: str) -> dict[str, Any]:
+    """Train on the first half of a draw's classes, and ask with each `keep` about all classes."""
+    common = {"backbone": backbone, "shots": shots, "seed": draw, "classes": "base"}
+    request = Request.make(common, METHOD, data=drawn(lab, data, draw))
+    task, few, method = request.task, lab.draw(request.task), request.method
+    assert isinstance(method, RMAdapterPlus)
+    train, test = half(few.train, task.classes), lab.splits(task.data)["test"]
+    started = time.monotonic()
+    fitted = learn(method, train, task, few, lab)
+    line: dict[str, Any] = {"data": data, "shots": shots, "draw": draw}
+    line["seconds"] = round(time.monotonic() - started, 2)
+    models = {
+        f"{keep}": replace(method, keep=keep)
+        .restore(fitted.backbone, fitted.known, fitted.tensors)
+        .score(test.classes)
+        for keep in (1.0, 0.0)
+    }
+    tables = predict_all(models, fitted, lab.test_cache(task), test, draw)
+    found = measures(tables["1.0"].numpy(), tables["0.0"].numpy(), test, len(train.classes))
+    return line | {
+        "by_keep": dict(zip(map(str, SHARES), found["frontier"], strict=True)),
+        "chance": found["chance"],
+        "images": len(test),
+        "split": split_digest(few),
+    }
+
+
+def by_set(
+    lines: Lines, sets: Sequence[str], shots: int, keep: float, place: int
+) -> dict[str, list[float]]:
+    """Return an accuracy with a `keep` by data set, of its domains and draws."""
+    roots = {name.split("/")[0] for name in sets}
+    found: dict[str, list[float]] = {}
+    for line in lines:
+        root = line["data"].split("/")[0]
+        if line["shots"] == shots and root in roots:
+            found.setdefault(root, []).append(line["by_keep"][str(keep)][place])
+    return found
+
+
+def average(lines: Lines, sets: Sequence[str], shots: int, keep: float, place: int) -> float:
+    """Return the mean over data sets of the means over domains and draws."""
+    return fmean(map(fmean, by_set(lines, sets, shots, keep, place).values()))
+
+
+def numbers_of_shots(lines: Lines) -> list[int]:
+    return sorted({line["shots"] for line in lines})
+
+
+def chosen(lines: Lines) -> float:
+    """Return the `keep` with the most novel accuracy on the data sets for choosing."""
+    few = numbers_of_shots(lines)
+    return max(
+        SHARES,
+        key=lambda keep: fmean(average(lines, CHOOSE_ALL, shots, keep, NOVEL) for shots in few),
+    )
+
+
+def choice_table(lines: Lines, beside: Lines) -> str:
+    """Tabulate accuracies on the data sets for choosing by `keep`, below those of RIVALS."""
+    few = numbers_of_shots(lines)
+    columns = [*itertools.product(FIGURES.items(), few)]
+    rows = []
+    for name in RIVALS:
+        means = (rival_mean(lines, beside, name, shots, place) for (_, place), shots in columns)
+        rows.append([name, *(f"{mean:.1f}" for mean in means)])
+    best = chosen(lines)
+    for keep in SHARES:
+        cells = [
+            f"{average(lines, CHOOSE_ALL, shots, keep, place):.1f}" for (_, place), shots in columns
+        ]
+        rows.append([f"**keep {keep}**" if keep == best else f"keep {keep}", *cells])
+    heads = [f"{title}, {shots} shots" for (title, _), shots in columns]
+    count = len(by_set(lines, CHOOSE_ALL, few[0], 0.0, NOVEL))
+    return markdown([f"{count} sets for choosing, in %", *heads], rows)
+
+
+def rival_mean(lines: Lines, beside: Lines, name: str, shots: int, place: int) -> float:
+    """Average a variant of `tools/answer.py` over the draws of the lines for choosing."""
+    roots = {data.split("/")[0] for data in CHOOSE_ALL}
+    draws = {(line["data"], line["draw"]) for line in lines if line["shots"] == shots}
+    found: dict[str, list[float]] = {}
+    for line in beside:
+        root = line["data"].split("/")[0]
+        of = (line["variant"], line["shots"]) == (name, shots) and root in roots
+        if of and (line["data"], line["draw"]) in draws:
+            found.setdefault(root, []).append(line["frontier"][-1][place])
+    return fmean(map(fmean, found.values()))
+
+
+def verdict_table(lines: Lines, beside: Lines, shots: int) -> str:
+    """Compare the chosen `keep` with that before and with RIVALS on the sets for reporting."""
+    best, rows = chosen(lines), []
+    roots = {data.split("/")[0] for data in REPORT_ALL}
+    rivals = {
+        (line["variant"], line["data"], line["draw"]): line["frontier"][-1]
+        for line in beside
+        if line["shots"] == shots and line["variant"] in RIVALS
+    }
+    for title, place in FIGURES.items():
+        differences: dict[str, dict[str, list[float]]] = {}
+        for line in lines:
+            root = line["data"].split("/")[0]
+            if line["shots"] != shots or root not in roots:
+                continue
+            ours = line["by_keep"][str(best)][place]
+            others = {f"keep {BEFORE}": line["by_keep"][str(BEFORE)][place]}
+            for name in RIVALS:
+                others[name] = rivals[name, line["data"], line["draw"]][place]
+            for name, other in others.items():
+                row = f"{title}: keep {best} - {name}"
+                differences.setdefault(row, {}).setdefault(root, []).append(ours - other)
+        named = {row: [*sets.values()] for row, sets in differences.items()}
+        rows += [[row, *cells] for row, cells in with_verdicts(named, 1).items()]
+    return markdown([f"{shots} shots", *TESTED], rows)
+
+
+def tables(lines: Lines, beside: Lines) -> dict[str, str]:
+    """Return all tables by their names on the page."""
+    found = {"keep, choosing": choice_table(lines, beside)}
+    roots = {data.split("/")[0] for data in REPORT_ALL}
+    reported = [line for line in lines if line["data"].split("/")[0] in roots]
+    for shots in numbers_of_shots(reported):
+        found[f"keep, reporting: {shots} shots"] = verdict_table(lines, beside, shots)
+    return found
+
+
+def main() -> None:
+    parser = make_parser(__doc__, seeds=False)
+    parser.add_argument("--units", type=Path, help="the lines of `units` of tools/answer.py")
+    parser.add_argument("--draws", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--shots", type=int, nargs="+", default=[4, 16])
+    parser.add_argument("--backbone", default="pocket")
+    parser.add_argument("--beside", type=Path, help="lines of `keeping`, for the tables")
+    parser.add_argument("--pages", type=Path, nargs="+", default=[], help="pages for the tables")
+    args = parser.parse_args()
+    lines = read_lines(args.out)
+    if args.tables:
+        show(tables(lines, read_lines(args.beside) if args.beside else []), *args.pages)
+        return
+    units = read_lines(args.units) if args.units else []
+    keeps = {(line["data"], line["draw"]) for line in units if line["keeps"]}
+    done = {(line["data"], line["draw"], line["shots"]) for line in lines}
+    for data, draw in itertools.product(args.data, args.draws):
+        lab = Lab(root=args.root, keep=True, progress=False)
+        for shots in args.shots:
+            if (data, draw) in keeps and (data, draw, shots) not in done:
+                save(args.out, trial(lab, data, shots, draw, args.backbone))
+
+
+def save(file: Path, line: Line) -> None:
+    append_lines(file, [{**line, "versions": versions()}])
+    print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()
