@@ -42,12 +42,15 @@ from studies import (
 )
 
 from rmadapter.data.fewshot import half, split_digest
+from rmadapter.data.image_set import ImageSet
 from rmadapter.methods.rmadapter_plus import RMAdapterPlus
 from rmadapter.runs.evaluate import predict_all
 from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
 from rmadapter.runs.run import learn
 from rmadapter.support.machine import versions
+from rmadapter.training.cache import Cache
+from rmadapter.training.contract import Fitted
 
 METHOD = "rmadapter-plus"
 BEFORE = RMAdapterPlus().keep
@@ -60,27 +63,34 @@ def trial(lab: Lab, data: str, shots: int, draw: int, backbone: str) -> dict[str
     """Train on the first half of a draw's classes, and ask with each `keep` about all classes."""
     common = {"backbone": backbone, "shots": shots, "seed": draw, "classes": "base"}
     request = Request.make(common, METHOD, data=drawn(lab, data, draw))
-    task, few, method = request.task, lab.draw(request.task), request.method
-    assert isinstance(method, RMAdapterPlus)
+    task, few = request.task, lab.draw(request.task)
     train, test = half(few.train, task.classes), lab.splits(task.data)["test"]
     started = time.monotonic()
-    fitted = learn(method, train, task, few, lab)
+    fitted = learn(request.method, train, task, few, lab)
     line: dict[str, Any] = {"data": data, "shots": shots, "draw": draw}
     line["seconds"] = round(time.monotonic() - started, 2)
-    models = {
-        f"{keep}": replace(method, keep=keep)
-        .restore(fitted.backbone, fitted.known, fitted.tensors)
-        .score(test.classes)
-        for keep in (1.0, 0.0)
-    }
-    tables = predict_all(models, fitted, lab.test_cache(task), test, draw)
-    found = measures(tables["1.0"].numpy(), tables["0.0"].numpy(), test, len(train.classes))
     return line | {
-        "by_keep": dict(zip(map(str, SHARES), found["frontier"], strict=True)),
-        "chance": found["chance"],
+        "by_keep": ask(fitted, lab.test_cache(task), test, draw),
         "images": len(test),
         "split": split_digest(few),
     }
+
+
+def ask(fitted: Fitted, cache: Cache, images: ImageSet, draw: int) -> dict[str, list[float]]:
+    """Return base, novel and joint accuracy in % of RMAdapter+ by `keep`; the first classes of the
+    images are the trained ones."""
+    method = fitted.method
+    assert isinstance(method, RMAdapterPlus)
+    models = {
+        f"{keep}": replace(method, keep=keep)
+        .restore(fitted.backbone, fitted.known, fitted.tensors)
+        .score(images.classes)
+        for keep in (1.0, 0.0)
+    }
+    tables = predict_all(models, fitted, cache, images, draw)
+    ends = tables["1.0"].numpy(), tables["0.0"].numpy()
+    found = measures(*ends, images, len(fitted.classes))
+    return dict(zip(map(str, SHARES), found["frontier"], strict=True))
 
 
 def by_set(
