@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from rmadapter.curate import project as module
 from rmadapter.curate.project import ADDED, FACTS, TABLE, Project, unlistable
+from rmadapter.data.formats.registry import open_source
 from rmadapter.data.read import read_images
 from rmadapter.errors import UserError
 from tests.helpers.small_images import picture, png, write_images
@@ -52,6 +53,26 @@ def test_labels_are_read_by_every_command_and_images_stay(photos: Path) -> None:
     assert (again.labels, again.classes) == (expected, ["cat", "big dog", "owl"])
     assert again.skipped == {"sub/dog_2.png"}
     assert {path: path.read_bytes() for path in photos.rglob("*.png")} == before
+
+
+def test_images_of_runs_are_not_images_of_the_project(photos: Path) -> None:
+    """Neither the page nor `fit` counts what a run below `runs` holds; a folder of that name may
+    hold images beside runs."""
+    project = Project(photos)
+    project.label(["cat_1.png", "cat_2.png"], "cat")
+    project.label(["sub/dog_1.png"], "dog")
+    before = open_source(photos)
+    for kept, name in (("ridge-1", "run.json"), ("stopped", "split.json")):
+        write_images(photos / "runs" / kept, "cat_1.png", "heat/dog_1.png")
+        (photos / "runs" / kept / name).write_text("{}")
+        (photos / "runs" / kept / "report.html").touch()
+    project.scan()
+    assert project.images == NAMES == Project(photos).images
+    after = open_source(photos)
+    assert (after.splits, after.ignored) == (before.splits, before.ignored)
+    write_images(photos / "runs", "of a river/cat_1.png")
+    project.scan()
+    assert {*project.images} == {*NAMES, "runs/of a river/cat_1.png"}
 
 
 def test_nothing_is_written_before_the_first_label(photos: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, NoReturn, Protocol, TypeAlias, TypeVar
 from rmadapter.data.budget import Budget
 from rmadapter.data.decode import advice, formats
 from rmadapter.errors import UserError, is_text, quoted
-from rmadapter.support.files import walk
+from rmadapter.support.files import RECORD, RUNS, SPLIT, walk
 
 T = TypeVar("T")
 
@@ -199,7 +199,7 @@ def refuse(error: OSError) -> NoReturn:
 
 
 def image_files(folder: Path, skip: set[Path], ignored: Counter[str] | None = None) -> list[Path]:
-    """Return the files with an image suffix at any depth, sorted.
+    """Return the files with an image suffix at any depth, sorted, without those that a run holds.
 
     skip: folders not to enter; gets those entered, so that none is entered twice. ignored: counts
     other files by suffix.
@@ -218,6 +218,8 @@ def image_files(folder: Path, skip: set[Path], ignored: Counter[str] | None = No
             continue
         skip.add(real)
         hidden = [inner for inner in folders if inner.startswith(".") or inner in SYSTEM_FOLDERS]
+        if os.path.basename(name) == RUNS:  # where `fit` and `app` keep them, in a folder of images
+            hidden += [inner for inner in folders if has_run(Path(name, inner))]
         folders[:] = sorted({*folders} - {*hidden})
         for path in (Path(name, file) for file in files):
             if path.suffix.lower() in formats() and not path.name.startswith("."):
@@ -225,6 +227,11 @@ def image_files(folder: Path, skip: set[Path], ignored: Counter[str] | None = No
             elif ignored is not None:
                 ignored[file_kind(path)] += 1
     return in_order(images)
+
+
+def has_run(folder: Path) -> bool:
+    """Return whether `fit` wrote into a folder, finished or not."""
+    return any(os.path.isfile(folder / name) for name in (RECORD, SPLIT))
 
 
 def in_order(paths: Iterable[Path]) -> list[Path]:

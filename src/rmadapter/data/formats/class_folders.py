@@ -21,13 +21,14 @@ from rmadapter.data.formats.base import (
     Source,
     entries_of,
     file_kind,
+    has_run,
     image_files,
     order,
     search,
     split_named,
 )
 from rmadapter.errors import UserError
-from rmadapter.support.files import RECORD, RUNS, SPLIT
+from rmadapter.support.files import RUNS
 
 SUFFIXES = ()
 HAS_BOXES = False
@@ -154,8 +155,9 @@ def _folders(path: Path) -> list[Path]:
 
 def _is_run(folder: Path) -> bool:
     """Return whether `fit --out DATA/run` wrote the folder, finished or not."""
-    written = any(os.path.isfile(folder / name) for name in (RECORD, SPLIT))
-    return written and not any(path.suffix.lower() in formats() for path in entries_of(folder))
+    return has_run(folder) and not any(
+        path.suffix.lower() in formats() for path in entries_of(folder)
+    )
 
 
 def _holds_runs(folder: Path) -> bool:
