@@ -31,7 +31,7 @@ from rmadapter.data.read import read_images
 from rmadapter.deploy.app import fitting as module
 from rmadapter.deploy.app import session as sessions
 from rmadapter.deploy.app.jobs import Jobs
-from rmadapter.deploy.app.labelling import Labelling, number_of
+from rmadapter.deploy.app.labelling import number_of
 from rmadapter.deploy.app.server import build
 from rmadapter.deploy.app.shared import Shared
 from rmadapter.errors import UserError
@@ -431,7 +431,7 @@ def test_features_are_kept_for_the_next_start(
         return frozen_at(self, pixels, blocks)
 
     monkeypatch.setattr(kind, "frozen_at", count)
-    again = Labelling(Project(photos), tiny_clip, Shared(tiny_clip, Jobs()).held, keep=True)
+    again = Shared(tiny_clip, Jobs()).label(Project(photos), keep=True)
     again.start()
     until = time.monotonic() + 60
     while again.state()["fitting"]:

@@ -8,13 +8,11 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypedDict, cast
 
 from rmadapter.artifacts.page import small_jpeg
-from rmadapter.backbones import Backbone
-from rmadapter.curate.project import Project
 from rmadapter.curate.quick import (
     NEEDS_CLASSES,
     ORDERS,
@@ -83,19 +81,11 @@ class Labelling:
     """The labels of a project and what follows from them. Methods may be called by several threads;
     they raise UserError with a message for the page.
 
-    lock: of the backbone. keep: whether features may be kept on disk for the next start. Nothing is
-    computed before `start`.
+    Nothing is computed before `start`.
     """
 
-    def __init__(
-        self,
-        project: Project,
-        backbone: Backbone,
-        lock: Callable[[], AbstractContextManager[None]],
-        keep: bool = False,
-    ) -> None:
-        self.project = project
-        self.fitting = Fitting(project, backbone, lock, keep)
+    def __init__(self, fitting: Fitting) -> None:
+        self.project, self.fitting = fitting.project, fitting
         self._ids: dict[str, str] = {}  # number -> name
         self._pictures: OrderedDict[str, bytes] = OrderedDict()
         self._number()

@@ -15,6 +15,7 @@ from rmadapter.artifacts.model_file import read_model
 from rmadapter.artifacts.run_folder import RunFolder, runs_below
 from rmadapter.backbones import Backbone
 from rmadapter.curate.project import Project
+from rmadapter.deploy.app.fitting import Fitting
 from rmadapter.deploy.app.images import safe_name
 from rmadapter.deploy.app.jobs import Jobs
 from rmadapter.deploy.app.labelling import Labelling
@@ -62,8 +63,8 @@ class Shared:
         self.labelling = self.label(self.project, keep=True) if self.project else None
 
     def label(self, project: Project, keep: bool = False) -> Labelling:
-        """Return what labels a project. keep: as in `Labelling`."""
-        return Labelling(project, self.backbone, self.held, keep)
+        """Return what labels a project. keep: as in `Fitting`."""
+        return Labelling(Fitting(project, self.backbone, self.held, keep))
 
     @contextmanager
     def held(self, most: int = MOST_PROMPTS) -> Iterator[None]:
