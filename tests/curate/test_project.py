@@ -106,6 +106,31 @@ def test_undo_restores_labels_classes_and_skips(photos: Path) -> None:
         project.undo()
 
 
+def test_each_person_undoes_their_own_steps(photos: Path) -> None:
+    """What another one has marked since, and classes that hold images, stay."""
+    project = Project(photos)
+    project.label(["cat_1.png", "cat_2.png"], "cat", by="anna")
+    project.label(["sub/dog_1.png"], "dog", by="ben")
+    project.label(["cat_2.png", "sub/dog_2.png"], "owl", by="ben")
+    project.label(["sub/dog_1.png"], "cat", by="anna")
+    project.add_classes(["fox"], by="ben")
+    assert (project.undoable("anna"), project.undoable("cleo")) == (True, False)
+    with pytest.raises(UserError, match="nothing to undo"):
+        project.undo("cleo")
+    assert project.undo("anna") == ["sub/dog_1.png"]
+    assert project.labels["sub/dog_1.png"] == "dog"
+    assert project.undo("anna") == ["cat_1.png"]  # ben has labelled the other one
+    expected = {"cat_2.png": "owl", "sub/dog_1.png": "dog", "sub/dog_2.png": "owl"}
+    assert (project.labels, project.classes) == (expected, ["dog", "owl", "fox"])
+    assert not project.undoable("anna")
+    project.undo("ben")
+    assert sorted(project.undo("ben")) == ["cat_2.png", "sub/dog_2.png"]
+    assert project.labels == {"cat_2.png": "cat", "sub/dog_1.png": "dog"}
+    assert project.classes == ["dog", "cat"]
+    again = Project(photos)
+    assert (again.labels, again.classes) == (project.labels, project.classes)
+
+
 def test_none_of_these_is_the_catch_all_class(photos: Path) -> None:
     project = Project(photos)
     assert project.none_label() == "none"

@@ -51,10 +51,14 @@ class Mark(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What a step changed, to undo it. classes: as they were before."""
+    """What a step changed, to undo it: marks of images, and all classes, before and after. by: who
+    did it."""
 
-    marks: Mapping[str, Mark]
-    classes: tuple[str, ...]
+    before: Mapping[str, Mark]
+    after: Mapping[str, Mark]
+    old_classes: tuple[str, ...]
+    new_classes: tuple[str, ...]
+    by: str
 
 
 class Project:
@@ -62,7 +66,8 @@ class Project:
 
     Images are named by their paths relative to the folder, with forward slashes. `labels` may name
     images that are not in the folder at the moment: they are kept. `left_out` says why files cannot
-    be labelled. Methods may be called by several threads.
+    be labelled. Methods may be called by several threads. by: who changes something; each person
+    undoes their own steps.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -135,9 +140,8 @@ class Project:
         with self.lock:
             return sorted(self.labels.keys() - {*self.images})
 
-    @property
-    def undoable(self) -> bool:
-        return bool(self._steps)
+    def undoable(self, by: str = "") -> bool:
+        return any(step.by == by for step in self._steps)
 
     def none_label(self) -> str:
         """Return the label of images of none of the classes: that of a class that is called so."""
@@ -145,51 +149,57 @@ class Project:
 
     # Changes
 
-    def add_classes(self, names: Iterable[str]) -> list[str]:
+    def add_classes(self, names: Iterable[str], by: str = "") -> list[str]:
         """Add classes, and return their labels; those of existing classes that are the same in a
         prompt. Raises UserError as `typed_name`, and for too many."""
         typed = [typed_name(name) for name in names]
-        with self.lock, self._changing():
+        with self.lock, self._changing(by):
             labels = [self._add_class(name) for name in typed]
             if len(self.classes) > MOST_CLASSES:
                 raise UserError(f"a project has at most {MOST_CLASSES:,} classes")
         return labels
 
-    def remove_class(self, label: str) -> None:
+    def remove_class(self, label: str, by: str = "") -> None:
         """Remove a class; its images have no label then. Raises UserError if there is none."""
-        with self.lock, self._changing():
+        with self.lock, self._changing(by):
             if label not in self.classes:
                 raise UserError(f"{quoted(label)}: no such class")
             self.classes.remove(label)
             self._mark([name for name, own in self.labels.items() if own == label], Mark())
 
-    def label(self, names: Collection[str], label: str) -> None:
+    def label(self, names: Collection[str], label: str, by: str = "") -> None:
         """Label images; "" takes their labels away. Raises UserError for an unknown image, and as
         `add_classes`."""
         label = typed_name(label) if label else ""
-        with self.lock, self._changing():
+        with self.lock, self._changing(by):
             self._check_known(names)
             self._mark(names, Mark(self._add_class(label) if label else ""))
 
-    def skip(self, names: Collection[str]) -> None:
+    def skip(self, names: Collection[str], by: str = "") -> None:
         """Set images aside without a label. Raises UserError for an unknown image."""
-        with self.lock, self._changing():
+        with self.lock, self._changing(by):
             self._check_known(names)
             self._mark(names, Mark("", True))
 
-    def undo(self) -> list[str]:
-        """Undo the last step, and return the images that it changed. Raises UserError if there is
-        none."""
+    def undo(self, by: str = "") -> list[str]:
+        """Undo the last step of a person, and return the images that this changed: what others have
+        marked since stays. Raises UserError if there is no step."""
         with self.lock:
-            if not self._steps:
+            place = max((i for i, step in enumerate(self._steps) if step.by == by), default=-1)
+            if place < 0:
                 raise UserError("there is nothing to undo")
-            step = self._steps[-1]
-            with self._changing(keep=False):
-                self.classes = [*step.classes]
-                for name, mark in step.marks.items():
-                    self._set(name, mark)
-            self._steps.pop()
-            return [*step.marks]
+            step = self._steps[place]
+            with self._changing(by, keep=False):
+                names = [name for name, mark in step.after.items() if mark == self._mark_of(name)]
+                for name in names:
+                    self._set(name, step.before[name])
+                added = {*step.new_classes} - {*step.old_classes} - {*self.labels.values()}
+                self.classes = [label for label in self.classes if label not in added]
+                for i, label in enumerate(step.old_classes):
+                    if label not in step.new_classes and label not in self.classes:
+                        self.classes.insert(i, label)
+            del self._steps[place]
+            return names
 
     def add_image(self, file: Path, name: str) -> str:
         """Move a file into the folder as a new image, and return its name there. name: a safe file
@@ -240,7 +250,7 @@ class Project:
             self.skipped.add(name)
 
     @contextmanager
-    def _changing(self, keep: bool = True) -> Iterator[None]:
+    def _changing(self, by: str, keep: bool = True) -> Iterator[None]:
         """Write what the block changes; if it or the disk fails, all is as before. Files that were
         edited meanwhile are read first. keep: whether the step can be undone."""
         if self._stamp() != self._seen:
@@ -263,7 +273,9 @@ class Project:
         before = {name: Mark(labels.get(name, ""), name in skipped) for name in names}
         changed = {name: mark for name, mark in before.items() if mark != self._mark_of(name)}
         if keep and (changed or classes != self.classes):
-            self._steps = [*self._steps, Step(changed, tuple(classes))][-MOST_STEPS:]
+            after = {name: self._mark_of(name) for name in changed}
+            step = Step(changed, after, tuple(classes), tuple(self.classes), by)
+            self._steps = [*self._steps, step][-MOST_STEPS:]
 
     def _mark_of(self, name: str) -> Mark:
         return Mark(self.labels.get(name, ""), name in self.skipped)

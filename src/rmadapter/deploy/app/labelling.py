@@ -81,7 +81,7 @@ class Labelling:
     """The labels of a project and what follows from them. Methods may be called by several threads;
     they raise UserError with a message for the page.
 
-    Nothing is computed before `start`.
+    Nothing is computed before `start`. by: as in `Project`.
     """
 
     def __init__(self, fitting: Fitting) -> None:
@@ -99,7 +99,7 @@ class Labelling:
 
     # What the page shows
 
-    def state(self) -> dict[str, object]:
+    def state(self, by: str = "") -> dict[str, object]:
         """Return counts, classes and what is being computed."""
         # before the results, so that these are no older than it says
         busy, version = self.fitting.busy, self.fitting.done
@@ -126,7 +126,7 @@ class Labelling:
             "orders": [
                 order for order in ORDERS if quick.table.shape[1] or order not in NEEDS_CLASSES
             ],
-            "undoable": project.undoable,
+            "undoable": project.undoable(by),
             "fitting": busy,
             "version": version,
             "trouble": self.fitting.trouble,
@@ -269,27 +269,27 @@ class Labelling:
 
     # What the page does
 
-    def add_classes(self, names: Sequence[str]) -> None:
+    def add_classes(self, names: Sequence[str], by: str = "") -> None:
         with self._changing():
-            self.project.add_classes(names)
+            self.project.add_classes(names, by)
 
-    def remove_class(self, label: str) -> None:
+    def remove_class(self, label: str, by: str = "") -> None:
         with self._changing():
-            self.project.remove_class(label)
+            self.project.remove_class(label, by)
 
-    def label(self, numbers: Sequence[str], label: str) -> None:
+    def label(self, numbers: Sequence[str], label: str, by: str = "") -> None:
         """Label images; "" takes their labels away."""
         with self._changing():
-            self.project.label(self._names(numbers), label)
+            self.project.label(self._names(numbers), label, by)
 
-    def skip(self, numbers: Sequence[str]) -> None:
+    def skip(self, numbers: Sequence[str], by: str = "") -> None:
         with self._changing():
-            self.project.skip(self._names(numbers))
+            self.project.skip(self._names(numbers), by)
 
-    def undo(self) -> list[Card]:
-        """Undo the last step; return the images that it changed, at most MOST_CARDS."""
+    def undo(self, by: str = "") -> list[Card]:
+        """Undo a person's last step; return the images that this changed, at most MOST_CARDS."""
         with self._changing():
-            names = self.project.undo()
+            names = self.project.undo(by)
         encoded, quick = self.fitting.known
         place = {name: row for row, name in enumerate(encoded.names)}
         return [self._card(name, place, quick, (), None) for name in names[:MOST_CARDS]]
@@ -415,15 +415,17 @@ def _cards(labelling: Labelling, body: Body) -> list[Card]:
     )  # fmt: skip
 
 
-ACTIONS: dict[str, Callable[[Labelling, Body], object]] = {
-    "state": lambda labelling, _: labelling.state(),
-    "cards": _cards,
-    "answers": lambda labelling, body: labelling.answers(_list(body, "ids")),
-    "near": lambda labelling, body: labelling.near(_text(body, "id")),
-    "classes": lambda labelling, body: labelling.add_classes(_list(body, "names")),
-    "remove": lambda labelling, body: labelling.remove_class(_text(body, "label")),
-    "set": lambda labelling, body: labelling.label(_list(body, "ids"), _text(body, "label")),
-    "skip": lambda labelling, body: labelling.skip(_list(body, "ids")),
-    "undo": lambda labelling, _: labelling.undo(),
-    "scan": lambda labelling, _: labelling.scan(),
+ACTIONS: dict[str, Callable[[Labelling, Body, str], object]] = {
+    "state": lambda labelling, _, by: labelling.state(by),
+    "cards": lambda labelling, body, _: _cards(labelling, body),
+    "answers": lambda labelling, body, _: labelling.answers(_list(body, "ids")),
+    "near": lambda labelling, body, _: labelling.near(_text(body, "id")),
+    "classes": lambda labelling, body, by: labelling.add_classes(_list(body, "names"), by),
+    "remove": lambda labelling, body, by: labelling.remove_class(_text(body, "label"), by),
+    "set": lambda labelling, body, by: labelling.label(
+        _list(body, "ids"), _text(body, "label"), by
+    ),
+    "skip": lambda labelling, body, by: labelling.skip(_list(body, "ids"), by),
+    "undo": lambda labelling, _, by: labelling.undo(by),
+    "scan": lambda labelling, *_: labelling.scan(),
 }
