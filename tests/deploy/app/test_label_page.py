@@ -180,6 +180,19 @@ def test_labelling_by_keys_alone(page: Tab, project: Project) -> None:
 
 
 @needs_browser
+def test_a_visitor_whom_the_server_forgot_goes_on(page: Tab, project: Project) -> None:
+    """As after a restart: the step of the person is not lost, and nothing must be loaded anew."""
+    write_names(page, "red, blue")
+    enter_grid(page)
+    for count, key in enumerate("12"):
+        page("Network.clearBrowserCookies")
+        page.press(key)
+        assert len(labels_of(project, count + 1)) == count + 1
+    message(page, "labelled", "one")
+    page.until("document.getElementById('count').textContent.includes(' 2 of ')")
+
+
+@needs_browser
 def test_proposals_are_accepted_and_mended(page: Tab, project: Project) -> None:
     write_names(page, "red,blue")
     view = "document.getElementById('view')"

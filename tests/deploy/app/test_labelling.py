@@ -226,6 +226,27 @@ def test_resume_after_a_kill(
     assert left - {".lock"} == {"broken.jpg", TABLE, "project.json"}
 
 
+def test_visitors_undo_their_own_steps_and_outlive_the_servers_memory(
+    client: TestClient, photos: Path
+) -> None:
+    """A visitor whom the server no longer knows is told so by a status of its own, and goes on as a
+    new one where the labels are in a folder."""
+    other = TestClient(client.app, ADDRESS)
+    other.get("/label")
+    ask(client, "set", ids=[number_of("00.png")], label="red")
+    ask(other, "set", ids=[number_of("01.png")], label="blue")
+    assert [card["name"] for card in ask(client, "undo")] == ["00.png"]
+    assert "nothing to undo" in refused(client, "undo")
+    assert Project(photos).labels == {"01.png": "blue"}
+    visitors = client.app.state.visitors  # type: ignore[attr-defined]
+    visitors.remove(other.cookies["rmadapter-app-8080"])
+    expired = other.post("/api/label/set", json={"ids": [number_of("02.png")], "label": "red"})
+    assert (expired.status_code, "reload it" in expired.json()["error"]) == (410, True)
+    other.get("/label")
+    ask(other, "set", ids=[number_of("02.png")], label="red")
+    assert Project(photos).labels == {"01.png": "blue", "02.png": "red"}
+
+
 def test_undo_skip_and_none_of_these(client: TestClient, photos: Path) -> None:
     settled(client)
     assert "nothing to undo" in refused(client, "undo")
@@ -367,7 +388,7 @@ def test_refused_requests_change_nothing(client: TestClient, photos: Path) -> No
     assert "empty" in refused(client, "classes", names=["  "])
     assert client.get("/api/label/state").status_code == 405
     stranger = TestClient(client.app, ADDRESS)
-    assert "reload" in refused(stranger, "state")
+    assert stranger.post("/api/label/state", json={}).status_code == 410
     assert sorted(path.name for path in photos.glob("*.[cj]s*")) == []
 
 

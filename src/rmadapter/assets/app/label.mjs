@@ -5,6 +5,7 @@ import { Camera, element, own } from "./parts.mjs";
 const words = JSON.parse(document.getElementById("words").textContent), plural = new Intl.PluralRules(words.lang);
 const LOOKS = ["suspects", "mistakes", "unfamiliar"]; // at labels, and at what the model makes of the images
 const PAGE = 24, AGAIN = 400; // images at once; milliseconds between two looks at what is being computed
+const GONE = 410; // status, if the server does not know the visitor, and the labels are in its folder
 const number = (value, digits) => value.toLocaleString(words.lang, { minimumFractionDigits: digits, maximumFractionDigits: digits });
 const percent = (share, digits = 1) => `${number(100 * share, digits)}\u00a0%`;
 const $ = (id) => document.getElementById(id);
@@ -17,10 +18,16 @@ function told(text, values = {}) {
 }
 const text = (key, values) => told(key, values).join("");
 
-async function call(method, path, body) {
+let coming = null; // the visit that is being begun
+async function call(method, path, body, again = true) {
   const response = await fetch(path, { method, body }).catch(() => {
     throw Error(words.offline);
   });
+  if (response.status === GONE && again) {
+    coming ??= fetch("label").catch(() => {}).finally(() => (coming = null)); // its answer sets the cookie
+    await coming;
+    return call(method, path, body, false);
+  }
   const found = await response.json().catch(() => null);
   if (!response.ok) throw Error(found?.error ?? text(words.failed, { status: response.status }));
   return found;

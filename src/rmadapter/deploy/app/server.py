@@ -46,6 +46,7 @@ ENGLISH = "label.en.json"
 MOST_HEADER = 1_000  # characters of an Accept-Language header that are read
 WISH = re.compile(r"(?P<language>[a-z]{1,8})(-[a-z0-9-]+)? *(; *q=(?P<weight>[01](\.\d{0,3})?))?")
 THREADS = 3  # of the server's forty, that one visitor's requests may hold: a zip, news and a stop
+GONE = 410  # status, after which the page for labelling goes on as a new visitor
 EXPIRED = "This page was idle for too long, or the server was restarted: reload it."
 TOO_MANY = "Too many new visitors came from your address: wait a minute, then reload the page."
 # A report may come from an uploaded run: it is shown, but nothing in it may run.
@@ -119,8 +120,13 @@ def build(
     )
 
 
+class _ExpiredError(UserError):
+    """The server does not know the visitor, who lost nothing: what they label is in its folder."""
+
+
 async def _user_error(_: Request, error: Exception) -> Response:
-    return JSONResponse({"error": without_commands(str(error))}, 400)
+    status = GONE if isinstance(error, _ExpiredError) else 400
+    return JSONResponse({"error": without_commands(str(error))}, status)
 
 
 async def _client_left(_: Request, error: Exception) -> Response:
@@ -181,9 +187,10 @@ def _json_endpoint(action: Callable[[Session, Body], object]) -> Endpoint:
 
 
 def _session(request: Request) -> Session:
-    session = _visitors(request).session(request.cookies.get(_cookie(request)))
+    visitors = _visitors(request)
+    session = visitors.session(request.cookies.get(_cookie(request)))
     if session is None:
-        raise UserError(EXPIRED)
+        raise (_ExpiredError if visitors.shared.project else UserError)(EXPIRED)
     return session
 
 
@@ -312,7 +319,7 @@ async def _ask(request: Request) -> Response:
 
 
 def _labels(
-    action: Callable[[labelling.Labelling, Body], object],
+    action: Callable[[labelling.Labelling, Body, str], object],
 ) -> Callable[[Session, Body], object]:
     """Return an action of the visitor's project."""
 
@@ -321,7 +328,7 @@ def _labels(
             if action is labelling.ACTIONS["state"]:
                 return None
             raise UserError("there are no images to label yet: add some first")
-        return action(session.labelling, body)
+        return action(session.labelling, body, session.folder.name)
 
     return act
 
