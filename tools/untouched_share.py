@@ -18,7 +18,6 @@ resume.
 from __future__ import annotations
 
 import itertools
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,14 +25,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from answer import SHARES, drawn, measures
+from answer import SHARES, drawn, measures, save
 from studies import (
     CHOOSE_ALL,
     REPORT_ALL,
     TESTED,
-    Line,
     Lines,
-    append_lines,
     make_parser,
     markdown,
     read_lines,
@@ -48,7 +45,6 @@ from rmadapter.runs.evaluate import predict_all
 from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
 from rmadapter.runs.run import learn
-from rmadapter.support.machine import versions
 from rmadapter.training.cache import Cache
 from rmadapter.training.contract import Fitted
 
@@ -214,11 +210,6 @@ def main() -> None:
         for shots in args.shots:
             if (data, draw) in keeps and (data, draw, shots) not in done:
                 save(args.out, trial(lab, data, shots, draw, args.backbone))
-
-
-def save(file: Path, line: Line) -> None:
-    append_lines(file, [{**line, "versions": versions()}])
-    print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":
