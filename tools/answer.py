@@ -78,6 +78,7 @@ SETS = tuple(
         )
     )
 )
+CHOSEN = "plus, keep 0.4"  # afterwards, by tools/untouched_share.py
 # name -> method, settings, and how its adapters are prepared
 VARIANTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "zero-shot": ("zero-shot", {}, {}),
@@ -88,12 +89,13 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "constraint": ("rmadapter", NO_REC, {}),
     "both": ("rmadapter", {}, {}),
     "both, printed": ("rmadapter", {"target": "output"}, {}),
-    "plus": ("rmadapter-plus", {}, {}),
+    "plus": ("rmadapter-plus", {"keep": 0.5}, {}),  # the default when this was registered
+    CHOSEN: ("rmadapter-plus", {"keep": 0.4}, {}),
     "mmrl": ("mmrl", {}, {}),
     "mma": ("mma", {}, {}),
     "mma-adamw": ("mma-adamw", {}, {}),
 }
-KEEPING = tuple(VARIANTS)
+KEEPING = tuple(name for name in VARIANTS if name != CHOSEN)
 TUNED, TRIALS = ("both", "neither", "mmrl", "mma"), 10  # R6
 MECHANISM: dict[str, dict[str, Any]] = {
     "as usual": {},
@@ -327,8 +329,13 @@ PAIRS = (  # R2 and R5
     ("plus", "both"),
     ("plus", "ridge"),
 )
+RIVALS = tuple((CHOSEN, name) for name in ("plus", "zero-shot", "neither", "ridge", "both"))
 # by the end of a table's name
-FAMILIES: dict[str, Sequence[tuple[str, str]]] = {"": PAIRS, ", prepared": PREPARED}
+FAMILIES: dict[str, Sequence[tuple[str, str]]] = {
+    "": PAIRS,
+    ", prepared": PREPARED,
+    ", chosen": RIVALS,
+}
 
 
 def differences(

@@ -28,14 +28,11 @@ from typing import Any
 from answer import SHARES, drawn, measures, save
 from studies import (
     CHOOSE_ALL,
-    REPORT_ALL,
-    TESTED,
     Lines,
     make_parser,
     markdown,
     read_lines,
     show,
-    with_verdicts,
 )
 
 from rmadapter.data.fewshot import half, split_digest
@@ -49,7 +46,6 @@ from rmadapter.training.cache import Cache
 from rmadapter.training.contract import Fitted
 
 METHOD = "rmadapter-plus"
-BEFORE = RMAdapterPlus().keep
 RIVALS = ("zero-shot", "neither")  # of which the better one may be a point ahead in novel accuracy
 NOVEL, JOINT = 1, 2  # places in a point of a frontier
 FIGURES = {"novel": NOVEL, "joint": JOINT}
@@ -152,43 +148,6 @@ def rival_mean(lines: Lines, beside: Lines, name: str, shots: int, place: int) -
     return fmean(map(fmean, found.values()))
 
 
-def verdict_table(lines: Lines, beside: Lines, shots: int) -> str:
-    """Compare the chosen `keep` with that before and with RIVALS on the sets for reporting."""
-    best, rows = chosen(lines), []
-    roots = {data.split("/")[0] for data in REPORT_ALL}
-    rivals = {
-        (line["variant"], line["data"], line["draw"]): line["frontier"][-1]
-        for line in beside
-        if line["shots"] == shots and line["variant"] in RIVALS
-    }
-    for title, place in FIGURES.items():
-        differences: dict[str, dict[str, list[float]]] = {}
-        for line in lines:
-            root = line["data"].split("/")[0]
-            if line["shots"] != shots or root not in roots:
-                continue
-            ours = line["by_keep"][str(best)][place]
-            others = {f"keep {BEFORE}": line["by_keep"][str(BEFORE)][place]}
-            for name in RIVALS:
-                others[name] = rivals[name, line["data"], line["draw"]][place]
-            for name, other in others.items():
-                row = f"{title}: keep {best} - {name}"
-                differences.setdefault(row, {}).setdefault(root, []).append(ours - other)
-        named = {row: [*sets.values()] for row, sets in differences.items()}
-        rows += [[row, *cells] for row, cells in with_verdicts(named, 1).items()]
-    return markdown([f"{shots} shots", *TESTED], rows)
-
-
-def tables(lines: Lines, beside: Lines) -> dict[str, str]:
-    """Return all tables by their names on the page."""
-    found = {"keep, choosing": choice_table(lines, beside)}
-    roots = {data.split("/")[0] for data in REPORT_ALL}
-    reported = [line for line in lines if line["data"].split("/")[0] in roots]
-    for shots in numbers_of_shots(reported):
-        found[f"keep, reporting: {shots} shots"] = verdict_table(lines, beside, shots)
-    return found
-
-
 def main() -> None:
     parser = make_parser(__doc__, seeds=False)
     parser.add_argument("--units", type=Path, help="the lines of `units` of tools/answer.py")
@@ -200,7 +159,8 @@ def main() -> None:
     args = parser.parse_args()
     lines = read_lines(args.out)
     if args.tables:
-        show(tables(lines, read_lines(args.beside) if args.beside else []), *args.pages)
+        beside = read_lines(args.beside) if args.beside else []
+        show({"keep": choice_table(lines, beside)}, *args.pages)
         return
     units = read_lines(args.units) if args.units else []
     keeps = {(line["data"], line["draw"]) for line in units if line["keeps"]}

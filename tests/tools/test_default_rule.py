@@ -55,19 +55,6 @@ def test_the_share_is_chosen_by_the_mean_over_sets_and_shots() -> None:
     assert "| zero-shot | 44.4 | 10.0 |" in table
 
 
-def test_reporting_compares_the_same_draws() -> None:
-    lines = [shared("rooms", {0.2: 50})]
-    others = []
-    for i, data in enumerate(("pacs/photo", "dtd10", "food")):
-        lines.append(shared(data, {0.2: 50 + i, 0.5: 49 + i}))
-        others += [kept(data, name, 53) for name in untouched_share.RIVALS]
-        others.append(kept(data, "zero-shot", 1, draw=2))
-    table = untouched_share.verdict_table(lines, others, 4)
-    assert "| novel: keep 0.2 - keep 0.5 | +1.0 |" in table
-    assert "| novel: keep 0.2 - zero-shot | -2.0 |" in table
-    assert "| joint: keep 0.2 - neither | +30.0 |" in table
-
-
 def test_a_mix_of_two_shares_is_the_share_between(tiny_clip: Backbone) -> None:
     """The logits are linear in keep, so the answers of 0 and 1 mix to those of any other."""
     rng, lab, name = np.random.default_rng(1), Lab(keep=True, progress=False), tiny_clip.name
