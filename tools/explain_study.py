@@ -98,12 +98,12 @@ def trace(fitted: Fitted, pixels: Tensor, names: Sequence[str] | None = None) ->
     """Pass pixels [B, 3, H, W] from block 1 on, whichever block the method starts at.
 
     Raises NotApplicable for an encoder whose blocks cannot be taken apart, for a method that
-    remembers images, and as `Fitted.for_classes` does.
+    remembers images or reads views of them, and as `Fitted.for_classes` does.
     """
     encoder = fitted.backbone.image
     entered: list[Tensor] = []
-    if fitted.remembers:
-        raise NotApplicable(f"the answers of {fitted.method.title} depend on other images, too")
+    if fitted.remembers or fitted.method.test_views:
+        raise NotApplicable(f"the answers of {fitted.method.title} depend on more than one image")
     if encoder.opaque:
         raise NotApplicable(f"the blocks of {fitted.backbone.name} do not show what they attend to")
     with torch.no_grad():

@@ -29,7 +29,7 @@ FEATURES_ALONE = (
 )
 # Of the first, those that also work without a text encoder, for classes that have images.
 WITHOUT_TEXT = ("linear-probe", "ridge", "gda", "proker")
-TEXT_TOO = ("coop", "coop-few-shot", "cocoop", "kgcoop", "prograd", "cocoa-mix", "tcp")
+TEXT_TOO = ("tpt", "coop", "coop-few-shot", "cocoop", "kgcoop", "prograd", "cocoa-mix", "tcp")
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -19,8 +19,9 @@ __all__ = ["bench"]  # a fixture
 IN_BLOCKS = ("rmadapter", "mma")  # whose adapters begin at the same block
 # which begin at others
 ELSEWHERE = ("clip-lora", "2sfs", "maple", "dept", "mmrl", "skip-tuning", "lweib")
-# which needs texts about its classes
-FREE = tuple(name for name in ON_FEATURES if name != "zero-shot-descriptions")
+# one needs texts about its classes, the other reads crops of each test image
+APART = ("zero-shot-descriptions", "tpt")
+FREE = tuple(name for name in ON_FEATURES if name not in APART)
 
 
 @pytest.mark.parametrize(

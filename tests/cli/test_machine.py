@@ -36,7 +36,7 @@ def test_methods_lists_all_with_the_papers_counts(rmadapter: Command) -> None:
     apart = {name: track for name, track in tracks.items() if track != "ranked"}
     assert apart == {
         "zero-shot-descriptions": "extra data", "ss-text-u": "extra data",
-        "tda": "test time", "stata": "test time", "prompt-kd": "teacher",
+        "tda": "test time", "stata": "test time", "tpt": "test time", "prompt-kd": "teacher",
     }  # fmt: skip
 
 

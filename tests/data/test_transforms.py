@@ -21,7 +21,13 @@ from PIL import Image
 from torchvision import transforms as tv
 
 from rmadapter.data.read import ImageSet
-from rmadapter.data.transforms import ImageTensors, TrainTransform, batches, decode_batches
+from rmadapter.data.transforms import (
+    ImageTensors,
+    TrainTransform,
+    WithViews,
+    batches,
+    decode_batches,
+)
 from rmadapter.errors import UserError
 from rmadapter.support.terminal import AGAIN
 
@@ -51,6 +57,24 @@ def test_augmentation_equals_torchvision() -> None:
         assert got.dtype == torch.float32
         assert np.abs(got.numpy() - expected).max() < 1e-5
     assert not torch.equal(AUGMENT(image, 1), AUGMENT(image, 2))
+
+
+def test_views_are_torchvisions_crops_of_the_image_alone() -> None:
+    """In threads, too, which share the generator that torchvision draws from."""
+    images = [Image.fromarray(noise(i)) for i in range(8)]
+    views = WithViews(PREPROCESS, 5, 8, MEAN, STD)
+    before = torch.random.get_rng_state()
+    first = [views(image) for image in images]
+    assert torch.equal(torch.random.get_rng_state(), before)
+    for image, found in zip(images, first, strict=True):
+        assert found.shape == (6, 3, 8, 8)
+        assert torch.equal(found[0], PREPROCESS(image))
+        assert len({view.numpy().tobytes() for view in found}) == 6
+    decoded = [pixels for _, pixels in decode_batches(images, pickle.loads(pickle.dumps(views)), 3)]
+    assert torch.equal(torch.cat(decoded), torch.stack(first))
+    whole = Image.new("RGB", (60, 60), (250, 10, 90))  # of which all crops are equal
+    even = tv.Normalize(MEAN, STD)(tv.ToTensor()(whole.resize((8, 8))))
+    assert all(torch.allclose(view, even) for view in views(whole)[1:])
 
 
 def states() -> tuple[Any, ...]:

@@ -39,7 +39,7 @@ from tests.helpers.rounding import assert_same_float32
 from tests.helpers.shots import logits_of, noisy_colors, shots_of, untrained
 
 UNTRAINED = (
-    *("zero-shot", "zero-shot-ensemble", "zero-shot-descriptions", "tda", "stata"),
+    *("zero-shot", "zero-shot-ensemble", "zero-shot-descriptions", "tda", "stata", "tpt"),
     *("tip-adapter", "gda", "proker", "rehark", "ss-text", "ss-text-plus", "ss-text-u"),
 )
 CLOSED = (

@@ -182,6 +182,15 @@ def test_few_images_do_not_overrule_what_is_expected() -> None:
         assert few > expected * np.exp(-2 * spread)
 
 
+def test_a_method_that_answers_slowly_is_not_calibrated_by_all_folds(
+    tiny_clip: Backbone, colors: Path, fits: list[str]
+) -> None:
+    train = read_images(colors)["train"]
+    wanted, _, folds = folds_of(tiny_clip, train, method="tpt")
+    assert folds.temperature(wanted.method, wanted.name) == EXPECTED[0]
+    assert not fits
+
+
 def test_a_slow_method_is_calibrated_by_the_folds_it_has_answered(
     tiny_clip: Backbone, colors: Path, tmp_path: Path, fits: list[str]
 ) -> None:

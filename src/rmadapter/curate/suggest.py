@@ -30,7 +30,6 @@ from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.support.files import csv_text, inert, inert_path, path_from, write_text
 from rmadapter.support.machine import find_device
 from rmadapter.support.terminal import note, track
-from rmadapter.training.cache import BATCH
 from rmadapter.training.contract import Fitted, Known, answers
 
 MOST_CLUSTERS = 500  # as in Hacohen et al.
@@ -398,8 +397,9 @@ def _encode(
     bad: list[tuple[Path, str]] | None = [] if skip_bad else None
     models = {"adapted": fitted.score(names)} if names else {}
     images, features, tables = [], [], []
-    stream = with_hint(decode_batches(files, fitted.backbone.preprocess, BATCH, bad))
-    for batch, pixels in track(stream, -(-len(files) // BATCH), "looking at the pool", progress):
+    stream = with_hint(decode_batches(files, fitted.transform, fitted.batch, bad))
+    batches = -(-len(files) // fitted.batch)
+    for batch, pixels in track(stream, batches, "looking at the pool", progress):
         states = fitted.states(pixels, features=True)
         images += batch
         features.append(F.normalize(states.features.float(), dim=-1).cpu())

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
+from threading import Lock
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 Source = TypeVar("Source", bound=ImageSource)
 T = TypeVar("T")
+_DRAWS = Lock()
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,41 @@ class TrainTransform:
     def __call__(self, image: Image.Image, seed: int) -> Tensor:
         with seeded(seed):  # torchvision draws from the CPU's default generator
             return self._steps(image)
+
+
+@dataclass(frozen=True)
+class WithViews:
+    """A transform and, behind its tensor, `count` random crops of the image, half of them flipped:
+    torchvision's resized crop with its own defaults.
+
+    Called with an RGB image, it returns a float tensor [1 + count, 3, size, size]. The crops depend
+    on the pixels alone, so that an image has the same ones in every command. It can be pickled.
+    """
+
+    plain: Callable[[Image.Image], Tensor]
+    count: int
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        from torchvision.transforms import RandomResizedCrop
+        from torchvision.transforms import functional as tv
+
+        crop = RandomResizedCrop(self.size)
+        word = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).digest()
+        # torchvision draws from the CPU's default generator, which decoding threads share
+        with _DRAWS, seeded(int.from_bytes(word[:7], "big")):
+            boxes = [
+                (crop.get_params(image, crop.scale, crop.ratio), bool(torch.rand(1) < 0.5))
+                for _ in range(self.count)
+            ]
+        views = [self.plain(image)]
+        for box, flipped in boxes:
+            view = tv.resized_crop(image, *box, [self.size, self.size])
+            tensor = tv.to_tensor(tv.hflip(view) if flipped else view)
+            views.append(tv.normalize(tensor, self.mean, self.std))
+        return torch.stack(views)
 
 
 @dataclass(frozen=True, eq=False)

@@ -49,7 +49,7 @@ class States:
     first: a block, counted from 1; None if only the features were wanted. x: tokens that enter it,
     [B, L, d] of images, [T, d] of text. y: the untouched block's output for them (only for the
     token that is read, if it is the top block). features: [B or C, e] of the untouched encoder.
-    What was not wanted is empty.
+    views: features [B, V, e] of V further views of each image. What was not wanted is empty.
     """
 
     first: int | None
@@ -57,9 +57,11 @@ class States:
     features: Tensor = NOTHING
     x: Tensor = NOTHING
     y: Tensor = NOTHING
+    views: Tensor = NOTHING
 
     def to(self, device: torch.device) -> States:
-        moved = (send(part, device) for part in (self.features, self.x, self.y))
+        parts = (self.features, self.x, self.y, self.views)
+        moved = (send(part, device) for part in parts)
         return States(self.first, self.layout.to(device), *moved)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -56,11 +57,16 @@ class ImageEncoder(Encoder[Grid]):
         """Apply the norm after the top block to single tokens [..., d]."""
 
     def frozen(self, images: Tensor, first: int | None = None, *, features: bool = True) -> States:
-        """Run the untouched encoder on images [B, 3, H, W].
+        """Run the untouched encoder on images [B, 3, H, W], or on images with V further views each,
+        [B, 1 + V, 3, H, W].
 
         first: the block whose input is wanted, if any. features=False skips the blocks above it.
         """
-        return self.frozen_at(images, [first], features=features)[0]
+        if images.ndim == 4:
+            return self.frozen_at(images, [first], features=features)[0]
+        states = self.frozen_at(images[:, 0], [first], features=features)[0]
+        [views] = self.frozen_at(images[:, 1:].flatten(0, 1), [None])
+        return replace(states, views=views.features.unflatten(0, (len(images), -1)))
 
     @torch.no_grad()
     def frozen_at(

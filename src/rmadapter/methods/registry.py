@@ -50,6 +50,7 @@ METHODS: dict[str, str] = {
     "ss-text-plus": "ss_text:SSTextPlus",
     "ss-text-u": "ss_text:SSTextU",
     "prolip": "prolip:ProLIP",
+    "tpt": "tpt:TPT",
     "coop": "coop:CoOp",
     "coop-few-shot": "coop:CoOpFewShot",
     "cocoop": "cocoop:CoCoOp",

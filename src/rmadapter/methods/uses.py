@@ -46,6 +46,11 @@ USES: Mapping[str, Uses] = {
         constants=_PROMPT,
         tuned=PUBLISHED,
     ),
+    "tpt": Uses(
+        track="test time",
+        test_time="a step of the prompt by random crops of each image, forgotten after it",
+        tuned=PUBLISHED,
+    ),
     "linear-probe": Uses(tuned=HELD_OUT),
     "linear-probe-zero-shot": Uses(tuned=PUBLISHED),
     "linear-probe-pair": Uses(tuned=HELD_OUT),
@@ -159,6 +164,7 @@ DEPARTURES: Mapping[str, Mapping[str, str]] = {
     },
     "Parts of the authors' code left out": {
         "rehark": "texts of a language model, and mean and spread of all test images",
+        "tpt": "AugMix of the crops, on sets other than ImageNet and its variants",
     },
 }
 
@@ -188,6 +194,11 @@ ABOUT: Mapping[str, About] = {
         "nothing",
         "zero-shot whose classes move towards a batch of images",
         "many unlabelled images asked about at once",
+    ),
+    "tpt": About(
+        "nothing",
+        "zero-shot whose prompt takes a step for each image, by 64 crops of it",
+        "studies of single images: each takes 64 passes of the image encoder",
     ),
     "tip-adapter": About(
         "nothing",

@@ -28,7 +28,6 @@ from rmadapter.predict.answer import Answer, Levels
 from rmadapter.predict.decide import Decider
 from rmadapter.support.files import user_path
 from rmadapter.support.terminal import note, track
-from rmadapter.training.cache import BATCH
 from rmadapter.training.contract import answers
 
 Classes = tuple[tuple[str, float], ...]  # labels with probabilities, the most probable first
@@ -129,9 +128,9 @@ def explain_images(
         models["untouched"] = ZeroShot().restore(fitted.backbone, question, {}).score()
     files = [Path(image) for image in images]
     bad: list[tuple[Path, str]] | None = [] if skip_bad else None
-    stream = with_hint(decode_batches(files, fitted.backbone.preprocess, BATCH, bad))
+    stream = with_hint(decode_batches(files, fitted.transform, fitted.batch, bad))
     explanations = []
-    for batch, pixels in track(stream, -(-len(files) // BATCH), "explaining", progress):
+    for batch, pixels in track(stream, -(-len(files) // fitted.batch), "explaining", progress):
         states = fitted.states(pixels, features=True)
         tables = next(answers(models, [states]))
         sets = decider.sets(tables["adapted"])

@@ -15,7 +15,6 @@ from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.predict.answer import Answer, Levels
 from rmadapter.predict.decide import Decider
 from rmadapter.taxonomy import Taxonomy
-from rmadapter.training.cache import BATCH
 from rmadapter.training.contract import Fitted, Known, answers
 
 BadImages = list[tuple[Path, str]]  # unreadable images, each with the reason
@@ -71,9 +70,7 @@ class Predictor:
         if zero_shot:
             known = Known(self.names, fitted.known.templates)
             models["untouched"] = ZeroShot().restore(fitted.backbone, known, {}).score()
-        for batch, pixels in with_hint(
-            decode_batches(images, fitted.backbone.preprocess, BATCH, bad)
-        ):
+        for batch, pixels in with_hint(decode_batches(images, fitted.transform, fitted.batch, bad)):
             states = fitted.states(pixels, features=zero_shot or unfamiliar)
             tables = next(answers(models, [states]))
             table, untouched = tables[fitted.method.title], tables.get("untouched")

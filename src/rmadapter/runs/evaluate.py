@@ -133,7 +133,8 @@ def predict_all(
     data sets are sorted by class. Raises UserError as `answers` does.
     """
     order = shuffled(len(images), seed) if fitted.remembers else None
-    parts = list(answers(models, cache.stream(images, fitted.first, text, order)))
+    stream = cache.stream(images, fitted.first, text, order, fitted.method.test_views)
+    parts = list(answers(models, stream))
     tables = {name: torch.cat([part.pop(name) for part in parts]) for name in models}
     if order is None:
         return tables

@@ -18,7 +18,7 @@ from rmadapter.errors import UserError
 from rmadapter.familiar import Familiarity
 from rmadapter.prompts import OfFeatures, untouched
 from rmadapter.support.terminal import track
-from rmadapter.training.cache import BATCH, Cache
+from rmadapter.training.cache import Cache
 from rmadapter.training.contract import Fitted, NotApplicable, ToLogits, answers
 
 
@@ -150,8 +150,8 @@ def examine(
     else:
         features, score = shared_features(fitted, names)
     tables, far = [torch.empty(0, len(names))], [torch.empty(0)]
-    stream = decode_batches(images, fitted.backbone.preprocess, BATCH)
-    for _, pixels in track(stream, -(-len(images) // BATCH), "predicting", progress):
+    stream = decode_batches(images, fitted.transform, fitted.batch)
+    for _, pixels in track(stream, -(-len(images) // fitted.batch), "predicting", progress):
         states = fitted.states(pixels)
         tables += next(answers({fitted.method.title: score}, [states])).values()
         if features is not None and fitted.means is not None:

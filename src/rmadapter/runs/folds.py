@@ -242,7 +242,7 @@ class Folds:
         """
         if not self.parts:
             return None
-        whole = whole or cost_of(name, method) in CHEAP
+        whole = whole or _is_cheap(name, method)
         count = len(self) if whole else self.answered(method, name)
         if not count:
             return EXPECTED_OF.get(name, EXPECTED)[0]
@@ -418,13 +418,18 @@ def _judge(
     """Return which images a candidate is right about, and its seconds. others: the same of those
     before."""
     labels, method = np.array(folds.judged.labels), methods[name]
-    first = len(folds) if cost_of(name, method) in CHEAP else 1
+    first = len(folds) if _is_cheap(name, method) else 1
     for count in range(first, len(folds) + 1):
         answers = folds.answers(method, name, deadline=deadline, count=count)
         right = answers.table.argmax(1) == labels[: len(answers.table)]
         if others and _settled(right, others, [*methods], name):
             break
     return right, answers.seconds
+
+
+def _is_cheap(name: str, method: Method) -> bool:
+    """Return whether a method is judged on all folds: it trains and answers in little time."""
+    return cost_of(name, method) in CHEAP and not method.test_views
 
 
 def _settled(

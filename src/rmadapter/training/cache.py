@@ -16,14 +16,14 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
 
 from rmadapter.backbones import Backbone
 from rmadapter.data.read import ImageSet
-from rmadapter.data.transforms import ImageTensors, TrainTransform, batches
+from rmadapter.data.transforms import ImageTensors, TrainTransform, WithViews, batches
 from rmadapter.encoders import Grid, States, send
 from rmadapter.errors import UserError
 from rmadapter.settings import Machine
@@ -31,7 +31,21 @@ from rmadapter.support.files import atomic, reserve
 from rmadapter.support.terminal import track
 from rmadapter.training.disk_cache import Store
 
-__all__ = ["BATCH", "FORMATS", "Cache", "Held", "Live", "Source", "encoded", "in_turn"]
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = [
+    "BATCH",
+    "FORMATS",
+    "Cache",
+    "Held",
+    "Live",
+    "Source",
+    "encoded",
+    "in_turn",
+    "test_batch",
+    "test_transform",
+]
 
 GB = 1e9
 BATCH = 64  # images encoded at once when no gradient is needed
@@ -101,13 +115,15 @@ class Held:
 @dataclass(frozen=True)
 class Live:
     """The same activations as `Held`, read and encoded on demand. views: 0 draws new ones in every
-    epoch."""
+    epoch. test_views: number of further views that each image brings along.
+    """
 
     cache: Cache
     images: ImageSet
     first: int | None
     augmented: bool
     views: int = 1
+    test_views: int = 0
     features: bool = True  # False: the blocks above `first` are not needed
 
     def __len__(self) -> int:
@@ -127,7 +143,7 @@ class Live:
     def pixels(self, epoch: int, orders: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yield pixels [B, 3, H, W] of each batch of rows in turn."""
         view = epoch % self.views if self.views else epoch
-        tensors = self.cache.tensors(self.images, view, self.augmented)
+        tensors = self.cache.tensors(self.images, view, self.augmented, self.test_views)
         rows = [order.tolist() for order in orders]
         for pixels in batches(tensors, rows, self.cache.machine.workers):
             yield send(pixels, self.cache.device)
@@ -240,18 +256,26 @@ class Cache:
         first: int | None = None,
         text: str = "evaluating",
         order: Tensor | None = None,
+        test_views: int = 0,
     ) -> Iterator[States]:
         """Yield the states of all images in batches, in their own order or in that of the rows
-        `order`."""
-        orders = in_turn(len(images)) if order is None else list(order.split(BATCH))
-        source = self.source(images, first)
+        `order`. test_views: as in `Live`; then nothing is held."""
+        rows = torch.arange(len(images)) if order is None else order
+        orders = list(rows.split(test_batch(test_views))) if len(rows) else []
+        source: Source
+        if test_views:
+            source = Live(self, images, first, augmented=False, test_views=test_views)
+        else:
+            source = self.source(images, first)
         yield from track(source.batches(0, orders), len(orders), text, self.progress)
 
-    def tensors(self, images: ImageSet, view: int, augmented: bool) -> ImageTensors:
+    def tensors(
+        self, images: ImageSet, view: int, augmented: bool, test_views: int = 0
+    ) -> ImageTensors:
         """Prepare images for the encoder; an augmented one depends only on the seed, the view and
-        its place."""
+        its place. test_views: as in `Live`."""
         if not augmented:
-            return ImageTensors(images, self.backbone.preprocess)
+            return ImageTensors(images, test_transform(self.backbone, test_views))
         transform = TrainTransform(self.backbone.image_size, self.backbone.mean, self.backbone.std)
         return ImageTensors(images, transform, (self.seed, view))
 
@@ -397,6 +421,18 @@ class Cache:
         backbone = [self.backbone.digest, self.backbone.structure, self.backbone.resizing]
         parts = [backbone, transform, digest, first, str(kind), self.device.type]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def test_transform(backbone: Backbone, views: int) -> Callable[[Image], Tensor]:
+    """Return the transform of images to answer, which adds further views of each, if any."""
+    if not views:
+        return backbone.preprocess
+    return WithViews(backbone.preprocess, views, backbone.image_size, backbone.mean, backbone.std)
+
+
+def test_batch(views: int) -> int:
+    """Return how many images are answered at once, so that they are BATCH with their views."""
+    return max(1, BATCH // (1 + views))
 
 
 def encoded(source: Source, of: Callable[[States], Tensor]) -> Tensor:

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import ClassVar, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +21,13 @@ from rmadapter.encoders import States
 from rmadapter.errors import UserError
 from rmadapter.familiar import Familiarity
 from rmadapter.support.terminal import track
-from rmadapter.training.cache import BATCH
+from rmadapter.training.cache import test_batch, test_transform
 from rmadapter.training.shots import Known as Known
 from rmadapter.training.shots import Shots as Shots
 from rmadapter.training.traits import Recipe, Traits
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 ToLogits: TypeAlias = Callable[[States], Tensor]  # states of B images -> logits [B, C]
 MOST_EXAMPLES = 10_000
@@ -129,6 +132,19 @@ class Fitted:
         """Return the prompt names of the classes that it was fitted to."""
         return self.known.classes
 
+    @property
+    def transform(self) -> Callable[[Image], Tensor]:
+        """Return the function from an RGB image to the pixels that `states` reads.
+
+        They are those of the image, and of its views if the method reads some.
+        """
+        return test_transform(self.backbone, self.method.test_views)
+
+    @property
+    def batch(self) -> int:
+        """Return the number of images to answer at once."""
+        return test_batch(self.method.test_views)
+
     def after(self, trained: Trained) -> Fitted:
         """Return a copy with the record of its training.
 
@@ -194,8 +210,8 @@ class Fitted:
         from rmadapter.data.transforms import decode_batches
 
         models = {self.method.title: self.score(names)}
-        stream = decode_batches(images, self.backbone.preprocess, BATCH)
-        for _, pixels in track(stream, -(-len(images) // BATCH), "predicting", progress):
+        stream = decode_batches(images, self.transform, self.batch)
+        for _, pixels in track(stream, -(-len(images) // self.batch), "predicting", progress):
             yield self.answers(models, pixels)[self.method.title]
 
     def answers(self, models: Mapping[str, ToLogits], pixels: Tensor) -> dict[str, Tensor]:
@@ -203,7 +219,7 @@ class Fitted:
 
         Args:
             models: This model, as `score` returns it, then others that read features.
-            pixels: Pixels, [B, 3, H, W].
+            pixels: As `transform` gives them, [B, 3, H, W], or [B, 1 + V, 3, H, W] with V views.
         """
         return next(answers(models, [self.states(pixels, features=len(models) > 1)]))
 
@@ -211,7 +227,7 @@ class Fitted:
         """Return the states that `score` reads, of encoded images.
 
         Args:
-            pixels: Pixels, [B, 3, H, W].
+            pixels: As for `answers`.
             features: Whether to include untouched features that the model does not read.
         """
         pixels = pixels.to(self.backbone.device)
@@ -317,6 +333,11 @@ class Method(ABC):
             backbone: Backbone to fit on.
         """
         return None
+
+    @property
+    def test_views(self) -> int:
+        """Return the number of random views that it reads beside each image that it answers."""
+        return 0
 
     def choices(self, labels: Sequence[int] = ()) -> Choices | None:
         """Return the methods of which the best on folds is fitted; None to fit this one.

@@ -59,12 +59,18 @@ class Answers(nn.Module):
     untouched encoder, or, if the method runs blocks itself, those that it compares for unseen
     classes. The distance [B] of each image from the nearest class mean comes last, if the model
     can tell own images from others. Raises NotApplicable as `Fitted.score`, and for embeddings if
-    the method has no features to give; UserError for a model that remembers images.
+    the method has no features to give; UserError for a model that remembers images, or reads views
+    of them.
     """
 
     def __init__(self, fitted: Fitted, names: Sequence[str], embeddings: bool = False) -> None:
         super().__init__()
         refuse_stateful(fitted, "an exported or served run")
+        if fitted.method.test_views:
+            raise UserError(
+                f"an exported or served run reads an image once, but {fitted.method.title} trains "
+                "on random crops of it: use `rmadapter predict`, or another method"
+            )
         self.fitted = fitted
         with torch.no_grad():
             self.logits = fitted.for_classes(tuple(names))
