@@ -3,7 +3,7 @@ knows."""
 
 from __future__ import annotations
 
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from rmadapter.training.traits import Traits as Traits
     from rmadapter.training.traits import Uses as Uses
 
-__version__ = metadata.version("rmadapter")
+    __version__: str
 
 # The same names at run time: imported when first used, so that `import rmadapter` pulls in no
 # torch.
@@ -91,6 +91,10 @@ __all__ = ["__version__", *_HOME_OF]
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib import metadata  # which takes longer to import than all else here
+
+        return metadata.version("rmadapter")
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)

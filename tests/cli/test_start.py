@@ -1,4 +1,4 @@
-"""What `predict` imports, in a Python of its own."""
+"""What `--help` and `predict`, also the first after a `fit`, import in a Python of their own."""
 
 from __future__ import annotations
 
@@ -26,6 +26,26 @@ NEVER = (
     "open_clip.tokenizer", "timm.models.resnet", "timm.data.loader", "rmadapter.bench.runner",
     "rmadapter.runs.lab", "rmadapter.backbones.hugging_face",
 )  # fmt: skip
+# What --help shows needs none of these.
+NOT_FOR_HELP = (
+    "importlib.metadata", "rich.markdown", "rich.traceback", "markdown_it", "pygments", "numpy",
+    "torch", "PIL", "yaml", "pydantic", "jinja2",
+)  # fmt: skip
+HELP = """
+import json, sys
+never = json.loads(sys.argv.pop(1))
+from rmadapter.cli.main import main
+try:
+    main()
+except SystemExit:
+    print(json.dumps([name for name in never if name in sys.modules]))
+    import typer.rich_utils as drawn
+    import rich.markdown, rich.traceback
+    assert isinstance(drawn.Markdown("**a**"), rich.markdown.Markdown)
+    made = drawn.Traceback.from_exception(ValueError, ValueError("a"), None)
+    assert isinstance(made, rich.traceback.Traceback)
+"""
+WHOLE = "import typer.rich_utils" + HELP
 SCRIPT = """
 import gc, json, sys
 never = json.loads(sys.argv.pop(1))
@@ -72,3 +92,25 @@ def test_predict_imports_only_what_its_model_needs(
     out.unlink()
     _, modules = run(tmp_path / "cache", *command, "--out", out)  # zero-shot, too
     assert (modules, out.read_text()) == ([], before)
+
+
+def test_the_first_predict_on_a_new_run_imports_no_more_than_later_ones(
+    backbone: Backbone, colors: Path, tmp_path: Path
+) -> None:
+    own = ("--backbone", backbone.name, "--device", "cpu")
+    settings = ("--method", "linear-probe", "--shots", "2", "--folds", "0")
+    run(tmp_path / "cache", "fit", colors, "--out", tmp_path / "run", *own, *settings)
+    image = next(colors.glob("test/red/*"))
+    _, modules = run(tmp_path / "cache", "predict", tmp_path / "run", image, *own)
+    assert modules == []
+
+
+def test_help_imports_only_what_it_shows() -> None:
+    shown = []
+    for script in (HELP, WHOLE):
+        command = [sys.executable, "-c", script, json.dumps(NOT_FOR_HELP), "--help"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        shown.append(done.stdout.splitlines())
+    (*lean, modules), (*whole, more) = shown
+    assert (json.loads(modules), lean) == ([], whole)
+    assert "rich.markdown" in json.loads(more)

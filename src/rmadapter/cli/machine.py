@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -425,6 +424,8 @@ def diagnose() -> dict[str, object]:
 
 def _extras() -> dict[str, str]:
     """Return "installed", or the command that installs it, for each extra for users."""
+    from importlib import metadata
+
     from packaging.requirements import Requirement
 
     needs = [Requirement(line) for line in metadata.requires("rmadapter") or ()]
@@ -455,6 +456,8 @@ def _extras() -> dict[str, str]:
 
 def _has(need: Requirement) -> bool:
     """Return whether a required package is installed in a version that will do."""
+    from importlib import metadata
+
     try:
         return need.specifier.contains(metadata.version(need.name), prereleases=True)
     except metadata.PackageNotFoundError:
