@@ -198,7 +198,7 @@ def shared(name: str, device: torch.device) -> Backbone:
     key = (name, str(device), threading.get_ident())
     backbone = _ALIVE.get(key) if is_published(name) else None
     if backbone is None:
-        backbone = _ALIVE[key] = load_backbone(name).to(device)
+        backbone = _ALIVE[key] = load_known(name).to(device)
     return backbone
 
 
