@@ -26,7 +26,7 @@ from torch import Tensor
 
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import States
-from rmadapter.methods.parts.features import columns, held_out, unit
+from rmadapter.methods.parts.features import Places, held_out, unit
 from rmadapter.methods.parts.tensors import shaped
 from rmadapter.prompts import cosine_logits, linear_logits, prior_weights
 from rmadapter.settings import Positive
@@ -65,17 +65,12 @@ class GDA(Method):
         count, size = len(known.classes), backbone.embedding_size
         weight, bias = shaped(tensors, "weight", count, size), shaped(tensors, "bias", count)
         alpha, shots = float(shaped(tensors, "alpha")), shaped(tensors, "shots", -1, size)
-        place = {name: i for i, name in enumerate(known.classes)}
 
         def for_classes(names: Sequence[str]) -> ToLogits:
-            if not backbone.has_text:
-                columns(self.title, known.classes, names)
+            old, rows, new = Places.of(self.title, backbone, known.classes, names)
             prompts = prior_weights(backbone, names, known.templates)
             weights, biases = torch.empty_like(prompts), prompts.new_empty(len(names))
-            old = [i for i, name in enumerate(names) if name in place]
-            rows = [place[names[i]] for i in old]
             weights[old], biases[old] = weight[rows], bias[rows]
-            new = [i for i, name in enumerate(names) if name not in place]
             if new:
                 weights[new], biases[new] = without_shots(shots, prompts[new])
 

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rmadapter.backbones import Backbone
-from rmadapter.methods.parts.features import columns, unit
+from rmadapter.methods.parts.features import Places, unit
 from rmadapter.methods.parts.tensors import shaped
 from rmadapter.methods.zero_shot import SEVEN
 from rmadapter.prompts import Cosines, prior_weights, untouched, zero_shot_weights
@@ -65,18 +65,13 @@ class Ridge(Method):
 
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
         head = shaped(tensors, HEAD, len(known.classes), backbone.embedding_size)
-        place = {name: i for i, name in enumerate(known.classes)}
 
         def for_classes(names: Sequence[str]) -> Cosines:
-            if not backbone.has_text:
-                columns(self.title, known.classes, names)
+            old, rows, new = Places.of(self.title, backbone, known.classes, names)
             weights = head.new_zeros(len(names), head.shape[1])
-            old = [i for i, name in enumerate(names) if name in place]
             if old:
-                which = [names[i] for i in old]
-                rows = self.head * head[[place[name] for name in which]]
-                weights[old] = prior_weights(backbone, which, known.templates) + rows
-            new = [i for i, name in enumerate(names) if name not in place]
+                prior = prior_weights(backbone, [names[i] for i in old], known.templates)
+                weights[old] = prior + self.head * head[rows]
             if new:
                 prompts = (*known.templates, *self.general)
                 weights[new] = zero_shot_weights(backbone, [names[i] for i in new], prompts)

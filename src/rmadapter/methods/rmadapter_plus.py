@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import States
-from rmadapter.methods.parts.features import unit
+from rmadapter.methods.parts.features import Places, unit
 from rmadapter.methods.parts.tensors import shaped
 from rmadapter.methods.ridge import HEAD, ridge
 from rmadapter.methods.rmadapter import ADAMW, PLAIN, RMAdapter
@@ -96,13 +96,11 @@ class RMAdapterPlus(Method):
         self, model: AdaptedCLIP, known: Known, names: Sequence[str], head: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return weights [C, e] for adapted and for untouched image features."""
-        place = {name: i for i, name in enumerate(known.classes)}
+        old, rows, new = Places.of(self.title, model.backbone, known.classes, names)
         adapted, untouched = (head.new_zeros(len(names), head.shape[1]) for _ in range(2))
-        old = [i for i, name in enumerate(names) if name in place]
         if old:
             adapted[old] = model.class_weights([names[i] for i in old], known.templates)
-            untouched[old] = self.head * head[[place[names[i]] for i in old]]
-        new = [i for i, name in enumerate(names) if name not in place]
+            untouched[old] = self.head * head[rows]
         if new:
             which, prompts = [names[i] for i in new], (*known.templates, *self.general)
             adapted[new] = self.keep * model.class_weights(which, prompts)

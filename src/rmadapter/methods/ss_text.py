@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rmadapter.backbones import Backbone
-from rmadapter.methods.parts.features import one_hot, unit
+from rmadapter.methods.parts.features import Places, one_hot, unit
 from rmadapter.methods.parts.tensors import shaped
 from rmadapter.prompts import Cosines, cosine_logits, untouched, zero_shot_weights
 from rmadapter.settings import Positive, Size
@@ -54,12 +54,11 @@ class SSText(Method):
 
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
         weights = shaped(tensors, "weights", len(known.classes), backbone.embedding_size)
-        place = {name: i for i, name in enumerate(known.classes)}
 
         def for_classes(names: Sequence[str]) -> Cosines:
+            old, rows, _ = Places.of(self.title, backbone, known.classes, names)
             every = zero_shot_weights(backbone, names, known.templates)
-            old = [i for i, name in enumerate(names) if name in place]
-            every[old] = weights[[place[names[i]] for i in old]]
+            every[old] = weights[rows]
             return Cosines(backbone, untouched, every)
 
         return Fitted(self, backbone, known, tensors, for_classes)

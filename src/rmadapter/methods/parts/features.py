@@ -5,12 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from rmadapter.adapter import at_least_float32
+from rmadapter.backbones import Backbone
 from rmadapter.encoders import States
 from rmadapter.training.cache import Held, Source, encoded
 from rmadapter.training.contract import Known, NotApplicable, Shots, ToLogits
@@ -102,6 +104,28 @@ class FixedFeatures:
             return self._held.batch(batch.rows, batch.epoch).features
         alike = source is self.source
         return self.of(batch.images if alike else self.source.batch(batch.rows, batch.epoch))
+
+
+class Places(NamedTuple):
+    """Which names of a question are trained classes: `old` are their indices, `rows` their places
+    among these classes, and `new` the indices of all other names."""
+
+    old: list[int]
+    rows: list[int]
+    new: list[int]
+
+    @classmethod
+    def of(
+        cls, title: str, backbone: Backbone, classes: Sequence[str], names: Sequence[str]
+    ) -> Places:
+        """Find names among the trained classes. Raises NotApplicable for any other name on a
+        backbone without a text encoder."""
+        if not backbone.has_text:
+            columns(title, classes, names)
+        row = {name: i for i, name in enumerate(classes)}
+        old = [i for i, name in enumerate(names) if name in row]
+        new = [i for i, name in enumerate(names) if name not in row]
+        return cls(old, [row[names[i]] for i in old], new)
 
 
 def columns(title: str, classes: Sequence[str], names: Sequence[str]) -> list[int]:
