@@ -64,6 +64,7 @@ from rmadapter.training.cache import Cache
 from rmadapter.training.contract import Fitted, NotApplicable
 
 METHODS = ("linear-probe-pair", "rmadapter-plus")
+SETTINGS = {"rmadapter-plus": {"keep": 0.5}}  # its default when this was measured
 MOST, FAR = 300, 60  # test images of a set, and of each other set, always the same ones
 SHARE = 0.05  # of own images that may be turned away
 # sets that share photographs or classes
@@ -175,7 +176,7 @@ def trial(
     """Fit a method to the base classes of a set, and tell their test images from near and far
     ones."""
     common = {"backbone": backbone, "shots": shots, "seed": seed, "classes": "base"}
-    request = Request.make(common, method, data=data)
+    request = Request.make(common | SETTINGS.get(method, {}), method, data=data)
     task, few = request.task, lab.draw(request.task)
     train, cache = half(few.train, "base"), lab.test_cache(task)
     folds = Folds.make(task, few, lab, FOLDS)

@@ -35,8 +35,8 @@ from rmadapter.training.traits import Recipe
 @dataclass(frozen=True)
 class RMAdapterPlus(Method):
     """For classes of the shots, head: weight of the regression, and penalty: its lambda. For other
-    classes, keep: the adapted model's share of the logits, and general: prompts in addition to the
-    run's."""
+    classes, keep: the adapted model's share of the logits, chosen in docs/studies/answer.md, and
+    general: prompts in addition to the run's."""
 
     title: str = "RMAdapter+"
     source: str = (
@@ -49,7 +49,7 @@ class RMAdapterPlus(Method):
     forward: Literal["lean", "reference"] = "lean"
     head: float = 0.5
     penalty: Positive = 1.0
-    keep: Share = 0.5
+    keep: Share = 0.4
     general: tuple[str, ...] = SEVEN
 
     def __post_init__(self) -> None:
