@@ -88,6 +88,28 @@ def test_answers_equal_those_of_the_local_engine(
     assert len(there) == 16 + 2
 
 
+def test_levels_of_a_taxonomy_come_from_the_cluster_too(
+    ray_session: None, finished: Path, tiny_clip: Backbone, images: Path, monkeypatch: Any
+) -> None:
+    Path("parents.csv").write_text(
+        "label,parent\nred,warm\nblue,cool\ngreen,cool\nnight_sky,cool\ncool,colour\nwarm,colour\n"
+    )
+    run: list[Any] = [finished, "images", "--taxonomy", "parents.csv", "--backbone", tiny_clip.name]
+    run += ["--quiet", "--unsure", 0.9]
+    assert predict(monkeypatch, *run, "--out", "local.csv", "--skip-bad") == 0
+    assert predict(monkeypatch, *run, "--out", "ray.csv", "--ray", "--jobs", 2) == 0
+    here, there = (rows(Path(name)) for name in ("local.csv", "ray.csv"))
+    good = [row for row in there if not row["error"]]
+    assert len(here) == len(good) == 16
+    for mine, other in zip(here, good, strict=True):
+        for name in ("label", "level", "parent", "grandparent"):
+            assert other[name] == mine[name]
+        for name in ("probability_parent", "probability_grandparent"):
+            assert float(other[name]) == pytest.approx(float(mine[name]), abs=2e-6)
+    assert {row["parent"] for row in good} <= {"warm", "cool"}
+    assert {row["grandparent"] for row in good} == {"colour"}
+
+
 def test_bytes_in_parquet_are_decoded_like_files(
     ray_session: None, finished: Path, tiny_clip: Backbone, images: Path, monkeypatch: Any
 ) -> None:
