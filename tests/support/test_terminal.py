@@ -82,6 +82,23 @@ def test_a_program_may_ask_for_more_lines(often: str, seconds: float) -> None:
     assert float(printed) == seconds
 
 
+@pytest.mark.parametrize("tied", ["", "1"])
+def test_a_command_may_end_with_the_one_that_started_it(tied: str) -> None:
+    code = "import time; from rmadapter.support.terminal import end_with_parent; end_with_parent()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"{code}; print(1, flush=True); time.sleep(3)"],
+        env={**os.environ, "RMADAPTER_ENDS_WITH_STDIN": tied},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with process.stdout:
+        process.stdout.readline()
+        process.stdin.close()
+        assert process.wait(30) == (terminal.STOPPED if tied else 0)
+
+
 def test_quiet_is_for_one_command(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

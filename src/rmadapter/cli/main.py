@@ -23,7 +23,7 @@ from rmadapter.cli.options import Verb, Verbs, expand
 from rmadapter.errors import user_message
 from rmadapter.support import distributed
 from rmadapter.support.files import at_home
-from rmadapter.support.terminal import escape, stoppable, streams
+from rmadapter.support.terminal import end_with_parent, escape, stoppable, streams
 
 app = typer.Typer(
     cls=Verbs,
@@ -144,6 +144,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
 
 def main() -> None:
     """Run the command line; a user's mistake becomes one line on stderr and exit code 2."""
+    end_with_parent()
     with streams(sys.argv[1:]), stoppable():
         try:
             words = as_help([*map(at_home, sys.argv[1:])])

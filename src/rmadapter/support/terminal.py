@@ -16,6 +16,7 @@ import signal
 import stat
 import sys
 import textwrap
+import threading
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -210,6 +211,21 @@ def stoppable() -> Iterator[None]:
         raise
     finally:
         sys.unraisablehook = before
+
+
+def end_with_parent() -> None:
+    """End this process once its stdin ends, if RMADAPTER_ENDS_WITH_STDIN is set: a program that
+    starts a command with a pipe there takes it along, however it ends itself."""
+    if not os.environ.get("RMADAPTER_ENDS_WITH_STDIN"):
+        return
+
+    def wait() -> None:
+        with suppress(OSError):
+            while os.read(0, 1):
+                pass
+        os._exit(STOPPED)
+
+    threading.Thread(target=wait, name="rmadapter-parent", daemon=True).start()
 
 
 def _lasting(stream: TextIO | None, hostile: bool) -> tuple[TextIO, _Lasting | None]:

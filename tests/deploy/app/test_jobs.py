@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from rmadapter.backbones.choice import BETTER
@@ -169,6 +171,29 @@ def test_the_end_of_the_server_stops_all(jobs: Jobs, tmp_path: Path) -> None:
     assert time.monotonic() - started < 30
     assert {one.state, two.state} == {"stopped"}
     assert not list(tmp_path.iterdir())
+
+
+def test_a_job_ends_with_a_killed_server(tmp_path: Path) -> None:
+    script = """
+import os, sys, time
+from pathlib import Path
+from rmadapter.deploy.app import jobs
+module = "import os, sys; from rmadapter.support.terminal import end_with_parent as end; end()"
+wait = "; print(os.getpid(), file=sys.stderr, flush=True); import time; time.sleep(60)"
+jobs.COMMAND = (sys.executable, "-c", module + wait)
+one = jobs.Job("Training", [], Path(), Path("out"))
+one.read_line = lambda line: print(line, flush=True)
+jobs.Jobs().add(one)
+"""
+    server = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    )
+    assert server.stdout is not None
+    with server.stdout:
+        process = psutil.Process(int(server.stdout.readline()))
+        server.kill()
+        server.wait(30)
+    process.wait(30)
 
 
 def test_progress_lines_become_messages() -> None:

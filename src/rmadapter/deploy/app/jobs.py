@@ -1,7 +1,7 @@
 """Run commands of the command line one after the other, each in its own process.
 
 So the page can do only what the command line does, and says the same; and a job that is stopped, or
-runs out of memory, takes nothing else down.
+runs out of memory, takes nothing else down. If the server is killed, its job ends, too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from typing import Literal
 from rmadapter.errors import UserError
 
 # safe path: no imports from the working directory
-ENVIRONMENT = {"RMADAPTER_OFTEN": "1", "PYTHONSAFEPATH": "1"}
+ENVIRONMENT = {
+    "RMADAPTER_OFTEN": "1", "RMADAPTER_ENDS_WITH_STDIN": "1", "PYTHONSAFEPATH": "1",
+}  # fmt: skip
 COMMAND = (sys.executable, "-m", "rmadapter")
 PROGRESS = re.compile(
     r"(?P<what>[^:]+): (?P<done>[\d,]+)(?: of (?P<total>[\d,]+))?"
@@ -162,7 +164,7 @@ def _start(job: Job) -> subprocess.Popen[str]:
         [*COMMAND, *job.words],
         cwd=job.home,
         env={**os.environ, **ENVIRONMENT},
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,  # nothing is written there; it ends when this process does
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -175,16 +177,18 @@ def _start(job: Job) -> subprocess.Popen[str]:
 def _follow(process: subprocess.Popen[str], job: Job) -> tuple[int, Sequence[str]]:
     """Follow a process to its end; return its exit code and last lines."""
     lines: deque[str] = deque(maxlen=LAST)
+    assert process.stdin is not None
     assert process.stderr is not None
-    with process.stderr:
-        for line in process.stderr:
-            lines.append(line.rstrip("\n"))
-            job.read_line(lines[-1])
-    try:
-        return process.wait(PATIENCE), lines
-    except subprocess.TimeoutExpired:
-        process.kill()
-        return process.wait(), lines
+    with process.stdin:  # open until the process has ended
+        with process.stderr:
+            for line in process.stderr:
+                lines.append(line.rstrip("\n"))
+                job.read_line(lines[-1])
+        try:
+            return process.wait(PATIENCE), lines
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return process.wait(), lines
 
 
 def _reason(code: int, lines: Sequence[str]) -> str:
