@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,7 @@ from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.backbones import Backbone
 from rmadapter.curate.project import Project
 from rmadapter.deploy.app.jobs import Jobs
-from rmadapter.deploy.app.shared import KEPT, Shared
+from rmadapter.deploy.app.shared import KEPT, PREFIX, Shared, visitors_folder
 from rmadapter.errors import UserError
 
 
@@ -21,6 +24,25 @@ from rmadapter.errors import UserError
 def shared(tiny_clip: Backbone, tmp_path: Path) -> Shared:
     (tmp_path / "photos").mkdir()
     return Shared(tiny_clip, Jobs(), project=Project(tmp_path / "photos"))
+
+
+def test_a_start_removes_what_killed_servers_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    old = time.time() - 3600
+    for name in ("dead", "fresh"):
+        (tmp_path / f"{PREFIX}{name}" / "visitor").mkdir(parents=True)
+    (tmp_path / "of another program").mkdir()
+    for path in (tmp_path / f"{PREFIX}dead", tmp_path / "of another program"):
+        os.utime(path, (old, old))
+    with visitors_folder() as running:
+        os.utime(running, (old, old))
+        with visitors_folder() as second:
+            names = {path.name for path in tmp_path.iterdir()}
+    kept = {"of another program", f"{PREFIX}fresh"}
+    assert names == {running.name, second.name, *kept}
+    assert {path.name for path in tmp_path.iterdir()} == kept
 
 
 def test_kept_runs_are_copies_the_newest_first(

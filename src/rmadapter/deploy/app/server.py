@@ -32,7 +32,7 @@ from rmadapter.deploy.app.hosts import HostMiddleware
 from rmadapter.deploy.app.images import MOST_ZIP, safe_name
 from rmadapter.deploy.app.jobs import without_commands
 from rmadapter.deploy.app.session import Session
-from rmadapter.deploy.app.shared import Shared
+from rmadapter.deploy.app.shared import Shared, visitors_folder
 from rmadapter.errors import UserError
 from rmadapter.support.files import read_json
 from rmadapter.support.html import template
@@ -73,11 +73,9 @@ def build(
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        with tempfile.TemporaryDirectory(
-            prefix="rmadapter-app-", ignore_cleanup_errors=True
-        ) as root:
+        with visitors_folder() as root:
             app.state.same_site = "None; Secure; Partitioned" if frames else "Lax"
-            app.state.visitors = Visitors(Path(root), shared, 3600 * hours)
+            app.state.visitors = Visitors(root, shared, 3600 * hours)
             sweeping = asyncio.create_task(_sweep(app.state.visitors))
             if shared.labelling:
                 shared.labelling.start()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import shutil
+import tempfile
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,8 +24,11 @@ from rmadapter.deploy.app.labelling import Labelling
 from rmadapter.encoders import pausing
 from rmadapter.errors import UserError
 from rmadapter.prompts import MOST_PROMPTS, at_most
+from rmadapter.support.locks import exclusive
 
 KEPT = "runs"  # folder of a project, for what was trained on its labels
+PREFIX = "rmadapter-app-"  # of temporary folders
+FRESH = 60.0  # seconds in which a new folder gets its lock
 
 
 class FairLock:
@@ -105,6 +110,28 @@ class Shared:
             ) from None
         finally:
             shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def visitors_folder() -> Iterator[Path]:
+    """Yield a temporary folder for what visitors send, and remove it in the end; those of killed
+    servers are removed at once."""
+    with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        with exclusive(folder):
+            _remove_others(folder)
+            yield folder
+
+
+def _remove_others(folder: Path) -> None:
+    """Remove the folders of this user's servers that are no longer running."""
+    for other in folder.parent.glob(f"{PREFIX}*"):
+        with suppress(OSError, UserError):
+            status = other.lstat()
+            is_own = status.st_uid == folder.stat().st_uid
+            if other != folder and is_own and time.time() - status.st_mtime > FRESH:
+                with exclusive(other):  # which a running server holds
+                    shutil.rmtree(other)
 
 
 def _number(run: Path) -> int:
