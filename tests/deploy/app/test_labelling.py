@@ -226,6 +226,26 @@ def test_resume_after_a_kill(
     assert left - {".lock"} == {"broken.jpg", TABLE, "project.json"}
 
 
+def test_an_order_that_needs_proposals_begins_without(
+    client: TestClient, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a restart, when the page asks for the order that it showed before."""
+    settled(client)
+    refuse = {"view": "open", "order": "margin"}
+    assert "two classes" in refused(client, "cards", **refuse)
+    monkeypatch.setattr(module.Fitting, "_fit", lambda _: time.sleep(0.01))
+    ask(client, "classes", names=["red", "blue"])
+    cards = ask(client, "cards", view="open", order="margin", n=3)
+    assert [(card["name"], card["score"], card["answers"]) for card in cards] == [
+        (name, None, []) for name in ("00.png", "01.png", "02.png")
+    ]
+    monkeypatch.undo()
+    settled(client)
+    assert None not in {
+        card["score"] for card in ask(client, "cards", view="open", order="margin", n=3)
+    }
+
+
 def test_visitors_undo_their_own_steps_and_outlive_the_servers_memory(
     client: TestClient, photos: Path
 ) -> None:
