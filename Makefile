@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-all coverage lint docs links audit hostile fuzz kills load scale trackers lowest dist smoke sbom bench clean
+.PHONY: setup demo test test-all coverage lint docs links audit hostile fuzz kills load visitors scale trackers lowest dist smoke sbom bench clean
 
 setup: .venv/.ready
 
@@ -36,6 +36,9 @@ kills: setup  # ARGS as `--count 300 --minutes 25 --only fit`
 
 load: setup  # `serve` with 50 clients, ten of them hostile; ARGS as `--minutes 1 --workers 2`
 	$(BIN)/python -m tests.hostile.load $(ARGS)
+
+visitors: setup  # `app` with 20 visitors who label, while it is killed and started; ARGS as `--minutes 1`
+	$(BIN)/python -m tests.hostile.visitors $(ARGS)
 
 scale: setup  # Ray and Optuna, 80 MB of downloads, and the tests that need them, a few minutes
 	$(BIN)/pip install --quiet --editable ".[ray]"

@@ -18,25 +18,22 @@ import io
 import json
 import os
 import random
-import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import psutil
 from PIL import Image
 
 from rmadapter.support.terminal import table
+from tests.hostile.servers import MB, Faults, Server
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 from clients import GONE, Client, form, hostile, png, threads
@@ -54,7 +51,6 @@ DRAINED = 7.0  # seconds until idle connections are closed
 SLACK = 4  # file descriptors and threads that may come and go
 CALM = 30.0  # seconds after the load until connections must be closed
 LABELS = 5  # labels of an answer that are compared
-MB = 1e6
 
 
 class Photo(NamedTuple):
@@ -66,92 +62,15 @@ class Photo(NamedTuple):
 
 
 @dataclass
-class Outcome:
+class Outcome(Faults):
     """What the clients saw. seconds: of each answer. refused: of each 503, its images and body."""
 
     seconds: list[float] = field(default_factory=list)
     statuses: Counter[int] = field(default_factory=Counter)
-    faults: Counter[str] = field(default_factory=Counter)
     hostile: dict[str, Counter[int]] = field(default_factory=dict)
-    examples: list[str] = field(default_factory=list)
     reasons: Counter[str] = field(default_factory=Counter)
     back_in_time: int = 0
     reloads: int = 0
-
-    def fault(self, name: str, example: object) -> None:
-        self.faults[name] += 1
-        if self.faults[name] <= 3:
-            self.examples.append(f"{name}: {str(example)[:300]}")
-
-
-class Server:
-    """A process of `rmadapter serve` and its children. said: its lines on stderr so far."""
-
-    def __init__(self, words: Sequence[object]) -> None:
-        code = "from rmadapter.cli.main import main; main()"
-        command = [sys.executable, "-c", code, "serve", *map(str, words), "--port", "0"]
-        self._popen = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        self.process = psutil.Process(self._popen.pid)
-        self.said: list[str] = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-        until = time.monotonic() + 300
-        while not self._address() and self._popen.poll() is None and time.monotonic() < until:
-            time.sleep(0.05)
-        if not self._address():
-            raise SystemExit(f"the server did not start: {self.said}")
-        self.address = self._address()
-
-    def _address(self) -> str:
-        return next(iter(re.findall(r"http://\S+", " ".join(self.said))), "")
-
-    def _read(self) -> None:
-        assert self._popen.stderr is not None
-        with self._popen.stderr as lines:
-            for line in lines:
-                self.said.append(line.rstrip("\n"))
-
-    def all(self) -> list[psutil.Process]:
-        return [self.process, *self.process.children(recursive=True)]
-
-    def memory(self) -> float:
-        """Return MB of all its processes, what they share counted once (PSS); RSS elsewhere than on
-        Linux."""
-        total = 0.0
-        for one in self.all():
-            with suppress(OSError, psutil.Error):
-                total += pss(one)
-        return total
-
-    def cpu(self) -> float:
-        """Return the CPU seconds of all its processes, also of workers that have ended."""
-        times = self.process.cpu_times()
-        total = times.children_user + times.children_system
-        for one in self.all():
-            with suppress(psutil.Error):
-                total += sum(one.cpu_times()[:2])
-        return float(total)
-
-    def open(self) -> int:
-        """Return the number of its file descriptors and threads."""
-        return sum(one.num_fds() + one.num_threads() for one in self.all())
-
-    def reloads(self) -> int:
-        return sum(line.endswith(": reloaded") for line in self.said)
-
-    def end(self) -> int:
-        self.process.terminate()
-        code = self._popen.wait(120)
-        self._reader.join(10)
-        return code
-
-
-def pss(process: psutil.Process) -> float:
-    try:
-        lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
-    except FileNotFoundError:
-        return float(process.memory_info().rss / MB)
-    return int(re.findall(r"^Pss: +(\d+) kB", lines, re.M)[0]) * 1024 / MB
 
 
 # Requests and their answers
@@ -367,7 +286,7 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
                 moved = shutil.move(sources[name], folder / f"{name}-onnx" / "run")
                 sources[name] = exported(seeded, "onnx", Path(moved))
         run = Path(shutil.copytree(sources["first"], folder / "run"))
-        words = [run, "--seconds", options.seconds, "--queue", options.queue]
+        words = ["serve", run, "--seconds", options.seconds, "--queue", options.queue]
         words += ["--body", options.body, "--max-images", min(64, options.queue)]
         words += ["--threads", options.threads, "--backbone", options.backbone]
         if options.workers > 1:
