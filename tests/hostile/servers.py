@@ -68,11 +68,11 @@ class Server:
     def all(self) -> list[psutil.Process]:
         return [self.process, *self.process.children(recursive=True)]
 
-    def memory(self) -> float:
+    def memory(self, children: bool = True) -> float:
         """Return MB of all its processes, what they share counted once (PSS); RSS elsewhere than on
         Linux."""
         total = 0.0
-        for one in self.all():
+        for one in self.all() if children else [self.process]:
             with suppress(OSError, psutil.Error):
                 total += pss(one)
         return total

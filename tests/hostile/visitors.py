@@ -75,8 +75,9 @@ class DownError(Exception):
 
 @dataclass
 class Outcome(Faults):
-    """What the visitors saw. seconds: of each answer. memory: MB of each second since the last
-    start. checked: labels compared with the files of a dead server."""
+    """What the visitors saw. seconds: of each answer. memory: MB of the server, without what it
+    trains in, of each second since the last start. checked: labels compared with the files of a
+    dead server."""
 
     seconds: list[float] = field(default_factory=list)
     done: Counter[str] = field(default_factory=Counter)
@@ -171,7 +172,7 @@ class Visitor:
                 self.ask(f"label/{action}", **body)
             self.steps.append(before)
 
-    def undo(self) -> None:
+    def _undo(self) -> None:
         with self.lock:
             state = self.ask("label/state")
             if not (state and state["undoable"] and self.steps):
@@ -234,9 +235,6 @@ class Visitor:
         some = self._some("")
         if some:
             self.step({self.names[number]: SKIPPED for number in some}, "skip", ids=some)
-
-    def _undo(self) -> None:
-        self.undo()
 
     def _look(self) -> None:
         view, two = self.rng.choice(VIEWS), self.rng.sample([*COLOURS], 2)
@@ -358,7 +356,7 @@ class Load:
     def watch(self) -> None:
         while self.running:
             if not self.down.is_set():
-                self.outcome.memory.append(self.server.memory())
+                self.outcome.memory.append(self.server.memory(children=False))
             time.sleep(1)
 
     def restart_often(self, started: float) -> None:
