@@ -100,6 +100,12 @@ def write_names(page: Tab, names: str) -> None:
     page.until("document.querySelectorAll('#view option[value=sure]').length === 1")
 
 
+def show(page: Tab, view: str) -> None:
+    """Choose which images the page shows."""
+    chosen = f"const view = document.getElementById('view'); view.value = {json.dumps(view)}"
+    page.script(f"{{ {chosen}; view.dispatchEvent(new Event('change')) }}")
+
+
 def enter_grid(page: Tab) -> None:
     page.script("document.querySelector('#grid > li[tabindex=\"0\"]').focus()")
 
@@ -190,6 +196,37 @@ def test_a_visitor_whom_the_server_forgot_goes_on(page: Tab, project: Project) -
         assert len(labels_of(project, count + 1)) == count + 1
     message(page, "labelled", "one")
     page.until("document.getElementById('count').textContent.includes(' 2 of ')")
+
+
+@needs_browser
+def test_images_that_come_before_late_answers_keep_their_proposals(page: Tab) -> None:
+    """The answers to an earlier question are of other images, and may come after the next ones."""
+    write_names(page, "red, blue")
+    enter_grid(page)
+    page.press("1")
+    page.until("document.querySelector('#view option[value=\"labelled red\"]') !== null")
+    show(page, "labelled red")
+    until_count(page, "#grid > li", 1)
+    page.until("document.getElementById('grid').textContent.includes('Label: red')")
+    enter_grid(page)
+    page.script(
+        """globalThis.late = 0, globalThis.plain = fetch, globalThis.fetch = async (path, more) => {
+          const found = await plain(path, more);
+          if (path.endsWith("/answers") && !late) {
+            late = 1;
+            while (late < 2) await new Promise((done) => setTimeout(done, 20));
+          }
+          return found;
+        }, 0"""
+    )
+    page.press("2")
+    page.until("late === 1")
+    show(page, "random")
+    page.until("document.querySelectorAll('#grid > li').length > 1")
+    page.script("late = 2")
+    page.script("new Promise((done) => setTimeout(done, 500))")
+    shown = "[...document.querySelectorAll('#grid > li')].map((one) => one.textContent)"
+    assert all("Perhaps" in text for text in page.script(shown))
 
 
 @needs_browser

@@ -294,12 +294,14 @@ async function next(more = false) {
   const wanted = state.orders.includes(kind) ? { view: "open", order: kind } : { view: kind, start: passedOver };
   if (kind === "labelled") wanted.label = rest.join(" ");
   if (kind === "confused") [wanted.label, wanted.answer] = JSON.parse(rest.join(" "));
+  const before = version;
   $("grid").ariaBusy = "true"; // no key may label what is about to be replaced
   try {
     cards = await inTurn(() => ask("cards", { ...wanted, n: PAGE }));
   } finally {
     $("grid").ariaBusy = "false";
   }
+  version = before; // these may be older than what was asked for meanwhile
   current = anchor = 0;
   drawCards();
 }
@@ -414,7 +416,7 @@ async function follow() {
   version = state.version;
   if (!cards.length) return state.images ? next() : drawCards();
   const found = await ask("answers", { ids: cards.map((card) => card.id) });
-  for (const card of cards) card.answers = found[card.id] ?? [];
+  for (const card of cards) card.answers = found[card.id] ?? card.answers; // others may be shown meanwhile
   drawCards();
 }
 
