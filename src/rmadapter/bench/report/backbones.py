@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 from rmadapter.artifacts.record import BackboneName, Record
-from rmadapter.bench.report.format import Row, Table, mark_best
+from rmadapter.bench.report.format import Row, Table, mark_best, setting_text
 from rmadapter.bench.report.groups import (
     Group,
     complete,
@@ -124,13 +124,11 @@ def _facts(
         return "No figures: no data set and seed is there for every method on every backbone."
     others = sorted({record.task.data for record in records} - {*datasets})
     missing = sorted({*seeds_of(records)} - {*seeds})
-    templates = group.shared["templates"]
-    prompts = templates if isinstance(templates, str) else ", ".join(map(str, templates))  # type: ignore[call-overload]
     parts = [
         f"{counted(len(datasets), 'data set')} ({', '.join(datasets)})",
         f"{counted(len(seeds), 'seed')} ({', '.join(map(str, seeds))})",
         _settings(group),
-        f"templates: {prompts}",
+        f"templates {setting_text(group.shared['templates'])}",
         *([f"left out: {', '.join([*others, *(f'seed {seed}' for seed in missing)])}"]
           if others or missing else []),
     ]  # fmt: skip

@@ -97,6 +97,11 @@ def minus(text: str) -> str:
     return re.sub(r"^-(?=0(\.0+)?$)", "", text).replace("-", "−")
 
 
+def setting_text(value: object) -> str:
+    """Write the value of a setting; texts of a list in quotation marks."""
+    return ", ".join(f"“{v}”" for v in value) if isinstance(value, (list, tuple)) else str(value)
+
+
 def to_markdown(table: Table) -> str:
     """Write a pipe table with its title, facts and footnotes. Raises UserError without pandas, as
     `to_latex` and `to_csv` do."""

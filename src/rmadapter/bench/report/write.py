@@ -17,7 +17,7 @@ from rmadapter.bench.protocols import PROTOCOLS
 from rmadapter.bench.report import paper
 from rmadapter.bench.report.backbones import backbone_tables
 from rmadapter.bench.report.figures import TRADE_OFF, Figure, make_figures
-from rmadapter.bench.report.format import Table, tex, to_csv, to_latex, to_markdown
+from rmadapter.bench.report.format import Table, setting_text, tex, to_csv, to_latex, to_markdown
 from rmadapter.bench.report.groups import (
     TRANSFER,
     Group,
@@ -171,7 +171,7 @@ def _number_names(sections: Sequence[Section]) -> list[Section]:
 
 
 def _section(group: Group) -> Section:
-    settings = ", ".join(f"{name} {_value(value)}" for name, value in group.shared.items())
+    settings = ", ".join(f"{name} {setting_text(value)}" for name, value in group.shared.items())
     text = PROTOCOLS[group.protocol].text
     if group.protocol == "few-shot":
         text = f"all classes, {_describe_span(group)}"
@@ -185,10 +185,6 @@ def _describe_span(group: Group) -> str:
     if len(shots) < 3 or 0 in shots:
         return describe_shots(*shots)
     return f"{shots[0]} to {shots[-1]} shots"
-
-
-def _value(value: object) -> str:
-    return ", ".join(f"“{v}”" for v in value) if isinstance(value, (list, tuple)) else str(value)
 
 
 def _summary(read: Results, sections: Sequence[Section], finding: Finding) -> Summary:
