@@ -48,7 +48,7 @@ USES: Mapping[str, Uses] = {
     ),
     "tpt": Uses(
         track="test time",
-        test_time="a step of the prompt by random crops of each image, forgotten after it",
+        test_time="none: the prompt takes a step by crops of each image alone, and forgets it",
         tuned=PUBLISHED,
     ),
     "linear-probe": Uses(tuned=HELD_OUT),

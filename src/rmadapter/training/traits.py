@@ -86,7 +86,7 @@ class Uses(BaseModel):
         parts = {
             "extra": self.extra,
             "teacher": self.teacher,
-            "of test images": self.test_time,
+            "test images together": self.test_time,
             "authors' constants for each set": self.constants,
             "tuned on": self.tuned,
             "chosen on test images": self.on_test,
