@@ -73,7 +73,12 @@ def test_means_over_sets_and_intervals_over_seeds() -> None:
         assert [cell.best for cell in cells].count(True) == 1
         assert max(cells, key=lambda cell: cell.number).best
     assert {cell.value for cell in row(table, "chance").cells} == {50}
-    for words in ("2 data sets (a, b)", "3 seeds (1, 2, 3)", "precision fp32", "templates “a photo of a {}.”."):
+    for words in (
+        "2 data sets (a, b)",
+        "3 seeds (1, 2, 3)",
+        "precision fp32",
+        "templates “a photo of a {}.”.",
+    ):
         assert words in table.facts
     assert "left out" not in table.facts
 
