@@ -28,7 +28,7 @@ ROWS: Mapping[str, tuple[str, str]] = {
     "`mmrl`": ("mmrl", "mmrl"),
     "`rmadapter-plain`": ("rmadapter-plain", "neither"),
     "RMAdapter": ("rmadapter", "both"),
-    "`rmadapter-plus`": ("rmadapter-plus", "plus"),
+    "`rmadapter-plus`": ("rmadapter-plus", answer.CHOSEN),
 }
 
 

@@ -26,7 +26,7 @@ SHOTS = 4
 SPAN = 14  # points of novel accuracy on the axis, at least
 # Variants of tools/answer.py, drawn as these methods in tools/learning.py.
 CURVES: Mapping[str, str] = {
-    "plus": learning.BEST,
+    answer.CHOSEN: learning.BEST,
     "mmrl": "mmrl",
     "neither": "rmadapter-plain",
     "both": "rmadapter",
@@ -44,8 +44,8 @@ def frontiers(lines: Lines, shots: int) -> dict[str, np.ndarray]:
             data = line["data"].split("/")[0]
             points = np.array(line["frontier"])[:, :2]
             found[line["variant"]].setdefault(data, []).append(points)
-    counts = {tuple((data, len(some)) for data, some in sets.items()) for sets in found.values()}
-    if len(counts) != 1:
+    counts = [{data: len(some) for data, some in sets.items()} for sets in found.values()]
+    if any(one != counts[0] for one in counts):
         raise ValueError("curves of different draws cannot be compared")
     return {
         name: np.mean([np.mean(some, axis=0) for some in sets.values()], axis=0)

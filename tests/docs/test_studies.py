@@ -16,6 +16,7 @@ import answer
 import answer_readme
 import auto
 import choice
+import default_rule
 import demo_draws
 import drawing
 import explain_study
@@ -36,11 +37,13 @@ import reconstruction_tables
 import suggest
 import suspects
 import unfamiliar
+import untouched_share
 from PIL import Image
 
 from rmadapter.bench.report.read import read_records
 from rmadapter.curate.suggest import DEFAULT, FIRST, NEXT
 from rmadapter.curate.suspects import NEIGHBOURS, PROBE
+from rmadapter.methods.rmadapter_plus import RMAdapterPlus
 from rmadapter.runs.folds import FOLDS
 from rmadapter.support.files import read_json
 from rmadapter.training.contract import NEIGHBOUR
@@ -97,13 +100,15 @@ def auto_tables() -> list[str]:
 
 def answer_tables() -> dict[str, str]:
     learnt, kept = answer_readme.recorded()
-    return answer.tables(kept) | learning.tables(learnt)
+    shared = {"keep": untouched_share.choice_table(lines_of("untouched_share"), kept)}
+    rule = {"rule": default_rule.recorded_table()}
+    return answer.tables(kept) | learning.tables(learnt) | shared | rule
 
 
 @pytest.mark.parametrize(
     ("name", "tables", "count"),
     [
-        ("studies/answer.md", lambda: marked(answer_tables()), 17),
+        ("studies/answer.md", lambda: marked(answer_tables()), 39),
         ("studies/auto.md", auto_tables, 2),
         ("studies/choice.md", lambda: marked(choice.tables(lines_of("choice"))), 6),
         ("studies/families.md",
@@ -180,6 +185,11 @@ def test_the_figure_and_the_table_of_the_readme_show_the_lines() -> None:
     assert shown == answer_readme.words(answer_readme.figure(learnt, kept))
 
 
+def test_the_default_share_is_the_chosen_one() -> None:
+    keep = untouched_share.chosen(lines_of("untouched_share"))
+    assert RMAdapterPlus().keep == keep == answer.VARIANTS[answer.CHOSEN][1]["keep"]
+
+
 def test_the_page_of_auto_names_the_candidates_of_its_tables() -> None:
     words = f"--out docs/results/auto.jsonl --tables --candidates {' '.join(CHEAP)}"
     assert words in page("docs/studies/auto.md")
@@ -206,6 +216,7 @@ def test_the_page_of_auto_names_the_candidates_of_its_tables() -> None:
         ("suggest", suggest.KEY, ("backbone",)),
         ("suspects", suspects.KEY, ("backbone",)),
         ("unfamiliar", ("data", "seed", "far"), ("digest",)),
+        ("untouched_share", ("data", "shots", "draw"), ()),
         ("units", ("data", "draw"), ()),
     ],
 )
