@@ -16,6 +16,7 @@ from rmadapter.artifacts.record import read_record
 from rmadapter.backbones import Backbone, choice
 from rmadapter.errors import UserError
 from rmadapter.support.hub import Unreachable
+from rmadapter.support.machine import processor
 from tests.helpers.shell import Command, refused, rmadapter
 
 __all__ = ["rmadapter"]  # a fixture
@@ -110,9 +111,11 @@ def test_speed_is_the_median_of_several_batches(
     monkeypatch.setattr(choice, "load_backbone", load)
     slow, fast = iter(range(0, 1000, 2)), iter(range(1000))
     monkeypatch.setattr(choice, "time", SimpleNamespace(perf_counter=lambda: next(slow)))
-    assert choice.images_per_second("ViT-B-32/openai", torch.device("cpu")) == 4  # 8 images in 2 s
+    size = choice.megabytes_of(tiny_clip)
+    cpu = torch.device("cpu")
+    assert choice.cost_of("ViT-B-32/openai", cpu) == (4, size)  # 8 images in 2 s
     monkeypatch.setattr(choice, "time", SimpleNamespace(perf_counter=lambda: next(fast)))
-    assert choice.images_per_second("pocket", torch.device("cpu")) == 8
+    assert choice.cost_of("pocket", cpu) == (8, size)
     assert loaded == ["ViT-B-32/none", "pocket"]
 
 
@@ -124,11 +127,18 @@ def test_the_command_gets_one_and_lists_all(
     for wrong in (["get"], ["fetch", "pocket"]):
         refused(rmadapter("backbones", *wrong), "`rmadapter backbones get NAME`")
     refused(rmadapter("backbones", "get", "ViT-B-16/openai"), "cannot be reached")
-    monkeypatch.setattr(choice, "images_per_second", lambda name, device: 12.34)
+    speeds = {"ViT-B-16/openai": 12.34, choice.SMALL: 50.0}
+    monkeypatch.setattr(choice, "cost_of", lambda name, device: (speeds.get(name, 1.0), 598.5))
     rows = {row["name"]: row for row in json.loads(rmadapter("backbones", "--speed", "--json").out)}
-    assert rows["ViT-B-16/openai"]["images_per_second"] == 12.3
+    assert [rows["ViT-B-16/openai"][key] for key in choice.MEASURED] == [12.3, 598.5]
     assert "598 MB" in rows["ViT-B-16/openai"]["state"]
-    assert "images/s here" in rmadapter("backbones", "--speed").out
+    assert choice.SMALL not in {
+        row["name"] for row in json.loads(rmadapter("backbones", "--json").out)
+    }
+    shown = rmadapter("backbones", "--speed").out
+    assert "images/s here" in shown
+    assert shown.index("MobileCLIP2-S0") < shown.index("ViT-B-16/openai")  # the fastest first
+    assert processor() in shown
 
 
 def test_a_licence_is_known_or_called_unknown() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -82,6 +82,9 @@ BETTER = (
     "`rmadapter backbones`"
 )
 BATCH, TIMES = 8, 5
+# A small model that is measured beside the listed ones, with random weights.
+SMALL = "MobileCLIP2-S0/none"
+MEASURED = ("images_per_second", "megabytes_in_memory")
 
 
 def advise(name: str) -> str:
@@ -143,11 +146,44 @@ def first_of(names: str) -> Backbone:
     raise AssertionError("the last one is returned or raises")
 
 
-def images_per_second(name: str, device: torch.device) -> float:
-    """Measure the speed of an image encoder here, as `speed_of`. Published models get random
-    weights, so that nothing is downloaded."""
+def measured(rows: Sequence[JsonObject], device: torch.device) -> list[JsonObject]:
+    """Return the rows of `listed`, and one of SMALL, those of models that can be measured without
+    a download with the fields of MEASURED."""
+    packages, found = packaged_names(), []
+    about = "random weights, for its speed alone"
+    for row in [*rows, {"name": SMALL, "state": about, "mb": None, "folder": "", "about": ""}]:
+        name = row["name"]
+        ready = name in packages and row["mb"] is not None
+        if ready or name in KNOWN or name == SMALL:
+            speed, size = cost_of(name, device)
+            row = {**row, **dict(zip(MEASURED, (round(speed, 1), size), strict=True))}
+        found.append(row)
+    return found
+
+
+def as_table(rows: Sequence[JsonObject], speed: bool) -> tuple[list[str], list[list[str]]]:
+    """Return the heads and cells of a table of rows. speed: with what `measured` added, the fastest
+    first."""
+    heads = ["name", "state", "on disk", "about"]
+    if speed:
+        heads += ["images/s here", "MB in memory"]
+        rows = sorted(rows, key=lambda row: -row.get("images_per_second", 0.0))
+    cells = []
+    for row in rows:
+        on_disk = "" if row["mb"] is None else f"{row['mb']} MB"
+        cells.append([row["name"], row["state"], on_disk, row["about"]])
+        if speed:
+            cells[-1] += [str(row.get(key, "")) for key in MEASURED]
+    return heads, cells
+
+
+def cost_of(name: str, device: torch.device) -> tuple[float, float]:
+    """Measure the images per second of an image encoder here, as `speed_of`, and return them with
+    the megabytes of the whole model. Published models get random weights, so that nothing is
+    downloaded."""
     source = name if name in packaged_names() else f"{name.partition('/')[0]}/none"
-    return speed_of(load_backbone(source), device)
+    backbone = load_backbone(source)
+    return speed_of(backbone, device), megabytes_of(backbone)
 
 
 @torch.no_grad()

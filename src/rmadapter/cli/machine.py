@@ -273,9 +273,8 @@ def backbones(
     Most models of open_clip can be named, too.
     """
     from rmadapter.backbones import load_backbone
-    from rmadapter.backbones.choice import KNOWN, images_per_second, listed
-    from rmadapter.backbones.packaged import packaged_names
-    from rmadapter.support.machine import find_device
+    from rmadapter.backbones.choice import BATCH, as_table, listed, measured
+    from rmadapter.support.machine import find_device, named
 
     if words:
         if len(words) != 2 or words[0] != "get":
@@ -286,23 +285,14 @@ def backbones(
         facts = {"name": loaded.name, "digest": loaded.digest}
         print(json.dumps(facts) if as_json else f"{loaded.name} is ready")
         return
-    found, packages = listed(), packaged_names()
-    for one in found if speed else ():
-        if one["name"] in KNOWN or (one["name"] in packages and one["mb"] is not None):
-            one["images_per_second"] = round(images_per_second(one["name"], find_device("auto")), 1)
+    device = find_device("auto")
+    found = measured(listed(), device) if speed else listed()
     if as_json:
         print(json.dumps(found))
         return
-    rows = [
-        [one["name"], one["state"], "" if one["mb"] is None else f"{one['mb']} MB", one["about"]]
-        for one in found
-    ]
+    table(*as_table(found, speed))
     if speed:
-        rows = [
-            [*row, str(one.get("images_per_second", ""))]
-            for row, one in zip(rows, found, strict=True)
-        ]
-    table(["name", "state", "on disk", "about", *(["images/s here"] if speed else [])], rows)
+        print(f"images/s: encoded in batches of {BATCH} on {named(device)}")
 
 
 def convert(

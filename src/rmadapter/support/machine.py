@@ -314,6 +314,15 @@ def processor() -> str:
     return match[1] if match else platform.processor()
 
 
+def named(device: torch.device) -> str:
+    """Return what a speed on a device depends on: the GPU's name, or the processor's and the
+    threads in use."""
+    about = describe(device)
+    if device.type == "cpu":
+        return f"{about['threads']} threads of {about['cpu']}"
+    return str(about["device"])
+
+
 def describe(device: torch.device) -> dict[str, str | int | None]:
     """Return the processor, its cores, the threads in use and the device."""
     import torch
