@@ -224,18 +224,36 @@ def demo_fit(r: Result) -> str:
 def folder(r: Result) -> str:
     """Whole commands, from a folder to a model."""
     counts = f"{r['classes']} classes, {r['shots']} shots and {r['tests']} test images each"
-    title = f"From a folder to a model, {r['backbone']}, {counts}: seconds (`folder.py`)"
-    return table(title, *parts(r["rows"]))
+    title = f"From a folder to a model, {r['backbone']}, {counts}: CPU seconds (`folder.py`)"
+    return table(title, *parts(r["rows"])) + about(r["machine"])
+
+
+def backbones(r: Result) -> str:
+    """What backbones cost beside each other."""
+    title = "Backbones with random weights, float32, batches of 8 (`backbones.py`)"
+    return table(title, *costs(r["rows"])) + about(r["machine"])
+
+
+def costs(rows: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
+    """Return heads and cells: what an image costs each architecture, and its weights."""
+    last = rows[-1]["architecture"]
+    heads = ["architecture", "pixels", "CPU ms an image", f"images in the time of one of {last}"]
+    cells = []
+    for row in rows:
+        figures_of = [f"{row['cpu_ms_per_image']:.0f}", f"{row['times']:.1f}"]
+        cells.append(
+            [row["architecture"], str(row["pixels"]), *figures_of, f"{row['megabytes']:,.0f}"]
+        )
+    return [*heads, "MB"], cells
 
 
 def parts(rows: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
-    """Return heads and cells: seconds and shares of whole commands."""
-    names = ["start", "decode", "frozen", "train", "evaluate", "rest"]
-    cells = []
-    for row in rows:
-        shares = [f"{row[part]:.1f} ({row[part] / row['seconds']:.0%})" for part in names]
-        cells.append([row["run"], f"{row['seconds']:.1f}", *shares])
-    return ["method, number format", "s", *names], cells
+    """Return heads and cells: CPU seconds of whole commands and of their parts."""
+    names = [key for key in rows[0] if key not in ("run", "cpu")]
+    cells = [
+        [row["run"], f"{row['cpu']:.1f}", *(f"{row[part]:.1f}" for part in names)] for row in rows
+    ]
+    return ["method, version", "CPU s", *names], cells
 
 
 def peers(results: Sequence[Result]) -> str:
@@ -360,8 +378,9 @@ def _growth_cell(point: Result, part: str) -> str:
 
 SECTIONS: dict[str, Callable[[Any], str]] = {
     "train_step": train_step, "overhead": overhead, "inference": inference, "predict": predict,
-    "start": start, "serve": serve, "options": options, "folder": folder, "demo_fit": demo_fit,
-    "peers": peers, "public": public, "scaling": scaling, "growth": growth, "gpu": gpu,
+    "start": start, "serve": serve, "options": options, "folder": folder,
+    "backbones": backbones, "demo_fit": demo_fit, "peers": peers, "public": public,
+    "scaling": scaling, "growth": growth, "gpu": gpu,
 }  # fmt: skip
 
 if __name__ == "__main__":

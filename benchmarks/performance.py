@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from drawing import METHOD
-from figures import RESULTS, ROOT, both, parts
+from figures import RESULTS, ROOT, both, costs, parts
 
 from rmadapter.support.files import read_json
 
@@ -38,6 +38,7 @@ def tables(results: Path, study: Path) -> dict[str, str]:
         "steps": steps(read_json(results / "public.json")[METHOD]),
         "profile": profile(read_json(results / "profiling.json")["rows"]),
         "folder": markdown(*parts(read_json(results / "folder.json")["rows"]), spaced=True),
+        "backbones": markdown(*costs(read_json(results / "backbones.json")["rows"]), spaced=True),
         "half": "\n\n".join(
             ["choosing", differences(chosen, pairs), "reporting", differences(reported, pairs)]
         ),

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import common
+import cpu_parts
 import figures
 import first_step
 import folder
@@ -139,16 +140,31 @@ def test_seconds_of_imports_are_added_by_package() -> None:
 
 
 def test_the_parts_of_a_command_add_up_to_the_whole() -> None:
-    runs = [
-        {"seconds": 20.0 + i, "frozen": 4.0, "train": 5.0, "evaluate": 6.0, "total": 15.0}
-        for i in (0, 9, 1)
-    ]
-    row = folder.row("x", runs, {"start": 2.0, "train": 1.0, "test": 1.5})
-    assert row == {
-        "run": "x", "seconds": 21.0,
-        "start": 2.0, "decode": 2.5, "frozen": 3.0, "train": 5.0, "evaluate": 4.5, "rest": 4.0,
-    }  # fmt: skip
-    assert sum(row[part] for part in folder.PARTS) == row["seconds"]
+    found = [dict.fromkeys(folder.NAMES, 1.0) | {"train": train} for train in (20.0, 4.0, 5.0)]
+    row = folder.row("x", found)
+    assert row == {"run": "x", "cpu": len(folder.NAMES) + 4.0, **found[0], "train": 5.0}
+    assert sum(row[part] for part in folder.NAMES) == row["cpu"]
+
+
+def test_a_part_inside_of_another_counts_by_itself() -> None:
+    moments = iter((0.0, 1.0, 3.0, 10.0))
+    clock = cpu_parts.Clock(lambda: next(moments))
+    inner = clock.timed("decode", lambda text: text + "!")
+    outer = clock.timed("train", lambda text: inner(text) + "?")
+    assert outer("a") == "a!?"
+    assert clock.seconds == {"train": 1.0 + 7.0, "decode": 2.0}
+
+
+def test_a_command_is_measured_part_by_part(
+    tiny_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Printed
+) -> None:
+    sizes = ("--classes", "2", "--shots", "2", "--tests", "2", "--pixels", "40", "30")
+    words = ("--backbone", tiny_clip.name, "--methods", "rmadapter", "--repeat", "1")
+    own = ("--set", "rmadapter:first_block=3", "rmadapter:epochs=1")
+    [row] = json.loads(run(folder, monkeypatch, capsys, *sizes, *words, "--json", *own))["rows"]
+    assert row["run"] == "rmadapter, now"
+    for part in ("imports", "decode", "looks and hashes", "frozen", "train", "answers", "page"):
+        assert row[part] > 0, part
 
 
 def test_an_exponent_of_growth_is_the_slope_between_the_last_two_points() -> None:
