@@ -57,7 +57,7 @@ VIEWS = ("suspects", "mistakes", "unfamiliar", "skipped", "labelled", "confused"
 FORMATS = ("csv", "csv", "coco", "label-studio", "folders")
 TURNS = {"label": 50, "clear": 4, "skip": 4, "undo": 10, "look": 14, "take": 5, "state": 13}
 GONE = 410  # status of a visitor whom the server does not know
-LATE = 120.0  # seconds for an answer; a request to a server that is starting waits for it
+LATE = 120.0  # seconds for an answer
 EARLY = 0.6  # share of the time in which the server is restarted
 GROWTH = 1.3  # most times the memory of the first third of the time after the last start
 FEW = 60  # seconds of that time from which memory is judged
@@ -135,7 +135,8 @@ class Visitor:
             return answer.status, answer.getheaders(), answer.read()
         except TimeoutError:
             connection.close()
-            self.load.fault("late", (method, path))
+            if not self.load.down.is_set():  # a server that is starting already accepts connections
+                self.load.fault("late", (method, path))
             raise DownError(sent) from None
         except (OSError, http.client.HTTPException) as error:
             connection.close()
