@@ -13,8 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from browser import Tab, tab
-from PIL import Image
+from browser import tab
 
 CLASSES = ("animal", "building", "face", "fruit or vegetable", "vehicle")
 ASKED = ("building/post-office.png", "animal/t-rex.png", "animal/chipmunk.png")
@@ -34,39 +33,18 @@ def main(
             shutil.copytree(data / "train" / name, Path(home, "zipped", name))
         packed = shutil.make_archive(str(Path(home, "train")), "zip", Path(home, "zipped"))
         with tab(Path(home, "browser")) as page:
-            page(
-                "Emulation.setDeviceMetricsOverride",
-                width=WIDTH,
-                height=800,
-                deviceScaleFactor=1,
-                mobile=False,
-            )
+            page.resize(WIDTH, 800)
             page.go(address)
             page.until("document.querySelectorAll('#methods input').length === 3")
-            _choose(page, "#zip", packed)
+            page.choose("#zip", Path(packed))
             page.until(f"document.querySelectorAll('#classes > li').length === {len(classes)}")
             page.script("document.querySelector('[value=linear-probe-pair]').click()")
             page.script("document.getElementById('go').click()")
             page.until("document.querySelector('#rates tbody tr') !== null", seconds=600)
-            _choose(page, "#files", *(str((data / "test" / name).resolve()) for name in files))
+            page.choose("#files", *(data / "test" / name for name in files))
             page.until(f"document.querySelectorAll('#answers > li').length === {len(files)}")
-            height = page.script("document.documentElement.scrollHeight")
-            page(
-                "Emulation.setDeviceMetricsOverride",
-                width=WIDTH,
-                height=height,
-                deviceScaleFactor=1,
-                mobile=False,
-            )
-            page.shot(Path(home, "page.png"))
-        with Image.open(Path(home, "page.png")) as shot:
-            shot.convert("RGB").quantize().save(out, optimize=True)  # less than half the size
-
-
-def _choose(page: Tab, selector: str, *files: str) -> None:
-    root = page("DOM.getDocument")["root"]["nodeId"]
-    field = page("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
-    page("DOM.setFileInputFiles", nodeId=field, files=list(files))
+            page.resize(WIDTH)
+            page.shot(out)
 
 
 if __name__ == "__main__":

@@ -1,101 +1,163 @@
-"""Make the image of docs/guide/label.md: the page for labelling after some labels of generated
-shapes, in a headless Chromium.
+"""Make the images of docs/guide/label.md: each step from a folder of unlabelled shapes to a page
+that answers on a phone, in a headless Chromium.
 
-python tools/label_image.py shapes           # draws the shapes
-rmadapter app shapes --backbone pocket
-python tools/label_image.py http://127.0.0.1:8080/label docs/guide/label.png
+python tools/label_image.py docs/guide
+
+The shapes are drawn: 48 to label, and others to try the classifier on. One label is wrong at first.
 """
 
 from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from browser import tab
+from browser import STATE, Tab, served, tab
+from label_walk import Walk, app
 from PIL import Image, ImageDraw
 
-SHAPES = ("circle", "square", "star")
-COUNT, SIDE, SEED = 48, 160, 1
-LABELLED = 12
-WIDTH = 1265
+SHAPES = {"circle": 0, "square": 4, "hexagon": 6, "star": 5}  # corners
+COUNT, TRIED, SIDE, SEED = 48, 3, 160, 1
+FIRST, LABELLED, WRONG = 14, 32, 20  # labels of two pictures; number of the wrong one
+WIDTH, PHONE = 900, (400, 760)
+BACKBONE, METHOD = "pocket", "linear-probe-pair"
+COUNTED = "Number((document.getElementById('count').textContent.match(/: (\\d+) of/) ?? [0, 0])[1])"
 
 
-def draw(folder: Path) -> None:
-    """Draw shapes of random size, place and colours, whose names do not say what they are."""
-    rng = np.random.default_rng(SEED)
-    folder.mkdir()
-    for number in range(COUNT):
+def shapes(count: int, seed: int) -> Iterator[tuple[str, Image.Image]]:
+    """Draw shapes of random size, place and colours; yields the name of each with it."""
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
         light, dark = rng.integers(150, 256, 3), rng.integers(0, 120, 3)
         image = Image.new("RGB", (SIDE, SIDE), tuple(map(int, light)))
         radius = float(rng.uniform(30, 60))
         centre = rng.uniform(radius, SIDE - radius, 2)
-        pen = ImageDraw.Draw(image)
+        name = str(rng.choice([*SHAPES]))
+        corners = SHAPES[name] * (2 if name == "star" else 1) or 90
+        turns = rng.uniform(0, 2 * np.pi) + np.arange(corners) * 2 * np.pi / corners
+        inner = (name == "star") & (np.arange(corners) % 2 == 1)
+        points = centre + radius * np.where(inner, 0.4, 1.0)[:, None] * np.stack(
+            [np.cos(turns), np.sin(turns)], 1
+        )
         fill = tuple(map(int, dark))
-        shape = SHAPES[int(rng.integers(len(SHAPES)))]
-        if shape == "circle":
-            pen.circle(tuple(centre), radius, fill=fill)
-        elif shape == "square":
-            pen.regular_polygon((*centre, radius), 4, rotation=int(rng.integers(90)), fill=fill)
-        else:
-            turns = rng.uniform(0, 2 * np.pi) + np.arange(10) * np.pi / 5
-            reach = radius * np.where(np.arange(10) % 2, 0.4, 1.0)
-            points = centre + reach[:, None] * np.stack([np.cos(turns), np.sin(turns)], 1)
-            pen.polygon([tuple(point) for point in points], fill=fill)
-        image.save(folder / f"photo-{number:03}.png")
+        ImageDraw.Draw(image).polygon([tuple(point) for point in points], fill=fill)
+        yield name, image
 
 
-def shoot(address: str, out: Path) -> None:
-    """Label the first images, and save the page with the proposals for the others."""
-    with tempfile.TemporaryDirectory() as home, tab(Path(home, "browser")) as page:
-        size = {"width": WIDTH, "height": 800, "deviceScaleFactor": 1, "mobile": False}
-        page("Emulation.setDeviceMetricsOverride", **size)
-        page.go(address)
+def draw(folder: Path, count: int, seed: int) -> dict[str, str]:
+    """Write shapes under names that do not say what they are; returns what each is."""
+    folder.mkdir()
+    truth = {}
+    for number, (shape, image) in enumerate(shapes(count, seed)):
+        name = f"photo-{number:03}.png"
+        image.save(folder / name)
+        truth[name] = shape
+    return truth
+
+
+class Guide:
+    """A person in a browser, who takes pictures of each step."""
+
+    def __init__(self, page: Tab, address: str, truth: dict[str, str], out: Path) -> None:
+        self.page, self.address, self.truth, self.out = page, address, truth, out
+        page.resize(WIDTH, 800)
+
+    def shoot(self, step: str, *selectors: str) -> None:
+        self.page.resize(WIDTH)
+        self.page.shot(self.out / f"label_{step}.png", *selectors)
+
+    def name_classes(self) -> None:
+        page = self.page
+        page.go(f"{self.address}label")
         page.until("document.querySelectorAll('#grid > li').length")
         page.script("document.getElementById('names').focus()")
-        page("Input.insertText", text=", ".join(SHAPES))
+        page.write(", ".join(SHAPES))
+        self.shoot("start", "nav", "#grid > li:nth-child(6)")
         page.press("Enter")
+        page.until(f"document.querySelectorAll('#labels > li').length === {len(SHAPES)}")
         page.until("document.getElementById('encoding').hidden", seconds=600)
-        page.until("document.querySelectorAll('#labels > li').length === 3")
         page.script("document.querySelector('#grid > li[tabindex=\"0\"]').focus()")
-        page.press("n")
-        page.until("document.getElementById('grid').ariaBusy === 'false'")
-        page.until("document.getElementById('grid').textContent.includes('middle')")
-        rng = np.random.default_rng(SEED)
-        truth = {f"photo-{number:03}.png": _next_shape(rng) for number in range(COUNT)}
-        for _ in range(LABELLED):
+        self.next_images()
+        page.until("document.getElementById('grid').textContent.includes('Perhaps')", seconds=600)
+
+    def next_images(self) -> None:
+        self.page.press("n")
+        self.page.until("document.getElementById('grid').ariaBusy === 'false'")
+        self.page.until("document.activeElement.matches('#grid > li:not(.done)')")
+
+    def label(self, count: int) -> None:
+        """Label images, the wrong one too, until so many have a label and all is computed."""
+        page = self.page
+        while (done := page.script(COUNTED)) < count:
+            if page.script("document.activeElement.matches('.done')"):
+                self.next_images()
             name = page.script("document.activeElement.lastElementChild.textContent")
-            page.press(str(1 + SHAPES.index(truth[name])))
-        count = "document.getElementById('count').textContent.match(/: (\\d+) of/)[1]"
-        page.until(f"{count} >= {LABELLED}")
+            place = [*SHAPES].index(self.truth[name])
+            page.press(str(1 + (place + (done == WRONG)) % len(SHAPES)))
+            page.until(f"{COUNTED} > {done}")
         page.until(
-            f"document.getElementById('accuracy').textContent.includes(`of ${{{count}}} lab`)"
+            f"document.getElementById('accuracy').textContent.includes(`of ${{{COUNTED}}} lab`)"
         )
-        height = page.script("document.documentElement.scrollHeight")
-        page("Emulation.setDeviceMetricsOverride", **{**size, "height": height})
-        page.until("[...document.images].every((one) => one.complete)")
-        page.shot(Path(home, "page.png"))
-        with Image.open(Path(home, "page.png")) as shot:
-            shot.convert("RGB").quantize().save(out, optimize=True)
+
+    def look(self) -> None:
+        """Look at the mistakes, of which one is the wrong label, and give the right labels."""
+        page = self.page
+        page.script("document.getElementById('mistakes').click()")
+        page.until("document.activeElement.matches('#grid > li')")
+        page.until("document.getElementById('grid').textContent.includes('Taken for')")
+        self.shoot("look", "#view", "#unfamiliar")
+        names = (
+            "[...document.querySelectorAll('#grid > li > :last-child')].map((p) => p.textContent)"
+        )
+        for name in page.script(names):
+            shown = "document.activeElement.lastElementChild.textContent"
+            page.until(f"{shown} === {name!r}")
+            page.press(str(1 + [*SHAPES].index(self.truth[name])))
+
+    def deploy(self, walk: Walk, tried: Path) -> Path:
+        """Train, try the classifier on images, and take it along as a page; returns its folder."""
+        page = self.page
+        page.resize(WIDTH, 800)
+        made = walk.deploy(self.address, METHOD)
+        self.shoot("train", "#train", "#judge")
+        files = sorted(tried.iterdir())
+        page.choose("#files", *files)
+        page.until(f"document.querySelectorAll('#answers > li').length === {len(files)}")
+        self.shoot("try", "#try")
+        self.shoot("get", "#get")
+        return made
+
+    def answer(self, made: Path, image: Path) -> None:
+        """Ask the page that was made, as on a phone."""
+        page = self.page
+        with served(made.parent) as address:
+            page.resize(*PHONE)
+            page.go(f"{address}{made.name}/index.html")
+            page.until(f"{STATE} === 'Ready.'")
+            page.choose("input[type=file]", image)
+            page.until("document.querySelector('#answers > li') !== null")
+            page.shot(self.out / "label_phone.png")
 
 
-def _next_shape(rng: np.random.Generator) -> str:
-    """Return the next shape that `draw` drew, from a generator in the same state."""
-    for low, high, count in ((150, 256, 3), (0, 120, 3)):
-        rng.integers(low, high, count)
-    radius = float(rng.uniform(30, 60))
-    rng.uniform(radius, SIDE - radius, 2)
-    shape = SHAPES[int(rng.integers(len(SHAPES)))]
-    if shape == "square":
-        rng.integers(90)
-    elif shape == "star":
-        rng.uniform(0, 2 * np.pi)
-    return shape
+def main(out: Path) -> None:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
+        root = Path(home)
+        truth = draw(root / "shapes", COUNT, SEED)
+        draw(root / "tried", TRIED, SEED + 1)
+        (root / "got").mkdir()
+        with app(root / "shapes", BACKBONE) as address, tab(root / "home") as page:
+            page.download_to(root / "got")
+            guide = Guide(page, address, truth, out)
+            guide.name_classes()
+            guide.label(FIRST)
+            guide.shoot("label", "#kinds", "#grid")
+            guide.label(LABELLED)
+            guide.look()
+            made = guide.deploy(Walk(page, root / "got"), root / "tried")
+            guide.answer(made, root / "tried" / "photo-000.png")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 2:
-        draw(Path(sys.argv[1]))
-    else:
-        shoot(sys.argv[1], Path(sys.argv[2]))
+    main(Path(sys.argv[1]))

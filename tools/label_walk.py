@@ -90,7 +90,7 @@ class Walk:
         page.go(f"{address}label")
         page.until("document.querySelectorAll('#grid > li').length")
         page.script("document.getElementById('names').focus()")
-        page("Input.insertText", text=", ".join(names))
+        page.write(", ".join(names))
         page.press("Enter")
         self.keys += len(", ".join(names)) + 1
         page.until(f"document.querySelectorAll('#labels > li').length === {len(names)}")
@@ -119,12 +119,14 @@ class Walk:
         count = "document.getElementById('count').textContent.match(/: (\\d+) of/)"
         return int(self.page.script(f"({count} ?? [0, 0])[1]"))
 
-    def deploy(self, address: str) -> Path:
-        """Train what the page chooses, and take it along as a page; returns its folder."""
+    def deploy(self, address: str, method: str = "auto") -> Path:
+        """Train, and take the classifier along as a page; returns its folder."""
         page, started = self.page, time.monotonic()
         page.go(address)
         self.clicks += 1  # the link on the page for labelling
         page.until("document.getElementById('images').innerText.includes('Training uses these')")
+        if method != "auto":  # which the page has chosen
+            self.click(f"[value={method}]")
         self.click("#go")
         done = "document.querySelector('#train > .message').textContent"
         page.until(f"{done} === 'Training is done.'", seconds=1800)
@@ -170,7 +172,7 @@ def walk(lab: Lab, data: str, backbone: str) -> dict[str, Any]:
         truth = write_images(heap, root / "photos")
         (root / "got").mkdir()
         with app(root / "photos", backbone) as address, tab(root / "home") as page:
-            page("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(root / "got"))
+            page.download_to(root / "got")
             person = Walk(page, root / "got")
             labels = person.label(address, list(heap.classes), truth)
             made = person.deploy(address)

@@ -15,18 +15,14 @@ from pathlib import Path
 
 from browser import tab
 
-SIZE = {"width": 900, "height": 700, "deviceScaleFactor": 1, "mobile": False}
+SIZE = (900, 700)
 
 
 def main(address: str, out: Path, images: Sequence[Path]) -> None:
     with tempfile.TemporaryDirectory() as home, tab(Path(home)) as page:
-        page("Emulation.setDeviceMetricsOverride", **SIZE)
+        page.resize(*SIZE)
         page.go(address)
-        root = page("DOM.getDocument")["root"]["nodeId"]
-        field = page("DOM.querySelector", nodeId=root, selector="input[type=file]")["nodeId"]
-        page(
-            "DOM.setFileInputFiles", nodeId=field, files=[str(image.resolve()) for image in images]
-        )
+        page.choose("input[type=file]", *images)
         page.script("document.querySelector('button').click()")
         page.event("Page.loadEventFired")
         assert page.until("!!document.querySelector('.answers')")
