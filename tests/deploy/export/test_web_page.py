@@ -75,7 +75,7 @@ def test_page_works_by_keyboard_and_screen_reader(
     page, address = browser
     page.go(address)
     said = choose(page, pictures)
-    assert f"red.png: {NAMES[1]}, 73.0 %. " in said
+    assert f"red.png: {NAMES[1]}, 73.0\xa0%. " in said
     assert "break_it_in_two_parts.jpg is not an image that this browser can read. " in said
     assert "line.png has 301 x 3 pixels: more than 100 times as long as wide. " in said
     outline = page.script("getComputedStyle(document.activeElement.parentElement).outlineStyle")
@@ -154,7 +154,7 @@ def test_the_camera_by_keys(browser: tuple[Tab, str]) -> None:
     page.until(f"{STATE} === 'The camera is on.'")
     for key in ("Tab", "Enter"):
         page.press(key)
-    assert page.until(f"{STATE}.startsWith('camera image: ') && {STATE}").endswith(" %. ")
+    assert page.until(f"{STATE}.startsWith('camera image: ') && {STATE}").endswith("\xa0%. ")
     back = {"key": "Tab", "code": "Tab", "windowsVirtualKeyCode": 9, "modifiers": 8}
     page("Input.dispatchKeyEvent", type="rawKeyDown", **back)
     assert page.script("document.activeElement.textContent") == "Stop the camera"

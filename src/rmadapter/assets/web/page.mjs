@@ -22,11 +22,11 @@ function element(name, ...inside) {
 
 // A name in any script, which does not turn the text around it.
 const own = (name) => element("bdi", name);
-const percent = (share) => `${(100 * share).toFixed(1)} %`;
+const percent = (share) => `${(100 * share).toFixed(1)}\u00a0%`;
 
 function row({ label, probability }) {
   const full = element("i"), bar = element("span", full);
-  full.style.width = percent(probability).replace(" ", "");
+  full.style.width = `${100 * probability}%`;
   bar.className = "bar";
   return element("li", element("span", own(label)), element("span", percent(probability)), bar);
 }
