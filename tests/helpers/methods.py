@@ -14,7 +14,7 @@ from tests.helpers.shots import REQUIRED_SETTINGS
 
 QUICK = {
     "epochs": 2, "iterations": 4, "batch_size": 3, "first_block": 3, "rank": 4, "layer": 3,
-    "n_ctx": 2, "crops": 3,
+    "n_ctx": 2, "views": 4,
 }  # fmt: skip
 
 

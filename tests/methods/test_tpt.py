@@ -25,7 +25,7 @@ from tests.helpers.rounding import double
 from tests.helpers.shots import noise_images
 
 WORDS = "a photo of a"
-SMALL = TPT(crops=11, share=0.3)
+SMALL = TPT(views=12, share=0.3)
 IMAGES = noise_images(3, CLASSES, size=48, grain=6)
 
 
@@ -50,14 +50,14 @@ def plain(method: TPT, backbone: Backbone, pixels: Tensor) -> Tensor:
     shares = logits().softmax(-1)
     entropies = torch.special.entr(shares.detach()).sum(-1).tolist()
     surest = sorted(range(len(shares)), key=lambda i: entropies[i])
-    mean = shares[surest[: int(method.share * (1 + method.crops))]].mean(0)
+    mean = shares[surest[: int(method.share * method.views)]].mean(0)
     torch.special.entr(mean).sum().backward()
     torch.optim.AdamW([context], lr=method.learning_rate).step()
     with torch.no_grad():
         return logits()[0]
 
 
-@pytest.mark.parametrize("method", [SMALL, TPT(crops=2, share=0.7, learning_rate=0.1)])
+@pytest.mark.parametrize("method", [SMALL, TPT(views=3, share=0.7, learning_rate=0.1)])
 @pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])
 def test_an_answer_is_that_of_one_plain_step(
     name: str, method: TPT, request: pytest.FixtureRequest
@@ -65,7 +65,7 @@ def test_an_answer_is_that_of_one_plain_step(
     backbone = double(request.getfixturevalue(name))
     fitted = fitted_on(backbone, method)
     pixels = torch.stack([fitted.transform(load_image(one)) for one in IMAGES.images]).double()
-    assert pixels.shape[:3] == (3, 1 + method.crops, 3)
+    assert pixels.shape[:3] == (3, method.views, 3)
     found = fitted.score()(fitted.states(pixels))
     wanted = torch.stack([plain(method, backbone, views) for views in pixels])
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-8)

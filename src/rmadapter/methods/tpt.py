@@ -24,17 +24,17 @@ from rmadapter.backbones import Backbone
 from rmadapter.encoders import States
 from rmadapter.methods.parts.learned_prompts import encoder_of, init_words
 from rmadapter.prompts import cosine_logits
-from rmadapter.settings import Positive, Share, Size
+from rmadapter.settings import Positive, Share
 from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits, Trained
 
 
 @dataclass(frozen=True)
 class TPT(Method):
-    """crops: of each image, which with itself are its views. share: of the views that count.
-    learning_rate: of AdamW, with torch's other settings. context: words before the class name,
-    whose embeddings the vectors start from.
+    """views: of an image, itself included. share: of the views that count. learning_rate: of AdamW,
+    with torch's other settings. context: words before the class name, whose embeddings the vectors
+    start from.
 
-    Each view costs a pass of the image encoder, and each image one backward and one forward pass of
+    Each image costs `views` passes of the image encoder, and one backward and one forward pass of
     the text encoder on all classes.
     """
 
@@ -43,14 +43,14 @@ class TPT(Method):
         "Shu et al., NeurIPS 2022 (arXiv 2209.07511); tpt_classification.py and "
         "scripts/test_tpt.sh of github.com/azshue/TPT, with the crops of ImageNet and its variants"
     )
-    crops: Size = 63
+    views: Annotated[int, Field(ge=2, le=4096)] = 64
     share: Share = 0.1
     learning_rate: Positive = 5e-3
     context: Annotated[str, Field(min_length=1)] = "a photo of a"
 
     @property
     def test_views(self) -> int:
-        return self.crops
+        return self.views - 1
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
         # nothing is learnt in advance

@@ -197,7 +197,7 @@ ABOUT: Mapping[str, About] = {
     ),
     "tpt": About(
         "nothing",
-        "zero-shot whose prompt takes a step for each image, by 63 crops of it",
+        "zero-shot whose prompt takes a step for each image, by 64 crops of it",
         "studies of single images: each takes 64 passes of the image encoder",
     ),
     "tip-adapter": About(

@@ -24,6 +24,7 @@ pytest.importorskip("uvicorn", reason="pip install 'rmadapter[app]'")
 from rmadapter import load
 from rmadapter.backbones import Backbone
 from rmadapter.deploy.app.images import SHOWN
+from rmadapter.deploy.app.words import languages
 from tests.helpers.web_pages import (
     CAMERA,
     STATE,
@@ -209,8 +210,31 @@ def test_axe_reports_nothing(page: Tab, colors: Path, scheme: str, axe: str) -> 
 
 
 @needs_browser
+def test_page_in_german(page: Tab, colors: Path, axe: str) -> None:
+    page.events.clear()
+    page.script("document.querySelector('nav a[lang=de]').click()")
+    page.event("Page.loadEventFired")
+    words = languages()["de"]["train"]
+    assert isinstance(words, dict)
+    until_count(page, "#methods input", 3)
+    assert page.script("document.querySelector('h1').textContent") == words["title"]
+    write(page, "names", "rot, blau")
+    until_count(page, "#classes > li", 2)
+    assert page.script("document.querySelector('#classes > li').textContent").startswith(
+        words["class_images"]["other"].format(label="rot", n=0)
+    )
+    click(page, "#alone")
+    page.until(f"{message('train')} === {json.dumps(words['by_names'])}")
+    choose(page, "#files", str(colors / "test/red/0.png"))
+    until_count(page, "#answers > li", 1)
+    assert re.search(r"\d,\d\s%", page.script("document.querySelector('#answers').textContent"))
+    assert page.script("document.getElementById('promised').textContent") == words["no_promise"]
+    check_with_axe(page, axe)
+
+
+@needs_browser
 def test_zero_shot_by_keyboard(page: Tab, colors: Path) -> None:
-    for _ in range(2):
+    for _ in range(3):  # past the link to the other language
         page.press("Tab")
     assert page.script("document.activeElement.textContent") == "Add"
     write(page, "names", "red, blue")

@@ -42,7 +42,7 @@ from tests.helpers.web_pages import (
 __all__ = ["axe"]  # a fixture
 
 LABELS = ("red", "blue", "green")
-WORDS = Path(__file__).parents[3] / "src/rmadapter/assets/app/label.en.json"
+WORDS = Path(__file__).parents[3] / "src/rmadapter/assets/app/words.en.json"
 SETTLED = (
     "document.querySelectorAll('#grid > li').length && document.getElementById('encoding').hidden"
 )
@@ -86,7 +86,7 @@ def page(
 
 def message(page: Tab, key: str, form: str = "", place: str = "message") -> str:
     """Wait until the page says something, and return it. key: of the words, before any value."""
-    words = json.loads(WORDS.read_text("utf-8"))[key]
+    words = json.loads(WORDS.read_text("utf-8"))["label"][key]
     start = (words[form] if form else words).partition("{")[0]
     said = f"document.getElementById('{place}').textContent"
     return str(page.until(f"{said}.startsWith({json.dumps(start)}) && {said}"))
@@ -344,8 +344,8 @@ def test_page_in_german(page: Tab, project: Project, axe: str) -> None:
     page.event("Page.loadEventFired")
     assert page.script("document.documentElement.lang") == "de"
     page.until(SETTLED)
-    german = json.loads(WORDS.with_name("label.de.json").read_text("utf-8"))
-    for words, language in ((german, "de"), (json.loads(WORDS.read_text("utf-8")), "en")):
+    german = json.loads(WORDS.with_name("words.de.json").read_text("utf-8"))["label"]
+    for words, language in ((german, "de"), (json.loads(WORDS.read_text("utf-8"))["label"], "en")):
         rules = f"new Intl.PluralRules('{language}').resolvedOptions().pluralCategories"
         assert sorted(words["copies"]) == sorted(page.script(rules))
     write_names(page, "rot,blau")

@@ -527,5 +527,5 @@ def test_page_words_are_in_one_file(client: TestClient) -> None:
     assert "script-src" not in page.headers["content-security-policy"]
     for name in ("label.mjs", "label.css"):
         assert client.get(f"/{name}").status_code == 200
-    for name in ("label.html.j2", "label.en.json"):
+    for name in ("label.html.j2", "words.en.json"):
         assert client.get(f"/{name}").status_code == 404

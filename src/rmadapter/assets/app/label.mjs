@@ -1,36 +1,22 @@
-// The page for labelling: it sends labels to the server, and shows what that proposes. All words are in one file.
+// The page for labelling: it sends labels to the server, and shows what that proposes.
 
-import { Camera, element, own } from "./parts.mjs";
+import { Camera, element, number, own, percent, read, send, text, told, words } from "./parts.mjs";
 
-const words = JSON.parse(document.getElementById("words").textContent), plural = new Intl.PluralRules(words.lang);
 const LOOKS = ["suspects", "mistakes", "unfamiliar"]; // at labels, and at what the model makes of the images
 const PAGE = 24, AGAIN = 400; // images at once; milliseconds between two looks at what is being computed
 const GONE = 410; // status, if the server does not know the visitor, and the labels are in its folder
-const number = (value, digits) => value.toLocaleString(words.lang, { minimumFractionDigits: digits, maximumFractionDigits: digits });
-const percent = (share, digits = 1) => `${number(100 * share, digits)}\u00a0%`;
 const $ = (id) => document.getElementById(id);
 let state = null, cards = [], passedOver = 0, current = 0, anchor = 0, timer = 0, version = -1;
 
-// The words for a key, or of one of its forms, with values put in; a value may be an element.
-function told(text, values = {}) {
-  const form = typeof text === "string" ? text : text[plural.select(values.n)] ?? text.other;
-  return form.split(/\{(\w+)\}/).map((part, i) => (i % 2 ? values[part] : part)).filter((part) => part !== "");
-}
-const text = (key, values) => told(key, values).join("");
-
 let coming = null; // the visit that is being begun
 async function call(method, path, body, again = true) {
-  const response = await fetch(path, { method, body }).catch(() => {
-    throw Error(words.offline);
-  });
+  const response = await send(method, path, body);
   if (response.status === GONE && again) {
     coming ??= fetch("label").catch(() => {}).finally(() => (coming = null)); // its answer sets the cookie
     await coming;
     return call(method, path, body, false);
   }
-  const found = await response.json().catch(() => null);
-  if (!response.ok) throw Error(found?.error ?? text(words.failed, { status: response.status }));
-  return found;
+  return read(response);
 }
 const ask = (name, wanted = {}) => call("POST", `api/label/${name}`, JSON.stringify(wanted));
 
@@ -382,7 +368,7 @@ $("new").addEventListener("submit", (event) => {
 });
 
 const put = (kind, file, name) => call("PUT", `api/label/${kind}?${new URLSearchParams({ name })}`, file);
-async function send(files) {
+async function upload(files) {
   const bad = [];
   for (const [i, file] of files.entries()) {
     $("sent").textContent = text(words.sending, { i: i + 1, n: files.length });
@@ -393,7 +379,7 @@ async function send(files) {
   const more = bad.length > 10 ? [text(words.and_more, { n: bad.length - 10 })] : [];
   return [...(bad.length < files.length ? [words.sent] : []), ...bad.slice(0, 10), ...more].join("\n");
 }
-const camera = new Camera($("more").querySelector(".camera"), words.camera);
+const camera = new Camera($("more").querySelector(".camera"));
 $("photograph").addEventListener("click", () => doing("sent", () => camera.start((picture) => doing("sent", async () => {
   await put("image", picture, "camera.png");
   return words.photographed;
@@ -401,14 +387,14 @@ $("photograph").addEventListener("click", () => doing("sent", () => camera.start
 $("files").addEventListener("change", () => {
   const files = [...$("files").files];
   $("files").value = "";
-  if (files.length) doing("sent", () => send(files));
+  if (files.length) doing("sent", () => upload(files));
 });
 const zone = document.querySelector(".drop");
 for (const kind of ["dragover", "drop"]) document.addEventListener(kind, (event) => event.preventDefault());
 for (const kind of ["dragover", "dragleave", "drop"])
   zone.addEventListener(kind, (event) => {
     zone.classList.toggle("over", kind === "dragover");
-    if (kind === "drop" && event.dataTransfer.files.length) doing("sent", () => send([...event.dataTransfer.files]));
+    if (kind === "drop" && event.dataTransfer.files.length) doing("sent", () => upload([...event.dataTransfer.files]));
   });
 
 // New proposals for the images that are shown; their order stays.

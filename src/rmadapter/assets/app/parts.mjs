@@ -1,6 +1,27 @@
-// What the page is made of: elements, bars and the camera.
+// What both pages are made of: words, requests, elements, bars and the camera. All words are in one file a language.
 
-const SHOWN = 5; // answers on a card
+export const words = JSON.parse(document.getElementById("words").textContent);
+const SHOWN = 5, plural = new Intl.PluralRules(words.lang); // answers on a card
+
+// A text of the words, or one of its forms by the number n, with values put in; a value may be an element.
+export function told(text, values = {}) {
+  const form = typeof text === "string" ? text : text[plural.select(values.n)] ?? text.other;
+  return form.split(/\{(\w+)\}/).map((part, i) => (i % 2 ? values[part] : part)).filter((part) => part !== "");
+}
+export const text = (key, values) => told(key, values).join("");
+export const number = (value, digits) =>
+  value.toLocaleString(words.lang, { minimumFractionDigits: digits, maximumFractionDigits: digits });
+export const percent = (share, digits = 1) => `${number(100 * share, digits)}\u00a0%`;
+
+// What the server says. Raises an Error with a message for the page.
+export const send = (method, path, body) => fetch(path, { method, body }).catch(() => {
+  throw Error(words.offline);
+});
+export async function read(response) {
+  const found = await response.json().catch(() => null);
+  if (!response.ok) throw Error(found?.error ?? text(words.failed, { status: response.status }));
+  return found;
+}
 
 export function element(name, properties = {}, ...inside) {
   const found = Object.assign(document.createElement(name), properties);
@@ -10,7 +31,6 @@ export function element(name, properties = {}, ...inside) {
 
 // A name in any script, which does not turn the text around it.
 export const own = (name) => element("bdi", {}, name);
-export const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)}\u00a0%`;
 export const sentence = (text) => text && `${text[0].toUpperCase()}${text.slice(1)}.`;
 
 // Answers, the most probable first.
@@ -22,10 +42,8 @@ export const bars = (answers) => element("ol", {}, ...answers.slice(0, SHOWN).ma
 }));
 
 export class Camera {
-  // said: what a person hears once it is on, and where there is none.
-  constructor(box, said = { on: "The camera is on.", missing: "No camera is available to this page." }) {
+  constructor(box) {
     this.box = box;
-    this.said = said;
     this.video = box.querySelector("video");
     box.querySelector(".shoot").addEventListener("click", async () => this.take(await this.frame()));
     box.querySelector(".stop").addEventListener("click", () => this.stop());
@@ -40,11 +58,11 @@ export class Camera {
       await this.video.play();
     } catch {
       this.stop();
-      throw Error(this.said.missing);
+      throw Error(words.camera.missing);
     }
     this.box.hidden = false;
     this.box.querySelector(".shoot").focus();
-    return this.said.on;
+    return words.camera.on;
   }
 
   async frame() {

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
-import re
 import secrets
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ParamSpec, TypeVar, cast
@@ -33,18 +33,13 @@ from rmadapter.deploy.app.images import MOST_ZIP, safe_name
 from rmadapter.deploy.app.jobs import without_commands
 from rmadapter.deploy.app.session import Session
 from rmadapter.deploy.app.shared import Shared, visitors_folder
+from rmadapter.deploy.app.words import ASSETS, page
 from rmadapter.errors import UserError
-from rmadapter.support.files import read_json
-from rmadapter.support.html import template
 
-ASSETS = Path(__file__).parents[2] / "assets/app"
 MOST_IMAGE, MOST_JSON = 100_000_000, 100_000  # bytes of a request
 MINUTE = 60.0  # seconds between two checks for idle visitors
 MOST_VISITORS = 200
 MOST_NEW = 30  # visitors from one address in a minute
-ENGLISH = "label.en.json"
-MOST_HEADER = 1_000  # characters of an Accept-Language header that are read
-WISH = re.compile(r"(?P<language>[a-z]{1,8})(-[a-z0-9-]+)? *(; *q=(?P<weight>[01](\.\d{0,3})?))?")
 THREADS = 3  # of the server's forty, that one visitor's requests may hold: a zip, news and a stop
 GONE = 410  # status, after which the page for labelling goes on as a new visitor
 EXPIRED = "This page was idle for too long, or the server was restarted: reload it."
@@ -88,8 +83,8 @@ def build(
     files = [file for file in ASSETS.iterdir() if file.suffix in (".mjs", ".css")]
     return Starlette(
         routes=[
-            Route("/", _page(lambda _: (ASSETS / "index.html").read_text("utf-8"))),
-            Route("/label", _page(label_page)),
+            Route("/", _page(functools.partial(page, "train"))),
+            Route("/label", _page(functools.partial(page, "label"))),
             *(Route(f"/{file.name}", _asset(file)) for file in files),
             *(
                 Route(f"/api/{name}", _json_endpoint(action), methods=["POST"])
@@ -210,34 +205,6 @@ def _cookie(request: Request) -> str:
 
 
 # Files
-
-
-def languages() -> dict[str, dict[str, object]]:
-    """Return the words of the page for labelling by language, English first."""
-    files = sorted(ASSETS.glob("label.*.json"), key=lambda file: (file.name != ENGLISH, file.name))
-    return {str(words["lang"]): words for words in map(read_json, files)}
-
-
-def label_page(request: Request) -> str:
-    """Return the page for labelling, in the language that its address or the browser asks for."""
-    known = languages()
-    chosen = request.query_params.get("lang", "")
-    if chosen not in known:
-        chosen = preferred(request.headers.get("accept-language", ""), [*known])
-    others = {code: words["language"] for code, words in known.items() if code != chosen}
-    return template("app/label.html.j2").render(words=known[chosen], others=others)
-
-
-def preferred(header: str, known: Sequence[str]) -> str:
-    """Return the language of highest weight in an Accept-Language header (RFC 9110, 12.5.4) that is
-    known, else the first known one. A dialect counts as its language."""
-    weights: dict[str, float] = {}
-    for part in header[:MOST_HEADER].split(","):
-        match = WISH.fullmatch(part.strip().lower())
-        if match:
-            weight = float(match["weight"] or 1)
-            weights[match["language"]] = max(weight, weights.get(match["language"], 0))
-    return max(known, key=lambda language: weights.get(language, 0))
 
 
 def _page(content: Callable[[Request], str]) -> Endpoint:

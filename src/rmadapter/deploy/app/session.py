@@ -34,12 +34,8 @@ from rmadapter.support.files import atomic, last_part, user_path
 from rmadapter.task import TEMPLATES
 from rmadapter.training.contract import Known
 
-METHODS = {
-    AUTO: "Choose for me: tries several and takes the best",
-    "linear-probe-pair": "Quick: learns only your classes",
-    FOR_NEW_CLASSES: "Slow: also accepts new classes by name alone",
-}
-TARGETS = {"onnx": "for programs (ONNX)", "web": "as a web page"}
+METHODS = (AUTO, "linear-probe-pair", FOR_NEW_CLASSES)
+TARGETS = ("onnx", "web")
 BUSY = "Something is already running: wait for it, or stop it."
 NO_MODEL = "There is no classifier yet: train one, or use the names alone."
 # of a stranger's run: 5 to 35 s of processor time with pocket, by their length

@@ -1,5 +1,5 @@
-"""The words of the page for labelling: each language has all of them, the page has no others, and
-browsers get theirs."""
+"""The words of the pages: each language has all of them, the pages have no others, and browsers get
+theirs."""
 
 from __future__ import annotations
 
@@ -15,11 +15,26 @@ from starlette.requests import Request
 
 from rmadapter.curate.quick import ORDERS
 from rmadapter.data.formats.write import SUFFIXES
+from rmadapter.deploy.app import words as module
 from rmadapter.deploy.app.labelling import VIEWS
-from rmadapter.deploy.app.server import ASSETS, label_page, languages, preferred
+from rmadapter.deploy.app.session import METHODS, TARGETS
+from rmadapter.deploy.app.words import ASSETS, PAGES, languages, preferred, words_of
 from rmadapter.support.html import template
 
-SAME = {"CSV", "COCO", "Label Studio", "Enter", "0", "S", "U", "N", "Z"}  # in every language
+# a text in a script: a capital, and another word
+PAGES_TEXT = re.compile(r"[\"`][A-Z][a-z]+ [a-z]")
+SAME = {
+    ": {parent}",
+    "CSV",
+    "COCO",
+    "Label Studio",
+    "Enter",
+    "0",
+    "S",
+    "U",
+    "N",
+    "Z",
+}  # in every language
 OTHERS = [code for code in languages() if code != "en"]
 
 
@@ -40,10 +55,10 @@ def values(text: str) -> set[str]:
     return {*re.findall(r"\{(\w*)\}", text)}
 
 
-def page(headers: dict[str, str] | None = None, query: str = "") -> str:
-    named = [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
+def page(name: str, headers: dict[str, str] | None = None, query: str = "") -> str:
+    named = [(key.encode(), value.encode()) for key, value in (headers or {}).items()]
     scope = {"type": "http", "headers": named, "query_string": query.encode()}
-    return label_page(Request(scope))
+    return module.page(name, Request(scope))
 
 
 @pytest.mark.parametrize("code", OTHERS)
@@ -58,20 +73,19 @@ def test_no_string_is_missing_or_left_in_english(code: str) -> None:
     assert same <= SAME
 
 
-def test_page_has_no_words_of_its_own() -> None:
-    """The template and the script use all words of the file and no others, and so do the server's
-    orders, views and formats."""
-    used = set()
-    for name in ("label.html.j2", "label.mjs"):
-        used |= {*re.findall(r"\bwords\.(\w+)", (ASSETS / name).read_text("utf-8"))}
-    used |= {*re.findall(r'words\["(\w+)"\]', (ASSETS / "label.html.j2").read_text("utf-8"))}
-    words = languages()["en"]
-    # used by the names of parts of the state, and by the server for links
-    assert used | {"suspects", "mistakes", "language"} == words.keys()
-    names = {"open", *(path.split("/")[2] for path, _ in texts(words) if path.startswith("/views"))}
-    assert names - {*ORDERS} == {*VIEWS}
-    assert words["meanings"].keys() == names - {"open"}  # type: ignore[attr-defined]
-    assert words["formats"].keys() == SUFFIXES.keys()  # type: ignore[attr-defined]
+@pytest.mark.parametrize("name", PAGES)
+def test_pages_have_no_words_of_their_own(name: str) -> None:
+    """The template and the script use all words of the file and no others."""
+    script = {"train": "page.mjs"}.get(name, f"{name}.mjs")
+    used = {"language"}  # by the server, for links
+    for file in (f"{name}.html.j2", "languages.html.j2", script, "parts.mjs"):
+        used |= {*re.findall(r"\bwords\.(\w+)", (ASSETS / file).read_text("utf-8"))}
+    used |= {*re.findall(r'words\["(\w+)"\]', (ASSETS / f"{name}.html.j2").read_text("utf-8"))}
+    if name == "label":
+        used |= {"suspects", "mistakes"}  # by the names of parts of the state
+    words = words_of(name, languages()["en"])
+    assert used == words.keys()
+    assert not PAGES_TEXT.findall((ASSETS / script).read_text("utf-8"))
 
     class Text(HTMLParser):
         found = ""
@@ -79,18 +93,29 @@ def test_page_has_no_words_of_its_own() -> None:
 
         def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
             self.inside = tag
-            for name, value in attrs:
-                if name in ("aria-label", "alt", "title", "placeholder"):
+            for attribute, value in attrs:
+                if attribute in ("aria-label", "alt", "title", "placeholder"):
                     self.found += value or ""
 
         def handle_data(self, data: str) -> None:
             if self.inside not in ("script", "kbd"):
                 self.found += data
 
-    blank = {name: _blank(value) for name, value in words.items()}
+    blank = {key: _blank(value) for key, value in words.items()}
     reader = Text()
-    reader.feed(template("app/label.html.j2").render(words=blank, others={"xx": "¤"}))
+    reader.feed(template(f"app/{name}.html.j2").render(words=blank, others={"xx": "¤"}, query=""))
     assert {*"".join(reader.found.split())} == {"¤"}
+
+
+def test_all_that_the_server_names_has_words() -> None:
+    words = words_of("train", languages()["en"])
+    assert words["methods"].keys() == {*METHODS}  # type: ignore[attr-defined]
+    assert words["targets"].keys() == {*TARGETS}  # type: ignore[attr-defined]
+    words = words_of("label", languages()["en"])
+    names = {"open", *(path.split("/")[2] for path, _ in texts(words) if path.startswith("/views"))}
+    assert names - {*ORDERS} == {*VIEWS}
+    assert words["meanings"].keys() == names - {"open"}  # type: ignore[attr-defined]
+    assert words["formats"].keys() == SUFFIXES.keys()  # type: ignore[attr-defined]
 
 
 def _blank(value: object) -> object:
@@ -118,17 +143,22 @@ def _blank(value: object) -> object:
 )
 def test_browsers_get_the_language_that_they_like_best(header: str, language: str) -> None:
     assert preferred(header, ["en", "de"]) == language
-    assert f'<html lang="{language}">' in page({"accept-language": header})
+    for name in PAGES:
+        assert f'<html lang="{language}">' in page(name, {"accept-language": header})
 
 
-def test_a_link_chooses_another_language() -> None:
+@pytest.mark.parametrize(("name", "other_page"), [("label", "./"), ("train", "label")])
+def test_a_link_chooses_another_language(name: str, other_page: str) -> None:
+    """It stays chosen on the other page."""
     for query, headers, language, other in (
         ("lang=de", {"accept-language": "en"}, "de", "en"),
         ("lang=en", {"accept-language": "de"}, "en", "de"),
         ("lang=../../x", {"accept-language": "de"}, "de", "en"),
     ):
-        text = page(headers, query)
-        words = languages()[language]
+        text = page(name, headers, query)
+        words = words_of(name, languages()[language])
         assert f"<title>{words['title']}</title>" in text
         assert f'<a href="?lang={other}"' in text
-        assert f"lang={language}" not in text
+        assert f'<a href="?lang={language}"' not in text
+        kept = "" if "x" in query else f"?{query}"
+        assert f'<a href="{other_page}{kept}">' in text
