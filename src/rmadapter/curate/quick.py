@@ -319,7 +319,7 @@ def choose(
     """
     if order not in ORDERS:
         raise UserError(f"unknown order {order!r:.80}{did_you_mean(order, ORDERS)}")
-    if order in NEEDS_CLASSES and len(open_rows) and not quick.table.shape[1]:
+    if order in NEEDS_CLASSES and not quick.table.shape[1]:
         raise UserError("name at least two classes first: this order needs proposals")
     rows = np.array(open_rows, int)
     if not len(rows):

@@ -202,9 +202,10 @@ class Labelling:
         with self.project.lock:
             done = self.project.labels.keys() | self.project.skipped | self.fitting.bad.keys()
             names = [name for name in self.project.images if name not in done]
-        rows = [place[name] for name in names if name in place]
         if order in NEEDS_CLASSES and not quick.table.shape[1] and len(self.project.classes) > 1:
-            rows, place = [], {}  # the first proposals are being made, as after a restart
+            # the first proposals are being made, as after a restart
+            return [self._card(name, place, quick, (), None) for name in names[:n]]
+        rows = [place[name] for name in names if name in place]
         chosen = choose(encoded, quick, rows, order, n, seed=len(done) + 1)
         cards = [
             self._card(
