@@ -247,6 +247,16 @@ def costs(rows: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
     return [*heads, "MB"], cells
 
 
+def predict_many(r: Result) -> str:
+    """The command `predict` on folders of more and more images."""
+    title = "Folders of more and more images, a tiny model (`predict_many.py`)"
+    rows = [
+        [f"{row['images']:,}", f"{row['cpu_seconds']:.1f}", f"{row['peak_mb']:.0f}"]
+        for row in r["rows"]
+    ]
+    return table(title, ["images", "CPU s", "peak MB"], rows) + about(r["machine"])
+
+
 def parts(rows: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
     """Return heads and cells: CPU seconds of whole commands and of their parts."""
     names = [key for key in rows[0] if key not in ("run", "cpu")]
@@ -380,7 +390,7 @@ SECTIONS: dict[str, Callable[[Any], str]] = {
     "train_step": train_step, "overhead": overhead, "inference": inference, "predict": predict,
     "start": start, "serve": serve, "options": options, "folder": folder,
     "backbones": backbones, "demo_fit": demo_fit, "peers": peers, "public": public,
-    "scaling": scaling, "growth": growth, "gpu": gpu,
+    "scaling": scaling, "growth": growth, "predict_many": predict_many, "gpu": gpu,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import first_step
 import folder
 import growth
 import inference
+import predict_many
 import profiling
 import pytest
 import start
@@ -165,6 +166,16 @@ def test_a_command_is_measured_part_by_part(
     assert row["run"] == "rmadapter, now"
     for part in ("imports", "decode", "looks and hashes", "frozen", "train", "answers", "page"):
         assert row[part] > 0, part
+
+
+def test_every_image_of_a_large_folder_is_answered(
+    monkeypatch: pytest.MonkeyPatch, capsys: Printed
+) -> None:
+    found = json.loads(run(predict_many, monkeypatch, capsys, "--images", "101", "--json"))
+    [row] = found["rows"]
+    assert row["images"] == 101
+    assert row["cpu_seconds"] > 0
+    assert sys.platform != "linux" or row["peak_mb"] > 50
 
 
 def test_an_exponent_of_growth_is_the_slope_between_the_last_two_points() -> None:
