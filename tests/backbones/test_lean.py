@@ -71,3 +71,34 @@ def test_the_first_model_may_need_one(tiny_siglip: Backbone) -> None:
     found = json.loads(run.stdout.splitlines()[-1])
     torch.testing.assert_close(torch.tensor(found["features"]), features(tiny_siglip))
     assert found["imported"] == ["timm"]
+
+
+PLAIN = """
+import json, sys
+import torch
+from rmadapter.backbones import load_backbone
+
+load_backbone(sys.argv[1])
+import open_clip
+
+found = []
+for name in sys.argv[2:]:
+    model = open_clip.create_model(f"local-dir:{name}").eval()
+    tokens = open_clip.get_tokenizer(f"local-dir:{name}")(["a cat"])
+    found.append(model.encode_text(tokens)[0].tolist())
+print(json.dumps([found, type(model.visual).__name__, type(model.text).__name__]))
+"""
+
+
+def test_open_clip_works_as_usual_for_other_code(
+    tiny_clip: Backbone, tiny_siglip: Backbone, tiny_hf: Backbone
+) -> None:
+    """A model of timm or transformers can be made after one that needs neither was loaded."""
+    names = [one.name for one in (tiny_clip, tiny_siglip, tiny_hf)]
+    command = [sys.executable, "-c", PLAIN, *names]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    found, *kinds = json.loads(run.stdout.splitlines()[-1])
+    for got, backbone in zip(found, (tiny_siglip, tiny_hf), strict=True):
+        torch.testing.assert_close(torch.tensor(got), features(backbone))
+    assert kinds == [type(tiny_hf.model.visual).__name__, type(tiny_hf.model.text).__name__]

@@ -137,6 +137,22 @@ def bring_in(config: JsonObject) -> None:
             setattr(open_clip.model, name, getattr(module, name))
 
 
+def _bring_in_when_built(library: str) -> None:
+    """Let open_clip's class that needs a library which is absent bring it in when it is called, so
+    that open_clip works as usual for other code of this process."""
+    part, field, where, name = OPTIONAL[library]
+    module = importlib.import_module(f"open_clip.{where}")
+    if getattr(module, library) is not None:
+        return
+
+    def build(self: object, *args: object, **settings: object) -> None:
+        bring_in({part: {field: args[0] if args else "any"}})  # makes the class anew
+        self.__class__ = getattr(module, name)
+        self.__init__(*args, **settings)  # type: ignore[misc]
+
+    getattr(module, name).__init__ = build
+
+
 class _Timm(ModuleType):
     """timm as open_clip uses it: names that were taken out of its modules, else those of timm."""
 
@@ -176,5 +192,8 @@ _put_off("open_clip", (), whole=True)
 with _absent(*OPTIONAL):
     import open_clip.model
     import open_clip.transform  # which imports no more than the models do
+
+for _library in OPTIONAL:
+    _bring_in_when_built(_library)
 
 __all__ = ["bring_in", "open_clip"]
