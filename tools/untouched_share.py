@@ -71,18 +71,18 @@ def trial(lab: Lab, data: str, shots: int, draw: int, backbone: str) -> dict[str
 def ask(fitted: Fitted, cache: Cache, images: ImageSet, draw: int) -> dict[str, list[float]]:
     """Return base, novel and joint accuracy in % of RMAdapter+ by `keep`; the first classes of the
     images are the trained ones."""
-    method = fitted.method
-    assert isinstance(method, RMAdapterPlus)
-    models = {
-        f"{keep}": replace(method, keep=keep)
-        .restore(fitted.backbone, fitted.known, fitted.tensors)
-        .score(images.classes)
-        for keep in (1.0, 0.0)
-    }
+    models = {f"{keep}": with_keep(fitted, keep).score(images.classes) for keep in (1.0, 0.0)}
     tables = predict_all(models, fitted, cache, images, draw)
     ends = tables["1.0"].numpy(), tables["0.0"].numpy()
     found = measures(*ends, images, len(fitted.classes))
     return dict(zip(map(str, SHARES), found["frontier"], strict=True))
+
+
+def with_keep(fitted: Fitted, keep: float) -> Fitted:
+    """Return RMAdapter+ with the same weights and another `keep`."""
+    assert isinstance(fitted.method, RMAdapterPlus)
+    method = replace(fitted.method, keep=keep)
+    return method.restore(fitted.backbone, fitted.known, fitted.tensors)
 
 
 def by_set(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import default_rule
@@ -17,7 +16,6 @@ from studies import CHOOSE_ALL
 from rmadapter.backbones import Backbone
 from rmadapter.data.fewshot import half
 from rmadapter.data.image_set import ImageSet
-from rmadapter.methods.rmadapter_plus import RMAdapterPlus
 from rmadapter.runs.evaluate import predict_all
 from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
@@ -67,12 +65,8 @@ def test_a_mix_of_two_shares_is_the_share_between(tiny_clip: Backbone) -> None:
     few = lab.draw(request.task)
     fitted = learn(request.method, half(few.train, "base"), request.task, few, lab)
     test, cache = lab.splits("plain@1")["test"], lab.test_cache(request.task)
-    method = fitted.method
-    assert isinstance(method, RMAdapterPlus)
     models = {
-        f"{keep}": replace(method, keep=keep)
-        .restore(fitted.backbone, fitted.known, fitted.tensors)
-        .score(test.classes)
+        f"{keep}": untouched_share.with_keep(fitted, keep).score(test.classes)
         for keep in (0.0, 0.3, 1.0)
     }
     tables = predict_all(models, fitted, cache, test, 1)
