@@ -225,6 +225,7 @@ def test_page_in_german(page: Tab, colors: Path, axe: str) -> None:
     )
     click(page, "#alone")
     page.until(f"{message('train')} === {json.dumps(words['by_names'])}")
+    page.until("!document.getElementById('try').hidden")  # else the answer is drawn over
     choose(page, "#files", str(colors / "test/red/0.png"))
     until_count(page, "#answers > li", 1)
     assert re.search(r"\d,\d\s%", page.script("document.querySelector('#answers').textContent"))
