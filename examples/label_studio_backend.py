@@ -13,6 +13,7 @@ all annotations so far. The scores put the tasks in the order of `rmadapter sugg
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import secrets
@@ -68,12 +69,23 @@ class Studio(NamedTuple):
                     return path.read_bytes()
             url = urljoin(f"{self.url}/", place)
             if self.url and urlsplit(url)[:2] == urlsplit(self.url)[:2]:
-                request = Request(url, headers={"Authorization": f"Token {self.key}"})
-                with build_opener(NoRedirects).open(request, timeout=20) as response:
-                    return response.read(LARGEST)
+                return self._sent(Request(url, headers={"Authorization": self._authorization()}))
         except (OSError, URLError, KeyError, ValueError) as error:
             raise UserError(f"{place[:200]}: cannot be read ({type(error).__name__})") from error
         raise UserError(f"{place[:200]}: lies neither on LABEL_STUDIO_URL nor below LOCAL_FILES")
+
+    def _authorization(self) -> str:
+        """Return the header that shows the key. A personal access token, which is a JSON web token,
+        is exchanged for one that is valid for minutes; a legacy token is sent itself."""
+        if self.key.count(".") != 2:
+            return f"Token {self.key}"
+        url, body = f"{self.url.rstrip('/')}/api/token/refresh/", json.dumps({"refresh": self.key})
+        answer = self._sent(Request(url, body.encode(), {"Content-Type": "application/json"}))
+        return f"Bearer {json.loads(answer)['access']}"
+
+    def _sent(self, request: Request) -> bytes:
+        with build_opener(NoRedirects).open(request, timeout=20) as response:
+            return bytes(response.read(LARGEST))
 
 
 class Config(NamedTuple):

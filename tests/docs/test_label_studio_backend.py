@@ -3,6 +3,7 @@ webhook."""
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -30,6 +31,7 @@ CONFIG = """<View><Image name="photo" value="$image"/><Choices name="kind" toNam
 <Choice value="red"/></Choices></View>"""
 PROJECT = {"id": 7, "label_config": CONFIG}
 RED, BLUE = "/test/red/0.png", "/test/blue/0.png"
+PERSONAL = "header.claims.signature"  # the form of a personal access token
 SEEN: list[tuple[str, str]] = []
 
 
@@ -44,6 +46,14 @@ class Uploads(SimpleHTTPRequestHandler):
             self.end_headers()
         else:
             super().do_GET()
+
+    def do_POST(self) -> None:
+        """Exchange the personal access token as Label Studio 1.23.2 does."""
+        sent = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        is_right = (self.path, sent) == ("/api/token/refresh/", {"refresh": PERSONAL})
+        self.send_response(200 if is_right else 401)
+        self.end_headers()
+        self.wfile.write(b'{"access": "short-lived"}' if is_right else b'{"code": "invalid"}')
 
     def log_message(self, *_: object) -> None:
         pass
@@ -118,6 +128,21 @@ def test_predictions_have_label_studios_shape(client: TestClient, finished: Path
     assert SEEN == [(RED, "Token secret")]
     client.post("/predict", json=request(RED))
     assert len(SEEN) == 1  # the backend keeps the image
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_a_personal_access_token_is_exchanged(
+    studio: backend.Studio, colors: Path, slash: str
+) -> None:
+    own = studio._replace(url=studio.url + slash, key=PERSONAL)
+    assert own.read(RED) == (colors / RED[1:]).read_bytes()
+    assert SEEN == [(RED, "Bearer short-lived")]
+
+
+def test_an_image_is_not_asked_for_with_a_token_that_is_refused(studio: backend.Studio) -> None:
+    with pytest.raises(UserError, match="HTTPError"):
+        studio._replace(key="header.claims.other").read(RED)
+    assert SEEN == []
 
 
 @pytest.mark.parametrize("order", backend.ORDERS)
