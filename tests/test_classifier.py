@@ -437,7 +437,8 @@ def test_images_that_were_held_out_calibrate_a_classifier(
     assert calibration.source == "held out"
     np.testing.assert_allclose(calibration.shares, sorted(shares), atol=1e-6)
     assert calibration.limits(0.2, 4)[0] == calibration.shares[2]  # floor(17 * 0.2) = 3
-    assert model.is_familiar(test, turn_away=0.2).sum() == 16 - 2  # the third is the limit itself
+    # the third is the limit itself, which is kept with six digits: it may be on either side
+    assert 16 - model.is_familiar(test, turn_away=0.2).sum() in (2, 3)
     with pytest.raises(UserError, match="16 images and 1 labels"):
         model.calibrate(test, ["red"])
     with pytest.raises(UserError, match="calibrate first"):
