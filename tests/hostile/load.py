@@ -32,8 +32,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from rmadapter.support.terminal import table
-from tests.hostile.servers import MB, Faults, Server
+from tests.hostile.servers import MB, Faults, Server, show
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 from clients import GONE, Client, form, hostile, png, threads
@@ -399,12 +398,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
     options.hostile = options.clients // 5
-    row = measure(options)
-    if options.json:
-        print(json.dumps(row, indent=1))
-    else:
-        table(["", ""], [[name, str(value)] for name, value in row.items()])
-    sys.exit(any(row[fault] for fault in FAULTS))
+    sys.exit(show(measure(options), FAULTS, options.json))
 
 
 if __name__ == "__main__":

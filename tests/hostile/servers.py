@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -15,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+
+from rmadapter.support.terminal import table
 
 MB = 1e6
 
@@ -111,3 +114,13 @@ def pss(process: psutil.Process) -> float:
     except FileNotFoundError:
         return float(process.memory_info().rss / MB)
     return int(re.findall(r"^Pss: +(\d+) kB", lines, re.M)[0]) * 1024 / MB
+
+
+def show(row: Mapping[str, object], faults: Sequence[str], as_json: bool) -> int:
+    """Print what was measured, and return the exit code: 1 unless all faults are zero. faults:
+    those of the row's names that count them."""
+    if as_json:
+        print(json.dumps(row, indent=1))
+    else:
+        table(["", ""], [[name, str(value)] for name, value in row.items()])
+    return int(any(row[fault] for fault in faults))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from tests.helpers.benchmarks import tiny_model
 from tests.helpers.serving import FACTS
 from tests.hostile import load
+from tests.hostile.servers import show
 
 assert FACTS  # its import skips this file where the extra is missing
 
@@ -32,6 +34,16 @@ def test_a_short_load_has_no_faults(tmp_path: Path, workers: int) -> None:
     assert row["answered"]
     assert row["hostile requests"]
     assert {fault: row[fault] for fault in load.FAULTS if row[fault]} == {}
+
+
+def test_a_fault_is_an_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    """Alike as a table and as JSON; other numbers are none."""
+    for as_json in (False, True):
+        for late in (0, 2):
+            row = {"answered": 9, "late": late, "memory": 0}
+            assert show(row, ("late", "memory"), as_json) == (late > 0)
+            shown = capsys.readouterr().out
+            assert json.loads(shown) == row if as_json else re.search(rf"late\D+{late}", shown)
 
 
 def test_faults_are_noticed() -> None:

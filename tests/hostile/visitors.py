@@ -40,8 +40,7 @@ from PIL import Image
 from rmadapter.curate.quick import ORDERS
 from rmadapter.deploy.app.labelling import number_of
 from rmadapter.deploy.app.shared import PREFIX
-from rmadapter.support.terminal import table
-from tests.hostile.servers import Faults, Server
+from tests.hostile.servers import Faults, Server, show
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 from clients import threads
@@ -487,12 +486,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
-    row = measure(options)
-    if options.json:
-        print(json.dumps(row, indent=1))
-    else:
-        table(["", ""], [[name, str(value)] for name, value in row.items()])
-    sys.exit(any(row[fault] for fault in FAULTS))
+    sys.exit(show(measure(options), FAULTS, options.json))
 
 
 if __name__ == "__main__":
