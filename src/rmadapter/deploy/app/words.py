@@ -16,7 +16,7 @@ ASSETS = Path(__file__).parents[2] / "assets/app"
 PAGES = ("train", "label")
 ENGLISH = "words.en.json"
 MOST_HEADER = 1_000  # characters of an Accept-Language header that are read
-WISH = re.compile(r"(?P<language>[a-z]{1,8})(-[a-z0-9-]+)? *(; *q=(?P<weight>[01](\.\d{0,3})?))?")
+ENTRY = re.compile(r"(?P<language>[a-z]{1,8})(-[a-z0-9-]+)? *(; *q=(?P<weight>[01](\.\d{0,3})?))?")
 
 
 def languages() -> dict[str, dict[str, object]]:
@@ -49,7 +49,7 @@ def preferred(header: str, known: Sequence[str]) -> str:
     known, else the first known one. A dialect counts as its language."""
     weights: dict[str, float] = {}
     for part in header[:MOST_HEADER].split(","):
-        match = WISH.fullmatch(part.strip().lower())
+        match = ENTRY.fullmatch(part.strip().lower())
         if match:
             weight = float(match["weight"] or 1)
             weights[match["language"]] = max(weight, weights.get(match["language"], 0))
