@@ -39,6 +39,8 @@ from rmadapter.support.machine import versions
 
 DRAW = 1
 LABELS = HEAP // 3
+# of images with a label, as the page shows it
+COUNT = "Number((document.getElementById('count').textContent.match(/: (\\d+) of/) ?? [0, 0])[1])"
 ASKED = 100  # test images, at most
 STEPS = ("encode", "label", "train", "export")
 
@@ -105,7 +107,9 @@ class Walk:
                 page.until("document.getElementById('grid').ariaBusy === 'false'")
                 page.until("document.activeElement.matches('#grid > li:not(.done)')")
             else:
+                before = self.labelled()
                 page.press(str(1 + names.index(truth[name])))
+                page.until(f"{COUNT} > {before}")  # shown after the grid
                 page.until(
                     "document.getElementById('grid').ariaBusy !== 'true' && "
                     f"document.activeElement.lastElementChild.textContent !== {json.dumps(name)}"
@@ -116,8 +120,7 @@ class Walk:
         return self.labelled()
 
     def labelled(self) -> int:
-        count = "document.getElementById('count').textContent.match(/: (\\d+) of/)"
-        return int(self.page.script(f"({count} ?? [0, 0])[1]"))
+        return int(self.page.script(COUNT))
 
     def deploy(self, address: str, method: str = "auto") -> Path:
         """Train, and take the classifier along as a page; returns its folder."""
