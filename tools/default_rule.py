@@ -90,8 +90,7 @@ def novel(kept: Lines, shared: Lines, few: Sequence[int]) -> dict[str, dict[int,
 def qualifies(accuracies: Mapping[str, Curve], name: str) -> bool:
     """Whether a method keeps enough of novel classes, for each number of images."""
     return all(
-        value
-        >= max(accuracies[rival][shots] for rival in ("zero-shot", "rmadapter-plain")) - WITHIN
+        value >= max(accuracies[rival][shots] for rival in RIVALS) - WITHIN
         for shots, value in accuracies[name].items()
     )
 
