@@ -9,8 +9,8 @@ that they train, keep about others, and know about all of them together.
 trained. `keeping` trains each variant on one half, and asks about all classes in one list; what it
 gets right among the classes of each half follows from the same answers. `--variants` of MECHANISM
 ask whether the paper's mechanism can work, `--base 10 25 50` trains on so many classes of the first
-half alone. `tuning` is `keeping` with random settings of TUNED, whose variants are called "mma #3";
-with `--beside`, lines of `keeping` put the defaults into its tables.
+half alone. `tuning` is `keeping` with random settings of TUNED, whose variants are called "mma #3".
+tools/mechanism_tables.py makes the tables of these three.
 
 A line is one draw of classes and images: a data set, a number of shots, a draw and a variant.
 Finished lines are kept: repeat the command to resume.
@@ -317,7 +317,6 @@ FIGURES: dict[str, Callable[[Line, Line], float]] = {
     "joint": lambda a, b: a["frontier"][-1][2] - b["frontier"][-1][2],
 }
 MIXED = ("neither", "both", "plus", "mmrl", "mma", "mma-adamw")  # looked at afterwards
-PREPARED = tuple((name, "neither") for name in MECHANISM)  # R3
 PAIRS = (  # R2 and R5
     ("reconstruction", "neither"),
     ("reconstruction, printed", "neither"),
@@ -331,15 +330,11 @@ PAIRS = (  # R2 and R5
 )
 RIVALS = tuple((CHOSEN, name) for name in ("plus", "zero-shot", "neither", "ridge", "both"))
 # by the end of a table's name
-FAMILIES: dict[str, Sequence[tuple[str, str]]] = {
-    "": PAIRS,
-    ", prepared": PREPARED,
-    ", chosen": RIVALS,
-}
+FAMILIES: dict[str, Sequence[tuple[str, str]]] = {"": PAIRS, ", chosen": RIVALS}
 
 
 def differences(
-    lines: Lines, figure: str, pairs: Sequence[tuple[str, str]] = PAIRS
+    lines: Lines, figure: Callable[[Line, Line], float], pairs: Sequence[tuple[str, str]] = PAIRS
 ) -> list[list[str]]:
     """Compare pairs, which are tested together, over data sets, whose domains and draws count as
     draws."""
@@ -350,7 +345,7 @@ def differences(
         for data, draw, variant in runs:
             if variant == one and (data, draw, other) in runs:
                 pair = (runs[data, draw, name] for name in (one, other))
-                sets.setdefault(data.split("/")[0], []).append(FIGURES[figure](*pair))
+                sets.setdefault(data.split("/")[0], []).append(figure(*pair))
         if sets:
             named[f"{one} - {other}"] = [*sets.values()]
     return [[name, *cells] for name, cells in with_verdicts(named, 1).items()]
@@ -405,29 +400,6 @@ def means(lines: Lines) -> list[list[str]]:
     return rows
 
 
-def tuned(lines: Lines) -> str:
-    """Compare the settings of each of TUNED by their mean HM over the data sets for choosing that
-    all of them have."""
-    roots = {name.split("/")[0] for name in CHOOSE_ALL}
-    values: dict[str, dict[str, list[float]]] = {}
-    for line in lines:
-        data = line["data"].split("/")[0]
-        if line["variant"].partition(" #")[0] in TUNED and data in roots:
-            mean = metrics.harmonic_mean(*line["frontier"][-1][:2])
-            values.setdefault(line["variant"], {}).setdefault(data, []).append(mean)
-    shared = set.intersection(*({*sets} for sets in values.values())) if values else set()
-    hm = {name: fmean(fmean(sets[data]) for data in shared) for name, sets in values.items()}
-    rows = []
-    for name in TUNED:
-        of = {full: value for full, value in hm.items() if full.partition(" #")[0] == name}
-        if of:
-            best = max(of, key=lambda full: of[full])
-            settings = ", ".join(f"{k}={v:.3g}" for k, v in described(best)[1].items())
-            default = f"{of[name]:.1f}" if name in of else "–"
-            rows.append([name, default, best, f"{of[best]:.1f}", settings])
-    return markdown([f"HM, {len(shared)} sets", "default", "best", "its HM", "its settings"], rows)
-
-
 HEADS = ["base", "novel", "joint", "base as novel", "novel as base", "AUROC"]
 
 
@@ -443,11 +415,8 @@ def tables(lines: Lines) -> dict[str, str]:
             if any(line["variant"] in MIXED for line in some):
                 rows = mixed(some)
                 found[f"{title}: {shots} shots, mixed"] = markdown(["joint", *TESTED], rows)
-            numbered = {line["variant"] for line in some if " #" in line["variant"]}
-            pairs = [(name, name.partition(" #")[0]) for name in sorted(numbered)]
-            families = FAMILIES | {", tuned": pairs if title == "reporting" else []}
-            for figure, (family, pairs) in itertools.product(FIGURES, families.items()):
-                rows = differences(some, figure, pairs)
+            for figure, (family, pairs) in itertools.product(FIGURES, FAMILIES.items()):
+                rows = differences(some, FIGURES[figure], pairs)
                 if rows:
                     name = f"{title}: {shots} shots, {figure}{family}"
                     found[name] = markdown([f"difference, {figure}", *TESTED], rows)
@@ -461,16 +430,13 @@ def main() -> None:
     parser.add_argument("--draws", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--shots", type=int, nargs="+", default=[4, 16])
     parser.add_argument("--variants", nargs="+", type=known, help="by default, all of the question")
-    parser.add_argument("--beside", type=Path, help="lines of `keeping`, for tables of `tuning`")
     parser.add_argument("--base", type=int, nargs="+", default=[0], help="classes to train on")
     parser.add_argument("--backbone", default="pocket")
     parser.add_argument("--pages", type=Path, nargs="+", default=[], help="pages for the tables")
     args = parser.parse_args()
     lines = read_lines(args.out)
     if args.tables:
-        lines += read_lines(args.beside) if args.beside else []
-        tuning = args.question == "tuning"
-        show({"tuning": tuned(lines)} if tuning else tables(lines), *args.pages)
+        show(tables(lines), *args.pages)
         return
     variants = args.variants or KEEPING
     if args.question == "tuning":

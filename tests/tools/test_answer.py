@@ -100,19 +100,6 @@ def test_domains_and_draws_of_one_set_count_once() -> None:
     assert "choosing: 4 shots" not in found
 
 
-def test_prepared_adapters_are_tested_apart_from_the_losses() -> None:
-    """Their number must not change what is corrected for the others."""
-    names = ("neither", "constraint", "branch first")
-    lines = [
-        line(data, 1, name, 40 + i + j)
-        for i, data in enumerate(("food", "sports", "dtd10"))
-        for j, name in enumerate(names)
-    ]
-    found = answer.tables(lines)
-    assert len(found["reporting: 4 shots, novel"].splitlines()) == 3
-    assert "branch first" in found["reporting: 4 shots, novel, prepared"].splitlines()[-1]
-
-
 def test_fewer_base_classes_leave_the_others_out_of_both_parts() -> None:
     lab = Lab(keep=True, progress=False)
     many = ImageSet.from_lists([IMAGES.images[0]] * 16, [f"class {i % 8}" for i in range(16)])
@@ -149,20 +136,6 @@ def test_random_settings_are_those_of_their_number() -> None:
     assert {name: without[name] for name in answer.NO_REC} == answer.NO_REC
     with pytest.raises(ValueError, match="other"):
         answer.known("other #3")
-
-
-def test_the_best_settings_are_compared_with_the_default() -> None:
-    """HM of 80 and 40 is 53.3, of 80 and 80 is 80; what is for reporting is not looked at."""
-    pytest.importorskip("optuna", reason="random settings need the extra 'tune'")
-    lines = [
-        line(data, 1, variant, novel)
-        for data in ("weather", "clouds", "food")
-        for variant, novel in (("mma", 40.0), ("mma #1", 10.0), ("mma #2", 80.0))
-    ]
-    assert "| mma | 53.3 | mma #2 | 80.0 |" in answer.tuned(lines).splitlines()[-1]
-    found = answer.tables([*lines, line("sports", 1, "mma", 40), line("sports", 1, "mma #2", 50)])
-    assert "mma #2 - mma" in found["reporting: 4 shots, novel, tuned"]
-    assert not [name for name in found if "choosing" in name and "tuned" in name]
 
 
 def test_a_mix_is_compared_with_the_model_itself() -> None:
