@@ -108,7 +108,7 @@ def answer_tables() -> dict[str, str]:
 @pytest.mark.parametrize(
     ("name", "tables", "count"),
     [
-        ("studies/answer.md", lambda: marked(answer_tables()), 39),
+        ("studies/answer.md", lambda: marked(answer_tables()), 40),
         ("studies/auto.md", auto_tables, 2),
         ("studies/choice.md", lambda: marked(choice.tables(lines_of("choice"))), 6),
         ("studies/families.md",
