@@ -5,12 +5,14 @@ number format, against the card's own rates.
 
 A training step (forward, backward, optimizer; 16, 128 and 1,024 images, 50 and 1,000 classes) by
 the backbone's own forward in float32 with hooks, by the lean one in float32, bfloat16 and float16
-(scaled), and the lean one as a CUDA graph and compiled; and encoding images with adapters in these
-ways. Each row has seconds (median and least), images per second, memory on the card, the share that
-its necessary work (work.py; of encoding, torch's count) reaches of the rate of large square
-products of that format in the same run, and the roofline: the seconds that the products take at
-that rate, or the necessary bytes at the measured bandwidth, whichever is more. The row of what does
-not fit, or of what the card lacks, says so. After 20 minutes it ends with what it has.
+(scaled), the lean one as one CUDA graph, and with its loss compiled, as by the settings
+compile=default and compile=reduce-overhead, the latter by torch's own CUDA graphs; and encoding
+images with adapters in these ways. Each row has seconds (median and least), images per second,
+memory on the card, the share that its necessary work (work.py; of encoding, torch's count) reaches
+of the rate of large square products of that format in the same run, and the roofline: the seconds
+that the products take at that rate, or the necessary bytes at the measured bandwidth, whichever is
+more. The row of what does not fit, or of what the card lacks, says so. After 20 minutes it ends
+with what it has.
 
 --page FILE gets the same as a page, by default docs/results/gpu.md. Without a GPU it says so and
 exits with 2; `--device cpu` tries the script. No GPU has run it yet.
@@ -43,6 +45,7 @@ from rmadapter.errors import UserError
 from rmadapter.support.files import write_text
 from rmadapter.support.machine import describe, find_device, peak, reset_peak
 from rmadapter.support.terminal import note
+from rmadapter.training.loop import compiled
 
 sys.path.insert(0, str(ROOT / "tools"))
 
@@ -50,6 +53,7 @@ from studies import markdown
 
 FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SQUARES = (1024, 4096, 8192)  # sides of the products; the best of them is the card's rate
+MODES = ("compiled", "reduce-overhead")
 BUDGET = 20 * 60.0  # seconds of the whole script; what would begin later is left out
 COPIED = 1024  # MB that are copied to measure the bandwidth
 PAGE = ROOT / "docs/results/gpu.md"
@@ -160,9 +164,9 @@ def every(options: argparse.Namespace, card: Card) -> Iterator[Row]:
 
 def ways(options: argparse.Namespace) -> list[tuple[str, str]]:
     """Return ways to run the lean pass, each with a format: float16 only eagerly, since scaling
-    reads whether a step overflowed."""
+    reads whether a step overflowed. The eager ones come first, as they cast the frozen weights."""
     found = [("lean", name) for name in FORMATS]
-    others = ("graph", "compiled") if options.compile else ("graph",)
+    others = ("graph", *MODES) if options.compile else ("graph",)
     return found + [(way, name) for way in others for name in ("fp32", "bf16")]
 
 
@@ -209,7 +213,7 @@ def training(step: Step, variant: str, name: str) -> Callable[[], object]:
         text = model.frozen_text(step.tokens)
         image = lower(image, kind)
         text = [lower(chunk, kind) for chunk in text]
-        call: Any = torch.compile(model) if variant == "compiled" else model
+        call: Any = anew(model, variant) if variant in MODES else model
 
         def loss() -> Tensor:
             return call(step.labels, image, text)["loss"]
@@ -230,6 +234,19 @@ def training(step: Step, variant: str, name: str) -> Callable[[], object]:
         scaler.update()
 
     return captured(run, device) if variant == "graph" else run
+
+
+def anew(function: Callable[..., Any], variant: str) -> Callable[..., Any]:
+    """Compile a function as training does, for the sizes of its inputs alone: torch would make one
+    that was compiled for others before fit all sizes."""
+    torch.compiler.reset()
+    call = compiled(function, graphs=variant == "reduce-overhead")
+
+    def run(*inputs: object) -> Any:
+        torch.compiler.cudagraph_mark_step_begin()  # nothing that the last call returned is used
+        return call(*inputs)
+
+    return run
 
 
 def captured(run: Callable[[], object], device: torch.device) -> Callable[[], object]:
@@ -267,9 +284,8 @@ def encoding(step: Step, variant: str, name: str) -> Callable[[], object]:
             states = image.frozen(step.images, model.first("image"), features=False)
             return model.features("image", states)[0]
 
-    if variant == "compiled":
-        compiled: Callable[[], object] = torch.compile(run)
-        return compiled
+    if variant in MODES:
+        return anew(run, variant)
     return captured(run, device) if variant == "graph" else run
 
 

@@ -123,6 +123,16 @@ def test_a_bad_value_is_refused(values: dict[Any, Any], words: list[str]) -> Non
         assert word in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("value", "mode"),
+    [(True, "default"), (False, "none"), ("none", "none"), ("reduce-overhead", "reduce-overhead")],
+)
+def test_compile_was_yes_or_no(value: object, mode: str) -> None:
+    assert configured(Machine(), {"compile": value}).compile == mode
+    with pytest.raises(UserError, match="compile='fast'"):
+        configured(Machine(), {"compile": "fast"})
+
+
 def test_a_single_template_may_be_plain_text() -> None:
     assert configured(Task(), {"templates": "a {}."}).templates == ("a {}.",)
 

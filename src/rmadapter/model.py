@@ -237,7 +237,8 @@ class AdaptedCLIP(nn.Module):
             return states.features, []
         assert states.first is not None
         encoder, adapters, layout, x = self.encoders[side], self.adapters, states.layout, states.x
-        normed, below, errors = adapters.norm == "block", None, list[Tensor]()
+        normed, below = adapters.norm == "block", None
+        errors: list[Tensor] = []  # not list[Tensor](), which torch.compile cannot trace
         frozen_target = reconstruct and adapters.target == "frozen"
         untouched = self._untouched(side, states) if frozen_target else {}
         for i in range(states.first, encoder.depth + 1):

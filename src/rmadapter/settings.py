@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_origin, get_type_hints
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from rmadapter.errors import UserError, did_you_mean, is_text, quoted
@@ -29,6 +29,7 @@ Count = Annotated[int, Field(ge=0, le=1_000_000)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Draw = Literal["balanced", "natural"]  # of shots, as in `Task`
+Compile = Literal["none", "default", "reduce-overhead"]  # as torch calls its modes
 MOST_NUMBER, MOST_WHOLE, MOST_PARTS = 1e12, 2**63, 10_000  # of any setting, also in a record
 MOST_TEXT, MOST_LEVELS = 2**16, 8  # characters of a config or value, and levels of nesting
 
@@ -114,6 +115,12 @@ class LossSettings:
     )
 
 
+def _compile_of(value: object) -> object:
+    """Read what version 0.2 had, yes or no, as a mode."""
+    modes: dict[object, object] = {False: "none", True: "default"}
+    return modes.get(value, value) if isinstance(value, int) else value
+
+
 @dataclass(frozen=True, config=STRICT)
 class Machine:
     """The device and the number format; only the format may change results by more than rounding.
@@ -130,8 +137,10 @@ class Machine:
         "number format of the forward pass in training; auto: bf16 or fp16 where measured to be "
         "faster",
     )
-    compile: bool = option(
-        False, "compile the training step with torch.compile: minutes at first, then faster"
+    compile: Annotated[Compile, BeforeValidator(_compile_of)] = option(
+        "none",
+        "what torch.compile makes of a step's loss; default: minutes at first, then faster; "
+        "reduce-overhead: also as CUDA graphs, on a GPU",
     )
     cache_memory: float = option(
         4.0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import gpu
 import pytest
@@ -38,17 +39,41 @@ def test_all_formats_take_the_same_step(tmp_path: Path) -> None:
         assert float((found - plain).norm() / plain.norm()) < limit, (variant, name)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: captures a CUDA graph")
-def test_a_captured_step_is_the_eager_one(  # pragma: no cover: needs a GPU
-    tmp_path: Path,
+@pytest.mark.parametrize("variant", gpu.MODES)
+def test_a_compiled_step_is_the_same(
+    variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """But for the compiler, which takes a minute, and is not what is tested."""
+    given: list[dict[str, bool]] = []
+
+    def compile(function: Any, *, options: dict[str, bool]) -> Any:
+        given.append(options)
+        return function
+
+    backbone = load_backbone(tiny_model(tmp_path))
+    plain = gradients(backbone, "lean", "fp32")
+    monkeypatch.setattr(torch, "compile", compile)
+    torch.testing.assert_close(gradients(backbone, variant, "fp32"), plain)
+    step = Step(backbone, 3, 2, 0)
+    features = gpu.encoding(step, variant, "fp32")()
+    torch.testing.assert_close(features, gpu.encoding(step, "lean", "fp32")())
+    graphs = variant == "reduce-overhead"
+    assert [one.get("triton.cudagraphs", False) for one in given] == [graphs] * 2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: captures a CUDA graph")
+@pytest.mark.parametrize(("variant", "times"), [("graph", 4), ("reduce-overhead", 7)])
+def test_a_captured_step_is_the_eager_one(  # pragma: no cover: needs a GPU
+    variant: str, times: int, tmp_path: Path
+) -> None:
+    """Capturing a graph runs three steps."""
     backbone = load_backbone(tiny_model(tmp_path)).to(torch.device("cuda"))
     found = []
-    for variant, times in (("lean", 7), ("graph", 4)):  # capturing runs three steps
+    for way, count in (("lean", 7), (variant, times)):
         step = Step(backbone, 3, 2, 0, learning_rate=1e-3)
         step.images, step.labels = step.images.cuda(), step.labels.cuda()
-        run = gpu.training(step, variant, "fp32")
-        for _ in range(times):
+        run = gpu.training(step, way, "fp32")
+        for _ in range(count):
             run()
         torch.cuda.synchronize()
         found.append(torch.cat([p.detach().flatten() for p in step.model.adapters.parameters()]))

@@ -268,21 +268,6 @@ def test_half_precision_trains_and_is_close(tiny_clip: Backbone) -> None:
         fit_adapters(shots_of(tiny_clip, IMAGES, precision="fp16"))
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:The .grad attribute")  # of torch 2.13's dynamo
-def test_a_compiled_training_equals_an_eager_one(tiny_clip: Backbone) -> None:
-    try:
-        torch.compile(lambda x: x.sin() + 1)(torch.ones(2))
-    except Exception as error:  # no C++ compiler, a Python that dynamo does not know
-        pytest.skip(f"torch.compile does not work here: {type(error).__name__}")
-    # two steps of one block: compiling takes its time
-    few = {"first_block": 4, "batch_size": 8, "epochs": 2}
-    plain, compiled = (
-        fit_adapters(shots_of(tiny_clip, IMAGES, compile=on), **few) for on in (False, True)
-    )
-    assert losses(compiled) == pytest.approx(losses(plain), rel=1e-4)
-
-
 def test_held_and_live_activations_train_alike(tiny_clip: Backbone) -> None:
     held = shots_of(tiny_clip, IMAGES)
     live = replace(held, cache=replace(held.cache, hold=False))

@@ -169,6 +169,8 @@ class TextRefiner(ModuleMethod):
         refiner = self.module(backbone, shots.seed)
         module = Training(refiner, self.keep, shots.seed)
         prompts = PromptedText(backbone, shots.classes, len(refiner.ctx))
+        # What it writes stays for the next step, and so must not lie in the memory of a CUDA graph.
+        write = torch.compiler.disable(module.write)
 
         def loss(batch: Batch) -> dict[str, Tensor]:
             t = F.normalize(prompts.encode(refiner.ctx), dim=-1)
@@ -177,7 +179,7 @@ class TextRefiner(ModuleMethod):
             tokens = module.aligned(tokens)
             some = tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[-1]))
             local = torch.cat([tokens[:, :1], some, tokens.mean(1, keepdim=True)], 1).flatten(0, 1)
-            module.write(tokens.flatten(0, 1))
+            write(tokens.flatten(0, 1))
             labels = batch.labels.repeat_interleave(places.shape[1] + 2)
             terms = {
                 "ce": F.cross_entropy(

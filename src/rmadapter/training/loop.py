@@ -1,7 +1,7 @@
 """The training loop of every method: recipe, steps, exact resume, several processes.
 
 Killed at any moment and started again, a training ends with the same weights, on a CPU with as many
-threads bit for bit.
+threads bit for bit; a compiled one up to rounding, since it begins with an uncompiled step.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from statistics import fmean, median
-from typing import NamedTuple
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -121,7 +121,7 @@ def minimise(
     trainer = Trainer(module, recipe, shots, times)
     trained = trainer.trained
     epochs, per_epoch = recipe.length(shots.images.labels)
-    call = torch.compile(loss) if shots.machine.compile else loss
+    call = _ready(loss, recipe, shots)
     labels, shown = shots.labels, ""
     seconds: list[float] = []  # of each step that is read
     spent = 0.0  # on those that are not
@@ -177,6 +177,53 @@ def _prepare(module: nn.Module, shots: Shots) -> None:
             )
         keep_freed_memory()
     module.to(shots.device).train()
+
+
+Inputs = ParamSpec("Inputs")
+Output = TypeVar("Output")
+
+
+def compiled(function: Callable[Inputs, Output], graphs: bool = False) -> Callable[Inputs, Output]:
+    """Compile a function by torch.compile, so that it draws the same random numbers as before.
+    graphs: also record what it does on a GPU as CUDA graphs."""
+    # as mode="reduce-overhead", which torch takes only without other options
+    more = {"triton.cudagraphs": True} if graphs else {}
+    return torch.compile(function, options={"fallback_random": True, **more})
+
+
+def _ready(loss: Loss, recipe: Recipe, shots: Shots) -> Loss:
+    """Return a loss as the settings of the machine want it."""
+    mode = shots.machine.compile
+    if mode == "none":
+        return loss
+    whole, _ = _share(torch.arange(min(recipe.batch_size, len(shots.images))))
+    return _Compiled(loss, len(whole), graphs=mode == "reduce-overhead")
+
+
+class _Compiled:
+    """A loss that is compiled for batches of one size.
+
+    The first batch runs uncompiled: what a loss keeps from its first call, such as weights that are
+    cast once, must be neither compiled into every step nor in the memory of a CUDA graph. So does
+    the last batch of an epoch, if it is smaller: to compile its size too hardly pays for one step
+    an epoch, and to pad it, each method's loss would have to leave images out.
+
+    size: of the part of a whole batch that this process has.
+    """
+
+    def __init__(self, loss: Loss, size: int, graphs: bool) -> None:
+        self.loss, self.size, self.graphs = loss, size, graphs
+        self.call, self.first = compiled(loss, graphs), True
+
+    def __call__(self, batch: Batch) -> Tensor | dict[str, Tensor]:
+        if self.first or len(batch.rows) != self.size:
+            self.first = False
+            return self.loss(batch)
+        if self.graphs:
+            # From here on the graphs write over what they returned in the last step, of which
+            # `Trainer.step` has copied the terms and dropped the gradients.
+            torch.compiler.cudagraph_mark_step_begin()
+        return self.call(batch)
 
 
 def order(
@@ -275,11 +322,11 @@ class Trainer:
         of the batch is this process's."""
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
+        self.optimizer.zero_grad()  # first: a CUDA graph of the loss writes over the gradients
         with torch.autocast(self.device.type, self.format, enabled=self.format != torch.float32):
             result = loss(batch)
         terms = result if isinstance(result, dict) else {"loss": result}
         shared = several()
-        self.optimizer.zero_grad()
         self.scaler.scale(terms["loss"] * share if shared else terms["loss"]).backward()
         if shared:
             for parameter in self.parameters:
