@@ -16,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Edit = Callable[[Tensor], Tensor]
-
+# (place, what a part of a block computed) -> what the block goes on with. The places: "norm" and
+# "norm2", "attention" with its output projection, "mlp".
+EditPart: TypeAlias = Callable[[str, Tensor], Tensor]
 
 Block: TypeAlias = Any  # of open_clip, timm or transformers, whose types have nothing in common
 
@@ -42,9 +44,11 @@ class View(Projections, Protocol):
     """All parts of a block.
 
     hidden: width inside the MLP; 0 for an MLP of another make, whose layers are not known.
+    norm_first: whether "norm" is in front of attention, not behind it.
     """
 
     hidden: int
+    norm_first: bool
 
     def norm(self, x: Tensor) -> Tensor:
         """Return what attention reads of the tokens [..., d]."""
@@ -54,9 +58,15 @@ class View(Projections, Protocol):
         """As in `Projections`. edit: changes what enters the MLP's activation, [..., hidden]."""
         ...
 
+    def close_by_parts(self, x: Tensor, attended: Tensor, edit: EditPart) -> Tensor:
+        """As `close`, changing the output of each part that follows attention."""
+        ...
+
 
 class PreNorm:
     """A pre-norm block of open_clip or timm; same arithmetic as its own forward."""
+
+    norm_first = True
 
     def __init__(self, block: Block, *, timm: bool) -> None:
         self.attn, self.mlp, self.heads = block.attn, block.mlp, block.attn.num_heads
@@ -89,6 +99,11 @@ class PreNorm:
         n = self.norm2(x)
         return x + self.ls2(self.mlp(n) if edit is None else self._edited(n, edit))
 
+    def close_by_parts(self, x: Tensor, attended: Tensor, edit: EditPart) -> Tensor:
+        x = x + self.ls1(edit("attention", self.out(attended)))
+        n = edit("norm2", self.norm2(x))
+        return x + self.ls2(edit("mlp", self.mlp(n)))
+
     def _edited(self, n: Tensor, edit: Edit) -> Tensor:
         first, *rest = self.layers
         y = edit(first(n))
@@ -114,6 +129,8 @@ def _is_timms(module: nn.Module, where: str, name: str) -> bool:
 class PostNorm:
     """A post-norm block of a Hugging Face encoder of the BERT family."""
 
+    norm_first = False
+
     def __init__(self, block: Block) -> None:
         self.block = block
         self.heads = block.attention.self.num_attention_heads
@@ -136,6 +153,13 @@ class PostNorm:
         x, inner = self.block.attention.output(attended, x), self.block.intermediate
         y = inner(x) if edit is None else inner.intermediate_act_fn(edit(inner.dense(x)))
         return self.block.output(y, x)
+
+    def close_by_parts(self, x: Tensor, attended: Tensor, edit: EditPart) -> Tensor:
+        attention, output = self.block.attention.output, self.block.output
+        added = edit("attention", attention.dropout(attention.dense(attended)))
+        x = edit("norm", attention.LayerNorm(added + x))
+        added = edit("mlp", output.dropout(output.dense(self.block.intermediate(x))))
+        return edit("norm2", output.LayerNorm(added + x))
 
 
 class Opaque:

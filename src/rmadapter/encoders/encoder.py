@@ -178,10 +178,22 @@ class Encoder(ABC, Generic[Layout]):
     ) -> Tensor:
         """Return features [B or C, e] of tokens that enter block `first`; edit(i, x) changes what
         enters block i."""
+        return self.head(self.through(x, layout, first, edit, views), layout)
+
+    def through(
+        self,
+        x: Tensor,
+        layout: Layout,
+        first: int = 1,
+        edit: Callable[[int, Tensor], Tensor] | None = None,
+        views: Sequence[Projections | Opaque] = (),
+    ) -> Tensor:
+        """Return the tokens that leave the top block, or just those that are read; arguments as in
+        `encode`."""
         for i in range(first, self.depth + 1):
             x = edit(i, x) if edit else x
             x = self.step(i, x, self.norm(i, x), layout, self._is_top(i, layout), views)
-        return self.head(x, layout)
+        return x
 
     def _is_top(self, block: int, layout: Layout) -> bool:
         return block == self.depth and self.reads_some(layout)

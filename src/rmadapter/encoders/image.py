@@ -53,6 +53,13 @@ class ImageEncoder(Encoder[Grid]):
         those that are read."""
 
     @abstractmethod
+    def project(self, pooled: Tensor) -> Tensor:
+        """Return features [B, e] of what `pooled` gives."""
+
+    def head(self, x: Tensor, layout: Grid) -> Tensor:
+        return self.project(self.pooled(x))
+
+    @abstractmethod
     def top_norm(self, x: Tensor) -> Tensor:
         """Apply the norm after the top block to single tokens [..., d]."""
 
@@ -138,8 +145,8 @@ class ClipImage(ImageEncoder):
     def pooled(self, x: Tensor) -> Tensor:
         return self.visual._pool(x if x.ndim == 3 else x[:, None])[0]  # pools token 0
 
-    def head(self, x: Tensor, layout: Grid) -> Tensor:
-        projection, pooled = self.visual.proj, self.pooled(x)
+    def project(self, pooled: Tensor) -> Tensor:
+        projection = self.visual.proj
         return pooled if projection is None else pooled @ self._once("projection", projection)
 
     def top_norm(self, x: Tensor) -> Tensor:
@@ -175,8 +182,8 @@ class TimmImage(ImageEncoder):
         tokens = self.trunk.norm(x if x.ndim == 3 else x[:, None])
         return self.trunk.forward_head(tokens, pre_logits=True)
 
-    def head(self, x: Tensor, layout: Grid) -> Tensor:
-        x = self._run("trunk", self.trunk.head, self.pooled(x))
+    def project(self, pooled: Tensor) -> Tensor:
+        x = self._run("trunk", self.trunk.head, pooled)
         return self._run("head", self.visual.head, x)
 
     def top_norm(self, x: Tensor) -> Tensor:
@@ -205,7 +212,7 @@ class WholeImage(ImageEncoder):
         assert not any(firsts), "it has no blocks"
         return [States(None, Grid(None), self._encode(images))] * len(firsts)
 
-    def head(self, x: Tensor, layout: Grid) -> Tensor:
+    def project(self, pooled: Tensor) -> Tensor:
         raise NotImplementedError("it has no blocks")
 
     def pooled(self, x: Tensor) -> Tensor:

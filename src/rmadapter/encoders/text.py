@@ -42,6 +42,23 @@ class TextEncoder(Encoder[Packed]):
     side = "text"
     causal = False
 
+    @property
+    @abstractmethod
+    def projection(self) -> tuple[Tensor, Tensor | None] | None:
+        """Return weight [d, e] and bias [e] of the linear map from `pooled` to features, if any."""
+
+    @abstractmethod
+    def pooled(self, x: Tensor, layout: Packed) -> Tensor:
+        """Return what is projected, [C, d], from the tokens that leave the top block, or just from
+        those that are read."""
+
+    @abstractmethod
+    def project(self, pooled: Tensor) -> Tensor:
+        """Return features [C, e] of what `pooled` gives."""
+
+    def head(self, x: Tensor, layout: Packed) -> Tensor:
+        return self.project(self.pooled(x, layout))
+
     @abstractmethod
     def real_tokens(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return how many tokens of each prompt count, [C], and the position of the one that is
@@ -120,14 +137,23 @@ class ClipText(TextEncoder):
         words = self.words(layout) if words is None else words
         return words + self.text.positional_embedding[layout.positions]
 
-    def head(self, x: Tensor, layout: Packed) -> Tensor:
-        rows = x if self.reads_some(layout) else layout.read(x)
-        rows, projection = self.text.ln_final(rows), self.text.text_projection
-        if projection is None:
-            return rows
+    @property
+    def projection(self) -> tuple[Tensor, Tensor | None] | None:
+        projection = self.text.text_projection
         if isinstance(projection, nn.Linear):
-            return self._run("projection", projection, rows)
-        return rows @ self._once("projection", projection)
+            return projection.weight.T, projection.bias
+        return None if projection is None else (projection, None)
+
+    def pooled(self, x: Tensor, layout: Packed) -> Tensor:
+        return self.text.ln_final(x if self.reads_some(layout) else layout.read(x))
+
+    def project(self, pooled: Tensor) -> Tensor:
+        projection = self.text.text_projection
+        if projection is None:
+            return pooled
+        if isinstance(projection, nn.Linear):
+            return self._run("projection", projection, pooled)
+        return pooled @ self._once("projection", projection)
 
 
 class BertText(TextEncoder):
@@ -156,14 +182,22 @@ class BertText(TextEncoder):
         inputs = {"input_ids": ids} if words is None else {"inputs_embeds": layout.pad(words)}
         return self.text.transformer.embeddings(**inputs).flatten(0, 1)[layout.slots]
 
-    def head(self, x: Tensor, layout: Packed) -> Tensor:
+    @property
+    def projection(self) -> tuple[Tensor, Tensor | None] | None:
+        last = self.text.proj
+        return (last.weight.T, last.bias) if isinstance(last, nn.Linear) else None
+
+    def pooled(self, x: Tensor, layout: Packed) -> Tensor:
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
         hidden = layout.pad(x)
         mask = layout.pad((layout.weight[:, None] > 0).to(x.dtype))[..., 0].long()
         read = None if self.top is None else self.top(hidden)
         output = BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=read)
-        return self._run("projection", self.text.proj, self.text.pooler(output, mask))
+        return self.text.pooler(output, mask)
+
+    def project(self, pooled: Tensor) -> Tensor:
+        return self._run("projection", self.text.proj, pooled)
 
 
 class WholeText(TextEncoder):
@@ -174,6 +208,7 @@ class WholeText(TextEncoder):
 
     opaque = True
     tail: list[nn.Parameter] = []  # noqa: RUF012
+    projection = None
 
     def __init__(self, kind: str, encode: Callable[[Tensor], Tensor]) -> None:
         super().__init__((), 0)
@@ -193,5 +228,8 @@ class WholeText(TextEncoder):
     def stem(self, layout: Packed, words: Tensor | None = None) -> Tensor:
         raise NotImplementedError("it has no blocks")
 
-    def head(self, x: Tensor, layout: Packed) -> Tensor:
+    def pooled(self, x: Tensor, layout: Packed) -> Tensor:
+        raise NotImplementedError("it has no blocks")
+
+    def project(self, pooled: Tensor) -> Tensor:
         raise NotImplementedError("it has no blocks")
