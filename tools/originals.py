@@ -149,6 +149,31 @@ def one_view_twice(module: Any) -> None:
     shutil.copyfile(ONE_TEXT, "gpt_file/caltech_prompt.json")
 
 
+# The lists of MAIL's layers by what they follow; its code swaps the names of the last two.
+AGENTS = {
+    "norm": "ln_proj_layers_att", "norm2": "ln_proj_layers_mlp",
+    "attention": "mlp_proj_layers_mlp", "mlp": "att_proj_layers_att",
+}  # fmt: skip
+
+
+def _agents(depth: int) -> dict[str, str]:
+    """Name MAIL's agent layers, whose code keeps those of both encoders together."""
+    places = {
+        f"{block}.{place}": f"mail_learner.{layers}.{block - 1}"
+        for block in range(1, depth + 1)
+        for place, layers in AGENTS.items()
+    }
+    places |= {"top.norm": "last_ln", "top.projection": "last_adapter"}
+    names = {}
+    for ours, theirs in places.items():
+        for side, v in (("image", "visual"), ("text", "text")):
+            names[f"agents.{side}.{ours}.scale"] = f"{theirs}.{v}_a"
+            names[f"agents.{side}.{ours}.shift"] = f"{theirs}.{v}_b"
+        for part in ("down", "up"):
+            names[f"agents.image.{ours}.{part}"] = f"{theirs}.text_proj_{part}"
+    return names
+
+
 KNOWLEDGE = {"N_CTX": 4, "CSC": False, "CLASS_TOKEN_POSITION": "end", "PREC": "fp32", "W": 8.0}
 MAKERS: dict[str, Callable[[Sizes], Peer]] = {
     "coop": lambda s: Peer(
@@ -355,6 +380,22 @@ MAKERS: dict[str, Callable[[Sizes], Peer]] = {
         lambda module: {"scale": 0.3, "fast": 1.0, "descriptions": str(ONE_TEXT)},
         more={"DATASET": {"NAME": "Caltech101"}},
         prepare=one_text_per_class,
+    ),
+    "mail": lambda s: Peer(
+        "pSGAme/MAIL-for-Classification", "trainers.mailsrc:MAILSRC_Trainer", "MAILSRC_Trainer",
+        {
+            "PREC": "fp32", "RANK": 32, "IVLU_START_LAYER": 1, "IVLU_END_LAYER": 12,
+            "START_LAYER": 1, "END_LAYER": 12, "PROJ": True, "PREFIX_INIT": "a photo of a",
+            "POSTFIX_INIT": ".", "TEXT_LOSS_WEIGHT": 0.0, "IMAGE_LOSS_WEIGHT": 0.0,
+            "LOGIT_LOSS_WEIGHT": 0.0,
+        },
+        {
+            **_agents(s.depth),
+            "projections.image": "image_encoder.proj",
+            "projections.text": "text_encoder.text_projection",
+        },
+        more={"TRAINER": {"MAPLE": {"N_CTX": 2}}},
+        clip="clip_mail",
     ),
     "mma": lambda s: Peer(
         "ZjjConan/Multi-Modal-Adapter", "trainers.mmadapter:MultiModalAdapter", "MMADAPTER",

@@ -74,6 +74,7 @@ CASES: list[tuple[str, Callable[[Backbone], Shots], float, dict[str, Any]]] = [
     ("mmrl-plus-plus", eight_images, 1, MMRL),
     ("lweib", eight_images, 1, DEEP | {"epochs": 60, "learning_rate": 2.0, "scale": 0.3}),
     ("heba", eight_images, 1, DEEP | {"epochs": 60, "scale": 0.3}),
+    ("mail", noise, 0.1, {"learning_rate": 0.005, "epochs": 40, "batch_size": 8}),
 ]
 SLOW = (
     *("cocoop", "maple", "dept", "promptsrc", "coprompt", "hicropl", "lweib", "heba"),

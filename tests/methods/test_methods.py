@@ -220,6 +220,7 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("clip-lora", "tiny_clip", {"dropout": 1.0}, "dropout=1"),
     ("lweib", "tiny_eva", {}, "LwEIB changes attention and MLP of each block"),
     ("heba", "tiny_eva", {}, "HeBA changes attention and MLP of each block"),
+    ("mail", "tiny_eva", {}, "MAIL changes the norms, attention and MLPs of each block"),
     ("maple", "tiny_eva", {}, "MaPLe adds tokens"),
     ("prompt-kd", "tiny_eva", {}, "PromptKD adds tokens"),
     ("tcp", "tiny_clip", {"layer": 13}, r"tcp\.layer=13: .* has no such block; give at most 12"),

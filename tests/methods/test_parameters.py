@@ -23,6 +23,8 @@ HEBA = sum(
     2 * width * (width // 4) + 2 * width + 9 * (width // 4) * conv
     for width, conv in ((768, 1), (3072, 1), (512, 0), (2048, 0))
 )
+# factors and shifts of both encoders, and a bridge of rank 32, for one place in a block
+MAIL = 2 * (768 + 512) + 32 * (512 + 768)
 ALIGN = 2 * 512 * 512 + 512 + 2 * 512
 
 
@@ -80,6 +82,8 @@ COUNTS = {
     "lweib": (LWEIB - 9 * 3072, 0),
     # less the top image block's bottleneck in the MLP
     "heba": (12 * HEBA - (2 * 3072 * 768 + 2 * 3072 + 9 * 768), 0),
+    # four places in 12 blocks, the norm above them, the place behind the projections, and these
+    "mail": (49 * MAIL + 2 * (512 + 512) + 32 * (512 + 512) + (768 + 512) * 512, 0),
     "mma": (674_560, 0),
     "mma-adamw": (674_560, 0),
     "rmadapter": (1_020_928, 354_816),

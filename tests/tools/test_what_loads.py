@@ -18,14 +18,14 @@ PAGE = Path(__file__).parents[2] / "docs/reference/backbones.md"
 ALL = "all"
 OPAQUE = (
     "all but text-refiner, clip-lora, maple, dept, promptsrc, coprompt, hicropl, prompt-kd, mmrl, "
-    "mmrl-plus-plus, lweib, heba"
+    "mmrl-plus-plus, lweib, heba, mail"
 )
 SOME = {
     "ViT-B-16-quickgelu": ALL,
     "ViT-H-14-CLIPA": "all but text-refiner",
     "ViT-B-16-SigLIP2": "all but prolip, text-refiner, mmrl-plus-plus",
     "EVA02-B-16": OPAQUE,
-    "ViTamin-S": "all but text-refiner, lweib, heba",  # whose MLPs have a gate
+    "ViTamin-S": "all but text-refiner, lweib, heba, mail",  # whose MLPs have a gate
     "xlm-roberta-base-ViT-B-32": ALL,
     "RN50": ", ".join([*FEATURES_ALONE, *TEXT_TOO]),
     "MobileCLIP-S1": ", ".join([*FEATURES_ALONE, *TEXT_TOO]),

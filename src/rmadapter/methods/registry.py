@@ -72,6 +72,7 @@ METHODS: dict[str, str] = {
     "mmrl-plus-plus": "mmrl:MMRL_PLUS_PLUS",
     "lweib": "lweib:LwEIB",
     "heba": "heba:HeBA",
+    "mail": "mail:MAIL",
     "mma": "rmadapter:MMA",
     "mma-adamw": "rmadapter:MMA_ADAMW",
     "rmadapter": "rmadapter:RMAdapter",

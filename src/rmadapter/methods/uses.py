@@ -141,6 +141,11 @@ USES: Mapping[str, Uses] = {
         files=("descriptions",),
         tuned=PUBLISHED,
     ),
+    "mail": Uses(
+        constants=f"{_PROMPT}; on eight sets rate, rank, batch, epochs, optimiser, crops or which "
+        "projections learn",
+        tuned=PUBLISHED,
+    ),
     "mma": Uses(constants="batch, on ImageNet", tuned=PUBLISHED),
     "mma-adamw": Uses(tuned=OURS),
     "rmadapter": Uses(tuned=OURS),
@@ -339,6 +344,9 @@ ABOUT: Mapping[str, About] = {
         "images far from natural photographs",
     ),
     "2sfs": About("encoders", "LayerNorms, and then the class features"),
+    "mail": About(
+        "encoders", "factors and shifts behind each part of both encoders, tied together"
+    ),
     "maple": About(
         "encoders",
         "prompt tokens, the image's made from the text's",

@@ -45,6 +45,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "prompt-kd": {**FEW, "teaching": 1},
     "lweib": {**FEW, "scale": 0.3},
     "heba": {**FEW, "scale": 0.3},
+    "mail": FEW,
     "mma": {**FEW, **UPPER},
     "rmadapter": {**FEW, **UPPER},
     "rmadapter-plus": {**FEW, **UPPER},
