@@ -4,11 +4,9 @@ argument."""
 from __future__ import annotations
 
 import copy
-import importlib
 import inspect
 import shlex
 import sys
-import types
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -307,49 +305,8 @@ def command() -> str:
 VALUES = ((int, "<int>"), (float, "<number>"), (Path, "<path>"), (str, "<text>"))
 
 
-class _Later(type):
-    """A class of another module, which is imported at its first use."""
-
-    @property
-    def _real(cls) -> Callable[..., object]:
-        real: Callable[..., object] = getattr(importlib.import_module(cls.__module__), cls.__name__)
-        return real
-
-    def __call__(cls, *args: object, **values: object) -> object:
-        return cls._real(*args, **values)
-
-    def __getattr__(cls, name: str) -> object:
-        return getattr(cls._real, name)
-
-
-class _AllLater(types.ModuleType):
-    """A module all of whose classes are imported at their first use."""
-
-    def __getattr__(self, name: str) -> object:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return _Later(name, (), {"__module__": self.__name__})
-
-
-def _import_help() -> None:
-    """Import what draws Typer's help, but not what it draws Markdown and tracebacks with: it draws
-    none, and their import takes longer than that of the rest."""
-    unused = [name for name in ("rich.markdown", "rich.traceback") if name not in sys.modules]
-    sys.modules.update({name: _AllLater(name) for name in unused})
-    try:
-        importlib.import_module("typer.rich_utils")
-    finally:
-        for name in unused:
-            del sys.modules[name]
-
-
 class Verb(TyperCommand):
     """A command whose usage line names arguments as most programs do: RUN IMAGES..."""
-
-    def get_help(self, ctx: typer.Context) -> str:  # type: ignore[override]
-        """Return what --help shows."""
-        _import_help()
-        return super().get_help(ctx)
 
     def collect_usage_pieces(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
         """Return the parts of the usage line."""
@@ -364,11 +321,6 @@ class Verb(TyperCommand):
 
 class Verbs(TyperGroup):
     """The group of all commands."""
-
-    def get_help(self, ctx: typer.Context) -> str:  # type: ignore[override]
-        """Return what --help shows."""
-        _import_help()
-        return super().get_help(ctx)
 
     def get_params(self, ctx: typer.Context) -> list[TyperOption]:  # type: ignore[override]
         """Return the options, those of Typer among them."""
