@@ -38,6 +38,7 @@ FIRST_USE = 16 * 256
 @pytest.fixture
 def fixed_timing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "measure", lambda *_: TIMING)
+    monkeypatch.setattr(module, "peak", lambda _: {"peak_mb": 1000.0})
 
 
 def cost(bench: Bench, out: Path, processes: int = 1, **words: Any) -> Cost:
@@ -98,7 +99,21 @@ def test_large_activations_are_on_disk(fixed_timing: None, bench: Bench, tmp_pat
     cache = Cache(bench.backbone)
     # the shots of two seeds, and the test images of either half
     expected = 2 * cache.bytes_of(4, 3) + 2 * cache.bytes_of(8, 3)
-    assert module.cost(plan, progress=False).disk == expected
+    found = module.cost(plan, progress=False)
+    assert (found.disk, found.memory) == (expected, 10**9)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.9])
+def test_memory_is_what_measuring_took_and_the_activations_that_fit(
+    fixed_timing: None, bench: Bench, tmp_path: Path, share: float
+) -> None:
+    """share: of the room that the activations of the test images need."""
+    cache = Cache(bench.backbone)
+    train, test = 2 * cache.bytes_of(4, 3), 2 * cache.bytes_of(8, 3)
+    room = share * test
+    plan = bench.plan(tmp_path, bench.jobs(methods=["mma"]), cache_memory=room / 1e9)
+    found = module.cost(plan, progress=False)
+    assert (found.disk, found.memory) == (0, pytest.approx(10**9 + train + room, abs=1))
 
 
 def test_gpus_share_the_hours(

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -21,7 +21,7 @@ from rmadapter.errors import UserError
 from rmadapter.runs.evaluate import evaluate
 from rmadapter.runs.lab import Lab, Sets
 from rmadapter.runs.run import learn
-from rmadapter.support.machine import find_device, shared_gpus
+from rmadapter.support.machine import find_device, peak, shared_gpus
 from rmadapter.support.terminal import bar, note
 from rmadapter.training.contract import Method, NotApplicable
 from rmadapter.training.shots import Callback
@@ -69,8 +69,9 @@ class CostLine:
 @dataclass(frozen=True)
 class Cost:
     """The cost of a bench. device: measured on. devices: how many of them share the work. disk:
-    bytes of activations that do not fit into memory. order: of the remaining runs. spent: seconds
-    that measuring took."""
+    bytes of activations that do not fit into memory. memory: bytes that a process needs, apart from
+    a GPU's: the most while measuring, where that is known, and the activations that it will hold.
+    order: of the remaining runs. spent: seconds that measuring took."""
 
     runs: int
     left: int
@@ -78,6 +79,7 @@ class Cost:
     devices: int
     hours: float
     disk: int
+    memory: int
     spent: float
     lines: tuple[CostLine, ...]
     order: tuple[str, ...]
@@ -100,13 +102,17 @@ def cost(plan: Plan, processes: int = 1, progress: bool = True) -> Cost:
     timings = _measure_all(plan, jobs, lab, progress)
     seconds = _seconds(plan, jobs, lab, timings, processes)
     devices = max(1, min(processes, len(shared_gpus(plan.machine.device))))
+    room = plan.machine.cache_memory * 1e9
+    train, test = _sizes(jobs, lab, timings)
+    measured = peak(find_device(plan.machine.device))["peak_mb"] or 0.0
     return Cost(
         runs=len(plan.jobs),
         left=len(jobs),
         device=str(find_device(plan.machine.device)),
         devices=devices,
         hours=sum(seconds.values()) / 3600 / devices,
-        disk=_disk(jobs, lab, timings),
+        disk=sum(size for size in (*train, *test) if size > room),
+        memory=round(1e6 * measured + _held(train, room) + _held(test, room)),
         spent=time.monotonic() - started,
         lines=tuple(_lines(plan.jobs, seconds)),
         order=tuple(map(str, jobs)),
@@ -231,21 +237,28 @@ def _seconds(
     return seconds
 
 
-def _disk(jobs: Sequence[Job], lab: Lab, timings: dict[Kind, Timing]) -> int:
-    """Return the bytes of those train and test activations that do not fit into the memory for
-    them."""
-    sizes: dict[tuple[object, ...], int] = {}
+def _sizes(
+    jobs: Sequence[Job], lab: Lab, timings: dict[Kind, Timing]
+) -> tuple[Collection[int], Collection[int]]:
+    """Return the bytes of the activations of each set of training images, and of test images."""
+    trained: dict[tuple[object, ...], int] = {}
+    tested: dict[tuple[object, ...], int] = {}
     for job in jobs:
         timing = timings.get(_kind(job))
         if timing and timing.first is not None:
             cache = lab.train_cache(job.task)
             train = len(half(lab.draw(job.task).train, job.task.classes)) * max(1, job.task.views)
             size = cache.bytes_of(train, timing.first)
-            sizes[job.images, job.task.classes, timing.first] = size
+            trained[job.images, job.task.classes, timing.first] = size
             for question, images, _ in lab.tests(job.task):
                 key = question.data or job.task.data, question.classes, timing.first
-                sizes[key] = cache.bytes_of(len(images), timing.first)
-    return sum(size for size in sizes.values() if size > lab.machine.cache_memory * 1e9)
+                tested[key] = cache.bytes_of(len(images), timing.first)
+    return trained.values(), tested.values()
+
+
+def _held(sizes: Collection[int], room: float) -> float:
+    """Return the bytes that a cache with this room holds at most of activations of these sizes."""
+    return min(room, sum(size for size in sizes if size <= room))
 
 
 def _lines(jobs: Sequence[Job], seconds: dict[Job, float]) -> list[CostLine]:

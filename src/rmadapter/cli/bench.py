@@ -229,7 +229,10 @@ def plan(options: BenchOptions, quiet: Quiet = False, as_json: Json = False) -> 
     table(["data set", "method", "shots", "runs left", "seconds"], rows)
     where = f"{total.devices} x {total.device}"
     print(f"{total.left} of {total.runs} runs are left: {total.hours:.2f} hours on {where}")
-    print(f"activations on disk: {total.disk / 1e9:.1f} GB; measured in {total.spent:.0f} s")
+    print(
+        f"memory: {total.memory / 1e9:.1f} GB per process; activations on disk: "
+        f"{total.disk / 1e9:.1f} GB; measured in {total.spent:.0f} s"
+    )
     if total.order:
         print(
             f"the first is {total.order[0]}, the last {total.order[-1]}; --json has the whole order"
