@@ -94,7 +94,7 @@ class AdaptedCLIP(nn.Module):
         self.backbone = backbone.with_blocks("image", "text")
         self.settings = settings or AdapterSettings()
         self.loss = loss or LossSettings()
-        self.clip: OpenClip = backbone.model
+        self.clip: OpenClip = backbone.visible  # without text as long as it is not needed
         self.encoders: dict[str, EitherEncoder] = {"image": backbone.image, "text": backbone.text}
         widths = (backbone.image.width, backbone.text.width)
         depths = (backbone.image.depth, backbone.text.depth)
@@ -129,7 +129,7 @@ class AdaptedCLIP(nn.Module):
             for block in self.adapters.blocks(side)
         ]
         try:
-            yield self.clip
+            yield self.backbone.model
         finally:
             for handle in handles:
                 handle.remove()

@@ -11,17 +11,28 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from rmadapter.artifacts.checkpoint import load, save
+from rmadapter.artifacts.model_file import read_model
+from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.backbones import Backbone
 from rmadapter.backbones.backbone import Facts
 from rmadapter.backbones.known import ImageFirst, load_image_first
 from rmadapter.backbones.load import load_known
 from rmadapter.errors import UserError
 from rmadapter.prompts import zero_shot_weights
+from tests.helpers.methods import quick_method
 from tests.helpers.models import write_tiny_clip
+from tests.helpers.shots import noisy_colors, shots_of, untrained
 
 NAMES, TEMPLATES = ("cat", "red dog"), ("a photo of a {}.", "{}")
 WEIGHTS = "open_clip_model.safetensors"
+# methods that adapt texts and keep class weights
+KEEPING = (
+    "rmadapter", "rmadapter-plus", "mma", "maple", "promptsrc", "coprompt", "coop", "kgcoop",
+    "tcp",
+)  # fmt: skip
 
 
 @pytest.fixture(params=["tiny_clip", "tiny_siglip", "tiny_eva", "tiny_hf"])
@@ -58,7 +69,8 @@ def test_the_image_encoder_alone_is_that_of_the_whole(whole: Backbone, kept: Pat
     first, later = load_known(whole.name), load_known(whole.name)
     assert (type(first), type(later)) == (Backbone, ImageFirst)
     assert first.facts == later.facts == Facts(
-        whole.digest, whole.structure, whole.embedding_size, whole.tokenizer_digest, True
+        whole.digest, whole.structure, whole.embedding_size, whole.tokenizer_digest, True,
+        whole.text.width, whole.text.depth,
     )  # fmt: skip
     images = torch.rand(2, 3, 32, 32)
     for one in (later, no_text(first)):
@@ -69,8 +81,10 @@ def test_the_image_encoder_alone_is_that_of_the_whole(whole: Backbone, kept: Pat
             lambda b: (b.digest, b.structure, b.tokenizer_digest, b.embedding_size, b.device),
         ]  # fmt: skip
         assert [fact(one) for fact in same] == [fact(whole) for fact in same]
+    text = no_text(first).text
+    assert (text.width, text.depth) == (whole.text.width, whole.text.depth)
     with pytest.raises(LookupError, match="the text encoder"):
-        assert no_text(first).text
+        assert text.blocks
 
 
 def test_the_rest_is_loaded_once_something_asks_for_it(whole: Backbone, kept: Path) -> None:
@@ -100,6 +114,88 @@ def test_class_weights_need_no_text_encoder_the_second_time(tiny_hf: Backbone, k
     file.write_bytes(b"damaged")
     with pytest.raises(LookupError):
         zero_shot_weights(no_text(first), NAMES, TEMPLATES)
+
+
+# Of saved models
+
+
+@pytest.fixture
+def model(request: pytest.FixtureRequest, tiny_hf: Backbone, tmp_path: Path) -> Path:
+    """A saved model whose method has the name of the parameter, with random weights."""
+    method = quick_method(request.param)
+    fitted = untrained(method, tiny_hf, shots_of(tiny_hf, noisy_colors(1))).fitted
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        key: 0.1 * torch.randn(tensor.shape, generator=generator)
+        for key, tensor in fitted.tensors.items()
+    }
+    save(tmp_path / "model", replace(fitted, tensors=tensors), request.param)
+    return tmp_path / "model"
+
+
+def logits(
+    model: Path, backbone: Backbone, names: tuple[str, ...] | None = None, **more: Any
+) -> torch.Tensor:
+    """Return what a saved model answers on a backbone."""
+    fitted = load(model, backbone, **more).fitted
+    pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    return fitted.score(names)(fitted.states(pixels))
+
+
+@pytest.mark.parametrize("model", KEEPING, indirect=True)
+def test_a_saved_model_needs_no_text_encoder_the_second_time(
+    model: Path, tiny_hf: Backbone, kept: Path
+) -> None:
+    known = load_known(tiny_hf.name)
+    expected = logits(model, tiny_hf)
+    assert torch.equal(logits(model, known), expected)
+    assert torch.equal(logits(model, no_text(known)), expected)
+    some = read_model(RunFolder(model).model).classes[:2]
+    with pytest.raises(LookupError):
+        logits(model, no_text(known), some)
+    assert torch.equal(logits(model, known, some), logits(model, tiny_hf, some))
+    assert torch.equal(logits(model, no_text(known), some), logits(model, tiny_hf, some))
+
+
+@pytest.mark.parametrize("model", ["rmadapter"], indirect=True)
+def test_class_weights_of_another_model_are_not_taken(
+    model: Path, tiny_hf: Backbone, kept: Path
+) -> None:
+    known = load_known(tiny_hf.name)
+    expected = logits(model, known)
+    with pytest.raises(LookupError):  # others have a gradient
+        load(model, no_text(known)).fitted.for_classes(NAMES)
+    more = {"settings": {"alpha": 0.5}}
+    with pytest.raises(LookupError):
+        logits(model, no_text(known), **more)
+    assert torch.equal(logits(model, known, **more), logits(model, tiny_hf, **more))
+    fitted = load(model, tiny_hf).fitted
+    tensors = {name: 2 * tensor for name, tensor in fitted.tensors.items()}
+    templates = replace(fitted.known, templates=("the {}",))
+    for number, other in enumerate(
+        (replace(fitted, tensors=tensors), replace(fitted, known=templates))
+    ):
+        save(model.parent / f"{number}", other, "rmadapter")
+        with pytest.raises(LookupError):
+            logits(model.parent / f"{number}", no_text(known))
+    assert torch.equal(logits(model, no_text(known)), expected)
+
+
+@pytest.mark.parametrize("model", ["rmadapter"], indirect=True)
+def test_damaged_class_weights_are_made_again(model: Path, tiny_hf: Backbone, kept: Path) -> None:
+    known = load_known(tiny_hf.name)
+    expected = logits(model, known)
+    [file] = kept.glob("*.safetensors")
+    whole = load_file(file)["weights"]
+    for damaged in (whole[1:], whole * torch.nan, None):
+        if damaged is None:
+            file.write_bytes(b"damaged")
+        else:
+            save_file({"weights": damaged}, file)
+        with pytest.raises(LookupError):
+            logits(model, no_text(known))
+        assert torch.equal(logits(model, known), expected)
+        assert torch.equal(logits(model, no_text(known)), expected)
 
 
 def test_a_changed_folder_is_loaded_whole(folder: Path, kept: Path) -> None:

@@ -91,8 +91,9 @@ def test_the_first_predict_on_a_new_run_imports_no_more_than_later_ones(
     backbone: Backbone, colors: Path, tmp_path: Path
 ) -> None:
     own = ("--backbone", backbone.name, "--device", "cpu")
-    settings = ("--method", "linear-probe", "--shots", "2", "--folds", "0")
-    run(tmp_path / "cache", "fit", colors, "--out", tmp_path / "run", *own, *settings)
+    settings = ("--method", "rmadapter", "--shots", "2", "--folds", "0", "--set", "first_block=3")
+    few = ("--set", "epochs=1", "--set", "rank=4")
+    run(tmp_path / "cache", "fit", colors, "--out", tmp_path / "run", *own, *settings, *few)
     image = next(colors.glob("test/red/*"))
     _, modules = run(tmp_path / "cache", "predict", tmp_path / "run", image, *own)
     assert modules == []

@@ -288,6 +288,7 @@ def test_a_method_in_a_file(tiny_clip: Backbone, images: ImageSet, tmp_path: Pat
     with pytest.raises(UserError, match=f"--code {EXTERNAL}"):
         load(tmp_path, tiny_clip)
     loaded = load(tmp_path, tiny_clip, method=EXTERNAL).fitted
+    assert not loaded.known.saved  # nothing is kept for code that may change
     assert torch.equal(probabilities(loaded, images), probabilities(fitted, images))
 
 

@@ -8,6 +8,7 @@ names images and files; a run from a stranger must name none but those that came
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -48,6 +49,7 @@ from rmadapter.training.contract import Fitted, Known, Method
 EXAMPLES = "fitted to"  # the name of `Fitted.examples` in the file; no method's tensor can have it
 MEANS = "class means"  # likewise
 UPLOADED = "images.csv"  # list of the images that come with an untrusted run
+OWN_METHODS = "rmadapter.methods."
 MOST_CLASSES = 1_000
 MOST_WEIGHTS = 300_000_000  # bytes
 LONGEST_NAME = 1_000  # characters of a class, with its descriptions
@@ -137,16 +139,17 @@ def save_run(
     if fitted.trained.history:
         _write_history(run.history, fitted.trained.history)
     write_text(run.config, to_yaml(config_of(record)))
-    _save(run, fitted, name, labels, parents=parents)
+    model = _save(run, fitted, name, labels, parents=parents)
     with atomic(run.record) as temporary:
         record.save(temporary)
         run.write_sums(to_come={run.record.name: sha256(temporary)})
+    _keep_class_weights(model, fitted)
 
 
 def _save(
     run: RunFolder, fitted: Fitted, name: str, labels: tuple[Label, ...],
     names: tuple[str, ...] = (), half: bool = False, parents: Mapping[str, str] | None = None,
-) -> None:  # fmt: skip
+) -> Model:  # fmt: skip
     backbone, method = fitted.backbone, fitted.method
     run.sums.unlink(missing_ok=True)  # of the model that this one replaces
     tensors = dict(fitted.tensors)
@@ -173,6 +176,14 @@ def _save(
         versions=versions(),
     )
     write_json(run.model, model.model_dump(mode="json"))
+    return model
+
+
+def _keep_class_weights(model: Model, fitted: Fitted) -> None:
+    """Let what can be kept of the text encoder's answers be kept before the model is first used."""
+    if fitted.backbone.has_text:
+        known = replace(fitted.known, saved=_identity(model, fitted.method))
+        fitted.method.restore(fitted.backbone, known, fitted.tensors).score()
 
 
 def _write_history(path: Path, history: list[dict[str, float]]) -> None:
@@ -254,7 +265,7 @@ def load(
     with_settings = load_method(name, {**model.method.settings, **(settings or {})})
     for other in backbones_in(name, settings or {}):
         name_it(other)
-    known = Known(model.classes, model.templates)
+    known = Known(model.classes, model.templates, _identity(model, with_settings))
     fitted = _restore(folder, with_settings, loaded, known, tensors)
     fitted = replace(
         fitted,
@@ -263,6 +274,15 @@ def load(
         familiarity=model.familiarity,
     )
     return Saved(fitted, model.labels, name, model.names or model.classes, model.parents)
+
+
+def _identity(model: Model, method: Method) -> str:
+    """Return a digest of a saved model and the settings of its method; empty for a method of
+    others, whose code may change while its version, which they do not tell, does not."""
+    if not type(method).__module__.startswith(OWN_METHODS):
+        return ""
+    facts = [model.method.name, settings_of(method), model.sha256]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def _restore(

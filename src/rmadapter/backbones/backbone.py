@@ -25,7 +25,8 @@ class Facts(NamedTuple):
     """What takes long to find out about a backbone.
 
     digest, structure, embedding_size, tokenizer_digest: as in `Backbone`. alone: whether the image
-    encoder can be loaded without the text encoder.
+    encoder can be loaded without the text encoder. text_width, text_depth: of the text encoder, 0
+    if it has no known blocks.
     """
 
     digest: str
@@ -33,6 +34,8 @@ class Facts(NamedTuple):
     embedding_size: int
     tokenizer_digest: str
     alone: bool
+    text_width: int
+    text_depth: int
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,19 +1,22 @@
 """What was found out about a model folder, kept in the cache for as long as its files stay.
 
 A folder is loaded whole once. Later processes read its digest instead of every weight, and class
-weights of names that were encoded before instead of the text encoder, which is loaded once
-something asks for it. Everything here can be made again; what is missing or damaged is.
+weights of names that were encoded before, also by the adapted text encoder of a saved model,
+instead of the text encoder, which is loaded once something asks for it. Everything here can be made
+again; what is missing or damaged is.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache, cached_property
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +24,7 @@ from torch import Tensor, nn
 from rmadapter.backbones.backbone import Backbone, Facts, structure_of
 from rmadapter.backbones.build import Tokenizer, as_backbone, build_front
 from rmadapter.backbones.trust import CONFIG
+from rmadapter.encoders import TextEncoder, text_encoder_of
 from rmadapter.errors import UserError
 from rmadapter.support.files import (
     cache_folder,
@@ -49,19 +53,23 @@ def key_of(folder: Path) -> str:
 
 def read_facts(key: str) -> Facts | None:
     """Return what is known of a folder in this state, if anything."""
+    file = _place(key, "json")
     try:
-        facts = Facts(**read_json(_place(key, "json")))
+        facts = Facts(**read_json(file))
     except (UserError, TypeError):
         return None
-    return facts if [type(value) for value in facts] == [str, str, int, str, bool] else None
+    _note_use(file)
+    kinds = [str, str, int, str, bool, int, int]
+    return facts if [type(value) for value in facts] == kinds else None
 
 
 def find_facts(backbone: Backbone, folder: Path, weights: Path) -> Facts:
     """Find out what is to be known of a whole backbone. weights: its file."""
     alone = (folder / CONFIG).is_file() and _is_same(backbone, folder, weights)
+    width, depth = (backbone.text.width, backbone.text.depth) if backbone.has_text else (0, 0)
     return Facts(
         backbone.digest, backbone.structure, backbone.embedding_size, backbone.tokenizer_digest,
-        alone,
+        alone, width, depth,
     )  # fmt: skip
 
 
@@ -85,8 +93,14 @@ def _digest(*facts: object) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
+def _note_use(file: Path) -> None:
+    """Make a file the last to be removed."""
+    with suppress(OSError):
+        os.utime(file)
+
+
 def _remove_old() -> None:
-    """Remove the oldest files beyond MOST."""
+    """Remove the files beyond MOST that were not used for longest."""
     with suppress(OSError):
         files = [file for file in (cache_folder() / FOLDER).iterdir() if file.is_file()]
         times = {file: file.stat().st_mtime for file in files} if len(files) > MOST else {}
@@ -102,6 +116,37 @@ def kept_weights(
 ) -> Tensor:
     """Return class weights [C, e] of the untouched text encoder: those that were kept, for a
     backbone with facts, else those of `make`."""
+    return _kept(backbone, [list(names), list(templates)], (len(names), _size(backbone)), make)
+
+
+def kept_adapted(
+    backbone: Backbone, names: Sequence[str], templates: Sequence[str], saved: str,
+    make: Callable[[], Tensor],
+) -> Tensor:  # fmt: skip
+    """Return class weights [C, e] of an adapted text encoder, as `kept_weights` does. saved:
+    digest of the saved model that adapts it; if empty, or where gradients are wanted, nothing is
+    kept."""
+    if not saved or torch.is_grad_enabled():
+        return make()
+    facts = [list(names), list(templates), saved]
+    return _kept(backbone, facts, (len(names), _size(backbone)), make)
+
+
+def kept_words(backbone: Backbone, text: str, make: Callable[[], Tensor]) -> Tensor:
+    """Return embeddings [n, d] of the tokens of a text, as `kept_weights` does."""
+    return _kept(backbone, ["words", text], (None, backbone.text.width), make)
+
+
+def _size(backbone: Backbone) -> int:
+    return backbone.facts.embedding_size if backbone.facts else 0
+
+
+def _kept(
+    backbone: Backbone, facts: Sequence[object], shape: tuple[int | None, int],
+    make: Callable[[], Tensor],
+) -> Tensor:  # fmt: skip
+    """Return a matrix that was kept, or make and keep it. facts: all that it depends on, besides
+    the backbone and the machine. shape: of the matrix; None is any number."""
     device = backbone.device
     if backbone.facts is None or torch.is_autocast_enabled(device.type):
         return make()
@@ -110,16 +155,18 @@ def kept_weights(
 
     parts = [backbone.facts.digest, backbone.facts.structure, backbone.tokenizer_digest]
     how = [_versions(), device.type, torch.get_num_threads()]
-    file = _place(_digest(*parts, *how, list(names), list(templates)), "safetensors")
+    file = _place(_digest(*parts, *how, *facts), "safetensors")
     with suppress(SafetensorError, OSError, KeyError):
-        weights = load_file(file)[WEIGHTS]
-        if weights.shape == (len(names), backbone.embedding_size) and weights.isfinite().all():
-            return weights.to(device)
-    weights = make()
+        found = load_file(file)[WEIGHTS]
+        rows = found.shape[:1] if shape[0] is None else shape[:1]
+        if found.shape == (*rows, shape[1]) and found.isfinite().all():
+            _note_use(file)
+            return found.to(device)
+    made = make()
     with suppress(UserError):
-        write_tensors(file, {WEIGHTS: weights})
+        write_tensors(file, {WEIGHTS: made})
         _remove_old()
-    return weights
+    return made
 
 
 # The image encoder alone
@@ -154,6 +201,13 @@ class ImageFirst(Backbone):
     def tokenizer(self) -> Callable[[list[str]], Tensor]:
         return self._whole.tokenizer
 
+    @cached_property
+    def text(self) -> TextEncoder:
+        if self.facts is None or not self.facts.text_depth:
+            return text_encoder_of(self.with_text().model)
+        later = _TextLater(self.facts, lambda: text_encoder_of(self._whole.model))
+        return cast("TextEncoder", later)
+
     def to(self, device: torch.device) -> Backbone:
         self.visible.to(device)
         if "_rest" in vars(self):
@@ -172,6 +226,23 @@ class ImageFirst(Backbone):
                 vars(self)["_rest"] = whole
         rest: Backbone = vars(self)["_rest"]
         return rest
+
+
+class _TextLater:
+    """A text encoder of which only the size is known, until something asks for the rest."""
+
+    def __init__(self, facts: Facts, load: Callable[[], TextEncoder]) -> None:
+        self.width, self.depth = facts.text_width, facts.text_depth
+        self._load = load
+
+    @cached_property
+    def _real(self) -> TextEncoder:
+        return self._load()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # what copies and pickles look for
+            raise AttributeError(name)
+        return getattr(self._real, name)
 
 
 def load_image_first(

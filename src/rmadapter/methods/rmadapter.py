@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from rmadapter.backbones import Backbone
+from rmadapter.backbones.known import kept_adapted
 from rmadapter.errors import UserError
 from rmadapter.model import AdaptedCLIP
 from rmadapter.prompts import Cosines, prompts_each, tokenize
@@ -115,7 +117,7 @@ class RMAdapter(Method):
 
     def _fitted(self, model: AdaptedCLIP, known: Known) -> Fitted:
         def for_classes(names: Sequence[str]) -> ToLogits:
-            weights = model.class_weights(names, known.templates)
+            weights = class_weights(model, names, known.templates, known.saved)
             return Cosines(
                 model.backbone, lambda states: model.features("image", states)[0], weights
             )
@@ -130,6 +132,15 @@ class RMAdapter(Method):
 
     def starts_at(self, backbone: Backbone) -> int:
         return self.model(backbone).first("image")
+
+
+def class_weights(
+    model: AdaptedCLIP, names: Sequence[str], templates: Sequence[str], saved: str
+) -> Tensor:
+    """Return normalised class features [C, e] of a fitted model, or those that were kept. saved: as
+    in `Known`."""
+    make = partial(model.class_weights, names, templates)
+    return kept_adapted(model.backbone, names, templates, saved, make)
 
 
 MMA = RMAdapter(

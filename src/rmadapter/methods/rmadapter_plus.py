@@ -22,7 +22,7 @@ from rmadapter.encoders import States
 from rmadapter.methods.parts.features import Places, unit
 from rmadapter.methods.parts.tensors import shaped
 from rmadapter.methods.ridge import HEAD, ridge
-from rmadapter.methods.rmadapter import ADAMW, PLAIN, RMAdapter
+from rmadapter.methods.rmadapter import ADAMW, PLAIN, RMAdapter, class_weights
 from rmadapter.methods.zero_shot import SEVEN
 from rmadapter.model import AdaptedCLIP
 from rmadapter.prompts import zero_shot_weights
@@ -99,11 +99,12 @@ class RMAdapterPlus(Method):
         old, rows, new = Places.of(self.title, model.backbone, known.classes, names)
         adapted, untouched = (head.new_zeros(len(names), head.shape[1]) for _ in range(2))
         if old:
-            adapted[old] = model.class_weights([names[i] for i in old], known.templates)
+            which = [names[i] for i in old]
+            adapted[old] = class_weights(model, which, known.templates, known.saved)
             untouched[old] = self.head * head[rows]
         if new:
             which, prompts = [names[i] for i in new], (*known.templates, *self.general)
-            adapted[new] = self.keep * model.class_weights(which, prompts)
+            adapted[new] = self.keep * class_weights(model, which, prompts, known.saved)
             untouched[new] = (1 - self.keep) * zero_shot_weights(model.backbone, which, prompts)
         return adapted, untouched
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -122,7 +122,7 @@ def explain_images(
     for text in decider.promises():
         note(f"promise: {text}")
     training = _training_images(folder, saved, data)
-    question = fitted.known._replace(classes=saved.names)
+    question = replace(fitted.known, classes=saved.names)
     models = {"adapted": decider.score}
     if fitted.backbone.has_text:
         models["untouched"] = ZeroShot().restore(fitted.backbone, question, {}).score()

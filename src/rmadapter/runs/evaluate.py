@@ -59,7 +59,7 @@ def evaluate(
                 raise
             scores.append(score.model_copy(update={"reason": str(error)}))
             continue
-        known = fitted.known._replace(classes=images.classes)
+        known = replace(fitted.known, classes=images.classes)
         others: dict[str, ToLogits] = {}
         for name, other in (baselines or {}).items():
             with suppress(NotApplicable):

@@ -5,9 +5,9 @@ training.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,11 +20,17 @@ from rmadapter.training.cache import Cache, Live, Source
 Figures: TypeAlias = Mapping[str, float]
 
 
-class Known(NamedTuple):
-    """The classes that a model is fitted to: their names, and templates with one {} each."""
+@dataclass(frozen=True)
+class Known:
+    """The classes that a model is fitted to: their names, and templates with one {} each.
+
+    saved: digest of the saved model that this is read from, whose class weights are kept for later;
+    empty for others.
+    """
 
     classes: tuple[str, ...]
     templates: tuple[str, ...] = TEMPLATES
+    saved: str = field(default="", compare=False)
 
 
 def _nothing(figures: Figures) -> None:

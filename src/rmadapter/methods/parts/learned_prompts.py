@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rmadapter.backbones import Backbone
+from rmadapter.backbones.known import kept_adapted, kept_words
 from rmadapter.data.names import descriptions
 from rmadapter.encoders import States
 from rmadapter.errors import UserError
@@ -116,9 +117,14 @@ def _start(backbone: Backbone) -> int:
 def init_words(backbone: Backbone, text: str) -> Tensor:
     """Return the embeddings [n, d] of the n tokens of a text, without those that the tokenizer adds
     around it."""
-    tokens = backbone.tokenizer([text, f"{text} {HOLDER}"]).to(backbone.device)
-    end = int((tokens[0] != tokens[1]).int().argmax())
-    return backbone.text.words(backbone.text.layout(tokens[:1]))[_start(backbone) : end].clone()
+
+    def make() -> Tensor:
+        tokens = backbone.tokenizer([text, f"{text} {HOLDER}"]).to(backbone.device)
+        end = int((tokens[0] != tokens[1]).int().argmax())
+        words = backbone.text.words(backbone.text.layout(tokens[:1]))
+        return words[_start(backbone) : end].clone()
+
+    return kept_words(backbone, text, make)
 
 
 def draw(count: int, width: int, seed: int) -> Tensor:
@@ -156,7 +162,10 @@ class ContextLearner(Learner):
         classes under the current parameters."""
 
     def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
-        weights = self.bind(names, known.templates)()
+        weights = kept_adapted(
+            self.backbone, names, known.templates, known.saved,
+            lambda: self.bind(names, known.templates)(),
+        )  # fmt: skip
         return Cosines(self.backbone, untouched, weights)
 
 
@@ -278,5 +287,8 @@ class Prompted(Learner):
         return cosine_logits(self.backbone, image, F.normalize(classes, dim=-1))
 
     def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
-        classes = F.normalize(self.class_features(self.text(names)), dim=-1)
-        return Cosines(self.backbone, self.image_features, classes)
+        def make() -> Tensor:
+            return F.normalize(self.class_features(self.text(names)), dim=-1)
+
+        weights = kept_adapted(self.backbone, names, known.templates, known.saved, make)
+        return Cosines(self.backbone, self.image_features, weights)
