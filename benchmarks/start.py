@@ -4,11 +4,13 @@
 
 Each run is a process of its own, in turns: `torch`, `import torch` alone; `help`, `rmadapter
 --help`; `predict`, `rmadapter predict` of one image with a linear probe, on a model folder that
-this machine has loaded before; `first`, the same on one that it has not; and `whole`, as `first`,
+this machine has loaded before; `first`, the same on one that it has not; `whole`, as `first`,
 with open_clip, timm, transformers and torch's compiler imported whole, as predict did before it
-imported them by need. All of predict must answer alike. `imports` are the seconds of the ten
-packages whose modules take longest to import in `predict`, by `-X importtime`, which makes them
-slower: on the clock, not of the processor.
+imported them by need; and `adapted` and `adapted-first`, as `predict` and `first`, but with
+RMAdapter, whose class weights this machine has kept for `adapted`. All of predict with a model must
+answer alike. `imports` are the seconds of the ten packages whose modules take longest to import in
+`predict` and `adapted`, by `-X importtime`, which makes them slower: on the clock, not of the
+processor.
 
 --backbone random: a folder of a ViT-B/16 with random weights.
 """
@@ -36,10 +38,12 @@ from PIL import Image
 from rmadapter.artifacts.checkpoint import save
 from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.methods.linear_probe import LinearProbe
+from rmadapter.methods.rmadapter import RMAdapter
 from rmadapter.training.contract import Known
 
 KEYS = ("run", "cpu_seconds", "times_torch")
 DEAREST = 10
+PROBE, ADAPTED = ("predict", "first", "whole"), ("adapted", "adapted-first")
 RANDOM, ARCHITECTURE = "random", "ViT-B-16"
 COMMAND = "import sys; sys.argv[0] = 'rmadapter'; from rmadapter.cli.main import main; main()"
 # Nothing can be kept of model folders below a file.
@@ -64,12 +68,15 @@ def main() -> None:
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Time every run in turns, and compare their answers."""
     name = write_random(folder / "model") if options.backbone == RANDOM else options.backbone
-    write_run(folder / "run", load_backbone(name), class_names(options.classes, options.seed))
+    backbone, names = load_backbone(name), class_names(options.classes, options.seed)
+    write_run(folder / "run", backbone, names)
+    write_adapted(folder / "adapted", backbone, names)
     pixels = np.random.default_rng(options.seed).integers(0, 256, (375, 500, 3), np.uint8)
     Image.fromarray(pixels).save(folder / "image.jpg")
-    words = ["predict", str(folder / "run"), str(folder / "image.jpg"), "--backbone", name]
-    commands = commands_of([*words, "--json"])
-    process(commands["predict"])  # from now on, this machine knows the model folder
+    words = [str(folder / "image.jpg"), "--backbone", name, "--json"]
+    commands = commands_of(folder, words)
+    for run in ("predict", "adapted"):
+        process(commands[run])  # from now on, this machine knows the model folder and the classes
     answers: dict[str, set[str]] = {name: set() for name in commands}
 
     def answer(name: str) -> None:
@@ -77,25 +84,30 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     runs: dict[str, Run] = {name: partial(answer, name) for name in commands}
     spent = medians(interleaved(runs, options.repeat, text="starts", warm_up=False, clock=children))
-    given = set.union(*(answers[name] for name in ("predict", "first", "whole")))
-    if len(given) > 1:
-        raise SystemExit(f"the answers differ: {given}")
+    for alike in (PROBE, ADAPTED):
+        given = set.union(*(answers[name] for name in alike))
+        if len(given) > 1:
+            raise SystemExit(f"the answers differ: {given}")
     rows = [
         {"run": run, "cpu_seconds": value, "times_torch": value / spent["torch"]}
         for run, value in spent.items()
     ]
-    imports = {"predict": dearest(commands["predict"])}
+    imports = {run: dearest(commands[run]) for run in ("predict", "adapted")}
     return {"rows": rows, "imports": imports, **setting(options, "classes")}
 
 
-def commands_of(words: Sequence[str]) -> dict[str, list[str]]:
-    """Return the command lines of the runs by name, without Python itself."""
+def commands_of(folder: Path, words: Sequence[str]) -> dict[str, list[str]]:
+    """Return the command lines of the runs by name, without Python itself. folder: of the models.
+    words: of `predict`, after the model."""
+    probe, adapted = (["predict", str(folder / name), *words] for name in ("run", "adapted"))
     return {
         "torch": ["-c", "import torch"],
         "help": ["-c", COMMAND, "--help"],
-        "predict": ["-c", COMMAND, *words],
-        "first": ["-c", f"{UNKNOWN}\n{COMMAND}", *words],
-        "whole": ["-c", f"{WHOLE}\n{COMMAND}", *words],
+        "predict": ["-c", COMMAND, *probe],
+        "first": ["-c", f"{UNKNOWN}\n{COMMAND}", *probe],
+        "whole": ["-c", f"{WHOLE}\n{COMMAND}", *probe],
+        "adapted": ["-c", COMMAND, *adapted],
+        "adapted-first": ["-c", f"{UNKNOWN}\n{COMMAND}", *adapted],
     }
 
 
@@ -119,6 +131,13 @@ def write_run(folder: Path, backbone: Backbone, names: Sequence[str]) -> None:
         "bias": torch.zeros(len(names)),
     }
     save(folder, LinearProbe().restore(backbone, known, tensors), "linear-probe", known.classes)
+
+
+def write_adapted(folder: Path, backbone: Backbone, names: Sequence[str]) -> None:
+    """Save an RMAdapter with untrained adapters: training does not change its start."""
+    method, known = RMAdapter(), Known(tuple(names))
+    tensors = method.model(backbone).adapters.state_dict()
+    save(folder, method.restore(backbone, known, tensors), "rmadapter", known.classes)
 
 
 def write_random(folder: Path) -> str:
