@@ -28,6 +28,7 @@ import int8_study
 import label_curve
 import label_walk
 import learning
+import mechanism_tables
 import parity
 import performance
 import plus
@@ -110,6 +111,7 @@ def answer_tables() -> dict[str, str]:
     [
         ("studies/answer.md", lambda: marked(answer_tables()), 40),
         ("studies/auto.md", auto_tables, 2),
+        ("studies/mechanism.md", lambda: marked(mechanism_tables.recorded()), 8),
         ("studies/choice.md", lambda: marked(choice.tables(lines_of("choice"))), 6),
         ("studies/families.md",
          lambda: marked(families.tables(families.beside(
