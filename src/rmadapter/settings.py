@@ -139,8 +139,7 @@ class Machine:
     )
     compile: Annotated[Compile, BeforeValidator(_compile_of)] = option(
         "none",
-        "what torch.compile makes of a step's loss; default: minutes at first, then faster; "
-        "reduce-overhead: also as CUDA graphs, on a GPU",
+        "how torch.compile compiles a step: minutes, then faster; reduce-overhead: as CUDA graphs",
     )
     cache_memory: float = option(
         4.0,
