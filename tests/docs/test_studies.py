@@ -109,7 +109,7 @@ def answer_tables() -> dict[str, str]:
 @pytest.mark.parametrize(
     ("name", "tables", "count"),
     [
-        ("studies/answer.md", lambda: marked(answer_tables()), 40),
+        ("studies/answer.md", lambda: marked(answer_tables()), 41),
         ("studies/auto.md", auto_tables, 2),
         ("studies/mechanism.md", lambda: marked(mechanism_tables.recorded()), 8),
         ("studies/choice.md", lambda: marked(choice.tables(lines_of("choice"))), 6),
