@@ -130,10 +130,10 @@ def promoted(lines: Lines, name: str) -> str:
     return max((one for one in found if "#" in one), key=lambda one: found[one])
 
 
-def drawn(variant: str) -> dict[str, Any]:
-    """Return the settings of a variant that its method does not fix."""
-    fixed = answer.described(variant.partition(" #")[0])[1]
-    settings = answer.described(variant)[1]
+def drawn(lines: Lines, variant: str) -> dict[str, Any]:
+    """Return the settings of a variant, as its lines have them, that its method does not fix."""
+    fixed = answer.VARIANTS[variant.partition(" #")[0]][1]
+    settings = of_variant(lines, variant)[0]["settings"]
     return {name: value for name, value in settings.items() if name not in fixed}
 
 
@@ -143,7 +143,7 @@ def tuned(lines: Lines) -> dict[str, str]:
     rows, pairs = [], []
     for name in answer.TUNED:
         best, found = promoted(lines, name), trials(lines, name)
-        settings = ", ".join(f"{key}={value:.2g}" for key, value in drawn(best).items())
+        settings = ", ".join(f"{key}={value:.2g}" for key, value in drawn(lines, best).items())
         rows.append([name, f"{found[name]:.1f}", best, f"{found[best]:.1f}", settings])
         pairs.append((best, name))
     trained = [line for line in answer.of_sets(lines, CHOOSE_ALL, 4) if "#" in line["variant"]]
