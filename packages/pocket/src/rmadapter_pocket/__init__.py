@@ -38,11 +38,13 @@ if TYPE_CHECKING:
 PIP = """
 import sys
 sys.path = [place for place in sys.path if place]
-import os, runpy, signal, threading
+import os, runpy, signal, threading, time
 
 def watch():
     os.read(0, 1)
-    os.kill(os.getpid(), signal.SIGINT)
+    while True:  # as Python drops an interrupt that comes in a destructor
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
 
 threading.Thread(target=watch, daemon=True).start()
 run, sys.argv = (runpy.run_module if sys.argv[1] == "pip" else runpy.run_path), sys.argv[1:]
