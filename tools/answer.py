@@ -359,6 +359,18 @@ def of_sets(lines: Lines, sets: Sequence[str], shots: int) -> list[Line]:
     ]
 
 
+def averages(lines: Lines, value: Callable[[Line], float]) -> list[float]:
+    """Average a value over the domains and draws of each data set."""
+    found: dict[str, list[float]] = {}
+    for line in lines:
+        found.setdefault(line["data"].split("/")[0], []).append(value(line))
+    return [fmean(values) for values in found.values()]
+
+
+def of_variant(lines: Lines, variant: str) -> list[Line]:
+    return [line for line in lines if line["variant"] == variant]
+
+
 def mixed(lines: Lines) -> list[list[str]]:
     """Compare the joint accuracy of each of MIXED, half and half with the untouched model, with its
     own."""

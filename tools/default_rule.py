@@ -72,13 +72,12 @@ def novel(kept: Lines, shared: Lines, few: Sequence[int]) -> dict[str, dict[int,
     for shots in few:
         some = answer.of_sets(kept, CHOOSE_ALL, shots)
         sets = answer.shared_by_all(some)
+        some = [line for line in some if line["data"].split("/")[0] in sets]
         for name, variant in VARIANTS.items():
-            values: dict[str, list[float]] = {}
-            for line in some:
-                data = line["data"].split("/")[0]
-                if line["variant"] == variant and data in sets:
-                    values.setdefault(data, []).append(line["frontier"][-1][1])
-            found[name][shots] = fmean(map(fmean, values.values()))
+            own = answer.of_variant(some, variant)
+            found[name][shots] = fmean(
+                answer.averages(own, lambda line: float(line["frontier"][-1][1]))
+            )
         if shared:
             keep = untouched_share.chosen(shared)
             found[PLUS][shots] = untouched_share.average(

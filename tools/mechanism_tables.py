@@ -31,22 +31,11 @@ def hm(line: Line) -> float:
     return harmonic_mean(*line["frontier"][-1][:2])
 
 
-def averages(lines: Lines, value: Callable[[Line], float]) -> list[float]:
-    """Average a value over the domains and draws of each data set."""
-    found: dict[str, list[float]] = {}
-    for line in lines:
-        found.setdefault(line["data"].split("/")[0], []).append(value(line))
-    return [fmean(values) for values in found.values()]
-
-
-def of_variant(lines: Lines, variant: str) -> list[Line]:
-    return [line for line in lines if line["variant"] == variant]
-
-
 def shared(lines: Lines, variants: Sequence[str]) -> list[Line]:
     """Return the lines of these variants, on the draws that all of them have."""
     draws = [
-        {(line["data"], line["draw"]) for line in of_variant(lines, name)} for name in variants
+        {(line["data"], line["draw"]) for line in answer.of_variant(lines, name)}
+        for name in variants
     ]
     common = set.intersection(*draws)
     return [
@@ -66,9 +55,11 @@ def prepared(lines: Lines) -> dict[str, str]:
     figures = [lambda line, at=at: float(line["frontier"][-1][at]) for at in range(3)]
     rows = []
     for name in names:
-        own = of_variant(some, name)
-        rows.append([name, explained(own), *(f"{fmean(averages(own, x)):.1f}" for x in figures)])
-    count = len(averages(of_variant(some, PLAIN), hm))
+        own = answer.of_variant(some, name)
+        rows.append(
+            [name, explained(own), *(f"{fmean(answer.averages(own, x)):.1f}" for x in figures)]
+        )
+    count = len(answer.averages(answer.of_variant(some, PLAIN), hm))
     head = [f"{count} sets, in %", "explained", "base", "novel", "joint"]
     found = {"R3": markdown(head, rows)}
     pairs = [(name, PLAIN) for name in answer.MECHANISM]
@@ -84,7 +75,7 @@ def explained(lines: Lines) -> str:
     shares = [line.get("explained") for line in lines]
     if None in shares or not shares:
         return "–"
-    each = averages(lines, lambda line: 100 * float(line["explained"]))
+    each = answer.averages(lines, lambda line: 100 * float(line["explained"]))
     return f"{fmean(each):.1f} ({min(each):.1f} to {max(each):.1f})"
 
 
@@ -121,7 +112,7 @@ def trials(lines: Lines, name: str) -> dict[str, float]:
     some = answer.of_sets(lines, CHOOSE_ALL, 4)
     variants = {line["variant"] for line in some if line["variant"].partition(" #")[0] == name}
     some = shared(some, [*variants])
-    return {one: fmean(averages(of_variant(some, one), hm)) for one in variants}
+    return {one: fmean(answer.averages(answer.of_variant(some, one), hm)) for one in variants}
 
 
 def promoted(lines: Lines, name: str) -> str:
@@ -133,7 +124,7 @@ def promoted(lines: Lines, name: str) -> str:
 def drawn(lines: Lines, variant: str) -> dict[str, Any]:
     """Return the settings of a variant, as its lines have them, that its method does not fix."""
     fixed = answer.VARIANTS[variant.partition(" #")[0]][1]
-    settings = of_variant(lines, variant)[0]["settings"]
+    settings = answer.of_variant(lines, variant)[0]["settings"]
     return {name: value for name, value in settings.items() if name not in fixed}
 
 
@@ -147,7 +138,13 @@ def tuned(lines: Lines) -> dict[str, str]:
         rows.append([name, f"{found[name]:.1f}", best, f"{found[best]:.1f}", settings])
         pairs.append((best, name))
     trained = [line for line in answer.of_sets(lines, CHOOSE_ALL, 4) if "#" in line["variant"]]
-    head = [f"HM, {len(averages(trained, hm))} sets, in %", "default", "best", "its HM", "settings"]
+    head = [
+        f"HM, {len(answer.averages(trained, hm))} sets, in %",
+        "default",
+        "best",
+        "its HM",
+        "settings",
+    ]
     found_tables = {"R6, choosing": markdown(head, rows)}
     for figure, value in FIGURES.items():
         rows = answer.differences(answer.of_sets(lines, REPORT_ALL, 4), value, pairs)

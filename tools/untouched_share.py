@@ -25,7 +25,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from answer import SHARES, drawn, measures, save
+from answer import SHARES, averages, drawn, measures, of_sets, of_variant, save
 from studies import (
     CHOOSE_ALL,
     Lines,
@@ -137,15 +137,10 @@ def choice_table(lines: Lines, beside: Lines) -> str:
 
 def rival_mean(lines: Lines, beside: Lines, name: str, shots: int, place: int) -> float:
     """Average a variant of `tools/answer.py` over the draws of the lines for choosing."""
-    roots = {data.split("/")[0] for data in CHOOSE_ALL}
     draws = {(line["data"], line["draw"]) for line in lines if line["shots"] == shots}
-    found: dict[str, list[float]] = {}
-    for line in beside:
-        root = line["data"].split("/")[0]
-        of = (line["variant"], line["shots"]) == (name, shots) and root in roots
-        if of and (line["data"], line["draw"]) in draws:
-            found.setdefault(root, []).append(line["frontier"][-1][place])
-    return fmean(map(fmean, found.values()))
+    some = of_variant(of_sets(beside, CHOOSE_ALL, shots), name)
+    some = [line for line in some if (line["data"], line["draw"]) in draws]
+    return fmean(averages(some, lambda line: float(line["frontier"][-1][place])))
 
 
 def main() -> None:
