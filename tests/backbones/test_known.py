@@ -31,7 +31,7 @@ WEIGHTS = "open_clip_model.safetensors"
 # methods that adapt texts and keep class weights
 KEEPING = (
     "rmadapter", "rmadapter-plus", "mma", "maple", "promptsrc", "coprompt", "coop", "kgcoop",
-    "tcp",
+    "tcp", "prograd", "coop-few-shot",
 )  # fmt: skip
 
 
@@ -70,7 +70,7 @@ def test_the_image_encoder_alone_is_that_of_the_whole(whole: Backbone, kept: Pat
     assert (type(first), type(later)) == (Backbone, ImageFirst)
     assert first.facts == later.facts == Facts(
         whole.digest, whole.structure, whole.embedding_size, whole.tokenizer_digest, True,
-        whole.text.width, whole.text.depth,
+        whole.text.width, whole.text.depth, whole.text_length,
     )  # fmt: skip
     images = torch.rand(2, 3, 32, 32)
     for one in (later, no_text(first)):
@@ -79,10 +79,12 @@ def test_the_image_encoder_alone_is_that_of_the_whole(whole: Backbone, kept: Pat
         same: list[Callable[[Backbone], Any]] = [
             lambda b: str(b.preprocess), lambda b: (b.image_size, b.mean, b.std, b.resizing),
             lambda b: (b.digest, b.structure, b.tokenizer_digest, b.embedding_size, b.device),
+            lambda b: b.text_length,
         ]  # fmt: skip
         assert [fact(one) for fact in same] == [fact(whole) for fact in same]
     text = no_text(first).text
-    assert (text.width, text.depth) == (whole.text.width, whole.text.depth)
+    sizes = [(one.side, one.width, one.depth, one.opaque) for one in (text, whole.text)]
+    assert sizes[0] == sizes[1]
     with pytest.raises(LookupError, match="the text encoder"):
         assert text.blocks
 

@@ -26,7 +26,7 @@ class Facts(NamedTuple):
 
     digest, structure, embedding_size, tokenizer_digest: as in `Backbone`. alone: whether the image
     encoder can be loaded without the text encoder. text_width, text_depth: of the text encoder, 0
-    if it has no known blocks.
+    if it has no known blocks. text_length: as in `Backbone`, 0 without a text encoder.
     """
 
     digest: str
@@ -36,6 +36,7 @@ class Facts(NamedTuple):
     alone: bool
     text_width: int
     text_depth: int
+    text_length: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,6 +175,17 @@ class Backbone:
             return self.image.frozen(pixels).features.shape[-1]
         with torch.no_grad():
             return self.text.frozen(self.tokenizer(["a"]).to(self.device)).features.shape[-1]
+
+    @cached_property
+    def text_length(self) -> int:
+        """Return the number of tokens that a text is padded or cut to.
+
+        Raises:
+            UserError: It has no text encoder.
+        """
+        if self.facts:
+            return self.facts.text_length
+        return self.with_text().tokenizer(["a"]).shape[1]
 
     @property
     def resizing(self) -> JsonObject:

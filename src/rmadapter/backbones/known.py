@@ -59,17 +59,18 @@ def read_facts(key: str) -> Facts | None:
     except (UserError, TypeError):
         return None
     _note_use(file)
-    kinds = [str, str, int, str, bool, int, int]
+    kinds = [str, str, int, str, bool, int, int, int]
     return facts if [type(value) for value in facts] == kinds else None
 
 
 def find_facts(backbone: Backbone, folder: Path, weights: Path) -> Facts:
     """Find out what is to be known of a whole backbone. weights: its file."""
     alone = (folder / CONFIG).is_file() and _is_same(backbone, folder, weights)
-    width, depth = (backbone.text.width, backbone.text.depth) if backbone.has_text else (0, 0)
+    text = backbone.text if backbone.has_text else None
     return Facts(
         backbone.digest, backbone.structure, backbone.embedding_size, backbone.tokenizer_digest,
-        alone, width, depth,
+        alone, text.width if text else 0, text.depth if text else 0,
+        backbone.text_length if text else 0,
     )  # fmt: skip
 
 
@@ -230,6 +231,9 @@ class ImageFirst(Backbone):
 
 class _TextLater:
     """A text encoder of which only the size is known, until something asks for the rest."""
+
+    side = TextEncoder.side
+    opaque = False  # no depth is known of opaque blocks
 
     def __init__(self, facts: Facts, load: Callable[[], TextEncoder]) -> None:
         self.width, self.depth = facts.text_width, facts.text_depth

@@ -148,7 +148,7 @@ def bind_context(backbone: Backbone, context: Tensor, names: Sequence[str]) -> C
 
 def limit_tokens(backbone: Backbone, tokens: int) -> int:
     """Return `tokens`, but at most a quarter of the text encoder's length."""
-    return min(tokens, backbone.tokenizer([HOLDER]).shape[1] // 4)
+    return min(tokens, backbone.text_length // 4)
 
 
 class ContextLearner(Learner):
