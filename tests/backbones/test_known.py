@@ -20,7 +20,9 @@ from rmadapter.backbones import Backbone
 from rmadapter.backbones.backbone import Facts
 from rmadapter.backbones.known import ImageFirst, load_image_first
 from rmadapter.backbones.load import load_known
+from rmadapter.encoders import pausing
 from rmadapter.errors import UserError
+from rmadapter.methods import METHODS
 from rmadapter.prompts import zero_shot_weights
 from tests.helpers.methods import quick_method
 from tests.helpers.models import write_tiny_clip
@@ -31,8 +33,11 @@ WEIGHTS = "open_clip_model.safetensors"
 # methods that adapt texts and keep class weights
 KEEPING = (
     "rmadapter", "rmadapter-plus", "mma", "maple", "promptsrc", "coprompt", "coop", "kgcoop",
-    "tcp", "prograd", "coop-few-shot",
+    "tcp", "prograd", "coop-few-shot", "cocoa-mix", "text-refiner", "dept", "hicropl", "mmrl",
+    "mmrl-plus-plus", "clip-lora",
 )  # fmt: skip
+# methods that need the text encoder for each image, or to be restored
+LOADING = ("cocoop", "tpt", "2sfs", "skip-tuning", "lweib", "heba", "mail")
 
 
 @pytest.fixture(params=["tiny_clip", "tiny_siglip", "tiny_eva", "tiny_hf"])
@@ -157,6 +162,27 @@ def test_a_saved_model_needs_no_text_encoder_the_second_time(
         logits(model, no_text(known), some)
     assert torch.equal(logits(model, known, some), logits(model, tiny_hf, some))
     assert torch.equal(logits(model, no_text(known), some), logits(model, tiny_hf, some))
+
+
+class Encoded(Exception):
+    """A block of a text encoder was run."""
+
+
+def refuse() -> None:
+    raise Encoded
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_method_encodes_its_classes_a_second_time(
+    name: str, tiny_hf: Backbone, kept: Path, tmp_path: Path
+) -> None:
+    known = load_known(tiny_hf.name)
+    fitted = quick_method(name).fit(known, shots_of(known, noisy_colors(2)))
+    save(tmp_path / "model", fitted, name)
+    load(tmp_path / "model", known).fitted.score()
+    again = known if name in LOADING else no_text(known)
+    with pausing(refuse):
+        load(tmp_path / "model", again).fitted.score()
 
 
 @pytest.mark.parametrize("model", ["rmadapter"], indirect=True)

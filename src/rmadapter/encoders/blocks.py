@@ -27,7 +27,8 @@ class Projections(Protocol):
     """The parts of a block but its norm: projections, and what follows attention, which the caller
     does."""
 
-    heads: int
+    @property
+    def heads(self) -> int: ...
 
     def qkv(self, n: Tensor) -> tuple[Tensor, ...]: ...
 

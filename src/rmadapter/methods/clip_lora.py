@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
+from rmadapter.backbones.known import kept_adapted
 from rmadapter.encoders import EitherEncoder, Packed, States
 from rmadapter.encoders.blocks import Opaque, Projections, View
 from rmadapter.errors import UserError
@@ -53,7 +54,10 @@ class UpdatedBlock:
 
     def __init__(self, encoder: EitherEncoder, block: int, updates: nn.ModuleList) -> None:
         self.encoder, self.block, self.updates = encoder, block, updates
-        self.heads = self._view(torch.float32).heads
+
+    @property
+    def heads(self) -> int:
+        return self._view(torch.float32).heads
 
     def _view(self, kind: torch.dtype) -> View:
         view = self.encoder.view(self.block, kind)
@@ -135,7 +139,7 @@ class UpdatedCLIP(Learner):
             )
         return [
             nn.ModuleList(LowRank(encoder.width, rank, scale, self.dropout) for _ in range(3))
-            for _ in encoder.blocks
+            for _ in range(encoder.depth)
         ]
 
     @torch.no_grad()
@@ -166,8 +170,11 @@ class UpdatedCLIP(Learner):
         return self.backbone.image.encode(states.x, states.layout, views=views)
 
     def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
-        prompts = self.prompts(names, known.templates, share=True)
-        weights = self.class_weights(prompts, prompts_each(names, known.templates))
+        def make() -> Tensor:
+            prompts = self.prompts(names, known.templates, share=True)
+            return self.class_weights(prompts, prompts_each(names, known.templates))
+
+        weights = kept_adapted(self.backbone, names, known.templates, known.saved, make)
         return Cosines(self.backbone, partial(self.image_features, views=self.merged()), weights)
 
 

@@ -113,7 +113,7 @@ class Mixture(ContextLearner):
         return bind_context(self.backbone, self.ctx, names)
 
     def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
-        ours = self.bind(names, known.templates)()
+        ours = self.class_weights(names, known)
         theirs = zero_shot_weights(self.backbone, names, known.templates)
         trained = {*known.classes}
         share = self.shares[[int(name not in trained) for name in names], None]

@@ -89,7 +89,7 @@ class Decoupled(Learner):
         return linear_logits(features, self.head.weight, self.head.bias)
 
     def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
-        w = F.normalize(self.prompts.class_features(self.prompts.text(names)), dim=-1)
+        w = self.prompts.class_weights(names, known)
         if not {*names} <= {*known.classes}:
             return Cosines(self.backbone, self.prompts.image_features, w)
         rows = torch.tensor([known.classes.index(name) for name in names], device=w.device)

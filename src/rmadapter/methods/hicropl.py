@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from rmadapter.adapter import quick_gelu
 from rmadapter.backbones import Backbone
+from rmadapter.backbones.known import kept_adapted
 from rmadapter.encoders import EitherEncoder, States
 from rmadapter.errors import UserError
 from rmadapter.methods.parts.learned_prompts import (
@@ -163,10 +164,16 @@ class HierarchicalPrompts(Prompted):
         """Return w [C, e], normalised. known: untouched class features [C, e]."""
         return F.normalize(_sum(self.class_features(text), known), dim=-1)
 
+    def class_weights(self, names: Sequence[str], known: Known) -> Tensor:
+        def make() -> Tensor:
+            w_0 = zero_shot_weights(self.backbone, names, known.templates)
+            return self.joint_classes(self.text(names), w_0)
+
+        return kept_adapted(self.backbone, names, known.templates, known.saved, make)
+
     def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
-        w_0 = zero_shot_weights(self.backbone, names, known.templates)
         features = partial(self.joint_image, prompts=self.into_image())
-        return Cosines(self.backbone, features, self.joint_classes(self.text(names), w_0))
+        return Cosines(self.backbone, features, self.class_weights(names, known))
 
 
 def _sum(prompted: Tensor, untouched: Tensor) -> Tensor:

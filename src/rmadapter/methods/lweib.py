@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from rmadapter.adapter import SIDES, decoupled
 from rmadapter.backbones import Backbone
+from rmadapter.backbones.known import kept_adapted
 from rmadapter.data.names import descriptions
 from rmadapter.data.texts import read_texts, texts_of, texts_of_all
 from rmadapter.encoders import EitherEncoder, Packed, States, send
@@ -315,11 +316,14 @@ class LwEIB(Method):
         module.load_state_dict(dict(tensors))
 
         def for_classes(names: Sequence[str]) -> ToLogits:
-            groups = [self.texts(name, known, texts) for name in names]
-            check_prompts(sum(map(len, groups)))
-            tokens = backbone.tokenizer([text for group in groups for text in group])
-            features = module.text_features(tokens, self.scales(backbone.text.depth))
-            weights = F.normalize(group_means(features, groups), dim=-1)
+            def make() -> Tensor:
+                groups = [self.texts(name, known, texts) for name in names]
+                check_prompts(sum(map(len, groups)))
+                tokens = backbone.tokenizer([text for group in groups for text in group])
+                features = module.text_features(tokens, self.scales(backbone.text.depth))
+                return F.normalize(group_means(features, groups), dim=-1)
+
+            weights = kept_adapted(backbone, names, known.templates, known.saved, make)
             image = partial(module.image_features, scales=self.scales(backbone.image.depth))
             return Cosines(backbone, image, weights)
 

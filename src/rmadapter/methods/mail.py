@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
+from rmadapter.backbones.known import kept_adapted
 from rmadapter.encoders import EitherEncoder, ImageEncoder, Packed, States, encoders_of
 from rmadapter.encoders.blocks import Opaque, PreNorm, View, with_own
 from rmadapter.errors import UserError
@@ -273,8 +274,11 @@ class AgentCLIP(Learner):
         return self._features("text", text.pooled(x, layout))
 
     def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
-        prompts = self.prompts(names, known.templates)
-        weights = self.class_weights(prompts, prompts_each(names, known.templates))
+        def make() -> Tensor:
+            prompts = self.prompts(names, known.templates)
+            return self.class_weights(prompts, prompts_each(names, known.templates))
+
+        weights = kept_adapted(self.backbone, names, known.templates, known.saved, make)
         return Cosines(self.backbone, partial(self.merged_features, image=self.merged()), weights)
 
 

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from rmadapter.adapter import adapted_blocks
 from rmadapter.backbones import Backbone
+from rmadapter.backbones.known import kept_adapted
 from rmadapter.encoders import Grid, Packed, States, TextEncoder
 from rmadapter.encoders.layouts import pack
 from rmadapter.errors import UserError
@@ -202,9 +203,11 @@ class Representations(Learner):
         return encoder.head(x[:, :-k], layout), self.project(encoder.top_norm(x[:, -k:]).mean(1))
 
     def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
-        w = self.class_features(
-            self.prompts(names, known.templates), prompts_each(names, known.templates)
-        )
+        def make() -> Tensor:
+            prompts = self.prompts(names, known.templates)
+            return self.class_features(prompts, prompts_each(names, known.templates))
+
+        w = kept_adapted(self.backbone, names, known.templates, known.saved, make)
         alpha = self.alpha if {*names} <= {*known.classes} else 1.0
 
         if alpha == 1:

@@ -20,6 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
+from rmadapter.backbones.known import kept_adapted
 from rmadapter.encoders import Packed, States, encoders_of, send, weights_of
 from rmadapter.encoders.blocks import with_own
 from rmadapter.errors import UserError
@@ -108,11 +109,12 @@ class TunedCLIP(Learner):
         return self.text.encode(x, layout, self.first_text, views=self.text.views)
 
     def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
-        chunks = [
-            (s.x, s.layout)
-            for s in frozen_prompts(self.backbone, names, known.templates, self.first_text)
-        ]
-        weights = learnt_weights(self.encode_text, chunks, prompts_each(names, known.templates))
+        def make() -> Tensor:
+            frozen = frozen_prompts(self.backbone, names, known.templates, self.first_text)
+            chunks = [(states.x, states.layout) for states in frozen]
+            return learnt_weights(self.encode_text, chunks, prompts_each(names, known.templates))
+
+        weights = kept_adapted(self.backbone, names, known.templates, known.saved, make)
         return Cosines(self.backbone, self.image_features, weights)
 
 

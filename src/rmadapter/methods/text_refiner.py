@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from rmadapter.adapter import at_least_float32
 from rmadapter.backbones import Backbone
+from rmadapter.backbones.known import kept_adapted
 from rmadapter.encoders import States
 from rmadapter.encoders.blocks import Opaque
 from rmadapter.errors import UserError
@@ -79,8 +80,12 @@ class Refiner(Learner):
         return t + self.alpha * self.map(torch.cat([t, read], -1))
 
     def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
-        prompts, image = PromptedText(self.backbone, names, len(self.ctx)), self.backbone.image
-        weights = self.refine(F.normalize(prompts.encode(self.ctx), dim=-1))
+        def make() -> Tensor:
+            prompts = PromptedText(self.backbone, names, len(self.ctx))
+            return self.refine(F.normalize(prompts.encode(self.ctx), dim=-1))
+
+        image = self.backbone.image
+        weights = kept_adapted(self.backbone, names, known.templates, known.saved, make)
         return Cosines(self.backbone, lambda states: image.head(states.y, states.layout), weights)
 
 

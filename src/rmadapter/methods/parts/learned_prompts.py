@@ -161,12 +161,16 @@ class ContextLearner(Learner):
         """Return a function without arguments that returns the normalised features [C, e] of these
         classes under the current parameters."""
 
+    def class_weights(self, names: Sequence[str], known: Known) -> Tensor:
+        """Return the normalised features [C, e] of these classes, or those that were kept."""
+
+        def make() -> Tensor:
+            return self.bind(names, known.templates)()
+
+        return kept_adapted(self.backbone, names, known.templates, known.saved, make)
+
     def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
-        weights = kept_adapted(
-            self.backbone, names, known.templates, known.saved,
-            lambda: self.bind(names, known.templates)(),
-        )  # fmt: skip
-        return Cosines(self.backbone, untouched, weights)
+        return Cosines(self.backbone, untouched, self.class_weights(names, known))
 
 
 def train_context(
@@ -286,9 +290,13 @@ class Prompted(Learner):
         """Compare features [B, e] and [C, e], normalised here, -> [B, C]."""
         return cosine_logits(self.backbone, image, F.normalize(classes, dim=-1))
 
-    def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
+    def class_weights(self, names: Sequence[str], known: Known) -> Tensor:
+        """Return normalised class features [C, e], or those that were kept."""
+
         def make() -> Tensor:
             return F.normalize(self.class_features(self.text(names)), dim=-1)
 
-        weights = kept_adapted(self.backbone, names, known.templates, known.saved, make)
-        return Cosines(self.backbone, self.image_features, weights)
+        return kept_adapted(self.backbone, names, known.templates, known.saved, make)
+
+    def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
+        return Cosines(self.backbone, self.image_features, self.class_weights(names, known))
