@@ -13,8 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rmadapter.artifacts.checkpoint import load, save
+from rmadapter.artifacts.checkpoint import load, save, save_run
 from rmadapter.artifacts.model_file import read_model
+from rmadapter.artifacts.record import read_record
 from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.backbones import Backbone
 from rmadapter.backbones.backbone import Facts
@@ -23,6 +24,7 @@ from rmadapter.backbones.load import load_known
 from rmadapter.encoders import pausing
 from rmadapter.errors import UserError
 from rmadapter.methods import METHODS
+from rmadapter.methods.rmadapter import RMAdapter
 from rmadapter.prompts import zero_shot_weights
 from tests.helpers.methods import quick_method
 from tests.helpers.models import write_tiny_clip
@@ -183,6 +185,26 @@ def test_no_method_encodes_its_classes_a_second_time(
     again = known if name in LOADING else no_text(known)
     with pausing(refuse):
         load(tmp_path / "model", again).fitted.score()
+
+
+class Outside(RMAdapter):
+    """A method whose code is not this package's."""
+
+
+def test_saving_a_run_encodes_only_what_can_be_kept(
+    finished: Path, tiny_clip: Backbone, kept: Path, tmp_path: Path
+) -> None:
+    record, saved = read_record(finished / "run.json"), load(finished, tiny_clip)
+    plain, known = saved.fitted, load_known(tiny_clip.name)
+    ours = replace(plain, backbone=known)
+    others = replace(ours, method=Outside(**vars(plain.method)))
+    with pausing(refuse):
+        for number, fitted in enumerate((plain, others)):
+            save_run(tmp_path / f"{number}", fitted, saved.name, record)
+    with pytest.raises(Encoded), pausing(refuse):
+        save_run(tmp_path / "ours", ours, saved.name, record)
+    save_run(tmp_path / "ours", ours, saved.name, record)
+    assert torch.equal(logits(tmp_path / "ours", no_text(known)), logits(finished, tiny_clip))
 
 
 @pytest.mark.parametrize("model", ["rmadapter"], indirect=True)

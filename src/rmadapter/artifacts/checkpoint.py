@@ -180,10 +180,12 @@ def _save(
 
 
 def _keep_class_weights(model: Model, fitted: Fitted) -> None:
-    """Let what can be kept of the text encoder's answers be kept before the model is first used."""
-    if fitted.backbone.has_text:
-        known = replace(fitted.known, saved=_identity(model, fitted.method))
-        fitted.method.restore(fitted.backbone, known, fitted.tensors).score()
+    """Let class weights be kept before the model is first used. Every method of this package keeps
+    all that it encodes to score its classes, others keep none that they adapt."""
+    backbone, identity = fitted.backbone, _identity(model, fitted.method)
+    if backbone.facts and backbone.has_text and identity:
+        known = replace(fitted.known, saved=identity)
+        fitted.method.restore(backbone, known, fitted.tensors).score()
 
 
 def _write_history(path: Path, history: list[dict[str, float]]) -> None:
