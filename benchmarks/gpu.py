@@ -219,9 +219,9 @@ def training(step: Step, variant: str, name: str) -> Callable[[], object]:
             return call(step.labels, image, text)["loss"]
 
     scaler = torch.amp.GradScaler(device.type, enabled=kind == torch.float16)
-    optimizer = step.optimizer
+    fused = device.type == "cuda"  # as in training
+    optimizer = step.recipe.make(model.adapters.parameters(), fused)
     if variant == "graph":
-        optimizer = step.recipe.make(model.adapters.parameters())
         for group in optimizer.param_groups:
             group["capturable"] = True  # it counts its steps on the device
 

@@ -84,6 +84,23 @@ def test_optimisers_are_torchs_with_the_recipes_numbers() -> None:
         assert {name: made.defaults[name] for name in values} == values
 
 
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_a_fused_optimiser_updates_alike(name: Any) -> None:
+    ends = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        weights = [nn.Parameter(torch.randn(size)) for size in (3, 5)]
+        made = Recipe(optimizer=name, learning_rate=0.03, weight_decay=0.1).make(weights, fused)
+        assert bool(made.defaults["fused"]) is fused
+        for _ in range(4):
+            made.zero_grad()
+            torch.stack([(weight - 2).pow(2).sum() for weight in weights]).sum().backward()
+            made.step()
+        ends.append(torch.cat([weight.detach() for weight in weights]))
+    assert ends[1] == pytest.approx(ends[0], rel=1e-5)
+    assert ends[0].isfinite().all()
+
+
 # ---- steps ----
 
 

@@ -231,16 +231,21 @@ class Recipe:
             return self.epochs, per_epoch
         return math.ceil(self.iterations * max(Counter(labels).values()) / per_epoch), per_epoch
 
-    def make(self, parameters: ParamsT) -> torch.optim.Optimizer:
+    def make(self, parameters: ParamsT, fused: bool = False) -> torch.optim.Optimizer:
         """Return the optimiser.
 
         Args:
             parameters: Single ones, or groups as in torch.
+            fused: Whether torch updates all parameters in one call on the device; the same update
+                up to rounding.
         """
         import torch
 
         rate, decay = self.learning_rate, self.weight_decay
+        one = fused or None  # False would also forbid torch's middle way
         if self.optimizer == "sgd":
-            return torch.optim.SGD(parameters, rate, momentum=self.momentum, weight_decay=decay)
+            return torch.optim.SGD(
+                parameters, rate, momentum=self.momentum, weight_decay=decay, fused=one
+            )
         kind = torch.optim.AdamW if self.optimizer == "adamw" else torch.optim.Adam
-        return kind(parameters, rate, self.betas, self.eps, decay)
+        return kind(parameters, rate, self.betas, self.eps, decay, fused=one)
