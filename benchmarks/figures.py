@@ -192,8 +192,40 @@ def options(r: Result) -> str:
         for row in r["rows"]
     ]
     columns = ["option", "step s", "speed-up", "loss"]
-    text = table("Number format and compiler (`options.py`, pocket)", columns, rows)
-    return text + f"\nThe first compiled step took {r['compile_seconds']:.0f} s.\n"
+    title = f"Number format and compiler, {r['backbone']}, {r['classes']} classes (`options.py`)"
+    text = table(title, columns, rows)
+    first = f"\nThe first compiled step in float32 took {r['compile_seconds']:.0f} s.\n"
+    return text + first + about(r["machine"])
+
+
+def batching(r: Result) -> str:
+    """What batching the adapters' products over blocks could save."""
+    rows = [
+        [
+            row["format"], row["products"], f"{row['step_seconds']:.2f}",
+            f"{1e3 * row['one_by_one']:.0f}", f"{1e3 * row['batched']:.0f}",
+            f"{row['saves']:.1%}", f"{row['difference']:.0e}",
+        ]
+        for row in r["rows"]
+    ]  # fmt: skip
+    columns = ["format", "products", "step s", "block by block ms", "batched ms", "saves at most"]
+    title = f"Adapters' products of MMA, {r['backbone']}, {r['classes']} classes (`batching.py`)"
+    return table(title, [*columns, "largest difference"], rows) + about(r["machine"])
+
+
+def protocol(r: Result) -> str:
+    """A protocol of many classes, planned and run."""
+    rows = [
+        [
+            f"{row['classes']}", row["what"], f"{row['seconds']:.0f}",
+            "–" if row["cpu_seconds"] is None else f"{row['cpu_seconds']:.0f}",
+            f"{row['memory_gb']:.1f}", f"{row['disk_gb']:.1f}",
+        ]
+        for row in r["rows"]
+    ]  # fmt: skip
+    title = f"Many classes, {r['shots']} shots, one epoch of {r['method']} (`protocol.py`)"
+    columns = ["classes", "", "seconds", "CPU seconds", "memory GB", "disk GB"]
+    return table(title, columns, rows) + about(r["machine"])
 
 
 @_by_backbone
@@ -388,7 +420,8 @@ def _growth_cell(point: Result, part: str) -> str:
 
 SECTIONS: dict[str, Callable[[Any], str]] = {
     "train_step": train_step, "overhead": overhead, "inference": inference, "predict": predict,
-    "start": start, "serve": serve, "options": options, "folder": folder,
+    "start": start, "serve": serve, "options": options, "batching": batching,
+    "protocol": protocol, "folder": folder,
     "backbones": backbones, "demo_fit": demo_fit, "peers": peers, "public": public,
     "scaling": scaling, "growth": growth, "predict_many": predict_many, "gpu": gpu,
 }  # fmt: skip

@@ -1,5 +1,5 @@
-"""Measure what bfloat16 and torch.compile do to the lean forward and backward pass, against float32
-in the same run.
+"""Measure what bfloat16, torch.compile and both do to the lean forward and backward pass, against
+float32 in the same run.
 
     python benchmarks/options.py --backbone pocket --json
 
@@ -41,6 +41,7 @@ def main() -> None:
         "float32": lambda: loss_of(step.model),
         "bfloat16": lambda: loss_of(step.model, half=True),
         "compiled": lambda: loss_of(compiled),
+        "bfloat16, compiled": lambda: loss_of(compiled, half=True),
     }
     losses, first = {}, {}
     for name, run in runs.items():

@@ -36,6 +36,7 @@ def tables(results: Path, study: Path) -> dict[str, str]:
     pairs = [(name, "both") for name in HALF]
     return {
         "steps": steps(read_json(results / "public.json")[METHOD]),
+        "steps, AMX": steps(read_json(results / "public_amx.json")[METHOD]),
         "profile": profile(read_json(results / "profiling.json")["rows"]),
         "folder": markdown(*parts(read_json(results / "folder.json")["rows"]), spaced=True),
         "backbones": markdown(*costs(read_json(results / "backbones.json")["rows"]), spaced=True),

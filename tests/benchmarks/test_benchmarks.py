@@ -8,6 +8,7 @@ import mmap
 import sys
 from pathlib import Path
 
+import batching
 import common
 import cpu_parts
 import figures
@@ -17,6 +18,7 @@ import growth
 import inference
 import predict_many
 import profiling
+import protocol
 import pytest
 import start
 import torch
@@ -166,6 +168,35 @@ def test_a_command_is_measured_part_by_part(
     assert row["run"] == "rmadapter, now"
     for part in ("imports", "decode", "looks and hashes", "frozen", "train", "answers", "page"):
         assert row[part] > 0, part
+
+
+def test_products_of_all_blocks_together_are_those_of_each() -> None:
+    torch.manual_seed(0)
+    side = batching.Side.drawn(3, 7, 6, 2, torch.float64)
+    for weights_only, count in ((False, 6), (True, 2)):
+        alone = batching.one_by_one([side.blocks], weights_only)
+        [together] = batching.at_once([side], weights_only)
+        assert [len(products) for products in alone] == [count] * 3
+        assert batching.apart(alone, together) < 1e-12
+    x, g = side.x[1], side.g[1]
+    down, up = (weight[1].clone().requires_grad_() for weight in (side.down, side.up))
+    (x @ down.mT @ up.mT).backward(g)
+    whole = side.products(False)
+    assert torch.allclose(whole[2][1].mT @ x, down.grad)  # of what enters the second layer
+    assert torch.allclose(g.mT @ whole[0][1], up.grad)
+
+
+def test_a_protocol_is_planned_and_run(
+    tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch, capsys: Printed
+) -> None:
+    sizes = ("--classes", "3", "--shots", "2", "--pixels", "32", "--planned", "4")
+    words = ("--backbone", tiny_clip.name, "--set", "rmadapter.first_block=3", "--json")
+    found = json.loads(run(protocol, monkeypatch, capsys, *sizes, *words))
+    assert [(row["classes"], row["what"]) for row in found["rows"]] == [
+        (3, "planned"), (3, "run"), (4, "planned"),
+    ]  # fmt: skip
+    assert all(row["seconds"] > 0 and row["memory_gb"] > 0 for row in found["rows"])
+    assert found["rows"][1]["seconds"] < found["process_seconds"]
 
 
 def test_every_image_of_a_large_folder_is_answered(

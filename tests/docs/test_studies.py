@@ -131,7 +131,7 @@ def answer_tables() -> dict[str, str]:
          lambda: marked({"labels": label_curve.table(lines_of("label_curve")),
                          "walk": label_walk.table(lines_of("label_walk"))}), 2),
         ("studies/performance.md",
-         lambda: marked(performance.tables(performance.RESULTS, RESULTS / "steps.jsonl")), 5),
+         lambda: marked(performance.tables(performance.RESULTS, RESULTS / "steps.jsonl")), 6),
         ("studies/plus.md", lambda: marked(plus.tables(pieces())), 6),
         ("studies/reconstruction.md",
          lambda: marked(reconstruction_tables.tables(losses())), 17),
