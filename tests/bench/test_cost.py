@@ -46,7 +46,7 @@ def cost(bench: Bench, out: Path, processes: int = 1, **words: Any) -> Cost:
     return module.cost(bench.plan(out, bench.jobs(**words)), processes, progress=False)
 
 
-def seconds(found: Cost) -> list[float]:
+def seconds(found: Cost) -> list[float | None]:
     return [line.seconds for line in found.lines]
 
 
@@ -188,7 +188,7 @@ def test_a_method_that_cannot_be_measured_is_noted(
         bench.plan(tmp_path, bench.jobs(methods=[method], seeds=[1])), values={method: values}
     )
     found = module.cost(plan, progress=False)
-    assert (found.left, seconds(found)) == (1, [0])
+    assert (found.left, found.unmeasured, found.hours, seconds(found)) == (1, 1, 0, [None])
     error = capsys.readouterr().err
     assert "cannot be measured" in error
     assert reason in error
@@ -208,7 +208,12 @@ def test_the_command(rmadapter: Command, bench: Bench, tmp_path: Path) -> None:
     assert code == 0
     assert "2 of 2 runs are left: 0.00 hours on 1 x cpu" in out
     assert f"few-shot {bench.colors.name} zero-shot 1 shots seed 1" in out
+    assert "could not be measured" not in out
     code, out, _ = rmadapter(*words, "--out", tmp_path / "x", "--json")
     found = json.loads(out)
     assert (code, found["left"], len(found["lines"]), len(found["order"])) == (0, 2, 2, 2)
+    code, out, _ = rmadapter(*words, "--methods", "mma", "--out", tmp_path / "x")
+    assert code == 0  # mma starts at block 5 of a backbone that has four
+    assert "unknown" in out
+    assert "without 2 of them, which could not be measured" in out
     assert not (tmp_path / "x").exists()

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -55,7 +55,8 @@ class Timing:
 
 @dataclass(frozen=True)
 class CostLine:
-    """Runs that differ only in their seed. left: number not done yet. seconds: of these."""
+    """Runs that differ only in their seed. left: number not done yet. seconds: of these; None if
+    they could not be measured."""
 
     data: str
     method: str
@@ -63,18 +64,23 @@ class CostLine:
     shots: int
     runs: int
     left: int
-    seconds: float
+    seconds: float | None
 
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of a bench. device: measured on. devices: how many of them share the work. disk:
-    bytes of activations that do not fit into memory. memory: bytes that a process needs, apart from
-    a GPU's: the most while measuring, where that is known, and the activations that it will hold.
-    order: of the remaining runs. spent: seconds that measuring took."""
+    """The cost of a bench.
+
+    unmeasured: how many of the runs that are left could not be measured; the other figures leave
+    them out. device: measured on. devices: how many of them share the work. disk: bytes of
+    activations that do not fit into memory. memory: bytes that a process needs, apart from a GPU's:
+    the most while measuring, where that is known, and the activations that it will hold. order: of
+    the remaining runs. spent: seconds that measuring took.
+    """
 
     runs: int
     left: int
+    unmeasured: int
     device: str
     devices: int
     hours: float
@@ -108,13 +114,14 @@ def cost(plan: Plan, processes: int = 1, progress: bool = True) -> Cost:
     return Cost(
         runs=len(plan.jobs),
         left=len(jobs),
+        unmeasured=len(jobs) - len(seconds),
         device=str(find_device(plan.machine.device)),
         devices=devices,
         hours=sum(seconds.values()) / 3600 / devices,
         disk=sum(size for size in (*train, *test) if size > room),
         memory=round(1e6 * measured + _held(train, room) + _held(test, room)),
         spent=time.monotonic() - started,
-        lines=tuple(_lines(plan.jobs, seconds)),
+        lines=tuple(_lines(plan.jobs, remaining, seconds)),
         order=tuple(map(str, jobs)),
     )
 
@@ -208,8 +215,8 @@ def _timed(call: Callable[[], T]) -> tuple[float, T]:
 def _seconds(
     plan: Plan, jobs: Sequence[Job], lab: Lab, timings: dict[Kind, Timing], processes: int
 ) -> dict[Job, float]:
-    """Return the seconds of each job. Each process freezes the test images of a data set once, in
-    its first run on it, and those that were not drawn for every draw."""
+    """Return the seconds of each job that could be measured. Each process freezes the test images
+    of a data set once, in its first run on it, and those that were not drawn for every draw."""
     seconds: dict[Job, float] = {}
     first_uses: dict[str, dict[tuple[str, int, int, str], bool]] = {}
     for job in jobs:
@@ -219,7 +226,6 @@ def _seconds(
         fresh = draws.setdefault(job.images, undrawn or len(draws) < processes)
         timing = timings.get(_kind(job))
         if timing is None:
-            seconds[job] = 0.0
             continue
         train = half(lab.draw(job.task).train, job.task.classes)
         recipe = plan.method(job).recipe
@@ -261,14 +267,16 @@ def _held(sizes: Collection[int], room: float) -> float:
     return min(room, sum(size for size in sizes if size <= room))
 
 
-def _lines(jobs: Sequence[Job], seconds: dict[Job, float]) -> list[CostLine]:
+def _lines(
+    jobs: Sequence[Job], remaining: Collection[Job], seconds: Mapping[Job, float]
+) -> list[CostLine]:
     groups: dict[tuple[str, str, str, int], list[Job]] = {}
     for job in in_order(jobs):
         groups.setdefault((job.task.data, job.method, job.variant, job.task.shots), []).append(job)
-    return [
-        CostLine(
-            *key, runs=len(group), left=sum(job in seconds for job in group),
-            seconds=sum(seconds.get(job, 0.0) for job in group),
-        )
-        for key, group in groups.items()
-    ]  # fmt: skip
+    lines = []
+    for key, group in groups.items():
+        left = [job for job in group if job in remaining]
+        known = [seconds[job] for job in left if job in seconds]
+        total = sum(known) if len(known) == len(left) else None
+        lines.append(CostLine(*key, runs=len(group), left=len(left), seconds=total))
+    return lines

@@ -225,10 +225,13 @@ def plan(options: BenchOptions, quiet: Quiet = False, as_json: Json = False) -> 
         changed = changed_settings(line.method, runs.values.get(line.method, {}))
         title = name_with_settings(load_method(line.method).title, changed)
         name = line.variant or title
-        rows.append([line.data, name, str(line.shots), left, f"{line.seconds:.0f}"])
+        seconds = "unknown" if line.seconds is None else f"{line.seconds:.0f}"
+        rows.append([line.data, name, str(line.shots), left, seconds])
     table(["data set", "method", "shots", "runs left", "seconds"], rows)
     where = f"{total.devices} x {total.device}"
     print(f"{total.left} of {total.runs} runs are left: {total.hours:.2f} hours on {where}")
+    if total.unmeasured:
+        print(f"without {total.unmeasured} of them, which could not be measured")
     print(
         f"memory: {total.memory / 1e9:.1f} GB per process; activations on disk: "
         f"{total.disk / 1e9:.1f} GB; measured in {total.spent:.0f} s"
