@@ -2,7 +2,7 @@
 
     python tools/fewer_steps.py --root DATA --out docs/results/fewer_steps.jsonl --seeds 1
     python tools/fewer_steps.py --out docs/results/fewer_steps.jsonl --tables \\
-        --page docs/studies/fewer_steps.md
+        --beside docs/results/steps.jsonl --page docs/studies/fewer_steps.md
 
 Each variant trains on the same shots of all classes, and is asked about the same test images:
 
@@ -10,7 +10,7 @@ Each variant trains on the same shots of all classes, and is asked about the sam
     rate xN      times the default learning rate
     constant     no cosine
     ridge start  the last adapter of the image encoder starts at a ridge regression (`RidgeStart`)
-    plateau      constant rate, two shots of a class held out (`until_plateau`)
+    plateau      constant rate, two shots of a class held out (`UntilPlateau`)
 
 A training at a constant rate also gives the mean of its weights over the second half of the steps.
 
@@ -23,22 +23,26 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from families import average
+from families import against, average
+from reconstruction_tables import differences as paired
+from reconstruction_tables import read as read_paired
 from studies import (
     CHOOSE_ALL,
     REPORT_ALL,
     TESTED,
+    Line,
     Lines,
     append_lines,
     make_parser,
@@ -50,27 +54,30 @@ from studies import (
 from torch import Tensor
 
 from rmadapter import metrics
+from rmadapter.backbones import Backbone
 from rmadapter.data.fewshot import split_digest
 from rmadapter.data.image_set import ImageSet
 from rmadapter.methods.parts.features import unit
 from rmadapter.methods.ridge import HEAD, ridge
 from rmadapter.methods.rmadapter_plus import RMAdapterPlus
 from rmadapter.model import AdaptedCLIP
-from rmadapter.prompts import cosine_logits, prompts_each, tokenize
+from rmadapter.prompts import cosine_logits
 from rmadapter.runs.evaluate import predict_all
 from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
 from rmadapter.settings import Machine
 from rmadapter.support.machine import versions
 from rmadapter.training.contract import Fitted
-from rmadapter.training.loop import Batch, minimise
-from rmadapter.training.shots import Shots
+from rmadapter.training.shots import Callback, Figures, Shots
 
 METHOD = "rmadapter-plus"
+HALF = ("both, 5 epochs", "both, 5 epochs, rate 0.012")
 SHARE = 0.99  # of the default's accuracy
 SHOWN = ("data", "seed", "variant", "weights", "test", "steps", "cpu_seconds")
-HELD, PATIENCE, LONGEST = 2, 2, 20  # shots of a class; epochs
-PENALTIES = (0.01, 0.1, 1.0, 10.0)
+SHOTS, HELD = 16, 2  # of a class
+PATIENCE, LONGEST = 2, 20  # epochs
+LAST, AVERAGED, PLATEAU = "last", "averaged", "plateau"
+PENALTIES = (0.0001, 0.001, 0.01, 0.1, 1.0, 10.0)
 GAINS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
 
 
@@ -87,7 +94,7 @@ class Variant:
     @property
     def name(self) -> str:
         if self.plateau:
-            return "plateau"
+            return PLATEAU
         parts = [f"{self.epochs} epoch{'s' * (self.epochs != 1)}"]
         parts += [f"rate x{self.times:g}"] * (self.times != 1)
         parts += ["constant"] * self.constant + ["ridge start"] * self.ridge
@@ -145,9 +152,7 @@ class RidgeStart:
         top = model.adapters.at("image", max(model.adapters.blocks("image")))
         assert top is not None
         self.up = top.up
-        first = model.first("image")
-        stream = shots.cache.stream(shots.images, first)
-        self.states = list(stream)
+        self.states = list(shots.cache.stream(shots.images, model.first("image")))
         self.weights = model.class_weights(shots.classes, shots.templates).detach()
 
     def __call__(self) -> dict[str, float]:
@@ -186,10 +191,12 @@ class RidgeStart:
 
     def _derivative(self) -> Tensor:
         """Return the derivative of the mean feature by the bias, [e, d]."""
-        up, states = self.up, self.states[0]
-        mean = self.model.features("image", states)[0].float().mean(0)
-        rows = [torch.autograd.grad(one, up.bias, retain_graph=True)[0] for one in mean]
-        return torch.stack(rows)
+        total = sum(self.model.features("image", one)[0].float().sum(0) for one in self.states)
+        mean = total / len(self.labels)
+        assert isinstance(mean, Tensor)
+        eye = torch.eye(len(mean), device=mean.device)
+        [rows] = torch.autograd.grad(mean, self.up.bias, eye, is_grads_batched=True)
+        return rows
 
 
 def leave_one_out(inputs: Tensor, targets: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
@@ -207,24 +214,12 @@ class Plateau(Exception):
     """Ends a training."""
 
 
-def loss_of(model: AdaptedCLIP, shots: Shots, before: Callable[[], None]) -> Any:
-    """Return the loss of a batch; `before` is called first."""
-    text = model.frozen_text(tokenize(model.backbone, shots.classes, shots.templates))
-    count = prompts_each(shots.classes, shots.templates)
-
-    def loss(batch: Batch) -> dict[str, Tensor]:
-        before()
-        return model(batch.labels, batch.images, text, count)
-
-    return loss
-
-
 def for_so_long(
     model: AdaptedCLIP, method: RMAdapterPlus, shots: Shots, variant: Variant
 ) -> dict[str, Mapping[str, Tensor]]:
     """Train for a number of epochs; return the tensors by what they are."""
     if not variant.epochs:
-        return {"last": model.adapters.state_dict()}
+        return {LAST: model.adapters.state_dict()}
     rate = variant.times * method.recipe.learning_rate
     recipe = replace(
         method.recipe,
@@ -233,65 +228,62 @@ def for_so_long(
         final_rate=rate if variant.constant else 0.0,
     )
     epochs, per_epoch = recipe.length(shots.images.labels)
-    mean, steps = Mean(), itertools.count()
+    mean = Mean()
 
-    def before() -> None:
-        if variant.constant and next(steps) > epochs * per_epoch / 2:
-            mean.add(model.adapters.state_dict())  # as the previous step left them
+    def follow(figures: Figures) -> None:
+        if variant.constant and figures["step"] > epochs * per_epoch / 2:
+            mean.add(model.adapters.state_dict())
 
-    loss = loss_of(model, shots, before)
-    minimise(model.adapters, loss, recipe, shots, shots.source(model.first("image")))
-    last = model.adapters.state_dict()
-    if not variant.constant:
-        return {"last": last}
-    mean.add(last)
-    return {"last": last, "averaged": mean.tensors}
+    followed = replace(shots, callbacks=(Callback(on_step=follow),))
+    replace(method.adapters, recipe=recipe).train(model, followed)
+    found: dict[str, Mapping[str, Tensor]] = {LAST: model.adapters.state_dict()}
+    return found | ({AVERAGED: mean.tensors} if variant.constant else {})
 
 
-def until_plateau(
-    model: AdaptedCLIP, method: RMAdapterPlus, shots: Shots
-) -> tuple[Mapping[str, Tensor], int]:
-    """Train at a constant rate on all shots of a class but HELD, until the loss of these has not
-    fallen for PATIENCE epochs. The weights of an epoch are the mean over its steps; return the best
-    ones, and the number of steps."""
-    learnt, held = parted(shots.images)
-    part = replace(shots, images=learnt)
-    first = model.first("image")
-    states = list(shots.cache.stream(held, first))
-    labels = torch.tensor(held.labels)
-    best: dict[str, Any] = {"loss": np.inf, "epoch": 0, "tensors": {}}
-    epoch_mean = [Mean()]
-    tried = method.adapters.model(model.backbone, shots.seed)
+class UntilPlateau:
+    """A training at a constant rate on all shots of a class but HELD, until the loss of these has
+    not fallen for PATIENCE epochs. The weights of an epoch are the mean over its steps.
 
-    def after(epoch: int) -> None:
-        epoch_mean[0].add(model.adapters.state_dict())
-        tried.adapters.load_state_dict(epoch_mean[0].tensors)
-        with torch.no_grad():
-            weights = tried.class_weights(shots.classes, shots.templates)
-            features = torch.cat([tried.features("image", one)[0] for one in states])
-            logits = cosine_logits(model.backbone, features, weights)
-        loss = float(F.cross_entropy(logits, labels))
-        if loss < best["loss"]:
-            best.update(loss=loss, epoch=epoch + 1, tensors=epoch_mean[0].tensors)
-        epoch_mean[0] = Mean()
-        if epoch + 1 - best["epoch"] >= PATIENCE:
+    best, tensors: the least loss, and the weights with it. epochs: done.
+    """
+
+    def __init__(self, model: AdaptedCLIP, method: RMAdapterPlus, shots: Shots) -> None:
+        self.model, self.method, self.shots = model, method, shots
+        learnt, held = (replace(shots, images=images) for images in parted(shots.images))
+        self.learnt, self.labels = learnt, held.labels
+        self.states = list(shots.cache.stream(held.images, model.first("image")))
+        self.tried = method.adapters.model(model.backbone, shots.seed)
+        self.mean, self.best, self.since, self.epochs = Mean(), math.inf, 0, 0
+        self.tensors: Mapping[str, Tensor] = {}
+
+    def __call__(self) -> None:
+        """Train."""
+        rate = self.method.recipe.learning_rate
+        recipe = replace(self.method.recipe, epochs=LONGEST, final_rate=rate)
+        callback = Callback(
+            lambda figures: self.mean.add(self.model.adapters.state_dict()),
+            lambda figures: self._judge(),
+        )
+        learnt = replace(self.learnt, callbacks=(callback,))
+        with suppress(Plateau):
+            replace(self.method.adapters, recipe=recipe).train(self.model, learnt)
+
+    def _judge(self) -> None:
+        """Compare the epoch that just ended with the best one."""
+        loss, tensors = self._held_loss(), self.mean.tensors
+        self.epochs, self.mean, self.since = self.epochs + 1, Mean(), self.since + 1
+        if loss < self.best:
+            self.best, self.tensors, self.since = loss, tensors, 0
+        if self.since == PATIENCE:
             raise Plateau
 
-    recipe = replace(method.recipe, epochs=LONGEST, final_rate=method.recipe.learning_rate)
-    steps = itertools.count()
-    per_epoch = recipe.length(learnt.labels)[1]
-
-    def before() -> None:
-        if next(steps) % per_epoch:
-            epoch_mean[0].add(model.adapters.state_dict())
-
-    done = LONGEST
-    try:
-        loss = loss_of(model, part, before)
-        minimise(model.adapters, loss, recipe, part, part.source(first), after)
-    except Plateau:
-        done = best["epoch"] + PATIENCE
-    return best["tensors"], done * per_epoch
+    @torch.no_grad()
+    def _held_loss(self) -> float:
+        self.tried.adapters.load_state_dict(self.mean.tensors)
+        weights = self.tried.class_weights(self.shots.classes, self.shots.templates)
+        features = torch.cat([self.tried.features("image", one)[0] for one in self.states])
+        logits = cosine_logits(self.model.backbone, features, weights)
+        return float(F.cross_entropy(logits, self.labels))
 
 
 def parted(images: ImageSet) -> tuple[ImageSet, ImageSet]:
@@ -307,140 +299,138 @@ def parted(images: ImageSet) -> tuple[ImageSet, ImageSet]:
 # Measuring
 
 
-@dataclass(frozen=True, eq=False)
-class Trial:
-    """The variants on the shots of one set. settings: of the method."""
+def measure(
+    lab: Lab, data: str, seed: int, variants: Iterable[Variant], backbone: str = "pocket",
+    **settings: Any,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Train each variant on the shots of a set, ask all of them about its test images, and return
+    their lines. settings: of the method."""
+    common = {"backbone": backbone, "shots": SHOTS, "seed": seed}
+    request = Request.make({**settings, **common}, METHOD, data=data)
+    task, method, loaded = request.task, request.method, lab.backbone(backbone)
+    assert isinstance(method, RMAdapterPlus)
+    few = lab.draw(task)
+    shots = Shots(few.train, lab.train_cache(task), task.templates, seed, progress=False)
+    first = method.starts_at(loaded)
+    shots.source(first)  # encoded once in either format, in no variant's time
+    shots.cache.source(shots.images, first)
+    head = ridge(unit(shots.plain_features()), shots.labels, len(shots.classes), method.penalty)
+    models: dict[str, Fitted] = {}
+    facts: dict[str, dict[str, Any]] = {}
+    for variant in variants:
+        found, more = trained(method, loaded, shots, variant)
+        for weights, tensors in found.items():
+            own = {"variant": variant.name, "weights": weights}
+            name = title_of(own)
+            models[name] = method.restore(loaded, shots.known, {**tensors, HEAD: head})
+            facts[name] = own | more
+    test = lab.splits(task.data)["test"]
+    asked = {name: fitted.score() for name, fitted in models.items()}
+    tables = predict_all(asked, next(iter(models.values())), lab.test_cache(task), test, seed)
+    same = {"data": data, "shots": SHOTS, "seed": seed, "classes": len(shots.classes)}
+    how = {"precision": lab.machine.precision, "split_digest": split_digest(few)}
+    how |= {"backbone": loaded.digest, "versions": versions()}
+    return [
+        {**same, **facts[name], "test": metrics.accuracy(table.numpy(), test.labels), **how}
+        for name, table in tables.items()
+    ]
 
-    lab: Lab
-    data: str
-    shots: int
-    seed: int
-    backbone: str = "pocket"
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    models: dict[tuple[str, str], Fitted] = field(default_factory=dict)
-    facts: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
 
-    def run(self, variants: Iterable[Variant]) -> list[dict[str, Any]]:
-        """Train each, ask all of them about the test images, and return their lines."""
-        common = {"backbone": self.backbone, "shots": self.shots, "seed": self.seed}
-        request = Request.make({**self.settings, **common}, METHOD, data=self.data)
-        task, method = request.task, request.method
-        assert isinstance(method, RMAdapterPlus)
-        few, backbone = self.lab.draw(task), self.lab.backbone(self.backbone)
-        shots = Shots(
-            few.train, self.lab.train_cache(task), task.templates, self.seed, progress=False
-        )
-        shots.source(method.starts_at(backbone))  # encoded once, in no variant's time
-        head = ridge(unit(shots.plain_features()), shots.labels, len(shots.classes), method.penalty)
-        for variant in variants:
-            model = method.adapters.model(backbone, self.seed)
-            started = time.process_time()
-            per_epoch = method.recipe.length(shots.images.labels)[1]
-            more: dict[str, Any] = {"steps": variant.epochs * per_epoch}
-            if variant.ridge:
-                more |= RidgeStart(model, shots)()
-            if variant.plateau:
-                best, more["steps"] = until_plateau(model, method, shots)
-                found = {"averaged": best}
-            else:
-                found = dict(for_so_long(model, method, shots, variant))
-            more["cpu_seconds"] = round(time.process_time() - started, 2)
-            for weights, tensors in found.items():
-                key = variant.name, weights
-                self.models[key] = method.restore(backbone, shots.known, {**tensors, HEAD: head})
-                self.facts[key] = more
-        test = self.lab.splits(task.data)["test"]
-        answering = {json.dumps(key): one.score() for key, one in self.models.items()}
-        any_fitted = next(iter(self.models.values()))
-        tables = predict_all(answering, any_fitted, self.lab.test_cache(task), test, self.seed)
-        return [
-            {
-                "data": self.data,
-                "shots": self.shots,
-                "seed": self.seed,
-                "variant": key[0],
-                "weights": key[1],
-                "classes": len(shots.classes),
-                "test": metrics.accuracy(tables[json.dumps(key)].numpy(), test.labels),
-                **self.facts[key],
-                "precision": self.lab.machine.precision,
-                "split_digest": split_digest(few),
-                "backbone": backbone.digest,
-                "versions": versions(),
-            }
-            for key in self.models
-        ]
+def trained(
+    method: RMAdapterPlus, backbone: Backbone, shots: Shots, variant: Variant
+) -> tuple[dict[str, Mapping[str, Tensor]], dict[str, Any]]:
+    """Train a variant; return its tensors by what they are, and steps, seconds and what the ridge
+    regression chose."""
+    model, per_epoch = method.adapters.model(backbone, shots.seed), per_epoch_of(method, shots)
+    started = time.process_time()
+    more: dict[str, Any] = {"steps": variant.epochs * per_epoch}
+    if variant.ridge:
+        more |= RidgeStart(model, shots)()
+    if variant.plateau:
+        until = UntilPlateau(model, method, shots)
+        until()
+        found = {AVERAGED: until.tensors}
+        more["steps"] = until.epochs * per_epoch_of(method, until.learnt)
+    else:
+        found = for_so_long(model, method, shots, variant)
+    more["cpu_seconds"] = round(time.process_time() - started, 2)
+    return found, more
+
+
+def per_epoch_of(method: RMAdapterPlus, shots: Shots) -> int:
+    return method.recipe.length(shots.images.labels)[1]
+
+
+def title_of(line: Line) -> str:
+    """Return the name of a variant with its kind of weights, where there are two."""
+    both = line["weights"] == AVERAGED and line["variant"] != PLATEAU
+    return f"{line['variant']}, {AVERAGED}" if both else str(line["variant"])
 
 
 # Tables
 
 
-def accuracies(lines: Lines, sets: Sequence[str]) -> dict[tuple[str, str], dict[str, list[float]]]:
-    """Return accuracies by variant and kind of weights, and by set, of its draws."""
-    found: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+def accuracies(lines: Lines, sets: Sequence[str]) -> dict[str, dict[str, list[float]]]:
+    """Return accuracies by title, set and draw, of all variants that have the default's draws on
+    these sets. Raises SystemExit if there are none of the default."""
+    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for line in lines:
         if line["data"] in sets:
-            found[line["variant"], line["weights"]][line["data"]].append(line["test"])
-    return found
+            found[title_of(line)][line["data"]].append(line["test"])
+    if DEFAULT.name not in found:
+        raise SystemExit(f"no lines of {DEFAULT.name} on {', '.join(sets)}")
+    draws = {data: len(tests) for data, tests in found[DEFAULT.name].items()}
+    return {
+        title: by_set
+        for title, by_set in found.items()
+        if {data: len(tests) for data, tests in by_set.items()} == draws
+    }
 
 
-def share_of(lines: Lines, what: str, key: tuple[str, str], sets: Sequence[str]) -> float:
+def share_of(lines: Lines, what: str, title: str, sets: Sequence[str]) -> float:
     """Return the median over sets and draws of a figure, in the default's."""
-    found: dict[tuple[str, int], dict[tuple[str, str], float]] = defaultdict(dict)
+    found: dict[tuple[str, int], dict[str, float]] = defaultdict(dict)
     for line in lines:
         if line["data"] in sets:
-            found[line["data"], line["seed"]][line["variant"], line["weights"]] = line[what]
-    whole = (DEFAULT.name, "last")
-    return median(one[key] / one[whole] for one in found.values() if key in one)
+            found[line["data"], line["seed"]][title_of(line)] = line[what]
+    return median(one[title] / one[DEFAULT.name] for one in found.values())
 
 
-def chosen(lines: Lines) -> tuple[str, str]:
-    """Return the variant with the fewest steps of those with SHARE of the default's accuracy on
-    the sets for choosing; of equals the more accurate one."""
+def chosen(lines: Lines) -> str:
+    """Return the variant with the fewest steps of those with SHARE of the default's accuracy on the
+    sets for choosing; of equals the more accurate one."""
     found = accuracies(lines, CHOOSE_ALL)
-    least = SHARE * average(found[DEFAULT.name, "last"])
-    able = [key for key, by_set in found.items() if average(by_set) >= least]
-    return min(
-        able, key=lambda key: (share_of(lines, "steps", key, CHOOSE_ALL), -average(found[key]))
-    )
+    means = {title: average(by_set) for title, by_set in found.items()}
+    able = [title for title, mean in means.items() if mean >= SHARE * means[DEFAULT.name]]
+    steps = {title: share_of(lines, "steps", title, CHOOSE_ALL) for title in able}
+    return min(able, key=lambda title: (steps[title], -means[title]))
 
 
 def accuracy_table(lines: Lines, sets: Sequence[str]) -> str:
     """Tabulate the mean accuracy of each variant, and what it costs; the chosen one is bold."""
-    found, rows = accuracies(lines, sets), []
-    whole, pick = average(found[DEFAULT.name, "last"]), chosen(lines)
-    count = max(map(len, found.values()))
-    for key in sorted(found, key=lambda key: share_of(lines, "steps", key, sets)):
-        if len(found[key]) < count:
-            continue
-        mean, (name, weights) = average(found[key]), key
-        shares = (share_of(lines, what, key, sets) for what in ("steps", "cpu_seconds"))
-        title = name if weights == "last" else f"{name}, averaged"
+    found, pick, rows = accuracies(lines, sets), chosen(lines), []
+    whole = average(found[DEFAULT.name])
+    for title in sorted(found, key=lambda title: share_of(lines, "steps", title, sets)):
+        mean = average(found[title])
+        shares = [share_of(lines, what, title, sets) for what in ("steps", "cpu_seconds")]
         cells = [f"{mean:.1f}", f"{100 * mean / whole:.1f}", *(f"{100 * x:.0f}" for x in shares)]
-        rows.append([f"**{title}**" if key == pick else title, *cells])
+        rows.append([f"**{title}**" if title == pick else title, *cells])
     heads = ["accuracy", "% of the default's", "% of its steps", "% of its seconds"]
-    return f"{count} sets\n\n" + markdown(["variant", *heads], rows)
+    return f"{len(found[DEFAULT.name])} sets\n\n" + markdown(["variant", *heads], rows)
 
 
 def verdict_table(lines: Lines) -> str:
     """Compare the chosen variant, and five epochs at twice the rate, with the default on the sets
     for reporting."""
     found = accuracies(lines, REPORT_ALL)
-    default = found[DEFAULT.name, "last"]
-    asked = dict.fromkeys([chosen(lines), (Variant(5, 2).name, "last")])
-    differences = {
-        ", ".join(key): [
-            [one - other for one, other in zip(found[key][data], default[data], strict=True)]
-            for data in default
-        ]
-        for key in asked
-    }
-    rows = [[name, *cells] for name, cells in with_verdicts(differences, 1).items()]
+    asked = dict.fromkeys([chosen(lines), Variant(5, 2).name])
+    differences = {title: against(found, title, DEFAULT.name) for title in asked}
+    rows = [[title, *cells] for title, cells in with_verdicts(differences, 1).items()]
     return markdown([f"against {DEFAULT.name}", *TESTED], rows)
 
 
 def tables(lines: Lines) -> dict[str, str]:
-    """Return all tables by their names on the page."""
+    """Return the tables of RMAdapter+ by their names on the page."""
     return {
         "choosing": accuracy_table(lines, CHOOSE_ALL),
         "reporting": accuracy_table(lines, REPORT_ALL),
@@ -448,23 +438,33 @@ def tables(lines: Lines) -> dict[str, str]:
     }
 
 
+def half_table(lines: Lines) -> str:
+    """Compare RMAdapter with half the steps, also at twice the rate, with its default, from base to
+    novel classes, by the lines of `tools/reconstruction.py`."""
+    parts = []
+    for title, sets in (("choosing", CHOOSE_ALL), ("reporting", REPORT_ALL)):
+        own = [line for line in lines if line["data"] in sets]
+        parts += [title, paired(own, [(name, "both") for name in HALF])]
+    return "\n\n".join(parts)
+
+
 def main() -> None:
     parser = make_parser(__doc__, (*CHOOSE_ALL, *REPORT_ALL))
-    parser.add_argument("--shots", type=int, default=16)
     parser.add_argument("--variants", nargs="+", default=[*VARIANTS], choices=VARIANTS)
-    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--beside", type=Path, help="lines of tools/reconstruction.py")
     parser.add_argument("--page", type=Path, help="put the tables into this page")
     args = parser.parse_args()
     lines = read_lines(args.out)
     if args.tables:
-        show(tables(lines), args.page)
+        half = {"half": half_table(read_paired(args.beside))} if args.beside else {}
+        show(tables(lines) | half, args.page)
         return
     done = {(line["data"], line["seed"], line["variant"]) for line in lines}
     for seed, data in itertools.product(args.seeds, args.data):
         left = [VARIANTS[name] for name in args.variants if (data, seed, name) not in done]
         if left:
-            lab = Lab(Machine(precision=args.precision), args.root, keep=True, progress=False)
-            measured = Trial(lab, data, args.shots, seed).run(left)
+            lab = Lab(Machine(precision="bf16"), args.root, keep=True, progress=False)
+            measured = measure(lab, data, seed, left)
             append_lines(args.out, measured)
             for line in measured:
                 print(json.dumps({name: line[name] for name in SHOWN}), flush=True)
