@@ -3,9 +3,10 @@
     python benchmarks/protocol.py --classes 100 --shots 16 --json
 
 A tenth of the ImageNet protocol: a folder of a ViT-B/16 with random weights, generated images, one
-epoch. `plan` and `bench` are whole commands in processes of their own; peak memory and CPU seconds
-are those of the process, disk is the size of the results with any activations in them. --planned
-is planned and not run: the whole protocol.
+epoch. `plan` and `bench` are whole commands in processes of their own, with --threads or torch's
+own choice. Of the run, seconds are those of its record, peak memory and CPU seconds those of the
+process, and disk is all files of the results; `plan` states activations alone. --planned is planned
+and not run: the whole protocol.
 """
 
 from __future__ import annotations
@@ -65,10 +66,11 @@ class Protocol:
             "--shots", str(self.options.shots), "--set", f"{self.options.method}.epochs=1",
             *(word for text in self.options.set for word in ("--set", text)), "--quiet", "--json",
         ]  # fmt: skip
+        threads = {"OMP_NUM_THREADS": f"{self.options.threads}"} if self.options.threads else {}
         begun, spent = time.monotonic(), children()
         done = subprocess.run(
             [sys.executable, "-c", COMMAND, *words], text=True, capture_output=True, check=False,
-            env={**os.environ},
+            env={**os.environ, **threads},
         )  # fmt: skip
         if done.returncode:
             raise SystemExit(done.stderr)
@@ -120,7 +122,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     protocol = Protocol(options, folder, name)
     others = [
         protocol.plan(classes, protocol.write(classes, options.tests))[0]
-        for classes in options.planned
+        for classes in dict.fromkeys(options.planned)
+        if classes != options.classes
     ]
     data = protocol.write(options.classes, options.tests)
     planned, planning = protocol.plan(options.classes, data)

@@ -12,29 +12,22 @@ import sys
 from pathlib import Path
 
 from families import average
-from fewer_steps import DEFAULT, SHARE, Variant, accuracies, share_of
+from fewer_steps import AVERAGED, DEFAULT, SHARE, Variant, accuracies, share_of
 from studies import CHOOSE_ALL, Lines, read_lines
 
 from rmadapter.support.files import write_text
 from rmadapter.support.html import COLOURS, canvas
 
-LAST, AVERAGED = "last", "averaged"
-Point = tuple[str, str]  # variant and kind of weights
-CURVES: dict[str, tuple[str, str, list[Point]]] = {  # label: colour, format, points
-    "default rate": ("ink", "o-", [(Variant(n).name, LAST) for n in (1, 2, 3, 5, 10)]),
-    "twice the rate": ("adapted", "s-", [(Variant(n, 2).name, LAST) for n in (1, 2, 3, 5)]),
-    "constant rate, averaged": (
-        "zero-shot", "D-", [(Variant(n, constant=True).name, AVERAGED) for n in (3, 5)]
+CONSTANT = [Variant(epochs, constant=True).name for epochs in (3, 5)]
+CURVES: dict[str, tuple[str, str, list[str]]] = {  # label: colour, format, titles of variants
+    "default rate": ("ink", "o-", [Variant(epochs).name for epochs in (1, 2, 3, 5, 10)]),
+    "twice the rate": ("adapted", "s-", [Variant(epochs, 2).name for epochs in (1, 2, 3, 5)]),
+    "constant rate": ("zero-shot", "D-", CONSTANT),
+    "constant rate, averaged": ("zero-shot", "o:", [f"{name}, {AVERAGED}" for name in CONSTANT]),
+    "ridge start, default rate": (
+        "adapted", "^:", [Variant(epochs, ridge=True).name for epochs in (0, 3)]
     ),
-    "ridge start": (
-        "adapted", "^:",
-        [
-            (Variant(0, ridge=True).name, LAST),
-            (Variant(1, 2, ridge=True).name, LAST),
-            (Variant(3, 2, ridge=True).name, LAST),
-        ],
-    ),
-    "plateau": ("ink", "x", [(Variant(0, plateau=True).name, AVERAGED)]),
+    "plateau": ("ink", "x", [Variant(0, plateau=True).name]),
 }  # fmt: skip
 
 
@@ -46,12 +39,12 @@ def main() -> None:
 def drawn(lines: Lines) -> str:
     """Draw an SVG with a line for each way to train."""
     found = accuracies(lines, CHOOSE_ALL)
-    whole = average(found[DEFAULT.name, LAST])
+    whole = average(found[DEFAULT.name])
     with canvas(5.6, 3.4, "steps", "Test accuracy by the share of the steps") as (axes, out):
-        for label, (colour, style, points) in CURVES.items():
+        for label, (colour, style, titles) in CURVES.items():
             axes.plot(
-                [100 * share_of(lines, "steps", point, CHOOSE_ALL) for point in points],
-                [average(found[point]) for point in points],
+                [100 * share_of(lines, "steps", title, CHOOSE_ALL) for title in titles],
+                [average(found[title]) for title in titles],
                 style,
                 color=COLOURS[colour],
                 label=label,

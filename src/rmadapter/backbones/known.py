@@ -233,7 +233,7 @@ class _TextLater:
     """A text encoder of which only the size is known, until something asks for the rest."""
 
     side = TextEncoder.side
-    opaque = False  # no depth is known of opaque blocks
+    opaque = False  # the depth of opaque blocks is unknown, so they are loaded at once
 
     def __init__(self, facts: Facts, load: Callable[[], TextEncoder]) -> None:
         self.width, self.depth = facts.text_width, facts.text_depth

@@ -71,8 +71,8 @@ class CostLine:
 class Cost:
     """The cost of a bench.
 
-    unmeasured: how many of the runs that are left could not be measured; the other figures leave
-    them out. device: measured on. devices: how many of them share the work. disk: bytes of
+    unmeasured: how many of the runs that are left could not be measured; hours, disk and memory
+    leave them out. device: measured on. devices: how many of them share the work. disk: bytes of
     activations that do not fit into memory. memory: bytes that a process needs, apart from a GPU's:
     the most while measuring, where that is known, and the activations that it will hold. order: of
     the remaining runs. spent: seconds that measuring took.

@@ -292,7 +292,7 @@ class Trainer:
         self.parameters = [*chain.from_iterable(groups.values())]
         self.optimizer = recipe.make(
             ({"params": some} for some in groups.values()),
-            fused=self.device.type == "cuda",  # few launches; a processor keeps its bits
+            fused=self.device.type == "cuda",  # a few launches for all parameters
         )
         self.recipes = [
             replace(recipe, learning_rate=factor * recipe.learning_rate) for factor in groups

@@ -242,7 +242,7 @@ class Recipe:
         import torch
 
         rate, decay = self.learning_rate, self.weight_decay
-        one = fused or None  # False would also forbid torch's middle way
+        one = fused or None  # with None torch chooses; with False it would update one by one
         if self.optimizer == "sgd":
             return torch.optim.SGD(
                 parameters, rate, momentum=self.momentum, weight_decay=decay, fused=one
