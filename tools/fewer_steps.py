@@ -328,7 +328,7 @@ def measure(
     asked = {name: fitted.score() for name, fitted in models.items()}
     tables = predict_all(asked, next(iter(models.values())), lab.test_cache(task), test, seed)
     same = {"data": data, "shots": SHOTS, "seed": seed, "classes": len(shots.classes)}
-    how = {"precision": lab.machine.precision, "split_digest": split_digest(few)}
+    how: dict[str, Any] = {"precision": lab.machine.precision, "split_digest": split_digest(few)}
     how |= {"backbone": loaded.digest, "versions": versions()}
     return [
         {**same, **facts[name], "test": metrics.accuracy(table.numpy(), test.labels), **how}
