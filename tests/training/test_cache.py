@@ -22,6 +22,7 @@ from rmadapter.data.transforms import ImageTensors, TrainTransform
 from rmadapter.encoders import Grid, States
 from rmadapter.errors import UserError
 from rmadapter.settings import Machine
+from rmadapter.training import cache as cache_module
 from rmadapter.training.cache import GB, Cache, Held, Live, Source
 from rmadapter.training.contract import Shots
 from tests.helpers.rounding import assert_same_float32
@@ -162,6 +163,23 @@ def test_activations_are_found_by_the_content_of_images(tiny_clip: Backbone) -> 
     assert cache.source(IMAGES, 2) is not first
     assert cache.source(IMAGES.subset([0, 1]), 3) is not first
     assert cache.source(IMAGES, 3) is first
+
+
+@pytest.mark.parametrize("hold", [True, False])
+def test_a_run_keeps_freed_memory_before_it_encodes(
+    hold: bool, tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not in an app, which holds no activations and gives memory back."""
+    order: list[str] = []
+    monkeypatch.setattr(cache_module, "keep_freed_memory", lambda: order.append("kept"))
+    encode = type(tiny_clip.image).frozen_at
+    monkeypatch.setattr(
+        type(tiny_clip.image), "frozen_at",
+        lambda *args, **given: (order.append("encoded"), encode(*args, **given))[1],
+    )  # fmt: skip
+    whole(of(tiny_clip, hold=hold).source(IMAGES, 3))
+    assert order[0] == ("kept" if hold else "encoded")
+    assert "encoded" in order
 
 
 def test_a_full_memory_drops_the_least_recently_used(tiny_clip: Backbone) -> None:

@@ -248,10 +248,10 @@ def cores() -> int:
 def keep_freed_memory() -> bool:
     """Make glibc keep freed memory in this process; return False with any other C library.
 
-    Every training step allocates and frees the same large tensors. By default glibc takes each of
-    them from the system and gives it back at once, so the system fills its pages with zeros every
-    time: a third of a million pages per training step of ViT-B/16 with 1,000 classes. The price is
-    that the process stays as large as it ever was.
+    Every training step, and every batch that is encoded, allocates and frees the same large
+    tensors. By default glibc takes each of them from the system and gives it back at once, so the
+    system fills its pages with zeros every time: a third of a million pages per training step of
+    ViT-B/16 with 1,000 classes. The price is that the process stays as large as it ever was.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt

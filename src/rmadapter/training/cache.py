@@ -28,6 +28,7 @@ from rmadapter.encoders import Grid, States, send
 from rmadapter.errors import UserError
 from rmadapter.settings import Machine
 from rmadapter.support.files import atomic, reserve
+from rmadapter.support.machine import keep_freed_memory
 from rmadapter.support.terminal import track
 from rmadapter.training.disk_cache import Store
 
@@ -307,6 +308,8 @@ class Cache:
     def _compute(self, live: Live, kind: torch.dtype) -> Held | None:
         """Compute activations and hold them in memory or in a file; None if neither has room."""
         started, images, first = time.perf_counter(), live.images, live.first
+        if self.device.type == "cpu":
+            keep_freed_memory()
         count = live.views * len(images)
         done = {block for digest, block, *_ in self._held if digest == images.digest}
         others = [] if live.augmented else sorted({*self.blocks} - {first, *done})
