@@ -1,5 +1,4 @@
-"""Write the tables of docs/studies/performance.md, from the results of benchmarks and of the study
-of steps.
+"""Write the tables of docs/studies/performance.md, from the results of benchmarks.
 
 python benchmarks/performance.py
 """
@@ -17,32 +16,21 @@ from rmadapter.support.files import read_json
 
 sys.path.insert(0, str(ROOT / "tools"))
 
-from reconstruction_tables import CHOOSE, differences, read
 from studies import markdown, show
-
-HALF = ("both, 5 epochs", "both, 5 epochs, rate 0.012")
 
 
 def main() -> None:
-    show(tables(RESULTS, ROOT / "docs/results/steps.jsonl"), ROOT / "docs/studies/performance.md")
+    show(tables(RESULTS), ROOT / "docs/studies/performance.md")
 
 
-def tables(results: Path, study: Path) -> dict[str, str]:
+def tables(results: Path) -> dict[str, str]:
     """Make every table of the page by its name."""
-    lines = [line for line in read(study) if line["shots"] == 16]
-    chosen, reported = (
-        [x for x in lines if (x["data"] in CHOOSE) == chosen] for chosen in (True, False)
-    )
-    pairs = [(name, "both") for name in HALF]
     return {
         "steps": steps(read_json(results / "public.json")[METHOD]),
         "steps, AMX": steps(read_json(results / "public_amx.json")[METHOD]),
         "profile": profile(read_json(results / "profiling.json")["rows"]),
         "folder": markdown(*parts(read_json(results / "folder.json")["rows"]), spaced=True),
         "backbones": markdown(*costs(read_json(results / "backbones.json")["rows"]), spaced=True),
-        "half": "\n\n".join(
-            ["choosing", differences(chosen, pairs), "reporting", differences(reported, pairs)]
-        ),
     }
 
 

@@ -22,6 +22,7 @@ import drawing
 import explain_study
 import familiar
 import families
+import fewer_steps
 import findings
 import frontier
 import int8_study
@@ -35,6 +36,7 @@ import plus
 import promises
 import pytest
 import reconstruction_tables
+import steps_drawing
 import suggest
 import suspects
 import unfamiliar
@@ -99,6 +101,11 @@ def auto_tables() -> list[str]:
     return tables
 
 
+def step_tables() -> dict[str, str]:
+    half = fewer_steps.half_table(reconstruction_tables.read(RESULTS / "steps.jsonl"))
+    return fewer_steps.tables(lines_of("fewer_steps")) | {"half": half}
+
+
 def answer_tables() -> dict[str, str]:
     learnt, kept = answer_readme.recorded()
     shared = {"keep": untouched_share.choice_table(lines_of("untouched_share"), kept)}
@@ -131,7 +138,8 @@ def answer_tables() -> dict[str, str]:
          lambda: marked({"labels": label_curve.table(lines_of("label_curve")),
                          "walk": label_walk.table(lines_of("label_walk"))}), 2),
         ("studies/performance.md",
-         lambda: marked(performance.tables(performance.RESULTS, RESULTS / "steps.jsonl")), 6),
+         lambda: marked(performance.tables(performance.RESULTS)), 5),
+        ("studies/fewer_steps.md", lambda: marked(step_tables()), 4),
         ("studies/plus.md", lambda: marked(plus.tables(pieces())), 6),
         ("studies/reconstruction.md",
          lambda: marked(reconstruction_tables.tables(losses())), 17),
@@ -314,6 +322,18 @@ def test_public_steps_are_compared_only_where_they_agree_with_ours() -> None:
         assert max(step["differences"].values()) < 1e-4
         assert len(step["public_all_seconds"]) >= 3
         assert 0 < performance.share(step, "fp32") < 1
+
+
+def test_the_picture_of_fewer_steps_shows_the_lines() -> None:
+    drawn, shown = (
+        steps_drawing.drawn(lines_of("fewer_steps")),
+        page("docs/studies/fewer_steps.svg"),
+    )
+    assert re.findall(r">(.+)</text>", drawn) == re.findall(r">(.+)</text>", shown)
+    assert re.findall(r'<use xlink:href="[^"]*" x="([^"]*)"', drawn) == re.findall(
+        r'<use xlink:href="[^"]*" x="([^"]*)"', shown
+    )
+    assert "](fewer_steps.svg)" in page("docs/studies/fewer_steps.md")
 
 
 def test_the_picture_of_steps_shows_as_many_curves_as_are_recorded() -> None:
