@@ -49,7 +49,8 @@ def drawn(lines: Lines) -> str:
                 color=COLOURS[colour],
                 label=label,
             )
-        axes.axhline(SHARE * whole, color=COLOURS["ink"], linestyle=":", linewidth=1)
+        label = f"{SHARE:.0%} of the default"
+        axes.axhline(SHARE * whole, color=COLOURS["ink"], linestyle=":", linewidth=1, label=label)
         axes.set(xlabel="% of the default's steps", ylabel="test accuracy, %")
         axes.legend(fontsize="small")
     return out[0]
