@@ -60,7 +60,7 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
     ),
     "behind the encoder": ("clip-adapter", "hoso-adapter", "tip-adapter-f"),
 }
-BESIDE = ("rmadapter-plus", "rmadapter")  # which train through the encoders
+BESIDE = ("rmadapter-plus", "rmadapter", "mail")  # which train through the encoders
 THROUGH = "through the encoders"
 
 
@@ -131,6 +131,8 @@ def accuracy_table(lines: Lines, sets: Sequence[str]) -> str:
     rows = []
     for family, names in {**FAMILIES, THROUGH: BESIDE}.items():
         for name in names:
+            if not any(name in table for table in tables):
+                continue
             cells = []
             for table, pick in zip(tables, picks, strict=True):
                 whole = len(table[name]) == max(map(len, table.values()))

@@ -58,6 +58,7 @@ def test_the_table_marks_the_chosen_and_leaves_out_a_part_of_the_sets() -> None:
     assert "| 35.0 |" in rows["`gda`"]
     assert "| 90.0 | extra data |" in rows["`ss-text-u`"]
     assert "| – |" in rows["`rmadapter-plus`"]  # one of two sets
+    assert "`mail`" not in rows  # none
 
 
 def test_only_lines_of_the_same_draw_are_put_beside() -> None:
