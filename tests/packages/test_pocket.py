@@ -252,15 +252,20 @@ def test_pip_of_the_working_folder_is_not_run(
     assert done.stdout.startswith("pip ")
 
 
+@pytest.mark.parametrize("in_background", [False, True])
 def test_pip_ends_with_its_parent_and_its_temporary_files_are_in_the_folder(
-    tmp_path: Path,
+    in_background: bool, tmp_path: Path
 ) -> None:
     """Its index accepts a connection and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as index:
         script = f"""
-import os
+import os, signal
 from pathlib import Path
 from rmadapter_pocket import Wheel, fetch_wheel
+if {in_background}:  # as a shell starts such a job
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+else:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ |= {{"PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": "http://127.0.0.1:{index.getsockname()[1]}/"}}
 fetch_wheel(Wheel("a", "1", "", 1), Path({str(tmp_path)!r}))
 """

@@ -46,6 +46,7 @@ def watch():
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(5)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 threading.Thread(target=watch, daemon=True).start()
 run, sys.argv = (runpy.run_module if sys.argv[1] == "pip" else runpy.run_path), sys.argv[1:]
 run(sys.argv[0], run_name="__main__")
