@@ -219,8 +219,9 @@ def training(step: Step, variant: str, name: str) -> Callable[[], object]:
             return call(step.labels, image, text)["loss"]
 
     scaler = torch.amp.GradScaler(device.type, enabled=kind == torch.float16)
-    fused = device.type == "cuda"  # as in training
-    optimizer = step.recipe.make(model.adapters.parameters(), fused)
+    optimizer = step.optimizer
+    if device.type == "cuda" or variant == "graph":  # fused on a GPU, as in training
+        optimizer = step.recipe.make(model.adapters.parameters(), fused=device.type == "cuda")
     if variant == "graph":
         for group in optimizer.param_groups:
             group["capturable"] = True  # it counts its steps on the device
