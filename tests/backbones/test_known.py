@@ -17,10 +17,10 @@ from rmadapter.artifacts.checkpoint import load, save, save_run
 from rmadapter.artifacts.model_file import read_model
 from rmadapter.artifacts.record import read_record
 from rmadapter.artifacts.run_folder import RunFolder
-from rmadapter.backbones import Backbone
+from rmadapter.backbones import Backbone, known
 from rmadapter.backbones.backbone import Facts
-from rmadapter.backbones.known import ImageFirst, load_image_first
-from rmadapter.backbones.load import load_known
+from rmadapter.backbones.known import ImageFirst, Seen, key_of, load_image_first
+from rmadapter.backbones.load import load_backbone, load_known
 from rmadapter.encoders import pausing
 from rmadapter.errors import UserError
 from rmadapter.methods import METHODS
@@ -69,7 +69,10 @@ def no_text(backbone: Backbone) -> Backbone:
 
     place, facts = Path(backbone.name), backbone.facts
     assert facts is not None
-    return load_image_first(backbone.name, place, place / WEIGHTS, facts, load)
+    seen = Seen(place, key_of(place), facts)
+    first = load_image_first(backbone.name, place / WEIGHTS, seen, load)
+    assert first is not None
+    return first
 
 
 def test_the_image_encoder_alone_is_that_of_the_whole(whole: Backbone, kept: Path) -> None:
@@ -258,6 +261,69 @@ def test_a_changed_folder_is_loaded_whole(folder: Path, kept: Path) -> None:
     (folder / "merges.pkl").write_bytes(b"code")
     with pytest.raises(UserError, match=r"merges\.pkl"):
         load_known(str(folder))
+
+
+def replace_weights(folder: Path) -> None:
+    """Put the weights of another model into a folder."""
+    other = write_tiny_clip(folder.parent / "other", seed=1)
+    shutil.copyfile(other / WEIGHTS, folder / "new")
+    (folder / "new").replace(folder / WEIGHTS)
+
+
+def test_the_rest_of_another_model_is_not_loaded(folder: Path, kept: Path) -> None:
+    for _ in range(2):
+        later = load_known(str(folder))
+    replace_weights(folder)
+    for _ in range(2):
+        with pytest.raises(UserError, match="load it again"):
+            zero_shot_weights(later, NAMES, TEMPLATES)
+    shutil.rmtree(folder)
+    with pytest.raises(UserError, match="load it again"):
+        later.tokenizer(["a cat"])
+    assert not list(kept.glob("*.safetensors"))
+
+
+def test_the_rest_is_loaded_from_wherever_the_user_is(
+    folder: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tiny_clip(folder.parent / "elsewhere" / "model", seed=1)
+    monkeypatch.chdir(folder.parent)
+    expected = zero_shot_weights(load_backbone("model"), NAMES, TEMPLATES)
+    load_known("model")
+    for place in (folder.parent.parent, folder.parent / "elsewhere"):
+        monkeypatch.chdir(folder.parent)
+        later = load_known("model")
+        assert type(later) is ImageFirst
+        monkeypatch.chdir(place)
+        assert torch.equal(zero_shot_weights(later, NAMES, TEMPLATES), expected)
+        for file in kept.glob("*.safetensors"):
+            file.unlink()
+
+
+def test_the_same_files_written_again_are_the_same_model(folder: Path, kept: Path) -> None:
+    for _ in range(2):
+        later = load_known(str(folder))
+    (folder / "notes.txt").write_text("more")
+    assert later.tokenizer(["a cat"]).shape == (1, later.text_length)
+
+
+def test_a_folder_that_is_replaced_while_it_is_read_is_loaded_whole(
+    folder: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_known(str(folder))
+    read = known.read_facts
+
+    def slow(key: str) -> Facts | None:
+        facts = read(key)
+        replace_weights(folder)
+        return facts
+
+    monkeypatch.setattr("rmadapter.backbones.load.read_facts", slow)
+    later = load_known(str(folder))
+    whole = load_backbone(str(folder))
+    assert later.digest == whole.digest
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(later.image.frozen(images).features, whole.image.frozen(images).features)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"digest": "0"}', '{"digest": 1, "alone": true}'])

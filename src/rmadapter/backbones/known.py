@@ -14,9 +14,9 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -42,13 +42,29 @@ WEIGHTS = "weights"
 LATER = ("model", "tokenizer")  # fields of a backbone that are found when they are asked for
 
 
+class Seen(NamedTuple):
+    """A model folder as it was when facts about it were known. folder: without links. key: as from
+    `key_of`."""
+
+    folder: Path
+    key: str
+    facts: Facts
+
+    @property
+    def is_unchanged(self) -> bool:
+        return key_of(self.folder) == self.key
+
+
 def key_of(folder: Path) -> str:
     """Return what changes with any file of a model folder, and with the libraries that read it.
     Hidden files do not count."""
-    files = sorted(Path(home, name) for home, _, names in walk(folder) for name in names)
-    seen = [file for file in files if not file.name.startswith(".") and file.exists()]
-    states = [[str(file), state_of(file.stat())] for file in seen]
-    return _digest(str(folder.resolve()), states, _versions())
+    folder = folder.resolve()
+    states = []
+    for file in sorted(Path(home, name) for home, _, names in walk(folder) for name in names):
+        if not file.name.startswith("."):
+            with suppress(OSError):  # a broken link, or a file that is gone by now
+                states.append([str(file), state_of(file.stat())])
+    return _digest(str(folder), states, _versions())
 
 
 def read_facts(key: str) -> Facts | None:
@@ -250,11 +266,35 @@ class _TextLater:
 
 
 def load_image_first(
-    name: str, folder: Path, weights: Path, facts: Facts, load: Callable[[], Backbone]
-) -> Backbone:
-    """Load the image encoder of a model folder. facts: about it; it can be loaded alone. load:
-    loads the whole."""
-    return ImageFirst.of(_load_front(name, folder, weights), facts, load)
+    name: str, weights: Path, seen: Seen, load: Callable[[], Backbone]
+) -> Backbone | None:
+    """Load the image encoder of a model folder; None if the folder has changed meanwhile. seen: the
+    folder; facts say that its image encoder can be loaded alone. load: loads the whole."""
+    try:
+        front = _load_front(name, seen.folder, weights)
+    except Exception:  # a folder that is being replaced can raise anything
+        if seen.is_unchanged:
+            raise
+        return None
+    rest = partial(_load_rest, seen, load)
+    return ImageFirst.of(front, seen.facts, rest) if seen.is_unchanged else None
+
+
+def _load_rest(seen: Seen, load: Callable[[], Backbone]) -> Backbone:
+    """Load the whole of a backbone whose image encoder was loaded before. Raises UserError if its
+    folder holds another one by now."""
+    changed = UserError(f"{seen.folder}: has changed since it was loaded: load it again")
+    try:
+        whole = load()
+    except UserError as error:
+        if seen.is_unchanged:
+            raise
+        raise changed from error
+    facts = (seen.facts.digest, seen.facts.structure, seen.facts.tokenizer_digest)
+    # Other files beside the same weights are no other backbone.
+    if not seen.is_unchanged and (whole.digest, whole.structure, whole.tokenizer_digest) != facts:
+        raise changed
+    return whole
 
 
 def _load_front(name: str, folder: Path, weights: Path) -> Backbone:
@@ -290,7 +330,7 @@ def _is_same(whole: Backbone, folder: Path, weights: Path) -> bool:
 
     try:
         front = _load_front(whole.name, folder, weights)
-    except (UserError, RuntimeError, SafetensorError):
+    except (UserError, RuntimeError, SafetensorError, OSError):
         return False
     ours, theirs = (
         [

@@ -31,6 +31,7 @@ from rmadapter.backbones.image_only import (
     load_image_only,
 )
 from rmadapter.backbones.known import (
+    Seen,
     find_facts,
     key_of,
     load_image_first,
@@ -138,13 +139,15 @@ def load_known(name: str) -> Backbone:
     key = key_of(folder)
     facts = read_facts(key)
     if facts and facts.alone:
-        load = partial(load_backbone, name)
-        backbone = load_image_first(name, folder, weights, facts, load)
-        if package:
-            package.check(folder, backbone)
-        return backbone
+        place = folder.resolve()  # later there may be another current folder
+        load = partial(load_backbone, name) if package else partial(_load_untrusted, name, place)
+        first = load_image_first(name, weights, Seen(place, key, facts), load)
+        if first:
+            if package:
+                package.check(folder, first)
+            return first
     backbone = load_backbone(name)
-    if facts is None:
+    if facts is None or key_of(folder) != key:
         facts = find_facts(backbone, folder, weights)
         if key_of(folder) == key:
             write_facts(key, facts)
