@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 BINS = 15  # of the calibration error
+ROUNDING = 1e-9  # of a mean of probabilities
 
 
 def accuracy(answers: ArrayLike, labels: ArrayLike) -> float:
@@ -165,19 +166,28 @@ def equal_count(
 
 def sure_from(confidence: ArrayLike, right: ArrayLike, precision: float) -> float:
     """Return the lowest confidence from which on a share `precision` of answers is right, by N
-    answers on held-out images; `precision` itself where they are too few to say.
+    answers on held-out images; infinity where no answer is sure enough.
 
-    confidence: [N], calibrated probabilities. right: [N] bool. The answers from there on have a
-    mean confidence of `precision` or more, and as many of them, and one more wrong one, are right.
+    The answers from there on have a mean confidence of `precision` or more, and as many of them,
+    and one more wrong one, are right. Where that holds nowhere, `precision` itself is returned,
+    unless too few of the answers from there on are right.
+
+    confidence: [N], calibrated probabilities. right: [N] bool.
     """
     values, correct = np.asarray(confidence, np.float64), np.asarray(right, bool)
     order = np.argsort(-values, kind="stable")
-    values, wrong = values[order], np.cumsum(~correct[order])
+    values, hits = values[order], np.cumsum(correct[order])
     counts = np.arange(1, len(values) + 1)
-    expected = np.cumsum(values) / counts >= precision
-    counted = (counts - wrong) / (counts + 1) >= precision
-    ends = [np.flatnonzero(enough) for enough in (expected, counted)]
-    return max(float(values[end[-1]]) if len(end) else precision for end in ends)
+    expected = np.cumsum(values) / counts >= precision - ROUNDING
+    counted = hits / (counts + 1) >= precision
+    # a threshold keeps all answers of equal confidence, so only the last of them can end
+    last = np.diff(values, append=-np.inf) < 0
+    ends = np.flatnonzero(expected & counted & last)
+    if len(ends):
+        return float(values[ends[-1]])
+    kept = int((values >= precision).sum())
+    enough = not kept or hits[kept - 1] / kept >= precision
+    return precision if enough else float("inf")
 
 
 def most_missed(images: int, error: float) -> float:

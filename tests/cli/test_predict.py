@@ -211,9 +211,30 @@ def test_unsure_takes_a_wanted_share_of_right_answers(
         for answer in answers:
             assert answer["unsure"] == (answer["classes"][0]["probability"] < threshold)
         assert f"{threshold:.2f}, by the answers on 24 held-out" in done.err
+        reached, right = held_out.reached(threshold)
+        assert f": {reached} reach it, and {right} of these" in done.err
     # it has no answers about other classes
     done = rmadapter("predict", run, photos, *backbone, "--names", "red,blue", "--unsure", 0.9)
     assert "no answers on held-out images" in done.err
+
+
+def test_every_answer_is_unsure_where_held_out_ones_were_wrong(
+    rmadapter: Command, colors: Path, tiny_clip: Backbone, photos: Path, tmp_path: Path
+) -> None:
+    run, backbone = tmp_path / "run", ["--backbone", tiny_clip.name]
+    probe = ["--method", "linear-probe", "--set", "device=cpu", "--set", "search_steps=0"]
+    rmadapter.done(*fit_command(colors, tiny_clip, run, *probe))
+    facts = json.loads((run / "run.json").read_text())
+    (run / "SHA256SUMS").unlink()
+    facts["held_out"] = {"probabilities": [0.97] * 100, "right": "1" * 60 + "0" * 40}
+    (run / "run.json").write_text(json.dumps(facts))
+    answered = tmp_path / "a.csv"
+    done = rmadapter("predict", run, photos, *backbone, "--unsure", 0.9, "--out", answered)
+    assert "unsure: every answer" in done.err
+    assert "100 held-out" in done.err
+    assert {row["label"] for row in rows(answered)} == {"unsure"}
+    answers = rmadapter.json("predict", run, photos, *backbone, "--unsure", 0.9)
+    assert all(answer["unsure"] for answer in answers)
 
 
 @pytest.fixture

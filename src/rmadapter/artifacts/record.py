@@ -261,6 +261,13 @@ class HeldOut(Value):
         """Return the probability as `metrics.sure_from` does."""
         return sure_from(self.probabilities, [mark == "1" for mark in self.right], precision)
 
+    def reached(self, threshold: float) -> tuple[int, int]:
+        """Return how many answers have a probability of `threshold` or more, and how many of these
+        are right."""
+        pairs = zip(self.probabilities, self.right, strict=True)
+        marks = [mark for probability, mark in pairs if probability >= threshold]
+        return len(marks), marks.count("1")
+
 
 class Candidate(Value):
     """A method that `auto` could have chosen.

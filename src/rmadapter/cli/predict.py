@@ -269,8 +269,8 @@ def _predictor(
 
 def _sure_from(run: Path, wanted: float, other_classes: bool) -> float:
     """Return the probability below which an answer is unsure if a share `wanted` of the others is
-    to be right, and note how it was found. other_classes: than those that the run answered on
-    held-out images."""
+    to be right, infinity if all are, and note how it was found. other_classes: than those that the
+    run answered on held-out images."""
     from rmadapter.artifacts.record import read_record
 
     if not wanted:
@@ -284,10 +284,18 @@ def _sure_from(run: Path, wanted: float, other_classes: bool) -> float:
         )
         return wanted
     threshold = answers.sure_from(wanted)
-    note(
-        f"unsure: below a probability of {threshold:.2f}, by the answers on "
-        f"{len(answers.right):,} held-out training images"
-    )
+    images = f"the answers on {len(answers.right):,} held-out training images"
+    if threshold > 1:
+        note(
+            f"unsure: every answer, as there is no probability from which on {100 * wanted:g} % of "
+            f"{images} are right; ask for a smaller share"
+        )
+    else:
+        reached, right = answers.reached(threshold)
+        note(
+            f"unsure: below a probability of {threshold:.2f}, by {images}: {reached:,} reach it, "
+            f"and {right:,} of these are right"
+        )
     return threshold
 
 
