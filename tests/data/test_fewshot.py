@@ -222,6 +222,20 @@ def test_a_split_counts_the_images_of_each_class(
     assert read_split(tmp_path / "split.json").counts(which) == counts
 
 
+def test_a_split_knows_its_images_by_their_content(tmp_path: Path) -> None:
+    """Also where they are no longer; an older file needs them in their place, unchanged."""
+    few = few_shot({"train": make(LABELS, 3), "val": make(LABELS, 3)}, 2, 1)
+    save_split(few, tmp_path / "split.json")
+    split = read_split(tmp_path / "split.json")
+    for which in ("all", "base", "novel"):
+        parts = [half(part, which) for part in few.drawn]
+        contents = {content.hex() for part in parts for content in part.contents}
+        assert split.contents(which, tmp_path / "elsewhere") == contents
+    older = split.model_copy(update={"sha256": []})
+    with pytest.raises(UserError, match="can no longer be read"):
+        older.contents("all", tmp_path)
+
+
 def test_the_digest_of_a_split_is_that_of_the_set() -> None:
     few = few_shot({"train": make(LABELS, 3), "val": make(LABELS, 3)}, 2, 1)
     back = replace(few, train=few.train.subset(range(len(few.train))[::-1]))

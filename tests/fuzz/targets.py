@@ -299,6 +299,7 @@ LISTS: dict[str, tuple[Callable[[Path], object], Any]] = {
     "split.json": (
         read_split,
         {"digest": "0", "classes": ["cat", "dog"], "labels": [0, 1], "val": None,
+         "sha256": ["00", "01"],
          "train": [["cat_1.png", 0, "0"], ["dog_1.png", 1, "0"]]},
     ),
     "texts.json": (

@@ -16,6 +16,7 @@ from rmadapter.data.read import read_images
 from rmadapter.errors import UserError
 from rmadapter.methods import load_method
 from rmadapter.runs.add import add_images, add_names, can_add_names
+from rmadapter.runs.evaluate import trained_on
 from rmadapter.support.files import check_sums
 from rmadapter.training.contract import Known
 from tests.helpers.shell import (
@@ -125,6 +126,8 @@ def test_images_of_old_and_new_classes(run: Path, tiny_clip: Backbone, tmp_path:
     saved = load(tmp_path / "new", tiny_clip)
     assert saved.labels == found["train"].written
     assert saved.custom_names == {"red": "scarlet"}
+    assert trained_on(tmp_path / "new", read_images(tmp_path / "data")["train"]) == 8
+    assert trained_on(tmp_path / "new", read_images(new)["all"]) == 4
     assert "images.csv" in (tmp_path / "new/SHA256SUMS").read_text()
     check_sums(tmp_path / "new")
     assert grown(run, tiny_clip, new, tmp_path / "new") == record  # the same command again

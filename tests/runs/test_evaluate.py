@@ -30,9 +30,11 @@ from rmadapter.runs.evaluate import (
     predict_all,
     refuse_stateful,
     shuffled,
+    trained_on,
 )
 from rmadapter.runs.lab import Sets
 from rmadapter.settings import Machine
+from rmadapter.support.files import SUMS, read_json, write_json
 from rmadapter.training.cache import Cache
 from rmadapter.training.contract import Fitted, Known
 from tests.helpers.shots import noise_images, shots_of
@@ -115,6 +117,34 @@ def test_only_images_that_were_not_trained_on_are_called_held_out(
     evaluation, score = evaluate_finished(finished, read_images(colors), split, tiny_clip)
     assert score.split == named
     assert evaluation.title == score.title == f"{named}, all classes"
+
+
+def test_images_that_were_trained_on_are_counted_wherever_they_are(
+    finished: Path, colors: Path, tmp_path: Path
+) -> None:
+    """Other images beside them and other names change nothing; nor does an older file of the draw,
+    where the images have kept their names."""
+    splits = read_images(colors)
+    drawn = few_shot(splits, 4, 1).train
+    assert trained_on(finished, splits["train"]) == len(drawn) == 16
+    assert trained_on(finished, splits["test"]) == 0
+    older = Path(shutil.copytree(finished, tmp_path / "older"))
+    draw = read_json(older / "split.json")
+    del draw["sha256"]
+    write_json(older / "split.json", draw)
+    (older / SUMS).unlink()
+    data = Path(shutil.copytree(colors, tmp_path / "data"))
+    shutil.copy(data / "test/red/0.png", data / "train/red/new.png")
+    shutil.copy(drawn.images[0], data / "test/red/a shot.png")  # type: ignore[arg-type]
+    moved = read_images(data)
+    assert len(moved["train"]) == len(splits["train"]) + 1
+    for run in (finished, older):
+        assert trained_on(run, moved["train"]) == 16
+        assert trained_on(run, moved["test"]) == 1
+    data.joinpath("train").rename(data / "renamed")
+    assert trained_on(finished, read_images(data / "renamed")["all"]) == 16
+    (older / "split.json").unlink()
+    assert trained_on(older, moved["train"]) == 0
 
 
 def test_a_split_that_is_missing_or_was_seen_is_refused(

@@ -379,7 +379,7 @@ def compare(
     if images.ignored:
         note(images.ignored)
     for run in runs:
-        known = trained_on(find_run(run), splits, split, images)
+        known = trained_on(find_run(run), images)
         if known:
             note(
                 f"{run}: {known} of these {len(images)} images were trained on, so its accuracy "

@@ -214,7 +214,7 @@ def has_digest(few: FewShot, digest: str) -> bool:
 
 def save_split(few: FewShot, path: Path) -> None:
     """Write the draw as JSON, atomically; rows are [path, label, class name], as in CoOp's own
-    split files."""
+    split files, and `sha256` is of each row's image, those of train first."""
 
     def rows(images: ImageSet) -> list[list[str | int]]:
         return [[images.name(i), n, images.classes[n]] for i, n in enumerate(images.labels)]
@@ -228,12 +228,13 @@ def save_split(few: FewShot, path: Path) -> None:
         "labels": few.train.written,
         "train": rows(few.train),
         "val": None if few.val is None else rows(few.val),
+        "sha256": [content.hex() for part in few.drawn for content in part.contents],
     }
     write_json(path, record)
 
 
 class Split(BaseModel):
-    """A file written by `save_split`; labels may be empty."""
+    """A file written by `save_split`; labels may be empty, and so is sha256 in older files."""
 
     digest: str
     draw: Draw = "balanced"
@@ -241,6 +242,7 @@ class Split(BaseModel):
     labels: tuple[str | int, ...] = ()
     train: list[tuple[str, int, str]]
     val: list[tuple[str, int, str]] | None = None
+    sha256: list[str] = []
 
     @property
     def written(self) -> tuple[str | int, ...]:
@@ -249,9 +251,21 @@ class Split(BaseModel):
     def counts(self, which: Literal["all", "base", "novel"]) -> tuple[int, ...]:
         """Return how many training images each class of a half has."""
         every = Counter(label for _, label, _ in self.train)
-        labels = tuple(range(len(self.classes)))
-        known = ImageSet((), (), self.classes, written=labels)
-        return tuple(every[int(number)] for number in half(known, which).written)
+        return tuple(every[number] for number in self._labels_of(which))
+
+    def contents(self, which: Literal["all", "base", "novel"], root: Path) -> set[str]:
+        """Return the SHA-256 in hex of the drawn images of a half. root: where they are, which only
+        older files need. Raises UserError as `images`."""
+        hashes = self.sha256 or [
+            content.hex() for part in self.images(root).drawn for content in part.contents
+        ]
+        labels = {*self._labels_of(which)}
+        rows = zip((*self.train, *(self.val or ())), hashes, strict=False)
+        return {content for (_, label, _), content in rows if label in labels}
+
+    def _labels_of(self, which: Literal["all", "base", "novel"]) -> list[int]:
+        known = ImageSet((), (), self.classes, written=tuple(range(len(self.classes))))
+        return [int(number) for number in half(known, which).written]
 
     def images(self, root: Path) -> FewShot:
         """Return the draw, read below `root`. Raises UserError if images are missing or have

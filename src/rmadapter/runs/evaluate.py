@@ -168,21 +168,16 @@ def known_names(folder: Path, saved: Saved) -> dict[str, str]:
     return {**custom_names(split.written, split.classes), **saved.custom_names}
 
 
-def trained_on(folder: Path, splits: Splits, split: str, images: ImageSet) -> int:
-    """Count the images of a split that a saved run has learnt from; 0 if it was fitted to another
-    data set."""
-    if split in ("test", "heldout"):  # what is drawn is in neither
-        return 0
+def trained_on(folder: Path, images: ImageSet) -> int:
+    """Count the images, recognised by their content, that a saved run has learnt from or has chosen
+    settings by; 0 for a model that was saved without its draw."""
     try:
-        task, digest = read_draw(folder)
-        few = few_shot(splits, task.shots, task.seed, task.draw)
+        task, _ = read_draw(folder)
+        split = read_split(RunFolder(folder).split)
+        learnt = split.contents(task.classes, images.root or Path())
     except UserError:
         return 0
-    if not has_digest(few, digest):
-        return 0
-    parts = [half(part, task.classes).images for part in (few.train, few.val) if part]
-    learnt = {image for part in parts for image in part}
-    return sum(image in learnt for image in images.images)
+    return sum(content.hex() in learnt for content in images.contents)
 
 
 def evaluate_saved(
@@ -204,7 +199,7 @@ def evaluate_saved(
             note(strange)
     if not len(images):
         raise UserError(f"{split}: there are no images to evaluate on")
-    known = trained_on(folder, splits, split, images)
+    known = trained_on(folder, images)
     if known:
         note(
             f"{known} of these {len(images)} images were trained on: this accuracy says little "
