@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import shutil
 import signal
@@ -160,6 +161,43 @@ def test_connections_with_slow_headers_are_closed(
             assert time.monotonic() - begun < 4
         time.sleep(0.6)
         assert post(address, "/predict", IMAGE)[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("start", "status"),
+    [
+        (b"POST /nothing HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999\r\n\r\n", "404"),
+        (b"GET /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999\r\n\r\n", "200"),
+        (HEAD + b"Content-Length: 999999999\r\n\r\n", "413"),
+    ],
+)
+def test_connections_with_a_slow_body_after_its_answer_are_closed(
+    start: bytes, status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "PATIENCE", 0.5)
+    with running_server(Toy(), http=PatientProtocol) as address:
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=4) as client:
+            client.sendall(start)
+            assert client.recv(10_000).startswith(f"HTTP/1.1 {status}".encode())
+            for _ in range(3):  # each byte ends uvicorn's own waiting
+                client.sendall(b"x")
+                time.sleep(0.1)
+            read_to_end(client)  # no TimeoutError
+
+
+def test_a_body_that_comes_after_its_answer_leaves_the_connection_usable() -> None:
+    with running_server(Toy(), http=PatientProtocol) as address:
+        client = http.client.HTTPConnection(address.removeprefix("http://"), timeout=4)
+        for _ in range(2):
+            client.putrequest("POST", "/nothing")
+            client.putheader("Content-Length", "2")
+            client.endheaders()
+            answer = client.getresponse()
+            assert answer.read()
+            assert answer.status == 404
+            client.sock.sendall(b"xx")
+        client.close()
 
 
 def test_a_slow_answer_is_no_slow_header(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,8 +101,9 @@ async def tidy() -> None:
 
 
 class PatientProtocol(H11Protocol):
-    """HTTP that closes a connection whose headers take longer than PATIENCE, which uvicorn does for
-    none: a few hundred half-sent requests would lock others out."""
+    """HTTP that closes a connection whose headers take longer than PATIENCE, or the rest of a body
+    after its answer, which uvicorn does for none: a few hundred half-sent requests would lock
+    others out."""
 
     _waiting: asyncio.TimerHandle | None = None
 
@@ -112,17 +113,27 @@ class PatientProtocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        complete = self.conn.their_state is not h11.IDLE
+        complete = self.conn.their_state is not h11.IDLE and not self._answered_early
         if complete and self._waiting:
             self._waiting.cancel()
             self._waiting = None
         elif not complete and not self._waiting and self.conn.trailing_data[0]:
             self._wait()
 
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._answered_early and not self._waiting:
+            self._wait()
+
     def connection_lost(self, exc: Exception | None) -> None:
         if self._waiting:
             self._waiting.cancel()
         super().connection_lost(exc)
+
+    @property
+    def _answered_early(self) -> bool:
+        """Whether the answer was sent before the whole body had arrived."""
+        return self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY
 
     def _wait(self) -> None:
         self._waiting = self.loop.call_later(PATIENCE, self.transport.close)
