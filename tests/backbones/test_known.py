@@ -27,7 +27,7 @@ from rmadapter.methods import METHODS
 from rmadapter.methods.rmadapter import RMAdapter
 from rmadapter.prompts import zero_shot_weights
 from tests.helpers.methods import quick_method
-from tests.helpers.models import write_tiny_clip
+from tests.helpers.models import write_tiny_clip, write_tiny_timm
 from tests.helpers.shots import noisy_colors, shots_of, untrained
 
 NAMES, TEMPLATES = ("cat", "red dog"), ("a photo of a {}.", "{}")
@@ -324,6 +324,13 @@ def test_a_folder_that_is_replaced_while_it_is_read_is_loaded_whole(
     assert later.digest == whole.digest
     images = torch.rand(2, 3, 32, 32)
     assert torch.equal(later.image.frozen(images).features, whole.image.frozen(images).features)
+
+
+def test_an_image_encoder_alone_has_no_length_of_texts(tmp_path: Path, kept: Path) -> None:
+    name = str(write_tiny_timm(tmp_path / "model"))
+    for load_it in (load_backbone, load_known, load_known):
+        with pytest.raises(UserError, match="no text encoder"):
+            _ = load_it(name).text_length
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"digest": "0"}', '{"digest": 1, "alone": true}'])

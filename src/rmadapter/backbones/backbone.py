@@ -183,9 +183,8 @@ class Backbone:
         Raises:
             UserError: It has no text encoder.
         """
-        if self.facts:
-            return self.facts.text_length
-        return self.with_text().tokenizer(["a"]).shape[1]
+        whole = self.with_text()
+        return self.facts.text_length if self.facts else whole.tokenizer(["a"]).shape[1]
 
     @property
     def resizing(self) -> JsonObject:
