@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -324,6 +326,22 @@ def test_a_folder_that_is_replaced_while_it_is_read_is_loaded_whole(
     assert later.digest == whole.digest
     images = torch.rand(2, 3, 32, 32)
     assert torch.equal(later.image.frozen(images).features, whole.image.frozen(images).features)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_a_copy_is_whole_and_finds_its_own_digest(
+    folder: Path, kept: Path, copied: Callable[[Backbone], Backbone]
+) -> None:
+    whole = load_known(str(folder))
+    for backbone in (whole, load_known(str(folder))):
+        twin = copied(backbone)
+        assert twin.facts is None
+        assert twin.digest == whole.digest
+        tokens = twin.tokenizer(["a cat"])
+        assert torch.equal(twin.text.frozen(tokens).features, whole.text.frozen(tokens).features)
+        again = copied(backbone)
+        next(again.model.parameters()).data += 1
+        assert again.digest != backbone.digest == whole.digest
 
 
 def test_an_image_encoder_alone_has_no_length_of_texts(tmp_path: Path, kept: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import NamedTuple
 
@@ -73,6 +73,10 @@ class Backbone:
     has_text: bool = True
     # what was found out about the same files before, if it was kept; no copy has it
     facts: Facts | None = field(default=None, init=False, repr=False)
+
+    def __getstate__(self) -> dict[str, object]:
+        """Return what copies have: not what was found out, since their weights may be changed."""
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.init}
 
     @property
     def visible(self) -> nn.Module:
