@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from rmadapter import AdaptedCLIP, AdapterSettings
 from rmadapter.artifacts.checkpoint import load, save, save_run
 from rmadapter.artifacts.model_file import read_model
 from rmadapter.artifacts.record import read_record
@@ -326,6 +327,16 @@ def test_a_folder_that_is_replaced_while_it_is_read_is_loaded_whole(
     assert later.digest == whole.digest
     images = torch.rand(2, 3, 32, 32)
     assert torch.equal(later.image.frozen(images).features, whole.image.frozen(images).features)
+
+
+def test_what_is_loaded_in_inference_mode_can_be_trained_on(folder: Path, kept: Path) -> None:
+    for _ in range(2):
+        later = load_known(str(folder))
+    with torch.inference_mode():
+        zero_shot_weights(later, NAMES, TEMPLATES)
+    adapted = AdaptedCLIP(later, AdapterSettings(first_block=3, rank=4))
+    adapted.class_weights(NAMES).sum().backward()
+    assert not any(one.is_inference() for one in later.model.state_dict().values())
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])

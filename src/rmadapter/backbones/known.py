@@ -234,7 +234,8 @@ class ImageFirst(Backbone):
     @property
     def _whole(self) -> Backbone:
         """Return the whole backbone, with the image encoder that this one has."""
-        with self._lock:
+        # Weights that are made in inference mode could never be trained on.
+        with self._lock, torch.inference_mode(False):
             if "_rest" not in vars(self):
                 whole = self._load().to(self.device)
                 whole.model.visual, whole.model.logit_scale = (
