@@ -396,6 +396,20 @@ def test_a_cache_that_cannot_be_written_stops_nothing(
         assert zero_shot_weights(load_known(str(folder)), NAMES, TEMPLATES).shape == (2, 40)
 
 
+def test_without_a_home_folder_nothing_is_kept(
+    folder: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing() -> Path:
+        raise UserError("there is no home folder")
+
+    first = load_known(str(folder))
+    expected = zero_shot_weights(first, NAMES, TEMPLATES)
+    monkeypatch.setattr("rmadapter.backbones.known.cache_folder", missing)
+    later = load_known(str(folder))
+    assert (type(later), later.facts) == (Backbone, first.facts)
+    assert torch.equal(zero_shot_weights(later, NAMES, TEMPLATES), expected)
+
+
 def test_the_oldest_files_are_removed(
     folder: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

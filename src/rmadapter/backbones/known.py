@@ -69,8 +69,8 @@ def key_of(folder: Path) -> str:
 
 def read_facts(key: str) -> Facts | None:
     """Return what is known of a folder in this state, if anything."""
-    file = _place(key, "json")
     try:
+        file = _place(key, "json")
         facts = Facts(**read_json(file))
     except (UserError, TypeError):
         return None
@@ -103,6 +103,7 @@ def _versions() -> dict[str, str]:
 
 
 def _place(key: str, ending: str) -> Path:
+    """Return the file of a key. Raises UserError if there is no cache folder."""
     return cache_folder() / FOLDER / f"{key[:32]}.{ending}"
 
 
@@ -172,8 +173,9 @@ def _kept(
 
     parts = [backbone.facts.digest, backbone.facts.structure, backbone.tokenizer_digest]
     how = [_versions(), device.type, torch.get_num_threads()]
-    file = _place(_digest(*parts, *how, *facts), "safetensors")
-    with suppress(SafetensorError, OSError, KeyError):
+    key = _digest(*parts, *how, *facts)
+    with suppress(SafetensorError, OSError, KeyError, UserError):
+        file = _place(key, "safetensors")
         found = load_file(file)[WEIGHTS]
         rows = found.shape[:1] if shape[0] is None else shape[:1]
         if found.shape == (*rows, shape[1]) and found.isfinite().all():
@@ -181,7 +183,7 @@ def _kept(
             return found.to(device)
     made = make()
     with suppress(UserError):
-        write_tensors(file, {WEIGHTS: made})
+        write_tensors(_place(key, "safetensors"), {WEIGHTS: made})
         _remove_old()
     return made
 
