@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from weakref import ref
@@ -184,6 +185,15 @@ def test_class_weights_are_computed_once_and_returned_as_copies(
     assert not torch.equal(zero_shot_weights(tiny_clip, ["dog", "cat"], ["a {}."]), again)
     assert not torch.equal(zero_shot_weights(tiny_clip, ["cat", "dog"], ["{}"]), again)
     assert len(encoded) == 2
+
+
+def test_class_weights_are_those_of_float32_in_autocast_too(tiny_clip: Backbone) -> None:
+    expected = zero_shot_weights(tiny_clip, NAMES, TEMPLATES)
+    fresh = replace(tiny_clip)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = zero_shot_weights(fresh, NAMES, TEMPLATES)
+    for weights in (inside, zero_shot_weights(fresh, NAMES, TEMPLATES)):
+        assert torch.equal(weights, expected)
 
 
 def test_kept_class_weights_keep_no_backbone_alive(tmp_path: Path) -> None:

@@ -201,7 +201,9 @@ def _zero_shot_weights(
         weights = [class_weights(features.flatten(0, 1), len(features)) for features in parts]
         return torch.cat(weights)
 
-    return kept_weights(backbone, names, templates, make)
+    # Without the caller's autocast, since later callers without one get the same weights.
+    with torch.autocast(device.type, enabled=False):
+        return kept_weights(backbone, names, templates, make)
 
 
 def prior_weights(backbone: Backbone, names: Sequence[str], templates: Sequence[str]) -> Tensor:
