@@ -187,9 +187,13 @@ def test_unsure_answers_keep_their_guess(
         doubt = float(row["probability"]) < middle
         label = "unsure" if doubt else row["guess"]
         assert (row["label"], row["unsure"]) == (label, str(doubt).lower())
+        assert row["decision"] == ("unsure" if doubt else "answer")
     assert "unsure: " in rmadapter(*command, "--unsure", middle).out
     answers = rmadapter.json(*command, "--unsure", middle)
     assert sum(answer["unsure"] for answer in answers) == 8
+    assert [answer["decision"] == "unsure" for answer in answers] == [
+        answer["unsure"] for answer in answers
+    ]
     assert "no answers on held-out images" in done.err
 
 
@@ -319,6 +323,22 @@ def test_strange_images_are_none_of_the_classes(
     alone = json.loads(rmadapter(*promising, *files, "--turn-away", "10%", "--json").out)
     expected = ["none of these" if one else "answer" for one in strange]
     assert [answer["decision"] for answer in alone] == expected
+    assert not any(answer["unsure"] for answer in alone)
+
+
+def test_strange_images_are_not_also_unsure(
+    rmadapter: Command, promising: list[object], photos: Path, tmp_path: Path
+) -> None:
+    """With a probability that no image reaches, in JSON as in a file."""
+    options = ["--turn-away", "50%", "--unsure", 1]
+    answers = rmadapter.json(*promising, photos, *options)
+    out = tmp_path / "a.csv"
+    rmadapter.done(*promising, photos, *options, "--out", out)
+    assert {answer["decision"] for answer in answers} == {"unsure", "none of these"}
+    for row, answer in zip(rows(out), answers, strict=True):
+        assert answer["unsure"] == (answer["decision"] == "unsure")
+        assert (row["decision"], row["label"]) == (answer["decision"], answer["decision"])
+        assert row["unsure"] == str(answer["unsure"]).lower()
 
 
 def test_a_promise_that_cannot_be_kept_is_refused(

@@ -98,6 +98,9 @@ def test_predict_backs_off_to_parents(
     assert [row["parent"] for row in rows] == [one["levels"][0]["class"] for one in answers]
     assert {folder.name for folder in (tmp_path / "sorted").iterdir() if folder.is_dir()} == names
     assert {row["unsure"] for row in rows} == {"false"}
+    assert not any(answer["unsure"] for answer in answers)
+    decisions = [*(row["decision"] for row in rows), *(one["decision"] for one in answers)]
+    assert {*decisions} == {"answer"}
     shown = rmadapter.done(*words, "--unsure", 0.99).out
     assert "colour: " in shown or "cold: " in shown
 

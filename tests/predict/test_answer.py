@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from rmadapter.predict.answer import Answer, Levels, best, columns
 from rmadapter.predict.write import kind_of
@@ -16,8 +18,24 @@ def test_a_row_keeps_the_guess_of_an_unsure_answer() -> None:
     row = {"image": "a.png", "label": "cat", "probability": 0.6, "guess": "cat"}
     row |= {"label_2": "dog", "probability_2": 0.4, "unsure": False}
     row |= {"unfamiliar": None, "zero_shot_label": "dog"}
-    assert answer.row(0.6) == row
-    assert answer.row(0.61) == {**row, "label": "unsure", "unsure": True}
+    assert answer.row() == row
+    assert answer.row(0.6) == {**row, "decision": "answer"}
+    unsure = {"label": "unsure", "unsure": True, "decision": "unsure"}
+    assert answer.row(0.61) == {**row, **unsure}
+    assert answer.json(0.61)["decision"] == "unsure"
+    assert "decision" not in answer.json()
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.6, 0.7, math.inf])
+@pytest.mark.parametrize("familiar", [None, True, False])
+def test_the_decision_agrees_with_the_label(threshold: float, familiar: bool | None) -> None:
+    answer = Answer(Path("a.png"), (("cat", 0.6), ("dog", 0.4)), familiar=familiar)
+    row, decision = answer.row(threshold), answer.decision(threshold)
+    expected = "answer" if threshold <= 0.6 else "unsure"
+    assert decision == ("none of these" if familiar is False else expected)
+    assert row["label"] == ("cat" if decision == "answer" else decision)
+    assert row["unsure"] == (decision == "unsure")
+    assert row["decision"] == answer.json(threshold)["decision"] == decision
 
 
 def test_columns_match_rows() -> None:
@@ -25,6 +43,7 @@ def test_columns_match_rows() -> None:
     assert set(columns(2, unfamiliar=True)) == set(answer.row())
     assert columns(1, zero_shot=False) == ["image", "label", "probability", "guess", "unsure"]
     assert columns(1, sort=True)[-2:] == ["zero_shot_label", "sorted_to"]
+    assert columns(1, zero_shot=False, unsure=True)[-2:] == ["unsure", "decision"]
 
 
 def test_an_answer_is_unsure_if_its_set_has_another_class() -> None:
@@ -74,10 +93,11 @@ def test_a_parent_answers_where_the_probability_is_too_low() -> None:
         assert (row["label"], row["unsure"]) == (label, label == "unsure")
         assert row["level"] == {"a": "label", "x": "parent", "z": "grandparent"}.get(label)
         assert row["guess"] == "a"
+        assert row["decision"] == ("unsure" if label == "unsure" else "answer")
     assert second.row(0.7)["label"] == "unsure"  # d has no parent
     assert (first.row()["parent"], first.row()["probability_parent"]) == ("x", 0.7)
     assert (second.row()["parent"], second.row()["grandparent"]) == ("d", "d")
-    assert first.decision == ""
+    assert first.decision() == ""
     assert "answer" not in first.json()
     assert first.json(0.5)["answer"] == {"class": "x", "level": "parent"}
     assert second.json(0.7)["answer"] is None

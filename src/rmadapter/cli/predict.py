@@ -363,7 +363,7 @@ def _answer_file(
     decider = predictor.decider
     header = columns(
         predictor.top, sorter is not None, more.zero_shot, more.unfamiliar, error=on_ray,
-        sets=decider.limits is not None, familiar=decider.strangest is not None,
+        sets=decider.limits is not None, familiar=decider.strangest is not None, unsure=unsure > 0,
         depth=predictor.tree.depth if predictor.tree else 0,
     )  # fmt: skip
     limits = [] if decider.limits is None else [decider.limits.tolist()]
@@ -452,9 +452,11 @@ def _shown(answer: Answer, unsure: float) -> str:
 
 
 def _answer_json(answer: Answer, unsure: float, unfamiliar: bool) -> dict[str, object]:
+    from rmadapter.conformal import UNSURE
+
     facts: dict[str, object] = {"image": str(answer.image), **answer.json(unsure)}
-    if unsure:
-        facts["unsure"] = answer.best[0][1] < unsure
+    if "decision" in facts:
+        facts["unsure"] = facts["decision"] == UNSURE
     if unfamiliar:
         facts["unfamiliar"] = answer.unfamiliar
     return facts

@@ -86,16 +86,21 @@ class Answer:
     familiar: bool | None = None
     levels: Levels | None = None
 
-    @property
-    def decision(self) -> str:
-        """Return "none of these" for an image that is not familiar, else what is decided by the
-        prediction set, for which a parent may answer; "" if neither was requested."""
+    def decision(self, unsure: float = 0.0) -> str:
+        """Return "none of these" for an image that is not familiar, else "answer" or "unsure", as
+        decided by the prediction set or by `unsure`, for both of which a parent may answer; "" if
+        none of the three was requested.
+
+        unsure: as for `place`, if requested.
+        """
         if self.familiar is False:
             return NONE
         if self.levels and self.levels.common:
             return ANSWER
         if self.labels:
             return decide(len(self.labels))
+        if unsure:
+            return ANSWER if self.place(unsure) else UNSURE
         return ANSWER if self.familiar else ""
 
     @property
@@ -122,16 +127,17 @@ class Answer:
         """Return what commands and servers print of the image besides its name. unsure: as for
         `place`."""
         best = [{"class": label, "probability": share} for label, share in self.best]
+        decision = self.decision(unsure)
         facts: dict[str, object] = {"classes": best}
         if self.labels:
             facts["set"] = [*self.labels]
         if self.familiar is not None:
             facts["familiar"] = self.familiar
-        if self.decision:
-            facts["decision"] = self.decision
+        if decision:
+            facts["decision"] = decision
         if self.levels:
             facts["levels"] = self.levels.json()
-        if self.levels and (self.labels or unsure) and self.familiar is not False:
+        if self.levels and (self.labels or unsure) and decision != NONE:
             place = self.place(unsure)
             facts["answer"] = place and {"class": place.name, "level": level_name(place.level)}
         return facts
@@ -142,21 +148,20 @@ class Answer:
         unsure: probability below which the label is "unsure"; the guess is kept.
         """
         (guess, probability), *others = self.best
-        place = self.place(unsure)
-        is_unsure = place is None and self.familiar is not False
+        decision = self.decision(unsure)
+        place = None if decision == NONE else self.place(unsure)
         row: Row = {
             "image": str(self.image),
-            "label": NONE if self.familiar is False else place.name if place else UNSURE,
+            "label": place.name if place else decision,
             "probability": probability,
             "guess": guess,
         }
         for number, (other, share) in enumerate(others, 2):
             row[f"label_{number}"] = other
             row[f"probability_{number}"] = share
-        row["unsure"] = is_unsure
+        row["unsure"] = decision == UNSURE
         if self.levels:
-            is_answered = place and self.familiar is not False
-            row["level"] = level_name(place.level) if place and is_answered else None
+            row["level"] = level_name(place.level) if place else None
             for level, (name, share) in enumerate(self.levels.best, 1):
                 row[level_name(level)] = name
                 row[f"probability_{level_name(level)}"] = share
@@ -164,8 +169,8 @@ class Answer:
             row["set"] = json.dumps(self.labels, ensure_ascii=False)
         if self.familiar is not None:
             row["familiar"] = self.familiar
-        if self.decision:
-            row["decision"] = self.decision
+        if decision:
+            row["decision"] = decision
         row["unfamiliar"] = self.unfamiliar
         row["zero_shot_label"] = self.zero_shot
         return row
@@ -182,18 +187,20 @@ def best(labels: Sequence[str], probabilities: np.ndarray, top: int) -> list[tup
 
 def columns(
     top: int, sort: bool = False, zero_shot: bool = True, unfamiliar: bool = False,
-    error: bool = False, sets: bool = False, familiar: bool = False, depth: int = 0,
+    error: bool = False, sets: bool = False, familiar: bool = False, unsure: bool = False,
+    depth: int = 0,
 ) -> list[str]:  # fmt: skip
     """Return the columns of a table with `top` answers per image.
 
     sort: with the image's new place. zero_shot: with the untouched backbone's label. unfamiliar:
     with how unlike the training images the image is. error: with what is wrong with a bad image.
-    sets: with the prediction set. familiar: with whether the image is of the model's classes; with
-    either, also with the decision. depth: of a taxonomy, with the level of the answer, and with the
+    sets: with the prediction set. familiar: with whether the image is of the model's classes.
+    unsure: with a probability that answers must reach; with any of the three, also with the
+    decision. depth: of a taxonomy, with the level of the answer, and with the
     best group of each level.
     """
     more = [f"{what}_{place}" for place in range(2, top + 1) for what in ("label", "probability")]
-    wanted = (sets, familiar, sets or familiar, unfamiliar, zero_shot, sort, error)
+    wanted = (sets, familiar, sets or familiar or unsure, unfamiliar, zero_shot, sort, error)
     groups = [level_name(level) for level in range(1, depth + 1)]
     levels = ["level"] * (depth > 0)
     levels += [f"{what}{group}" for group in groups for what in ("", "probability_")]

@@ -56,7 +56,7 @@ class Explanation:
     @property
     def decision(self) -> str:
         """What `predict` decides, "" if nothing is to be decided."""
-        return self.answer.decision
+        return self.answer.decision()
 
     def json(self) -> dict[str, object]:
         return {

@@ -200,7 +200,7 @@ def test_sets_at_each_error_that_can_be_promised(
     for image, answer in zip(blends, expected, strict=True):
         five, ten = session.predict(image, image.name)["sets"]
         assert five["error"] == 0.05
-        decided = {"decision": answer.decision, "parent": ""}
+        decided = {"decision": answer.decision(), "parent": ""}
         assert ten == {"error": 0.1, "set": [*answer.labels], **decided}
         assert len(five["set"]) >= len(ten["set"])
     session.open("colours")

@@ -94,7 +94,7 @@ def _sets(saved: Saved, probabilities: np.ndarray) -> list[Decided]:
         levels = Levels.of(tree, probabilities[None], [members])[0] if tree else None
         answer = Answer(Path(), (), labels=tuple(labels), levels=levels)
         decided: Decided = {
-            "error": error, "set": labels, "decision": answer.decision, "parent": answer.parent
+            "error": error, "set": labels, "decision": answer.decision(), "parent": answer.parent
         }  # fmt: skip
         sets.append(decided)
     return sets

@@ -159,8 +159,8 @@ def _decide(
     if promise.strangest is not None and row.distance is not None:
         familiar = model.is_familiar(row.probabilities, row.distance, promise.strangest)
     answer = model.answer(image, row.probabilities, top, promise.limits, familiar)
-    if answer.decision:
-        _service(request).counters.decisions.labels(result.name, answer.decision).inc()
+    if decision := answer.decision():
+        _service(request).counters.decisions.labels(result.name, decision).inc()
     return answer
 
 
