@@ -86,21 +86,56 @@ def wilson(right: int, images: int) -> tuple[float, float]:
     return 100 * float(interval.low), 100 * float(interval.high)
 
 
-def balanced_accuracy(answers: ArrayLike, labels: ArrayLike) -> tuple[float, float, float]:
+def interval(right: ArrayLike, groups: ArrayLike | None = None) -> tuple[float, float]:
+    """Return the 95 % interval in percent of an accuracy on N images, of which some may belong
+    together: Wilson's, for the number of images that would tell as much if each stood alone.
+
+    right: [N] bool. groups: [N], number of each image's group; None where each stands alone.
+    """
+    correct = np.asarray(right, dtype=bool)
+    count, rate = len(correct), float(correct.mean())
+    if groups is None or len(np.unique(groups)) == count:
+        return wilson(int(correct.sum()), count)
+    low, high = _wilson(rate, _effective(rate, (correct - rate) / count, groups, count))
+    return 100 * low, 100 * high
+
+
+def _effective(rate: float, parts: np.ndarray, groups: ArrayLike, most: float) -> float:
+    """Return how many images that stand alone would tell as much about a rate as images of groups:
+    rate (1 - rate) over the cluster-robust variance, at most `most`; where all images agree, the
+    number of groups.
+
+    rate: From 0 to 1. parts: [N], what each image adds to the error of the rate; they sum to 0.
+    """
+    _, which = np.unique(groups, return_inverse=True)
+    count = int(which.max()) + 1
+    if count == 1 or not 0 < rate < 1:
+        return min(count, most)
+    variance = float((np.bincount(which, parts) ** 2).sum()) * count / (count - 1)
+    return min(rate * (1 - rate) / variance, most) if variance else most
+
+
+def balanced_accuracy(
+    answers: ArrayLike, labels: ArrayLike, groups: ArrayLike | None = None
+) -> tuple[float, float, float]:
     """Return the mean recall in percent of the classes that have images, and the low and high end
     of its 95 % interval.
 
     The interval is Wilson's, for the number of images that would tell as much if every class had
     equally many: C squared over the sum of 1 / n (Kish, 1965), n images of each of C classes. It is
-    that of the accuracy where all n are equal, and an approximation where recalls differ much.
+    that of the accuracy where all n are equal, and an approximation where recalls differ much. With
+    groups it is for fewer images, as in `interval`.
 
-    answers, labels: as for `accuracy`. Raises ValueError as `accuracy`.
+    answers, labels: as for `accuracy`. groups: as for `interval`. Raises ValueError as `accuracy`.
     """
     right, true = _correct(answers, labels), np.asarray(labels)
     counts = np.bincount(true)
     present = counts > 0
-    recalls = np.bincount(true[right], minlength=len(counts))[present] / counts[present]
-    rate, images = float(recalls.mean()), len(recalls) ** 2 / float((1 / counts[present]).sum())
+    recalls = np.bincount(true[right], minlength=len(counts)) / np.maximum(counts, 1)
+    classes = int(present.sum())
+    rate, images = float(recalls[present].mean()), classes**2 / float((1 / counts[present]).sum())
+    if groups is not None and len(np.unique(groups)) < len(true):
+        images = _effective(rate, (right - recalls[true]) / counts[true] / classes, groups, images)
     low, high = _wilson(rate, images)
     return 100 * rate, 100 * low, 100 * high
 

@@ -85,6 +85,24 @@ def test_test_images_of_a_group_that_settings_were_chosen_on_do_not_judge(
     assert "without 2 that share a group with training images" in judgement.how
 
 
+def test_intervals_allow_for_images_of_one_group(tiny_clip: Backbone) -> None:
+    """The test images stand alone, or four of each are of one group."""
+    train = grouped_noise("ab" * 8, [""] * 16)
+    test = grouped_noise("aaaabbbb" * 5, [""] * 40, seed=1)
+    together = replace(test, groups=tuple(f"object {i // 4}" for i in range(40)))
+    alone, grouped = (
+        judgement_of(judged(tiny_clip, {"train": train, "test": images}))
+        for images in (test, together)
+    )
+    assert (alone.groups, grouped.groups) == (0, 10)
+    widths = []
+    for one, other in zip(alone.rows, grouped.rows, strict=True):
+        assert (one.accuracy, one.name) == (other.accuracy, other.name)
+        widths.append((other.high - other.low) - (one.high - one.low))
+    assert min(widths) >= 0
+    assert max(widths) > 5
+
+
 def test_undrawn_images_judge_where_enough_are_of_other_groups(tiny_clip: Backbone) -> None:
     undrawn = "on images that were not drawn"
     apart = grouped_noise("aaaaaabbbbbb", [*"pqrstu"] * 2)

@@ -160,7 +160,7 @@ class Rates(Value):
     Attributes:
         name: Name of the method.
         accuracy: Share of right answers.
-        low, high: Wilson's 95 % interval of the accuracy.
+        low, high: 95 % interval of the accuracy, as `metrics.interval`.
         macro_f1: Mean F1 of the classes.
         calibration_error: Expected calibration error.
         recalls: Recall of each class, None for one without images.
@@ -186,6 +186,8 @@ class Judgement(Value):
     Attributes:
         how: How its images were chosen.
         images: Number of images.
+        groups: Number of groups that they are of, which intervals allow for; 0 where each image
+            stands alone.
         classes: Classes, as labelled.
         majority: Accuracy of always answering with the most frequent class.
         rows: Rates of the untouched backbone, a linear probe and the method.
@@ -200,6 +202,7 @@ class Judgement(Value):
     rows: tuple[Rates, ...]
     doubts: tuple[str, ...] = ()
     promises: tuple[Promise, ...] = ()
+    groups: int = Field(default=0, ge=0, le=10**9)
 
     @model_validator(mode="after")
     def _one_fitted_row(self) -> Judgement:

@@ -47,7 +47,8 @@ def print_record(record: Record, as_json: bool, run: Path | None = None) -> None
         print(describe_choice(record.choice))
     if judged:
         table(*judgement_table(judged, record.method))
-        print(f"judged {judged.how}; Wilson intervals")
+        together = f", of {judged.groups:,} groups" if judged.groups else ""
+        print(f"judged {judged.how}; Wilson intervals{together}")
         if judged.promises:
             table(*promise_table(judged.promises))
         print(escape(f"lowest recall: {lowest_recalls(judged)}"))

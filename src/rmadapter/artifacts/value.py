@@ -51,9 +51,9 @@ class Balanced(Value):
     most: int = Field(ge=1, le=10**9)
 
     @classmethod
-    def of(cls, answers: ArrayLike, labels: ArrayLike) -> Balanced:
-        """Measure answers. answers, labels: as for `metrics.accuracy`."""
-        rates = [round(rate, 4) for rate in balanced_accuracy(answers, labels)]
+    def of(cls, answers: ArrayLike, labels: ArrayLike, groups: ArrayLike | None = None) -> Balanced:
+        """Measure answers. answers, labels, groups: as for `metrics.balanced_accuracy`."""
+        rates = [round(rate, 4) for rate in balanced_accuracy(answers, labels, groups)]
         counts = np.unique(np.asarray(labels), return_counts=True)[1]
         return cls(
             accuracy=rates[0], low=rates[1], high=rates[2],

@@ -253,6 +253,14 @@ class ImageSet:
             weights=tuple(self.weights[i] for i in chosen) if self.weights else (),
         )
 
+    @property
+    def group_numbers(self) -> np.ndarray:
+        """Return the number [N] of each image's group, from 0 in order of appearance; an image
+        without a group is one by itself."""
+        first: dict[str, int] = {}
+        same = [first.setdefault(name, i) if name else i for i, name in enumerate(self.groups)]
+        return np.unique(np.array(same, int), return_inverse=True)[1]
+
     def sharing_groups(self, others: ImageSet) -> list[int]:
         """Return the indices of the images that share a group with one of the others.
 

@@ -79,7 +79,7 @@ def evaluate(
         score = score.model_copy(
             update={
                 "open_world": _in_one_list(fitted, images, ours),
-                "balanced": Balanced.of(ours, images.labels),
+                "balanced": Balanced.of(ours, images.labels, images.group_numbers),
                 "levels": levels_of(evaluations[-1]),
             }
         )

@@ -170,7 +170,8 @@ def _score(evaluation: Evaluation) -> Score:
         name="all", images=len(labels), classes=len(evaluation.classes), split="cross-validated",
         accuracy=metrics.accuracy(evaluation.probabilities, labels),
         zero_shot=None if untouched is None else metrics.accuracy(untouched, labels),
-        balanced=Balanced.of(evaluation.probabilities, labels), levels=levels_of(evaluation),
+        balanced=Balanced.of(evaluation.probabilities, labels, evaluation.images.group_numbers),
+        levels=levels_of(evaluation),
     )  # fmt: skip
 
 
@@ -180,7 +181,7 @@ def _judgement(
     """Rate the methods. title, name: of the method; its row is the last, and is not repeated if it
     is one of the baselines, too."""
     names = tuple(map(str, evaluation.images.written))
-    labels = evaluation.labels[rows]
+    labels, groups = evaluation.labels[rows], evaluation.images.subset(rows).group_numbers
     others = dict(evaluation.beside)
     if evaluation.zero_shot is not None:
         others = {ZERO_SHOT: evaluation.zero_shot, **others}
@@ -188,14 +189,16 @@ def _judgement(
     tables[title] = evaluation.probabilities[rows]
     right = {other: table.argmax(1) == labels for other, table in tables.items()}
     rated = tuple(
-        _rates(other, table, labels, right[other], None if other == title else right[title])
+        _rates(other, table, labels, groups, right[other], None if other == title else right[title])
         for other, table in tables.items()
     )
     counts = np.bincount(labels, minlength=len(evaluation.classes))
     missing = [names[i] for i in np.flatnonzero(counts == 0)]
+    together = len(np.unique(groups))
     return Judgement(
         how=how,
         images=len(labels),
+        groups=together if together < len(labels) else 0,
         classes=names,
         majority=100 * counts.max() / len(labels),
         rows=rated,
@@ -204,15 +207,16 @@ def _judgement(
 
 
 def _rates(
-    name: str, table: np.ndarray, labels: np.ndarray, right: np.ndarray, ours: np.ndarray | None
-) -> Rates:
-    """Rate a baseline, or the method itself. ours: [M], where the method is right; None for
-    itself."""
+    name: str, table: np.ndarray, labels: np.ndarray, groups: np.ndarray, right: np.ndarray,
+    ours: np.ndarray | None,
+) -> Rates:  # fmt: skip
+    """Rate a baseline, or the method itself. groups: [M], number of each image's group. ours: [M],
+    where the method is right; None for itself."""
     from sklearn.metrics import f1_score
 
     answers, present = table.argmax(1), sorted({*labels.tolist()})
     recalls = metrics.per_class_accuracy(labels, answers, table.shape[1])
-    low, high = metrics.wilson(int(right.sum()), len(right))
+    low, high = metrics.interval(right, groups)
     return Rates(
         name=name,
         accuracy=metrics.accuracy(table, labels),
@@ -222,7 +226,7 @@ def _rates(
         calibration_error=metrics.calibration_error(table.max(1), right),
         recalls=[None if np.isnan(recall) else float(recall) for recall in recalls],
         p=None if ours is None else metrics.paired(ours, right)[3],
-        balanced=Balanced.of(table, labels),
+        balanced=Balanced.of(table, labels, groups),
     )
 
 
