@@ -16,7 +16,7 @@ from sklearn.metrics import accuracy_score
 from rmadapter import FewShotClassifier
 from rmadapter.backbones import Backbone
 from rmadapter.data.fewshot import few_shot
-from rmadapter.data.read import image_set, load_image, read_images
+from rmadapter.data.read import ImageSet, image_set, load_image, read_images
 from rmadapter.errors import UserError
 from rmadapter.model import AdaptedCLIP
 from rmadapter.runs.evaluate import evaluate
@@ -439,6 +439,10 @@ def test_images_that_were_held_out_calibrate_a_classifier(
     assert calibration.limits(0.2, 4)[0] == calibration.shares[2]  # floor(17 * 0.2) = 3
     # the third is the limit itself, which is kept with six digits: it may be on either side
     assert 16 - model.is_familiar(test, turn_away=0.2).sum() in (2, 3)
+    together = ImageSet.from_lists(test, right, groups=[f"object {i // 2}" for i in range(16)])
+    grouped = pickle.loads(pickle.dumps(fitted)).calibrate(together).fitted_
+    assert grouped.calibration.facts == {"images": 8, "source": "held out", "grouped": True}
+    assert grouped.familiarity.facts == grouped.calibration.facts
     with pytest.raises(UserError, match="16 images and 1 labels"):
         model.calibrate(test, ["red"])
     with pytest.raises(UserError, match="calibrate first"):

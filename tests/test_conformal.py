@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from mapie.classification import SplitConformalClassifier
-from scipy.stats import binom
+from scipy.stats import binom, norm
 from sklearn.base import BaseEstimator, ClassifierMixin
 
 from rmadapter.conformal import (
@@ -87,6 +87,54 @@ def test_the_bound_of_one_calibration_is_that_of_a_binomial() -> None:
     assert binom.sf(5 - 1, 99, bound) == pytest.approx(0.95)
     with pytest.raises(ValueError, match="18 images"):
         most_missed(18, 0.05)
+
+
+def test_one_image_of_each_group_calibrates() -> None:
+    """Where images of a group resemble each other, new groups are missed as often as promised, and
+    the bound holds for 95 % of calibrations; by all of the images neither would be so."""
+    rng, groups = np.random.default_rng(5), np.repeat(np.arange(40), 10)
+    missed: dict[bool, list[float]] = {True: [], False: []}
+    for seed in range(1000):
+        own = rng.normal(size=40)[groups] * 0.8**0.5 + rng.normal(size=400) * 0.2**0.5
+        share = norm.cdf(own)  # by which a share as small as this is missed among new groups
+        table = np.stack([share, 1 - share], 1)
+        for grouped, found in missed.items():
+            numbers = groups if grouped else None
+            calibration = Calibration.of(table, np.zeros(400, int), "held out", numbers, seed)
+            assert calibration.grouped == grouped
+            found.append(calibration.limits(0.05, 2)[0])
+    assert len(calibration.shares) == 400
+    one, all_of_them = (np.array(missed[grouped]) for grouped in (True, False))
+    assert one.mean() == pytest.approx(2 / 41, abs=4 * one.std() / 1000**0.5)
+    assert (one > most_missed(40, 0.05)).mean() == pytest.approx(0.05, abs=0.03)
+    assert all_of_them.mean() > 0.052
+    assert (all_of_them > most_missed(400, 0.05)).mean() > 0.15
+
+
+def test_the_images_of_groups_are_drawn_with_the_seed() -> None:
+    table, labels = draw(60, 6)
+    groups = np.arange(60) // 3
+    one = [Calibration.of(table, labels, "folds", groups, seed) for seed in (1, 1, 2)]
+    assert one[0] == one[1] != one[2]
+    assert len(one[0].shares) == 20
+    alone = Calibration.of(table, labels, "folds", np.arange(60), 1)
+    assert alone == Calibration.of(table, labels, "folds")
+    own = {(share, label) for share, label in zip(alone.shares, alone.classes, strict=True)}
+    assert {*zip(one[0].shares, one[0].classes, strict=True)} <= own
+    assert "20 groups of" in one[0].promise(0.1)
+    assert "60 training images" in alone.promise(0.1)
+
+
+def test_the_same_as_json_and_what_earlier_versions_wrote() -> None:
+    table, labels = draw(60, 7)
+    for groups in (None, np.arange(60) // 3):
+        calibration = Calibration.of(table, labels, "held out", groups)
+        assert Calibration.from_json(calibration.json()) == calibration
+    earlier = Calibration.of(table, labels, "held out")
+    values = {name: value for name, value in earlier.json().items() if name != "grouped"}
+    assert Calibration.from_json(values) == earlier
+    with pytest.raises(ValueError, match="grouped"):
+        Calibration.from_json({**values, "grouped": 1})
 
 
 def test_classes_with_enough_images_have_limits_of_their_own() -> None:

@@ -77,7 +77,17 @@ def test_possible_shares() -> None:
 def test_the_same_as_json() -> None:
     own = Familiarity.of(*draw(30, np.random.default_rng(8)), "held out")
     assert Familiarity.from_json(json.loads(json.dumps(own.json()))) == own
-    assert own.facts == {"images": 30, "source": "held out"}
+    assert own.facts == {"images": 30, "source": "held out", "grouped": False}
+
+
+def test_one_image_of_each_group_counts_and_earlier_files_say_nothing() -> None:
+    table, far = draw(60, np.random.default_rng(9))
+    own = Familiarity.of(table, far, "held out", np.arange(60) // 3, 1)
+    assert own.facts == {"images": 20, "source": "held out", "grouped": True}
+    assert Familiarity.from_json(own.json()) == own
+    assert "20 groups of" in own.promise(0.05)
+    values = {name: value for name, value in own.json().items() if name != "grouped"}
+    assert not Familiarity.from_json(values).grouped
 
 
 @pytest.mark.parametrize(

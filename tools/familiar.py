@@ -184,7 +184,8 @@ def trial(
     held_out = folds.tempered(request.method, method, temperature)
     assert held_out is not None
     fitted = replace(learn(request.method, train, task, few, lab), temperature=temperature)
-    fitted = held_out.calibrate(with_means(fitted, train, lab.train_cache(task)), "folds")
+    fitted = with_means(fitted, train, lab.train_cache(task))
+    fitted = held_out.calibrate(fitted, "folds", task.seed)
     shots_read = read(fitted, train, lab.train_cache(task))
     test = lab.splits(data)["test"]
 

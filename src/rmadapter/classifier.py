@@ -332,6 +332,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     ) -> FewShotClassifier:
         """Promise errors, and shares to turn away, by images that `fit` did not see.
 
+        One image of each group counts, where the images have groups.
+
         Args:
             images: Images, as for `fit`; if they have splits, the test images are used.
             labels: Labels as in `classes_` or as in the prompts; None if the images have labels.
@@ -345,11 +347,12 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         from rmadapter.runs.features import examine
         from rmadapter.runs.folds import HeldOutAnswers
 
-        images, rows = self._labelled(images, labels)
+        images, rows, groups = self._labelled(images, labels)
         if tuple(self.class_names_) != self.fitted_.classes:
             raise UserError("classes were set by name: calibrate first")
         table, far = examine(self.fitted_, images, self.progress)
-        self.fitted_ = HeldOutAnswers(table, rows.tolist(), far).calibrate(self.fitted_, "held out")
+        answers = HeldOutAnswers(table, rows.tolist(), far, groups)
+        self.fitted_ = answers.calibrate(self.fitted_, "held out", self.seed)
         return self
 
     def score(
@@ -371,7 +374,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         """
         from rmadapter.runs.evaluate import shuffled
 
-        images, numbers = self._labelled(images, labels)
+        images, numbers, _ = self._labelled(images, labels)
         rows = np.arange(len(images))
         if self.fitted_.remembers:  # in the order of `eval`, since data sets are sorted by class
             rows = shuffled(len(images), self.seed).numpy()
@@ -381,19 +384,23 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
     def _labelled(
         self, images: object, labels: Sequence[object] | None
-    ) -> tuple[list[ImageSource], np.ndarray]:
-        """Return images, and the indices of their labels in `classes_`."""
+    ) -> tuple[list[ImageSource], np.ndarray, np.ndarray]:
+        """Return N images, the indices of their labels in `classes_`, and the number of each one's
+        group."""
         check_is_fitted(self, "fitted_")
+        groups = None
         if labels is None:
             images = image_set(images, split="test")
             labels = [images.written[label] for label in images.labels]
+            groups = images.group_numbers
         listed, true = image_list(images), np.asarray(labels)
         if true.shape == (len(listed), 1):
             true = true[:, 0]
         if true.shape != (len(listed),):
             raise UserError(f"{len(listed)} images and {true.size} labels: give one per image")
         numbers = class_indices(true.tolist(), self.classes_.tolist(), self.class_names_)
-        return listed, np.array(numbers).astype(int)  # also of no images
+        rows = np.array(numbers).astype(int)  # also of no images
+        return listed, rows, np.arange(len(listed)) if groups is None else groups
 
     def save(self, folder: str | Path, *, half: bool = False) -> None:
         """Write the model, its settings and the classes, but not the backbone.

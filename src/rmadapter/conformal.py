@@ -25,10 +25,11 @@ SLACK = 5  # classes are calibrated by themselves if that costs at most this par
 
 
 class CalibrationFacts(TypedDict):
-    """By how many images, and by which, an error can be promised."""
+    """By how many images, and by which, an error can be promised. grouped: as in `Calibration`."""
 
     images: int
     source: Source
+    grouped: bool
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,15 @@ class Calibration:
         known: Number of classes of the model.
         source: "held out" for images that were not drawn; "folds" for the shots, each answered by a
             model that was fitted to the other folds.
+        grouped: Whether the N images are one of each group of images, as images of a group say
+            little more than one of them.
     """
 
     shares: tuple[float, ...]
     classes: tuple[int, ...]
     known: int
     source: Source
+    grouped: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < len(self.shares) == len(self.classes) <= MOST:
@@ -59,7 +63,14 @@ class Calibration:
             raise ValueError("probabilities that do not ascend")
 
     @classmethod
-    def of(cls, probabilities: np.ndarray, labels: ArrayLike, source: Source) -> Calibration:
+    def of(
+        cls,
+        probabilities: np.ndarray,
+        labels: ArrayLike,
+        source: Source,
+        groups: np.ndarray | None = None,
+        seed: int = 0,
+    ) -> Calibration:
         """Calibrate by a table.
 
         Args:
@@ -67,26 +78,29 @@ class Calibration:
             labels: [N], indices of the right classes. Of more than 10,000 images, as many are drawn
                 at random.
             source: Where the images are from.
+            groups: [N], number of each image's group, of which one image is drawn; None where each
+                stands alone.
+            seed: Of that draw.
         """
         which = np.asarray(labels)
         shares = probabilities[np.arange(len(which)), which].astype(np.float64)
-        rows = np.random.default_rng(0).permutation(len(which))[:MOST]
+        rows, grouped = drawn(len(which), groups, seed)
         rows = rows[np.argsort(shares[rows], kind="stable")]
         # rounded down, as a higher limit would miss the image itself
         rounded = np.floor(shares[rows] * 1e6) / 1e6
         return cls(
-            tuple(rounded.tolist()), tuple(which[rows].tolist()), probabilities.shape[1], source
+            tuple(rounded.tolist()),
+            tuple(which[rows].tolist()),
+            probabilities.shape[1],
+            source,
+            grouped,
         )
 
     @classmethod
     def from_json(cls, values: object) -> Calibration:
         """Check what `json` returned. Raises ValueError for anything else."""
-        if not isinstance(values, dict) or values.keys() != {
-            "shares",
-            "classes",
-            "known",
-            "source",
-        }:
+        fields = {"shares", "classes", "known", "source"}
+        if not isinstance(values, dict) or values.keys() - {"grouped"} != fields:
             raise ValueError("not the fields of a calibration")
         shares, classes, known = values["shares"], values["classes"], values["known"]
         if not isinstance(shares, list) or not isinstance(classes, list):
@@ -95,7 +109,7 @@ class Calibration:
             raise ValueError("not numbers")
         if values["source"] not in get_args(Source):
             raise ValueError("an unknown source")
-        return cls(tuple(shares), tuple(classes), known, values["source"])
+        return cls(tuple(shares), tuple(classes), known, values["source"], is_grouped(values))
 
     def json(self) -> dict[str, object]:
         """Return the fields as JSON has them."""
@@ -104,12 +118,13 @@ class Calibration:
             "classes": [*self.classes],
             "known": self.known,
             "source": self.source,
+            "grouped": self.grouped,
         }
 
     @property
     def facts(self) -> CalibrationFacts:
         """How many images it is of, and which."""
-        return {"images": len(self.shares), "source": self.source}
+        return {"images": len(self.shares), "source": self.source, "grouped": self.grouped}
 
     def possible(self) -> list[float]:
         """Return those of `ERRORS` for which there are enough images."""
@@ -117,7 +132,7 @@ class Calibration:
 
     def promise(self, error: float) -> str:
         """Return in words what sets with these limits promise."""
-        images = describe_images(len(self.shares), self.source)
+        images = describe_images(len(self.shares), self.source, self.grouped)
         return (
             f"the right class is missing from the sets of at most {100 * error:g} % of images like "
             f"these {images}"
@@ -152,9 +167,10 @@ class Calibration:
         least = needed(error)
         if len(self.shares) < least:
             raise UserError(
-                f"an error of {100 * error:g} % needs {least:,} images that the model was not "
-                f"fitted to, and there are {len(self.shares):,}: allow "
-                f"{100 * least_share(len(self.shares)):g} % or more, {how_to_get_more(self.source)}"
+                f"an error of {100 * error:g} % needs {least:,} {'groups of ' * self.grouped}"
+                f"images that the model was not fitted to, and there are {len(self.shares):,}: "
+                f"allow {100 * least_share(len(self.shares)):g} % or more, "
+                f"{how_to_get_more(self.source)}"
             )
         shares, which = np.array(self.shares), np.array(self.classes)
         limits = np.full(classes, shares[rank(len(shares), error) - 1])
@@ -171,11 +187,32 @@ class Calibration:
         return int(counts.min()) >= SLACK * (needed(error) + 1) - 1
 
 
-def describe_images(count: int, source: Source) -> str:
+def drawn(count: int, groups: np.ndarray | None, seed: int) -> tuple[np.ndarray, bool]:
+    """Return the rows of at most 10,000 of N images, in random order, and whether they are one of
+    each group. count, groups, seed: N, and as for `Calibration.of`."""
+    rows = np.arange(count)
+    if groups is not None:
+        order = np.random.default_rng(seed).permutation(count)
+        rows = np.sort(order[np.unique(groups[order], return_index=True)[1]])
+    mixed = np.random.default_rng(0).permutation(len(rows))[:MOST]
+    return rows[mixed], len(rows) < count
+
+
+def is_grouped(values: dict[str, object]) -> bool:
+    """Return whether saved values are of one image of each group, which earlier versions did not
+    say. Raises ValueError for what is neither true nor false."""
+    grouped = values.get("grouped", False)
+    if not isinstance(grouped, bool):
+        raise ValueError("grouped, or not?")
+    return grouped
+
+
+def describe_images(count: int, source: Source, grouped: bool = False) -> str:
     """Say which images a promise rests on."""
+    number = f"{count:,} groups of" if grouped else f"{count:,}"
     if source == "held out":
-        return f"{count:,} images that were not drawn"
-    return f"{count:,} training images, each answered by a model that had not seen it"
+        return f"{number} images that were not drawn"
+    return f"{number} training images, each answered by a model that had not seen it"
 
 
 def how_to_get_more(source: Source) -> str:

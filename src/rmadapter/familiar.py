@@ -16,7 +16,9 @@ from rmadapter.conformal import (
     CalibrationFacts,
     Source,
     describe_images,
+    drawn,
     how_to_get_more,
+    is_grouped,
     least_share,
     needed,
     rank,
@@ -36,12 +38,13 @@ class Familiarity:
     Attributes:
         sure: Probability of the most probable class of each of N images.
         distances: 1 - the cosine to the nearest class mean, of image features, for each image.
-        source: As for `Calibration`.
+        source, grouped: As for `Calibration`.
     """
 
     sure: tuple[float, ...]
     distances: tuple[float, ...]
     source: Source
+    grouped: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < len(self.sure) == len(self.distances) <= MOST_OWN:
@@ -52,22 +55,32 @@ class Familiarity:
             raise ValueError("a distance outside 0 to 2")
 
     @classmethod
-    def of(cls, table: np.ndarray, distances: np.ndarray, source: Source) -> Familiarity:
+    def of(
+        cls,
+        table: np.ndarray,
+        distances: np.ndarray,
+        source: Source,
+        groups: np.ndarray | None = None,
+        seed: int = 0,
+    ) -> Familiarity:
         """Keep what was found on N images; of more than 10,000, as many are drawn at random.
 
         Args:
             table: Probabilities [N, C].
             distances: Distances [N].
             source: Where the images are from.
+            groups, seed: As for `Calibration.of`.
         """
-        rows = np.random.default_rng(0).permutation(len(table))[:MOST_OWN]
+        rows, grouped = drawn(len(table), groups, seed)
         sure, far = table[rows].max(1).astype(np.float64), distances[rows].astype(np.float64)
-        return cls(tuple(sure.round(6).tolist()), tuple(far.round(6).tolist()), source)
+        own = tuple(sure.round(6).tolist()), tuple(far.round(6).tolist())
+        return cls(*own, source, grouped)
 
     @classmethod
     def from_json(cls, values: object) -> Familiarity:
         """Check what `json` returned. Raises ValueError for anything else."""
-        if not isinstance(values, dict) or values.keys() != {"sure", "distances", "source"}:
+        fields = {"sure", "distances", "source"}
+        if not isinstance(values, dict) or values.keys() - {"grouped"} != fields:
             raise ValueError("not the fields of a familiarity")
         sure, distances = values["sure"], values["distances"]
         if not isinstance(sure, list) or not isinstance(distances, list):
@@ -76,16 +89,21 @@ class Familiarity:
             raise ValueError("not numbers")
         if values["source"] not in get_args(Source):
             raise ValueError("an unknown source")
-        return cls(tuple(sure), tuple(distances), values["source"])
+        return cls(tuple(sure), tuple(distances), values["source"], is_grouped(values))
 
     def json(self) -> dict[str, object]:
         """Return the fields as JSON has them."""
-        return {"sure": [*self.sure], "distances": [*self.distances], "source": self.source}
+        return {
+            "sure": [*self.sure],
+            "distances": [*self.distances],
+            "source": self.source,
+            "grouped": self.grouped,
+        }
 
     @property
     def facts(self) -> CalibrationFacts:
         """How many images it is of, and which."""
-        return {"images": len(self.sure), "source": self.source}
+        return {"images": len(self.sure), "source": self.source, "grouped": self.grouped}
 
     def possible(self) -> list[float]:
         """Return those of 1, 5 and 10 % that may be turned away by so many images."""
@@ -109,7 +127,8 @@ class Familiarity:
 
     def promise(self, share: float) -> str:
         """Return in words what a limit for this share promises."""
-        images = describe_images(len(self.sure), self.source) + "," * (self.source == "folds")
+        images = describe_images(len(self.sure), self.source, self.grouped)
+        images += "," * (self.source == "folds")
         return f"at most {100 * share:g} % of images like these {images} are called {NONE}"
 
     def familiar(
@@ -146,8 +165,9 @@ class Familiarity:
         place = rank(len(self.sure), share)
         if not place:
             raise UserError(
-                f"to turn away {100 * share:g} % needs {needed(share):,} images that the model was "
-                f"not fitted to, and there are {len(self.sure):,}: allow "
+                f"to turn away {100 * share:g} % needs {needed(share):,} "
+                f"{'groups of ' * self.grouped}images that the model was not fitted to, and there "
+                f"are {len(self.sure):,}: allow "
                 f"{100 * least_share(len(self.sure)):g} % or more, {how_to_get_more(self.source)}"
             )
         own = self.strangeness(np.array(self.sure)[:, None], np.array(self.distances))

@@ -248,6 +248,36 @@ def test_undrawn_images_calibrate_by_halves(tiny_clip: Backbone) -> None:
         assert promise.low <= promise.missed <= promise.high
 
 
+def test_groups_of_undrawn_images_calibrate_by_one_image_each(tiny_clip: Backbone) -> None:
+    """64 groups of four images, of which 16 are drawn from."""
+    images = grouped_noise("ab" * 128, [f"object {i // 2 % 32}{'ab'[i % 2]}" for i in range(256)])
+    wanted, lab = prepare(tiny_clip, {"all": images}, shots=8)
+    few = lab.draw(wanted.task)
+    done = run_task(wanted.task, wanted.method, lab, wanted.name, baselines=BASELINES)
+    outcome = judge(wanted.task, wanted.method, lab, done, few)
+    calibration, judgement = outcome.fitted.calibration, judgement_of(outcome.record)
+    own = len({*few.unrelated.groups})
+    assert (judgement.images, judgement.groups) == (4 * own, own)
+    assert calibration is not None
+    assert calibration.facts == {"images": own, "source": "held out", "grouped": True}
+    assert judgement.promises[0].calibrated == own // 2
+
+
+def test_groups_of_shots_calibrate_by_one_image_each(tiny_clip: Backbone) -> None:
+    images = grouped_noise("ab" * 24, [f"object {i // 6}" for i in range(48)])
+    wanted, lab = prepare(tiny_clip, {"all": images}, shots=24)
+    folds = Folds.make(wanted.task, lab.draw(wanted.task), lab, 4)
+    folds.answers(wanted.method, wanted.name)
+    held_out = folds.tempered(wanted.method, wanted.name, 1.0)
+    assert held_out is not None
+    done = run_task(wanted.task, wanted.method, lab, wanted.name)
+    fitted = held_out.calibrate(done.fitted, "folds", 1)
+    assert fitted.calibration is not None
+    assert fitted.familiarity is not None
+    expected = {"images": len({*folds.judged.groups}), "source": "folds", "grouped": True}
+    assert fitted.calibration.facts == fitted.familiarity.facts == expected
+
+
 def test_the_shots_promise_fold_by_fold(tiny_clip: Backbone, colors: Path) -> None:
     wanted, lab = prepare(tiny_clip, {"all": read_images(colors)["train"]})
     few = lab.draw(wanted.task)
@@ -257,7 +287,7 @@ def test_the_shots_promise_fold_by_fold(tiny_clip: Backbone, colors: Path) -> No
     held_out = folds.tempered(wanted.method, wanted.name, 1.0)
     assert held_out is not None
     assert len(held_out.distances) == 24
-    done = replace(done, fitted=held_out.calibrate(done.fitted, "folds"))
+    done = replace(done, fitted=held_out.calibrate(done.fitted, "folds", 1))
     judgement = judgement_of(judge(wanted.task, wanted.method, lab, done, few, folds).record)
     [ten] = judgement.promises
     assert (ten.error, ten.calibrated) == (10, 16)  # 24 images in 3 folds

@@ -7,8 +7,16 @@ import pytest
 
 from rmadapter.conformal import Calibration
 from rmadapter.metrics import most_missed, wilson
-from rmadapter.runs.promises import cross_measured, halves, measured
+from rmadapter.runs.promises import Answered, halves
 from rmadapter.taxonomy import Taxonomy
+
+
+def answered(
+    table: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None,
+    tree: Taxonomy | None = None,
+) -> Answered:  # fmt: skip
+    """Return answers on images that stand alone, or are of groups."""
+    return Answered(table, labels, np.arange(len(labels)) if groups is None else groups, tree)
 
 
 def table_of(own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -19,7 +27,7 @@ def table_of(own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def test_a_promise_is_measured_on_other_images() -> None:
     calibration = Calibration.of(*table_of(np.linspace(0.31, 0.49, 19)), "folds")
     table, labels = table_of(np.array([0.2, 0.3, 0.4, 0.6, 0.65, 0.9]))  # the limits are 0.31
-    five, ten = measured(table, labels, calibration)  # 1 % needs 99 images
+    five, ten = answered(table, labels).measured(calibration)  # 1 % needs 99 images
     assert (five.error, ten.error) == (5, 10)
     assert (five.calibrated, five.most) == (19, 100 * most_missed(19, 0.05))
     assert five.missed == pytest.approx(100 * 2 / 6)
@@ -40,33 +48,53 @@ def test_parents_answer_where_a_label_cannot() -> None:
         [0.9, 0.05, 0.05], [0.5, 0.4, 0.1], [0.5, 0.4, 0.1], [0.5, 0.1, 0.4], [0.1, 0.1, 0.8],
     ])  # fmt: skip
     labels = np.array([0, 1, 2, 0, 0])
-    five, _ = measured(table, labels, calibration, tree)
+    five, _ = answered(table, labels, tree=tree).measured(calibration)
     # a; x, rightly and wrongly; nothing holds a and c; c, wrongly
     assert five.levels == (40, 40)
     assert five.wrong == 40
     assert five.answered == 40
     assert five.missed == 40
-    plain, _ = measured(table, labels, calibration)
+    plain, _ = answered(table, labels).measured(calibration)
     assert (plain.levels, plain.wrong) == ((), None)
     assert plain.missed == five.missed
 
 
 def test_nothing_is_measured_where_nothing_can_be_promised() -> None:
     table, labels = table_of(np.linspace(0.1, 0.9, 8))
-    assert measured(table, labels, Calibration.of(table, labels, "folds")) == ()
-    assert cross_measured(table, labels, np.arange(8) % 2, "folds") == ()
-    assert cross_measured(*table_of(np.ones(30)), np.zeros(30), "folds") == ()  # one group
+    assert answered(table, labels).measured(Calibration.of(table, labels, "folds")) == ()
+    assert answered(table, labels).cross_measured(np.arange(8) % 2, "folds") == ()
+    assert answered(*table_of(np.ones(30))).cross_measured(np.zeros(30), "folds") == ()
 
 
-def test_each_group_is_measured_by_the_others() -> None:
-    """Images of a group that is worse than the other are missed, and those of the other are not."""
+def test_each_part_is_measured_by_the_others() -> None:
+    """Images of a part that is worse than the other are missed, and those of the other are not."""
     table, labels = table_of(np.repeat([0.9, 0.2], 30))
-    [five, _] = cross_measured(table, labels, np.repeat([0, 1], 30), "held out")
+    [five, _] = answered(table, labels).cross_measured(np.repeat([0, 1], 30), "held out")
     assert (five.missed, five.calibrated) == (50, 30)
 
 
 def test_halves_are_of_equal_size_and_random() -> None:
-    parts = halves(101, 0)
+    parts = halves(np.arange(101), 0)
     assert np.bincount(parts).tolist() == [51, 50]
-    assert parts.tolist() != halves(101, 1).tolist()
+    assert parts.tolist() != halves(np.arange(101), 1).tolist()
     assert 10 < parts[:51].sum() < 40
+
+
+def test_a_group_is_in_one_half() -> None:
+    groups = np.random.default_rng(0).permutation(np.repeat(np.arange(40), 5))
+    parts = halves(groups, 0)
+    assert len({*zip(groups.tolist(), parts.tolist(), strict=True)}) == 40
+    assert parts.sum() == 100  # 20 groups
+
+
+def test_one_image_of_each_group_calibrates_and_all_are_measured() -> None:
+    """Of 40 groups, each of five images that are alike, half calibrate the other half."""
+    own = np.repeat(np.random.default_rng(0).uniform(0.05, 0.45, 40), 5)
+    table, labels = table_of(own)
+    groups = np.arange(200) // 5
+    [five, _] = answered(table, labels, groups).cross_measured(halves(groups, 0), "held out")
+    assert five.calibrated == 20
+    assert five.misses == (five.missed, None)
+    alone = answered(table, labels).cross_measured(halves(groups, 0), "held out")[0]
+    assert alone.calibrated == 100
+    assert five.high - five.low > alone.high - alone.low

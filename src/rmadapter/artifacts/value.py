@@ -92,11 +92,12 @@ class Promise(Value):
 
     Attributes:
         error: Share of images whose sets may miss the right class.
-        calibrated: Number of images of the calibration; of the smallest, if there were several.
+        calibrated: Number of images of the calibration, or of their groups; of the smallest, if
+            there were several.
         most: Share that one such calibration misses at most, with 95 % confidence.
         by_class: Whether every class has a limit of its own.
         missed: Share of the judged images whose sets miss the right class.
-        low, high: Wilson's 95 % interval of that share.
+        low, high: 95 % interval of that share, as `metrics.interval`.
         labels: Mean number of classes in a set.
         answered: Share of images with a single class in their set.
         right: Share of these for which it is right; None if there are none.

@@ -151,7 +151,7 @@ def fit_images(
     fitted = replace(fitted, temperature=temperature or 1.0)
     fitted = with_means(fitted, train, lab.train_cache(task))
     if held_out:
-        fitted = held_out.calibrate(fitted, "folds")
+        fitted = held_out.calibrate(fitted, "folds", task.seed)
     fitted = fitted.fitted_to(lab.train_cache(task).features(train)[0])
     return Learnt(fitted, name, choice, backbones)
 
@@ -162,7 +162,7 @@ def _with_answers(outcome: Outcome, method: Method, folds: Folds | None) -> Outc
     held_out = folds and temperature and folds.tempered(method, name, temperature)
     if not held_out:
         return outcome
-    fitted = held_out.calibrate(outcome.fitted, "folds")
+    fitted = held_out.calibrate(outcome.fitted, "folds", outcome.record.task.seed)
     held = HeldOut.of(held_out.table, held_out.labels)
     return replace(outcome.with_facts(held_out=held), fitted=fitted)
 
@@ -231,9 +231,12 @@ def _promised(outcome: Outcome, method: Method, folds: Folds | None) -> list[str
         least = f"{100 * least_share(images):g}"
         text = (
             f"an error of {least} % or more can be promised, by "
-            f"{describe_images(images, calibration.source)}: predict --error {least}%"
+            f"{describe_images(images, calibration.source, calibration.grouped)}: "
+            f"predict --error {least}%"
         )
-    most = len(folds.rows) if folds and (not calibration or calibration.source == "folds") else 0
+    most = 0
+    if folds and (not calibration or calibration.source == "folds"):
+        most = len({*folds.judged.group_numbers.tolist()})
     if folds and any(images < needed(error) <= most for error in ERRORS):
         missing = len(folds) - folds.answered(method, name)
         text += f"; --folds {FOLDS} trains {missing} more models and allows "

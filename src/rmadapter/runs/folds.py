@@ -82,19 +82,21 @@ class HeldOutAnswers(NamedTuple):
     """Answers on images that the model was not fitted to.
 
     table: calibrated probabilities [M, C]. labels: indices [M] of the right classes. distances: as
-    in `Familiarity`, [M], or none.
+    in `Familiarity`, [M], or none. groups: number of each image's group, [M].
     """
 
     table: np.ndarray
     labels: Sequence[int]
     distances: np.ndarray
+    groups: np.ndarray
 
-    def calibrate(self, fitted: Fitted, source: Source) -> Fitted:
-        """Return a copy of a model that can promise an error by these answers."""
-        familiarity = None
+    def calibrate(self, fitted: Fitted, source: Source, seed: int) -> Fitted:
+        """Return a copy of a model that can promise an error by these answers, of which one of each
+        group counts. seed: of the draw from groups."""
+        familiarity, groups = None, self.groups
         if len(self.distances):
-            familiarity = Familiarity.of(self.table, self.distances, source)
-        calibration = Calibration.of(self.table, self.labels, source)
+            familiarity = Familiarity.of(self.table, self.distances, source, groups, seed)
+        calibration = Calibration.of(self.table, self.labels, source, groups, seed)
         return replace(fitted, calibration=calibration, familiarity=familiarity)
 
 
@@ -257,7 +259,8 @@ class Folds:
             return None
         answers = self.answers(method, name, count=count)
         table = metrics.tempered(answers.table, temperature)
-        return HeldOutAnswers(table, self.judged.labels[: len(table)], answers.distances)
+        judged = self.judged.subset(range(len(table)))
+        return HeldOutAnswers(table, judged.labels, answers.distances, judged.group_numbers)
 
 
 def _distances(fitted: Fitted, train: ImageSet, judged: ImageSet, cache: Cache) -> Tensor:

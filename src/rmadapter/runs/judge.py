@@ -23,7 +23,7 @@ from rmadapter.runs.evaluate import levels_of
 from rmadapter.runs.features import distances_of
 from rmadapter.runs.folds import Folds, HeldOutAnswers, fitted_temperature
 from rmadapter.runs.lab import Lab, Sets
-from rmadapter.runs.promises import cross_measured, halves, measured
+from rmadapter.runs.promises import Answered, halves
 from rmadapter.runs.run import Outcome, learnt_from
 from rmadapter.task import Task
 from rmadapter.training.cache import Cache
@@ -67,9 +67,9 @@ def judge(
         return outcome.with_facts(judgement=None, notes=(*record.notes, NO_IMAGES))
     judgement = _judgement(how, evaluation, rows, record.method.title, record.method.name)
     if split == "held out":
-        fitted = _calibrated(outcome.fitted, evaluation, rows, lab.test_cache(task))
+        fitted = _calibrated(outcome.fitted, evaluation, rows, lab.test_cache(task), task.seed)
         outcome = replace(outcome, fitted=fitted)
-    promises = _promises(outcome.fitted.calibration, evaluation, rows, split, folds)
+    promises = _promises(outcome.fitted.calibration, evaluation, rows, split, folds, task.seed)
     judgement = judgement.model_copy(update={"promises": promises})
     if record.choice and split not in UNSEEN and len(record.choice.rows) > 1:
         doubt = (
@@ -83,13 +83,14 @@ def judge(
 
 
 def _calibrated(
-    fitted: Fitted, evaluation: Evaluation, rows: Sequence[int], cache: Cache
+    fitted: Fitted, evaluation: Evaluation, rows: Sequence[int], cache: Cache, seed: int
 ) -> Fitted:
     """Return a model that is calibrated by images that it was not fitted to. rows: of these images
-    in the evaluation."""
-    far = distances_of(fitted, evaluation.images.subset(rows), cache)
-    table, labels = evaluation.probabilities[rows], evaluation.labels[rows]
-    return HeldOutAnswers(table, labels.tolist(), far).calibrate(fitted, "held out")
+    in the evaluation. seed: of the run."""
+    images, table = evaluation.images.subset(rows), evaluation.probabilities[rows]
+    far = distances_of(fitted, images, cache)
+    answers = HeldOutAnswers(table, images.labels, far, images.group_numbers)
+    return answers.calibrate(fitted, "held out", seed)
 
 
 def _promises(
@@ -98,19 +99,20 @@ def _promises(
     rows: Sequence[int],
     split: Split,
     folds: Folds | None,
+    seed: int,
 ) -> tuple[Promise, ...]:
-    """Measure the promises of a calibration, by images that are not among its own."""
+    """Measure the promises of a calibration, by images that are not among its own. seed: of the
+    run."""
     if calibration is None:
         return ()
-    table, labels = evaluation.probabilities[rows], evaluation.labels[rows]
-    tree = evaluation.images.taxonomy
+    images = evaluation.images.subset(rows)
+    answers = Answered.on(images, evaluation.probabilities[rows])
     if split == "held out":
-        parts = halves(len(labels), seed=0)
-        return cross_measured(table, labels, parts, calibration.source, tree)
+        return answers.cross_measured(halves(answers.groups, seed=0), calibration.source, seed)
     if folds and split == "cross-validated":
-        groups = np.repeat(np.arange(len(folds)), [len(part) for part in folds.parts])
-        return cross_measured(table, labels, groups, calibration.source, tree)
-    return measured(table, labels, calibration, tree)
+        parts = np.repeat(np.arange(len(folds)), [len(part) for part in folds.parts])
+        return answers.cross_measured(parts, calibration.source, seed)
+    return answers.measured(calibration)
 
 
 def _unseen_rows(

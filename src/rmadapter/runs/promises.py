@@ -4,6 +4,7 @@ from."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,20 +12,82 @@ from rmadapter import metrics
 from rmadapter.artifacts.predictions import Evaluation
 from rmadapter.artifacts.value import Promise, Split
 from rmadapter.conformal import ERRORS, Calibration, Source, in_sets, needed
+from rmadapter.data.read import ImageSet
 from rmadapter.taxonomy import Taxonomy
 from rmadapter.training.contract import Fitted
 
 
-def measured(
-    table: np.ndarray, labels: np.ndarray, calibration: Calibration, tree: Taxonomy | None = None
-) -> tuple[Promise, ...]:
-    """Measure the promises at each of `ERRORS` for which the calibration has enough images.
+@dataclass(frozen=True)
+class Answered:
+    """Answers on N images that the model was not fitted to.
 
-    table: probabilities [N, C]. labels: [N], indices of the right classes. tree: of these, if they
-    have parents, which then answer where a label cannot.
+    table: probabilities [N, C]. labels: [N], indices of the right classes. groups: [N], number of
+    each image's group. tree: of the classes, if they have parents, which then answer where a label
+    cannot.
     """
-    parts = [(np.arange(len(labels)), calibration)]
-    return tuple(_measure(error, table, labels, parts, tree) for error in calibration.possible())
+
+    table: np.ndarray
+    labels: np.ndarray
+    groups: np.ndarray
+    tree: Taxonomy | None = None
+
+    @classmethod
+    def on(cls, images: ImageSet, table: np.ndarray) -> Answered:
+        """Return answers on images of known labels."""
+        return cls(table, np.array(images.labels), images.group_numbers, images.taxonomy)
+
+    def measured(self, calibration: Calibration) -> tuple[Promise, ...]:
+        """Measure the promises at each of `ERRORS` for which a calibration has enough images."""
+        parts = [(np.arange(len(self.labels)), calibration)]
+        return tuple(self._measure(error, parts) for error in calibration.possible())
+
+    def cross_measured(
+        self, which: np.ndarray, source: Source, seed: int = 0
+    ) -> tuple[Promise, ...]:
+        """Measure like `measured`, each part of the images by a calibration on the others.
+
+        which: [N], number of each image's part. seed: of the draw of an image from each group.
+        """
+        numbers = np.unique(which)
+        if len(numbers) < 2:
+            return ()
+        parts = []
+        for number in numbers:
+            own = which == number
+            table, labels, groups = self.table[~own], self.labels[~own], self.groups[~own]
+            calibration = Calibration.of(table, labels, source, groups, seed)
+            parts.append((np.flatnonzero(own), calibration))
+        least = min(len(calibration.shares) for _, calibration in parts)
+        possible = [error for error in ERRORS if least >= needed(error)]
+        return tuple(self._measure(error, parts) for error in possible)
+
+    def _measure(self, error: float, parts: list[tuple[np.ndarray, Calibration]]) -> Promise:
+        """parts: rows of the images, each with the calibration for them."""
+        table, labels = self.table, self.labels
+        inside = np.zeros(table.shape, bool)
+        for rows, calibration in parts:
+            inside[rows] = in_sets(table[rows], calibration.limits(error, table.shape[1]))
+        missed = ~inside[np.arange(len(labels)), labels]
+        sizes = inside.sum(1)
+        answered = sizes == 1
+        low, high = metrics.interval(missed, self.groups)
+        calibrated = min(len(calibration.shares) for _, calibration in parts)
+        levels, wrong = _backed_off(inside, labels, self.tree) if self.tree else ((), None)
+        return Promise(
+            error=100 * error,
+            calibrated=calibrated,
+            most=100 * metrics.most_missed(calibrated, error),
+            by_class=all(calibration.by_class(error) for _, calibration in parts),
+            missed=100 * float(missed.mean()),
+            low=low,
+            high=high,
+            labels=float(sizes.mean()),
+            answered=100 * float(answered.mean()),
+            right=100 * float(1 - missed[answered].mean()) if answered.any() else None,
+            misses=tuple(_by_class(missed, labels, table.shape[1])),
+            levels=levels,
+            wrong=wrong,
+        )
 
 
 def kept(fitted: Fitted, evaluation: Evaluation, split: Split) -> tuple[Promise, ...]:
@@ -35,67 +98,15 @@ def kept(fitted: Fitted, evaluation: Evaluation, split: Split) -> tuple[Promise,
         return ()
     if split == calibration.source == "held out":
         return ()
-    tree = evaluation.images.taxonomy
-    return measured(evaluation.probabilities, evaluation.labels, calibration, tree)
+    return Answered.on(evaluation.images, evaluation.probabilities).measured(calibration)
 
 
-def cross_measured(
-    table: np.ndarray, labels: np.ndarray, groups: np.ndarray, source: Source,
-    tree: Taxonomy | None = None,
-) -> tuple[Promise, ...]:  # fmt: skip
-    """Measure like `measured`, each group of images by a calibration on the others.
-
-    groups: [N], number of each image's group.
-    """
-    numbers = np.unique(groups)
-    if len(numbers) < 2:
-        return ()
-    parts = []
-    for number in numbers:
-        own = groups == number
-        parts.append((np.flatnonzero(own), Calibration.of(table[~own], labels[~own], source)))
-    least = min(len(calibration.shares) for _, calibration in parts)
-    possible = [error for error in ERRORS if least >= needed(error)]
-    return tuple(_measure(error, table, labels, parts, tree) for error in possible)
-
-
-def halves(images: int, seed: int) -> np.ndarray:
-    """Return a random half, 0 or 1, for each of N images."""
-    return np.random.default_rng(seed).permutation(images) % 2
-
-
-def _measure(
-    error: float,
-    table: np.ndarray,
-    labels: np.ndarray,
-    parts: list[tuple[np.ndarray, Calibration]],
-    tree: Taxonomy | None,
-) -> Promise:
-    """parts: rows of the images, each with the calibration for them."""
-    inside = np.zeros(table.shape, bool)
-    for rows, calibration in parts:
-        inside[rows] = in_sets(table[rows], calibration.limits(error, table.shape[1]))
-    missed = ~inside[np.arange(len(labels)), labels]
-    sizes = inside.sum(1)
-    answered = sizes == 1
-    low, high = metrics.wilson(int(missed.sum()), len(missed))
-    calibrated = min(len(calibration.shares) for _, calibration in parts)
-    levels, wrong = _backed_off(inside, labels, tree) if tree else ((), None)
-    return Promise(
-        error=100 * error,
-        calibrated=calibrated,
-        most=100 * metrics.most_missed(calibrated, error),
-        by_class=all(calibration.by_class(error) for _, calibration in parts),
-        missed=100 * float(missed.mean()),
-        low=low,
-        high=high,
-        labels=float(sizes.mean()),
-        answered=100 * float(answered.mean()),
-        right=100 * float(1 - missed[answered].mean()) if answered.any() else None,
-        misses=tuple(_by_class(missed, labels, table.shape[1])),
-        levels=levels,
-        wrong=wrong,
-    )
+def halves(groups: np.ndarray, seed: int) -> np.ndarray:
+    """Return a random half, 0 or 1, for each of N images; images of a group share one. groups:
+    [N], number of each image's group."""
+    _, which = np.unique(groups, return_inverse=True)
+    parts: np.ndarray = np.random.default_rng(seed).permutation(int(which.max()) + 1) % 2
+    return parts[which]
 
 
 def _backed_off(

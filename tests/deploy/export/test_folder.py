@@ -257,7 +257,7 @@ def test_the_same_sets_as_predict(
 ) -> None:
     saved, out = load(calibrated, tiny_clip), tmp_path / "model"
     facts = export(calibrated, saved, out, data=colors, to=to)
-    assert facts["calibration"] == {"images": 40, "source": "held out"}
+    assert facts["calibration"] == {"images": 40, "source": "held out", "grouped": False}
     check_sums(out, ["calibration.json"])
     assert "--error 5%" in (out / "README.md").read_text()
     command = [out / PREDICT, *blends, "--error", "10%", "--top", "2"]
@@ -284,7 +284,7 @@ def test_the_same_strange_images_as_predict(
 ) -> None:  # fmt: skip
     saved, out = load(calibrated, tiny_clip), tmp_path / "model"
     facts = export(calibrated, saved, out, data=colors, to=to, embeddings=embeddings)
-    assert facts["familiarity"] == {"images": 40, "source": "held out"}
+    assert facts["familiarity"] == {"images": 40, "source": "held out", "grouped": False}
     assert facts["parity"]["distances"] < 1e-4
     check_sums(out, ["familiarity.json"])
     assert "--turn-away 5%" in (out / "README.md").read_text()

@@ -209,7 +209,7 @@ def test_sets_and_decisions(promising: TestClient) -> None:
     assert 'rmadapter_decisions_total{decision="answer",model="toy"} 5.0' in text
     assert 'rmadapter_decisions_total{decision="unsure",model="toy"} 4.0' in text
     facts = promising.get("/info").json()["models"]["toy"]
-    assert facts["calibration"] == {"images": 40, "source": "folds"}
+    assert facts["calibration"] == {"images": 40, "source": "folds", "grouped": False}
 
 
 @pytest.mark.parametrize(
@@ -285,7 +285,7 @@ def test_strange_images(knowing: TestClient) -> None:
     assert 'rmadapter_decisions_total{decision="none of these",model="toy"} 4.0' in text
     assert 'rmadapter_decisions_total{decision="answer",model="toy"} 4.0' in text
     facts = knowing.get("/info").json()["models"]["toy"]
-    assert facts["familiarity"] == {"images": 40, "source": "held out"}
+    assert facts["familiarity"] == {"images": 40, "source": "held out", "grouped": False}
 
 
 def test_an_image_of_an_added_class_is_not_strange() -> None:

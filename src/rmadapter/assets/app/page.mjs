@@ -159,13 +159,14 @@ function drawErrors(model) {
 function drawPromise(model) {
   const error = Number($("error").value), calibration = model?.calibration;
   const share = Number($("share").value), familiarity = model?.familiarity;
-  const promised = () => [text(words.promised[calibration.source], { share: percent(error, 0), images: calibration.images }),
+  const number = (own) => own.grouped ? text(words.groups_of, { n: own.images }) : own.images;
+  const promised = () => [text(words.promised[calibration.source], { share: percent(error, 0), images: number(calibration) }),
     ...(model.added ? [text(words.promised_added, { n: model.added })] : [])].join(" ");
   $("promised").textContent = error ? promised()
     : !calibration ? words.no_promise
     : model.errors.includes(PREFERRED) ? "" : text(words.few, { share: percent(PREFERRED, 0), images: calibration.images });
   $("kept").textContent = share
-    ? text(words.kept[familiarity.source], { share: percent(share, 0), images: familiarity.images }) : "";
+    ? text(words.kept[familiarity.source], { share: percent(share, 0), images: number(familiarity) }) : "";
 }
 
 // Shows on a card what is decided at the chosen error and share; returns it in words.

@@ -12,13 +12,13 @@ export const possible = ({ sure }, share) => place(sure.length, share) > 0;
 
 // The familiarity of a model with so many classes. Raises an Error for anything else.
 export function checked(familiarity, count) {
-  const { sure, distances, known, source } = familiarity ?? {};
+  const { sure, distances, known, source, grouped = false } = familiarity ?? {};
   const within = (values, most) => Array.isArray(values) && values.length > 0 && values.length <= MOST &&
     values.every((each) => typeof each === "number" && each >= 0 && each <= most);
   if (!within(sure, 1) || !within(distances, 2) || sure.length !== distances.length ||
       !Number.isInteger(known) || known < 1 || known > count || !["folds", "held out"].includes(source))
     throw Error("familiarity.json is damaged: copy the folder again, or export it again.");
-  return { sure, distances, known, source };
+  return { sure, distances, known, source, grouped: Boolean(grouped) };
 }
 
 function odds(sure) {

@@ -83,7 +83,7 @@ function offer(list, line, shares, onChange) {
   list.addEventListener("change", () => onChange(Number(list.value)));
 }
 
-const named = (images, source) => `images like these ${images} ${source === "held out" ? "images that were not drawn"
+const named = (images, { source, grouped }) => `images like these ${images} ${grouped ? "groups of " : ""}${source === "held out" ? "images that were not drawn"
   : "training images, each answered by a model that had not seen it"}`;
 
 // Offers the errors for which the calibration has enough images.
@@ -93,7 +93,7 @@ function offerErrors(calibration, labels) {
     const more = labels.length - calibration.known;
     bounds = chosenError ? limits(calibration, chosenError, labels.length) : null;
     promised.textContent = chosenError ? `The right class is missing on at most ${100 * chosenError} % of ` +
-      `${named(images, calibration.source)}.` +
+      `${named(images, calibration)}.` +
       `${more ? ` More may be missed, as classes were added by name (${more}).` : ""}` : "";
     decideAll(chosenError && `At ${100 * chosenError} %`);
   });
@@ -105,7 +105,7 @@ function offerShares(familiarity) {
   offer(share, away, shares, (chosenShare) => {
     strange = chosenShare ? judge(familiarity, chosenShare) : null;
     kept.textContent = chosenShare ? `At most ${100 * chosenShare} % of ` +
-      `${named(familiarity.sure.length, familiarity.source)}${familiarity.source === "folds" ? "," : ""} are called so.` : "";
+      `${named(familiarity.sure.length, familiarity)}${familiarity.source === "folds" ? "," : ""} are called so.` : "";
     decideAll(chosenShare && `Turning away ${100 * chosenShare} %`);
   });
 }

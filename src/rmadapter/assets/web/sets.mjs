@@ -12,14 +12,14 @@ export const needed = (error) => Math.ceil(rounded(1 / error)) - 1;
 
 // The calibration of a model with so many classes. Raises an Error for anything else.
 export function checked(calibration, count) {
-  const { shares, classes, known, source } = calibration ?? {};
+  const { shares, classes, known, source, grouped = false } = calibration ?? {};
   const whole = (x) => Number.isInteger(x) && x >= 0;
   if (!Array.isArray(shares) || !Array.isArray(classes) || !whole(known) || known > count ||
       shares.length !== classes.length || !shares.length || shares.length > MOST ||
       !shares.every((share, i) => typeof share === "number" && share >= (i ? shares[i - 1] : 0) && share <= 1) ||
       !classes.every((number) => whole(number) && number < known) || !["folds", "held out"].includes(source))
     throw Error("calibration.json is damaged: copy the folder again, or export it again.");
-  return { shares, classes, known, source };
+  return { shares, classes, known, source, grouped: Boolean(grouped) };
 }
 
 // The probability of each class from which on it belongs to the set; classes without images of their own come last.
