@@ -14,7 +14,6 @@ from rmadapter.errors import UserError
 
 def test_unavailable_address() -> None:
     with bind("127.0.0.1", 0) as one:
-        one.listen()
         port = one.getsockname()[1]
         assert address(one) == f"http://127.0.0.1:{port}"
         with pytest.raises(UserError, match=rf"--port {port}: .*\(Address already"):
@@ -29,7 +28,6 @@ def test_sockets_of_one_address_share_its_connections_and_refuse_others() -> Non
         sockets = share(first, 3)
         assert len({each.getsockname() for each in sockets}) == 1
         for each in sockets:
-            each.listen()
             each.settimeout(0.01)
         clients = [socket.create_connection(first.getsockname()) for _ in range(60)]
         accepted = [0, 0, 0]

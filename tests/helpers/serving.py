@@ -223,7 +223,6 @@ def running_server(toy: Toy, **options: Any) -> Iterator[str]:
         quiet: dict[str, Any] = {"log_config": None, "log_level": "error", "lifespan": "off"}
         server = uvicorn.Server(uvicorn.Config(create_app(service), **quiet, **options))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]}, daemon=True)
-        socket.listen()
         thread.start()
         try:
             yield sockets.address(socket)

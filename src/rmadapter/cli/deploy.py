@@ -431,7 +431,6 @@ def app(
         )
     with ExitStack() as stack:
         listening = stack.enter_context(bind(host, port))
-        listening.listen()
         from rmadapter.backbones.choice import first_of
         from rmadapter.curate.project import Project
         from rmadapter.deploy.app.jobs import Jobs

@@ -1,4 +1,4 @@
-"""Bind an address of this machine, serve there until stopped, and tell its own host names from
+"""Listen on an address of this machine, serve there until stopped, and tell its own host names from
 others."""
 
 from __future__ import annotations
@@ -19,10 +19,15 @@ if TYPE_CHECKING:
     import uvicorn
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """Return a bound socket that does not listen yet. port: 0 for a free one.
+BACKLOG = 2048  # connections that wait to be accepted
 
-    Raises UserError if the address cannot be bound.
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket that listens: what connects waits until it is accepted. port: 0 for a free
+    one.
+
+    It listens at once, since two sockets can be bound to one address until one listens. Raises
+    UserError if the address cannot be had.
     """
     try:
         family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -31,6 +36,7 @@ def bind(host: str, port: int) -> socket.socket:
             if os.name == "posix":  # elsewhere it would let two processes have one port
                 bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             bound.bind(place)
+            bound.listen(BACKLOG)
             on_error.pop_all()
         return bound
     except (OSError, OverflowError, UnicodeError) as error:
@@ -41,9 +47,9 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def share(bound: socket.socket, count: int) -> list[socket.socket]:
-    """Return sockets of one address, the given one first; the system spreads connections among all
-    that listen (Linux). As the first one was bound without sharing, a second server is still
-    refused."""
+    """Return listening sockets of one address, the given one first; the system spreads connections
+    among them (Linux). As the first one was bound without sharing and listens, a second server is
+    still refused."""
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     shared = [bound]
     for _ in range(count - 1):
@@ -51,6 +57,7 @@ def share(bound: socket.socket, count: int) -> list[socket.socket]:
         shared[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         shared[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         shared[-1].bind(bound.getsockname())
+        shared[-1].listen(BACKLOG)
     return shared
 
 

@@ -28,7 +28,6 @@ from rmadapter.support.terminal import escape
 
 CONNECTIONS = 512  # open at once; beyond, uvicorn answers 503
 PATIENCE = 20.0  # seconds in which the headers of a request must arrive
-BACKLOG = 2048  # connections that wait to be accepted
 EVERY = 2.0  # seconds between two looks at the models
 
 
@@ -62,7 +61,6 @@ def run(
         with suppress(AttributeError, NotImplementedError, ValueError, RuntimeError):
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.reload_all)
         jobs = [asyncio.create_task(job) for job in (reloader.run(), tidy())]
-        listening.listen(BACKLOG)
         ready()
         yield
         for job in jobs:

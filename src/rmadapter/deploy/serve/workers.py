@@ -23,7 +23,6 @@ from fastapi import FastAPI
 
 from rmadapter.deploy.serve.model import ServedModel, ServeOptions
 from rmadapter.deploy.serve.server import (
-    BACKLOG,
     EVERY,
     Access,
     Watch,
@@ -103,8 +102,6 @@ class _Parent:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {*SIGNALS, signal.SIGUSR1})
 
     def start(self) -> None:
-        for each in self._sockets:
-            each.listen(BACKLOG)
         gc.collect()
         gc.freeze()  # else collecting garbage would write to pages that are shared
         for slot in range(len(self._sockets)):
