@@ -101,6 +101,14 @@ def test_a_method_that_cannot_know_a_name_says_what_to_do(
     assert not (tmp_path / "new").exists()
 
 
+def test_a_name_of_a_parent_is_refused(finished: Path, tiny_clip: Backbone, tmp_path: Path) -> None:
+    saved = load(finished, tiny_clip)._replace(parents={"blue": "cool", "green": "cool"})
+    with pytest.raises(UserError, match="taxonomy: 'cool'"):
+        add_names(saved, ["cool"], tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    add_names(saved, ["warm"], tmp_path / "new")
+
+
 @pytest.mark.slow
 def test_images_of_old_and_new_classes(run: Path, tiny_clip: Backbone, tmp_path: Path) -> None:
     before = everything(run)

@@ -28,6 +28,7 @@ from rmadapter.runs.request import Request, read_config
 from rmadapter.settings import configured, settings_of
 from rmadapter.support.files import csv_text, path_from, user_path, write_json, write_text
 from rmadapter.support.locks import exclusive
+from rmadapter.taxonomy import Taxonomy
 from rmadapter.training.contract import NotApplicable
 
 
@@ -35,8 +36,8 @@ def add_names(saved: Saved, names: Sequence[str], out: Path) -> tuple[str, ...]:
     """Save a model that also scores further classes, by name alone; nothing is trained. Return its
     labels.
 
-    Raises UserError for a name that it already has, for a method that cannot take classes by name,
-    and if `out` already holds a model.
+    Raises UserError for a name that it already has or that is a parent in its taxonomy, for a
+    method that cannot take classes by name, and if `out` already holds a model.
     """
     saved.fitted.backbone.with_text()
     labels = [
@@ -52,6 +53,7 @@ def add_names(saved: Saved, names: Sequence[str], out: Path) -> tuple[str, ...]:
             f"{error}; `rmadapter add RUN FOLDER` trains it again with images of the new classes, "
             f"and `fit --method {FOR_NEW_CLASSES}` makes a model that takes names alone"
         ) from None
+    Taxonomy.of(saved.parents, prompts)
     check_no_model(out)
     names = tuple(prompts.values())
     save(out, saved.fitted, saved.name, tuple(prompts), names, parents=saved.parents)
