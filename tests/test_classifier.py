@@ -447,6 +447,24 @@ def test_images_that_were_held_out_calibrate_a_classifier(
         model.calibrate(test, ["red"])
     with pytest.raises(UserError, match="calibrate first"):
         model.set_classes(["red", "blue"]).calibrate(train[:1], ["red"])
+    with pytest.raises(UserError, match="fitted to"):
+        model.is_familiar(test, turn_away=0.5)
+
+
+def test_an_image_of_a_class_that_was_added_by_name_is_familiar(
+    tiny_clip: Backbone, colors: Path
+) -> None:
+    """There are no images of such a class to compare with."""
+    (train, labels), (test, right) = files(colors, "train"), files(colors, "test")
+    model = FewShotClassifier(tiny_clip.name, method="zero-shot").fit(train, labels)
+    model.calibrate(test, right)
+    unlike = ~model.is_familiar(test, turn_away=0.5)
+    model.add_classes(["violet", "ink", "a wall"])
+    added = np.isin(model.predict(test), model.classes_[4:])
+    assert (unlike & added).any()
+    familiar = model.is_familiar(test, turn_away=0.5)
+    assert familiar[added].all()
+    assert not familiar[~added].all()
 
 
 def test_a_choice_is_dropped_by_the_next_fit(tiny_clip: Backbone, colors: Path) -> None:

@@ -301,7 +301,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
         Of images of these classes that are like those of the fit, a share of at most `turn_away` is
         called unfamiliar, on average over draws of images. How many others are found depends on
-        how unlike they are.
+        how unlike they are. An image whose most probable class was added by name is familiar.
 
         Args:
             images: N images, or a single one.
@@ -311,8 +311,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             An array [N] of bool; of a single image a bool.
 
         Raises:
-            UserError: There are too few images, or none, to promise it by, or an image is
-                unreadable.
+            UserError: There are too few images, or none, to promise it by, classes have been set
+                that are not those of the fit and further ones, or an image is unreadable.
 
         Example:
             >>> from rmadapter import FewShotClassifier
@@ -324,7 +324,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
         check_is_fitted(self, "fitted_")
         single, listed = _as_list(images)
-        answers = are_familiar(self.fitted_, listed, turn_away, self.progress)
+        names = self.class_names_
+        answers = are_familiar(self.fitted_, listed, turn_away, self.progress, names)
         return bool(answers[0]) if single else answers
 
     def calibrate(

@@ -160,13 +160,17 @@ def examine(
 
 
 def are_familiar(
-    fitted: Fitted, images: Sequence[ImageSource], share: float, progress: bool
+    fitted: Fitted,
+    images: Sequence[ImageSource],
+    share: float,
+    progress: bool,
+    names: Sequence[str] = (),
 ) -> np.ndarray:
-    """Return whether each of N images is of a model's classes. Raises UserError as `strangest` and
-    `examine`."""
-    most = strangest(fitted, share)
+    """Return whether each of N images is of a model's classes. names: as for `strangest`. Raises
+    UserError as `strangest` and `examine`."""
+    most = strangest(fitted, share, names)
     assert fitted.familiarity is not None
-    table, far = examine(fitted, images, progress)
+    table, far = examine(fitted, images, progress, names)
     return fitted.familiarity.familiar(table, far, most, len(fitted.classes))
 
 
