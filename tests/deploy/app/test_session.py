@@ -283,6 +283,24 @@ def test_unused_models_are_removed(session: Session) -> None:
     assert len(left) <= 2  # and the one before it, until the next
 
 
+def test_images_to_label_leave_what_a_job_writes(
+    session: Session, shared: Shared, colors: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared.jobs, "add", lambda job: None)
+    archive = shutil.make_archive(str(session.folder / "some"), "zip", colors / "test/red")
+    session.images.add_class("red")
+    session.images.add_class("blue")
+    session.use_names()
+    session.export("onnx")
+    assert session.job is not None
+    session.job.out.mkdir()
+    assert session.label_zip(Path(archive)) == []
+    assert session.job.out.is_dir()
+    session.job.state = "failed"
+    session.use_names()
+    assert not session.job.out.exists()
+
+
 def test_stopping_changes_nothing(session: Session, colors: Path) -> None:
     session.images.add_class("red")
     session.images.add_class("blue")

@@ -438,13 +438,16 @@ class Session:
 
     def _new(self, what: str) -> Path:
         """Name a new folder; models and exports that nothing uses any more are removed."""
-        used = {self.run, self.base and self.base.run, *self.exports.values()}
-        for kind in ("model", *TARGETS):
-            for folder in [*self.folder.glob(f"{kind}-*")]:
-                if folder not in used:
-                    shutil.rmtree(folder, ignore_errors=True)
-        self._count += 1
-        return self.folder / f"{what}-{self._count}"
+        with self.lock:
+            # the job comes first: once it has ended, one of the others has its folder
+            writing = self.job.out if self.job and not self.job.ended else None
+            used = {writing, self.run, self.base and self.base.run, *self.exports.values()}
+            for kind in ("model", *TARGETS):
+                for folder in [*self.folder.glob(f"{kind}-*")]:
+                    if folder not in used:
+                        shutil.rmtree(folder, ignore_errors=True)
+            self._count += 1
+            return self.folder / f"{what}-{self._count}"
 
     def _use(self, run: Path) -> None:
         with self.lock, self._backbone():
