@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 
 from rmadapter import load
+from rmadapter.artifacts.checkpoint import save
 from rmadapter.artifacts.predictions import Guess, Predictions
 from rmadapter.artifacts.record import Score, read_record
 from rmadapter.artifacts.summary import describe_tie
@@ -29,6 +30,7 @@ from rmadapter.deploy.app.scores import MOST_WRONG, read_scores, wrong_images
 from rmadapter.deploy.app.session import Session, write_zip
 from rmadapter.deploy.app.shared import FairLock, Shared
 from rmadapter.errors import UserError
+from rmadapter.methods import load_method
 from rmadapter.methods.linear_probe import LinearProbe
 from rmadapter.metrics import wilson
 from rmadapter.predict.stream import Predictor
@@ -299,6 +301,20 @@ def test_images_to_label_leave_what_a_job_writes(
     session.job.state = "failed"
     session.use_names()
     assert not session.job.out.exists()
+
+
+def test_a_method_that_learns_from_what_it_answers_is_refused(
+    session: Session, shared: Shared, finished: Path
+) -> None:
+    saved = load(finished, shared.backbone)
+    assert shared.runs is not None
+    for name in ("tda", "stata"):
+        fitted = load_method(name).restore(shared.backbone, saved.fitted.known, {})
+        save(shared.runs / name, fitted, name, saved.labels, saved.names)
+        before = session.state()
+        with pytest.raises(UserError, match=r"this page .* learns from earlier images"):
+            session.open(name)
+        assert session.state() == before
 
 
 def test_stopping_changes_nothing(session: Session, colors: Path) -> None:

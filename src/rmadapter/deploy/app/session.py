@@ -30,6 +30,7 @@ from rmadapter.methods import AUTO, FOR_NEW_CLASSES, load_method
 from rmadapter.prompts import MOST_PROMPTS as ALL_PROMPTS
 from rmadapter.prompts import prompts_each
 from rmadapter.runs.add import add_names, can_add_names
+from rmadapter.runs.evaluate import refuse_stateful
 from rmadapter.support.files import atomic, last_part, user_path
 from rmadapter.task import TEMPLATES
 from rmadapter.training.contract import Known
@@ -452,6 +453,7 @@ class Session:
     def _use(self, run: Path) -> None:
         with self.lock, self._backbone():
             saved = load(run, self.shared.backbone)
+            refuse_stateful(saved.fitted, "this page")
             prompts_each(saved.names, saved.fitted.known.templates)  # raises for too many
             self.saved = saved
             self.takes_names = can_add_names(self.saved)
