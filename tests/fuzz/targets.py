@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 from hypothesis import strategies as st
 
-from rmadapter.artifacts.checkpoint import read_tensors
+from rmadapter.artifacts.model_file import Model, read_weights
+from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.backbones.names import check_name
 from rmadapter.backbones.numbers import check_numbers
 from rmadapter.backbones.trust import CONFIG, check_config, check_folder
@@ -45,6 +46,7 @@ from rmadapter.support.files import (
     inert,
     inert_path,
     last_part,
+    sha256,
     shortened,
     user_path,
 )
@@ -149,7 +151,8 @@ def check_weights(data: bytes, folder: Path) -> object:
     file = folder / "model.safetensors"
     file.write_bytes(data)
     check_numbers(folder)
-    return read_tensors(file)
+    said = Model.model_construct(sha256=sha256(file))
+    return read_weights(RunFolder(folder), said)
 
 
 def model_configs() -> Bytes:

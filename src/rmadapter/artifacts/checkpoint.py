@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rmadapter.artifacts.model_file import Model, Transform, check_weights, read_model
+from rmadapter.artifacts.model_file import Model, Transform, read_model, read_weights
 from rmadapter.artifacts.record import BackboneName, MethodName, Record, read_record
 from rmadapter.artifacts.run_folder import RunFolder, check_model, find_run
 from rmadapter.backbones import Backbone
@@ -259,9 +259,8 @@ def load(
     name = model.method.name
     if is_outside(name) and name != method:
         raise UserError(f"{folder}: this run uses custom code; to run it, pass --code {name}")
-    check_weights(run, model)
-    run.check_sums()
-    tensors = _read_float32(run.weights)
+    tensors = _read_float32(run, model)
+    run.check_sums(without=[run.weights])  # they are those of model.json
     loaded = _load_backbone(folder, backbone, model.backbone, device)
     _check_preparation(folder, model, loaded)
     with_settings = load_method(name, {**model.method.settings, **(settings or {})})
@@ -348,32 +347,12 @@ def _transform(backbone: Backbone) -> Transform:
     )
 
 
-def _read_float32(file: Path) -> dict[str, Tensor]:
+def _read_float32(run: RunFolder, model: Model) -> dict[str, Tensor]:
     """Read tensors; float16, which only saves space, becomes float32."""
     return {
         name: tensor.float() if tensor.dtype == torch.float16 else tensor
-        for name, tensor in read_tensors(file).items()
+        for name, tensor in read_weights(run, model).items()
     }
-
-
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    """Read tensors as stored. Raises UserError for a damaged file, 8-bit floats and infinite or
-    undefined numbers."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors = load_file(file)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{file}: damaged or not a safetensors file ({error})") from None
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and tensor.element_size() < 2:
-            raise UserError(
-                f"{file}: {name[:100]!r} is in {tensor.dtype}, which training never uses; fit again"
-            )
-        if not tensor.isfinite().all():
-            raise UserError(f"{file}: {name[:100]!r} holds numbers that are not finite; fit again")
-    return tensors
 
 
 def to_values(fitted: Fitted) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import (
     BaseModel,
@@ -21,9 +22,12 @@ from rmadapter.artifacts.value import Text
 from rmadapter.conformal import Calibration
 from rmadapter.errors import UserError, first_fault
 from rmadapter.familiar import Familiarity
-from rmadapter.support.files import read_json, sha256
+from rmadapter.support.files import read_bytes, read_json, sha256
 from rmadapter.task import check_templates
 from rmadapter.taxonomy import Taxonomy
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MOST_NAMES = 100_000  # classes of a model
 
@@ -128,5 +132,37 @@ def read_model(file: Path) -> Model:
 
 def check_weights(run: RunFolder, model: Model) -> None:
     """Raise UserError if the weights are not those that the model was saved with."""
-    if sha256(run.weights) != model.sha256:
+    _check_digest(run, model, sha256(run.weights))
+
+
+def read_weights(run: RunFolder, model: Model) -> dict[str, Tensor]:
+    """Read the tensors that a model was saved with, as stored. They are a copy of what was
+    compared: the file may be overwritten at any time.
+
+    Raises UserError as `check_weights`, and for a damaged file, 8-bit floats and infinite or
+    undefined numbers.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    file = run.weights
+    content = read_bytes(file)
+    _check_digest(run, model, hashlib.sha256(content).hexdigest())
+    try:
+        tensors = load(content)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise UserError(f"{file}: damaged or not a safetensors file ({error})") from None
+    del content  # a second copy
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.element_size() < 2:
+            raise UserError(
+                f"{file}: {name[:100]!r} is in {tensor.dtype}, which training never uses; fit again"
+            )
+        if not tensor.isfinite().all():
+            raise UserError(f"{file}: {name[:100]!r} holds numbers that are not finite; fit again")
+    return tensors
+
+
+def _check_digest(run: RunFolder, model: Model, digest: str) -> None:
+    if digest != model.sha256:
         raise UserError(f"{run.weights}: does not match {run.model.name}; the folder is damaged")

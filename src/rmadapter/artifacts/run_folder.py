@@ -130,10 +130,10 @@ class RunFolder:
         names = [file.name for file in self.saved if file not in without]
         write_sums(self.path, names, to_come)
 
-    def check_sums(self, needed: Collection[Path] = ()) -> None:
+    def check_sums(self, needed: Collection[Path] = (), without: Collection[Path] = ()) -> None:
         """Raise UserError if a file has changed since it was saved, or a needed one is not in
-        `sums`."""
-        check_sums(self.path, [file.name for file in needed])
+        `sums`. without: files that are not compared."""
+        check_sums(self.path, [file.name for file in needed], [file.name for file in without])
 
 
 def runs_below(folder: Path) -> list[Path]:

@@ -18,8 +18,8 @@ from dataclasses import replace
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
-from rmadapter.artifacts.checkpoint import EXAMPLES, config_of, read_tensors, to_half
-from rmadapter.artifacts.model_file import Model, check_weights, read_model
+from rmadapter.artifacts.checkpoint import EXAMPLES, config_of, to_half
+from rmadapter.artifacts.model_file import Model, read_model, read_weights
 from rmadapter.artifacts.record import BackboneName, Choice, MethodName, Record, read_record
 from rmadapter.artifacts.run_folder import HUB, RunFolder, check_model
 from rmadapter.artifacts.summary import promise_table
@@ -114,9 +114,8 @@ def _write(folder: Path, run: Path, repository: str, options: PushOptions) -> di
     source, copy = RunFolder(run), RunFolder(folder)
     check_model(run)
     model = read_model(source.model)
-    check_weights(source, model)
-    source.check_sums()
-    tensors = read_tensors(source.weights)
+    tensors = read_weights(source, model)
+    source.check_sums(without=[source.weights])
     if not options.examples:
         tensors.pop(EXAMPLES, None)
     write_tensors(copy.weights, to_half(tensors) if options.half else tensors)

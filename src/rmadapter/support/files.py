@@ -357,14 +357,26 @@ def _csv_cell(value: object) -> str:
 def sha256(file: Path, kind: str = "sha256") -> str:
     """Return the SHA-256 of a file in hex, or another digest of hashlib. Raises UserError for a
     file that cannot be read."""
+    digest = hashlib.new(kind)
+    with _reading(file) as opened:
+        while part := opened.read(CHUNK):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def read_bytes(file: Path) -> bytes:
+    """Return the content of a file. Raises UserError for a file that cannot be read."""
+    with _reading(file) as opened:
+        return opened.read()
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[BinaryIO]:
     try:
         if not file.is_file():
             raise FileNotFoundError(2, "no such file")
-        digest = hashlib.new(kind)
         with open(file, "rb") as opened:
-            while part := opened.read(CHUNK):
-                digest.update(part)
-        return digest.hexdigest()
+            yield opened
     except OSError as error:
         raise UserError(f"{file}: not readable ({error.strerror or error})") from None
 
@@ -379,8 +391,9 @@ def write_sums(
     write_text(folder / SUMS, "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)))
 
 
-def check_sums(folder: Path, needed: Iterable[str] = ()) -> None:
+def check_sums(folder: Path, needed: Iterable[str] = (), without: Collection[str] = ()) -> None:
     """Raises UserError if a file has changed since it was saved, or a needed one is not listed.
+    without: files that are not compared.
 
     A folder without SHA256SUMS passes, as it may be about to be saved. A missing file passes, too.
     """
@@ -388,7 +401,8 @@ def check_sums(folder: Path, needed: Iterable[str] = ()) -> None:
         return
     sums = _read_sums(folder / SUMS)
     for name, wanted in sums.items():
-        if (folder / name).exists() and sha256(folder / name) != wanted:
+        compared = name not in without and (folder / name).exists()
+        if compared and sha256(folder / name) != wanted:
             raise UserError(
                 f"{folder / name}: does not match {SUMS}: restore the file, or delete its line in "
                 f"{SUMS} if you changed it yourself"
