@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from sklearn.base import clone, is_classifier
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import accuracy_score
 
-from rmadapter import FewShotClassifier
+from rmadapter import FewShotClassifier, load, save
 from rmadapter.backbones import Backbone
+from rmadapter.conformal import Calibration
 from rmadapter.data.fewshot import few_shot
 from rmadapter.data.read import ImageSet, image_set, load_image, read_images
 from rmadapter.errors import UserError
@@ -388,6 +390,23 @@ def test_a_method_that_remembers_is_scored_in_the_order_of_eval(
     assert model.score(sets["test"]) == pytest.approx(score.accuracy / 100, abs=1e-6)
     weights = np.arange(len(sets["test"])) % 2
     assert 0 <= model.score(sets["test"], sample_weight=weights) <= 1
+
+
+@pytest.mark.parametrize("method", ["tda", "stata"])
+def test_a_method_that_remembers_promises_nothing(
+    tiny_clip: Backbone, colors: Path, tmp_path: Path, method: str
+) -> None:
+    sets = read_images(colors, progress=False)
+    model = FewShotClassifier(tiny_clip.name, method=method, shots=6, device="cpu")
+    model.fit(sets["train"])
+    assert model.fitted_.calibration is model.fitted_.familiarity is None
+    for ask in (model.predict_set, model.is_familiar, model.calibrate):
+        with pytest.raises(UserError, match="learns from the images"):
+            ask(sets["test"])
+    # a folder of an earlier version, which calibrated it
+    calibration = Calibration.of(np.full((40, 4), 0.25), np.zeros(40, int), "folds")
+    save(tmp_path, replace(model.fitted_, calibration=calibration), method)
+    assert load(tmp_path, tiny_clip).fitted.calibration is None
 
 
 def test_an_error_is_promised_for_the_classes_of_the_fit(

@@ -195,6 +195,8 @@ def test_limits_are_for_the_classes_of_the_calibration() -> None:
             limits_of(calibration, 0.1, known, other)
     with pytest.raises(UserError, match="--folds 4"):
         limits_of(None, 0.1, known, known)
+    with pytest.raises(UserError, match="learns from the images"):
+        limits_of(calibration, 0.1, known, known, remembers=True)
 
 
 def test_only_a_class_that_stands_alone_is_an_answer() -> None:

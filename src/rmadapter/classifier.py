@@ -13,7 +13,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from rmadapter.backbones.names import joined
-from rmadapter.conformal import chosen, limits_of
+from rmadapter.conformal import NOTHING, chosen, limits_of
 from rmadapter.data.fewshot import half
 from rmadapter.data.image_set import with_weights
 from rmadapter.data.names import Label, class_indices, nfc, prompt_names
@@ -291,7 +291,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         """Return whether it is a single image, and the labels of each prediction set."""
         check_is_fitted(self, "fitted_")
         fitted = self.fitted_
-        limits = limits_of(fitted.calibration, error, fitted.classes, self.class_names_)
+        known, names = fitted.classes, self.class_names_
+        limits = limits_of(fitted.calibration, error, known, names, fitted.remembers)
         single, listed = _as_list(images)
         table = self.predict_proba(listed)
         return single, [self.classes_[chosen(row, limits)].tolist() for row in table]
@@ -343,12 +344,15 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             The classifier itself.
 
         Raises:
-            UserError: As `score`, and if classes were set by name.
+            UserError: As `score`, if classes were set by name, and for a method that learns from
+                the images that it answers.
         """
         from rmadapter.runs.features import examine
         from rmadapter.runs.folds import HeldOutAnswers
 
         images, rows, groups = self._labelled(images, labels)
+        if self.fitted_.remembers:
+            raise UserError(NOTHING)
         if tuple(self.class_names_) != self.fitted_.classes:
             raise UserError("classes were set by name: calibrate first")
         table, far = examine(self.fitted_, images, self.progress)

@@ -21,6 +21,10 @@ Source: TypeAlias = Literal["folds", "held out"]
 ANSWER, UNSURE = "answer", "unsure"
 ERRORS = (0.01, 0.05, 0.1)  # that are measured, and offered where there is a choice
 MOST = 10_000  # images of a calibration
+NOTHING = (
+    "nothing can be promised with a method that learns from the images that it answers, as an "
+    "answer depends on those before it: fit with another method"
+)
 SLACK = 5  # classes are calibrated by themselves if that costs at most this part of the error
 
 
@@ -222,7 +226,11 @@ def how_to_get_more(source: Source) -> str:
 
 
 def limits_of(
-    calibration: Calibration | None, error: float, known: Sequence[str], names: Sequence[str]
+    calibration: Calibration | None,
+    error: float,
+    known: Sequence[str],
+    names: Sequence[str],
+    remembers: bool = False,
 ) -> np.ndarray:
     """Return the limits [C] of a model's classes.
 
@@ -231,10 +239,14 @@ def limits_of(
         error: As for `Calibration.limits`.
         known: Classes that the model was fitted to.
         names: The C classes to choose from.
+        remembers: As for `Fitted`.
 
     Raises:
-        UserError: No calibration, classes without one, or as `Calibration.limits`.
+        UserError: No calibration, a model that remembers images, classes without a calibration, or
+            as `Calibration.limits`.
     """
+    if remembers:
+        raise UserError(NOTHING)
     if calibration is None:
         raise UserError(
             "no error can be promised, as this model has no answers on images that it was not "

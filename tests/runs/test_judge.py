@@ -278,6 +278,17 @@ def test_groups_of_shots_calibrate_by_one_image_each(tiny_clip: Backbone) -> Non
     assert fitted.calibration.facts == fitted.familiarity.facts == expected
 
 
+def test_answers_that_depend_on_those_before_calibrate_nothing(tiny_clip: Backbone) -> None:
+    images = grouped_noise("ab" * 40, [""] * 80)
+    wanted, lab = prepare(tiny_clip, {"all": images}, "tda", shots=8)
+    few = lab.draw(wanted.task)
+    done = run_task(wanted.task, wanted.method, lab, wanted.name, baselines=BASELINES)
+    outcome = judge(wanted.task, wanted.method, lab, done, few)
+    assert judgement_of(outcome.record).images == 64
+    assert judgement_of(outcome.record).promises == ()
+    assert outcome.fitted.calibration is outcome.fitted.familiarity is None
+
+
 def test_the_shots_promise_fold_by_fold(tiny_clip: Backbone, colors: Path) -> None:
     wanted, lab = prepare(tiny_clip, {"all": read_images(colors)["train"]})
     few = lab.draw(wanted.task)

@@ -268,12 +268,9 @@ def load(
         name_it(other)
     known = Known(model.classes, model.templates, _identity(model, with_settings))
     fitted = _restore(folder, with_settings, loaded, known, tensors)
-    fitted = replace(
-        fitted,
-        temperature=model.temperature,
-        calibration=model.calibration,
-        familiarity=model.familiarity,
-    )
+    fitted = replace(fitted, temperature=model.temperature)
+    if not fitted.remembers:  # earlier versions calibrated these, too
+        fitted = replace(fitted, calibration=model.calibration, familiarity=model.familiarity)
     return Saved(fitted, model.labels, name, model.names or model.classes, model.parents)
 
 

@@ -30,9 +30,10 @@ class Decider:
         self.fitted = fitted
         self.names = tuple(names)
         self.error, self.turn_away = error, turn_away
-        self.limits = (
-            limits_of(fitted.calibration, error, fitted.classes, self.names) if error else None
-        )
+        self.limits = None
+        if error:
+            known, remembers = fitted.classes, fitted.remembers
+            self.limits = limits_of(fitted.calibration, error, known, self.names, remembers)
         self.strangest = strangest(fitted, turn_away, self.names) if turn_away else None
         if turn_away:
             self._features, self.score = shared_features(fitted, self.names)

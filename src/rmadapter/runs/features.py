@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rmadapter import familiar
+from rmadapter.conformal import NOTHING
 from rmadapter.data.read import ImageSet, ImageSource
 from rmadapter.data.transforms import decode_batches
 from rmadapter.encoders import States
@@ -114,9 +115,11 @@ def strangest(fitted: Fitted, share: float, names: Sequence[str] = ()) -> float:
     """Return the strangeness above which an image is none of a model's classes.
 
     share: as for `Familiarity.limit`. names: of the classes to choose from, by default those that
-    it was fitted to. Raises UserError as that, for a model without what it needs, and for other
-    classes.
+    it was fitted to. Raises UserError as that, for a model without what it needs, for one that
+    remembers images, and for other classes.
     """
+    if fitted.remembers:
+        raise UserError(NOTHING)
     known = known_images(fitted, names or fitted.classes)
     if known is None and known_images(fitted, fitted.classes):
         raise UserError(

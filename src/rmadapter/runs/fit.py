@@ -20,7 +20,7 @@ from rmadapter.artifacts.predictions import (
 from rmadapter.artifacts.record import Choice, HeldOut, Record
 from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.artifacts.value import BackboneChoice
-from rmadapter.conformal import ERRORS, describe_images, least_share, needed
+from rmadapter.conformal import ERRORS, NOTHING, describe_images, least_share, needed
 from rmadapter.data.fewshot import FewShot, half, read_split, save_split
 from rmadapter.data.names import Label
 from rmadapter.data.read import ImageSet
@@ -224,6 +224,8 @@ def _no_images(record: Record, folds: int | None) -> list[str]:
 def _promised(outcome: Outcome, method: Method, folds: Folds | None) -> list[str]:
     """Return a note that says how small an error a run can promise, and whether more folds would
     allow a smaller one; none for a run without both. folds: of a run on all classes, if any."""
+    if outcome.fitted.remembers:
+        return [NOTHING] if folds else []
     calibration, name = outcome.fitted.calibration, outcome.record.method.name
     images = len(calibration.shares) if calibration else 0
     text = "no error can be promised, as no image was answered by a model that had not seen it"

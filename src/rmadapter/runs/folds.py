@@ -92,7 +92,10 @@ class HeldOutAnswers(NamedTuple):
 
     def calibrate(self, fitted: Fitted, source: Source, seed: int) -> Fitted:
         """Return a copy of a model that can promise an error by these answers, of which one of each
-        group counts. seed: of the draw from groups."""
+        group counts; the same model if it remembers images, whose answers depend on those before.
+        seed: of the draw from groups."""
+        if fitted.remembers:
+            return fitted
         familiarity, groups = None, self.groups
         if len(self.distances):
             familiarity = Familiarity.of(self.table, self.distances, source, groups, seed)
