@@ -187,8 +187,17 @@ class Calibration:
 
     def by_class(self, error: float) -> bool:
         """Return whether every class has limits of its own at this error."""
-        counts = np.bincount(self.classes, minlength=self.known)
-        return int(counts.min()) >= SLACK * (needed(error) + 1) - 1
+        return min(self.counts) >= SLACK * (needed(error) + 1) - 1
+
+    @property
+    def counts(self) -> list[int]:
+        """The number of images of each of the known classes."""
+        counts: list[int] = np.bincount(self.classes, minlength=self.known).tolist()
+        return counts
+
+    def behind(self, error: float) -> list[int]:
+        """Return the number of images behind each limit: of each class, or of all together."""
+        return self.counts if self.by_class(error) else [len(self.shares)]
 
 
 def drawn(count: int, groups: np.ndarray | None, seed: int) -> tuple[np.ndarray, bool]:

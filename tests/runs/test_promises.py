@@ -7,7 +7,7 @@ import pytest
 
 from rmadapter.conformal import Calibration
 from rmadapter.metrics import most_missed, wilson
-from rmadapter.runs.promises import Answered, halves
+from rmadapter.runs.promises import Answered, bound, halves
 from rmadapter.taxonomy import Taxonomy
 
 
@@ -71,6 +71,24 @@ def test_each_part_is_measured_by_the_others() -> None:
     table, labels = table_of(np.repeat([0.9, 0.2], 30))
     [five, _] = answered(table, labels).cross_measured(np.repeat([0, 1], 30), "held out")
     assert (five.missed, five.calibrated) == (50, 30)
+
+
+def test_the_bound_is_that_of_the_smallest_class_where_each_has_a_limit() -> None:
+    """The share that is missed of one class follows the distribution of its own images alone."""
+    labels = np.repeat([0, 1], [240, 108])
+    table = np.random.default_rng(0).dirichlet([1, 1], 348)
+    calibration = Calibration.of(table, labels, "held out")
+    assert calibration.by_class(0.05)
+    assert bound(calibration, 0.05) == most_missed(108, 0.05) > most_missed(240, 0.05)
+    [_, five, ten] = answered(table, labels).measured(calibration)
+    assert (five.most, ten.most) == (100 * most_missed(108, 0.05), 100 * most_missed(108, 0.1))
+    assert five.by_class
+    # 118 images have the stricter limit, as 0.05 * 119 is rounded down: the bound is of 119
+    labels = np.repeat([0, 1], [119, 118])
+    calibration = Calibration.of(table[:237], labels, "held out")
+    assert bound(calibration, 0.05) == most_missed(119, 0.05) > most_missed(118, 0.05)
+    one = Calibration.of(table, np.zeros(348, int), "held out")  # the other class has no image
+    assert bound(one, 0.05) == most_missed(348, 0.05)
 
 
 def test_halves_are_of_equal_size_and_random() -> None:

@@ -94,7 +94,8 @@ class Promise(Value):
         error: Share of images whose sets may miss the right class.
         calibrated: Number of images of the calibration, or of their groups; of the smallest, if
             there were several.
-        most: Share that one such calibration misses at most, with 95 % confidence.
+        most: Share that one such calibration misses at most, with 95 % confidence; with `by_class`,
+            of the images of any one class.
         by_class: Whether every class has a limit of its own.
         missed: Share of the judged images whose sets miss the right class.
         low, high: 95 % interval of that share, as `metrics.interval`.

@@ -12,6 +12,7 @@ from rmadapter.conformal import chosen, limits_of
 from rmadapter.encoders import States
 from rmadapter.metrics import most_missed
 from rmadapter.runs.features import distances, shared_features, strangest
+from rmadapter.runs.promises import bound
 from rmadapter.training.contract import Fitted
 
 
@@ -69,7 +70,7 @@ class Decider:
         """Yield sentences that say what is promised, and by which images."""
         calibration, familiarity = self.fitted.calibration, self.fitted.familiarity
         if self.error and calibration:
-            most = 100 * most_missed(len(calibration.shares), self.error)
+            most = 100 * bound(calibration, self.error)
             yield (
                 f"{calibration.promise(self.error)}; this is the mean over such calibrations, of "
                 f"which 95 % stay below {most:.1f} %"

@@ -76,7 +76,7 @@ class Answered:
         return Promise(
             error=100 * error,
             calibrated=calibrated,
-            most=100 * metrics.most_missed(calibrated, error),
+            most=100 * max(bound(calibration, error) for _, calibration in parts),
             by_class=all(calibration.by_class(error) for _, calibration in parts),
             missed=100 * float(missed.mean()),
             low=low,
@@ -99,6 +99,12 @@ def kept(fitted: Fitted, evaluation: Evaluation, split: Split) -> tuple[Promise,
     if split == calibration.source == "held out":
         return ()
     return Answered.on(evaluation.images, evaluation.probabilities).measured(calibration)
+
+
+def bound(calibration: Calibration, error: float) -> float:
+    """Return the share of new images that a calibration misses at most, with 95 % confidence; where
+    each class has a limit of its own, of the images of any one class."""
+    return max(metrics.most_missed(images, error) for images in calibration.behind(error))
 
 
 def halves(groups: np.ndarray, seed: int) -> np.ndarray:
