@@ -156,11 +156,23 @@ def test_classes_with_enough_images_have_limits_of_their_own() -> None:
 def test_a_promise_in_words() -> None:
     few = Calibration.of(*draw(50, 6), "held out")
     assert "at most 2.5 % of images like these 50 images that were not" in few.promise(0.025)
-    assert few.details(0.1, CLASSES) == []
-    assert few.details(0.1, CLASSES + 2) == [
+    assert few.details(0.1, CLASSES + 2)[1:] == [
         "more may be missed, as classes were added by name (2)"
     ]
-    assert len(Calibration.of(*draw(3000, 6), "folds").details(0.1, CLASSES)) == 1
+
+
+def test_a_promise_names_the_frequencies_of_classes_that_share_a_limit() -> None:
+    table, labels = draw(50, 6)
+    few = Calibration.of(table, labels, "held out")
+    counts = np.bincount(labels)
+    [text] = few.details(0.1, CLASSES)
+    assert f"({counts.min()} to {counts.max()} of each)" in text
+    assert "--draw natural" not in text
+    [text] = Calibration.of(table, np.arange(50) % CLASSES, "folds").details(0.1, CLASSES)
+    assert "(10 of each)" in text
+    assert "--draw natural" in text
+    [text] = Calibration.of(*draw(3000, 6), "folds").details(0.1, CLASSES)
+    assert "of each" not in text  # each class has a limit
 
 
 def test_an_error_needs_images() -> None:

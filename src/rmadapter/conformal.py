@@ -147,10 +147,21 @@ class Calibration:
         texts = []
         if self.by_class(error):
             texts.append("the same holds for each class by itself")
+        elif self.known > 1:
+            texts.append(self._frequencies())
         if classes > self.known:
             added = classes - self.known
             texts.append(f"more may be missed, as classes were added by name ({added})")
         return texts
+
+    def _frequencies(self) -> str:
+        """Say how frequent classes are to be where they share a limit."""
+        fewest, most = min(self.counts), max(self.counts)
+        each = f"{fewest:,} to {most:,}" if fewest < most else f"{most:,}"
+        text = f"it holds where classes are as frequent as among these images ({each} of each)"
+        if self.source == "folds":
+            text += "; fit --draw natural draws them as frequent as in its data"
+        return text
 
     def limits(self, error: float, classes: int) -> np.ndarray:
         """Return the probability [C] from which on a class belongs to the set.
