@@ -86,6 +86,8 @@ def test_one_image_of_each_group_counts_and_earlier_files_say_nothing() -> None:
     assert own.facts == {"images": 20, "source": "held out", "grouped": True}
     assert Familiarity.from_json(own.json()) == own
     assert "20 groups of" in own.promise(0.05)
+    assert "estimated" not in own.promise(0.05)
+    assert "estimated on folds" in Familiarity.of(table, far, "folds").promise(0.05)
     values = {name: value for name, value in own.json().items() if name != "grouped"}
     assert not Familiarity.from_json(values).grouped
 

@@ -28,6 +28,10 @@ NOTHING = (
 SLACK = 5  # classes are calibrated by themselves if that costs at most this part of the error
 
 
+# before what is promised: the models of folds are not the one that promises
+ESTIMATED: dict[Source, str] = {"folds": "estimated on folds, ", "held out": ""}
+
+
 class CalibrationFacts(TypedDict):
     """By how many images, and by which, an error can be promised. grouped: as in `Calibration`."""
 
@@ -138,8 +142,8 @@ class Calibration:
         """Return in words what sets with these limits promise."""
         images = describe_images(len(self.shares), self.source, self.grouped)
         return (
-            f"the right class is missing from the sets of at most {100 * error:g} % of images like "
-            f"these {images}"
+            f"{ESTIMATED[self.source]}the right class is missing from the sets of at most "
+            f"{100 * error:g} % of images like these {images}"
         )
 
     def details(self, error: float, classes: int) -> list[str]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from rmadapter.conformal import (
     ERRORS,
+    ESTIMATED,
     CalibrationFacts,
     Source,
     describe_images,
@@ -129,7 +130,10 @@ class Familiarity:
         """Return in words what a limit for this share promises."""
         images = describe_images(len(self.sure), self.source, self.grouped)
         images += "," * (self.source == "folds")
-        return f"at most {100 * share:g} % of images like these {images} are called {NONE}"
+        return (
+            f"{ESTIMATED[self.source]}at most {100 * share:g} % of images like these {images} are "
+            f"called {NONE}"
+        )
 
     def familiar(
         self, table: np.ndarray, distances: np.ndarray, limit: float, known: int

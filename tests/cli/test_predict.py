@@ -262,6 +262,7 @@ def test_an_error_is_promised_by_sets_of_classes(
     every = [*promising, photos, "--top", 4]
     done = rmadapter(*every, "--error", "5%", "--json")
     assert "24 training images, each answered by a model that had not seen it" in done.err
+    assert "estimated on folds" in done.err
     answers, sizes = json.loads(done.out), set()
     for answer in answers:
         inside = [one["class"] for one in answer["classes"] if one["probability"] >= limits[0]]

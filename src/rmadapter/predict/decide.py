@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from rmadapter.conformal import chosen, limits_of
+from rmadapter.conformal import Source, chosen, limits_of
 from rmadapter.encoders import States
 from rmadapter.metrics import most_missed
 from rmadapter.runs.features import distances, shared_features, strangest
@@ -71,14 +71,20 @@ class Decider:
         calibration, familiarity = self.fitted.calibration, self.fitted.familiarity
         if self.error and calibration:
             most = 100 * bound(calibration, self.error)
+            stay = "would stay" if calibration.source == "folds" else "stay"
             yield (
                 f"{calibration.promise(self.error)}; this is the mean over such calibrations, of "
-                f"which 95 % stay below {most:.1f} %"
+                f"which 95 % {stay} below {most:.1f} %{_if_exact(calibration.source)}"
             )
             yield from calibration.details(self.error, len(self.names))
         if self.turn_away and familiarity:
             most = 100 * most_missed(len(familiarity.sure), self.turn_away)
             yield (
                 f"{familiarity.promise(self.turn_away)}, on average; for 95 % of such draws of "
-                f"images it is at most {most:.1f} %"
+                f"images it is at most {most:.1f} %{_if_exact(familiarity.source)}"
             )
+
+
+def _if_exact(source: Source) -> str:
+    """Return what restricts a bound, which folds only approximate."""
+    return ", if the folds were such a draw" if source == "folds" else ""

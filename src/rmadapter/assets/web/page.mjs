@@ -86,14 +86,17 @@ function offer(list, line, shares, onChange) {
 const named = (images, { source, grouped }) => `images like these ${images} ${grouped ? "groups of " : ""}${source === "held out" ? "images that were not drawn"
   : "training images, each answered by a model that had not seen it"}`;
 
+// Answers of folds are of other models than the one that promises.
+const opening = ({ source }, word) => source === "folds" ? `Estimated on folds, ${word.toLowerCase()}` : word;
+
 // Offers the errors for which the calibration has enough images.
 function offerErrors(calibration, labels) {
   const images = calibration?.shares.length ?? 0;
   offer(error, promise, ERRORS.filter((each) => images >= needed(each)), (chosenError) => {
     const more = labels.length - calibration.known;
     bounds = chosenError ? limits(calibration, chosenError, labels.length) : null;
-    promised.textContent = chosenError ? `The right class is missing on at most ${100 * chosenError} % of ` +
-      `${named(images, calibration)}.` +
+    promised.textContent = chosenError ? `${opening(calibration, "The")} right class is missing on at most ` +
+      `${100 * chosenError} % of ${named(images, calibration)}.` +
       `${more ? ` More may be missed, as classes were added by name (${more}).` : ""}` : "";
     decideAll(chosenError && `At ${100 * chosenError} %`);
   });
@@ -104,7 +107,7 @@ function offerShares(familiarity) {
   const shares = familiarity ? ERRORS.filter((each) => possible(familiarity, each)) : [];
   offer(share, away, shares, (chosenShare) => {
     strange = chosenShare ? judge(familiarity, chosenShare) : null;
-    kept.textContent = chosenShare ? `At most ${100 * chosenShare} % of ` +
+    kept.textContent = chosenShare ? `${opening(familiarity, "At")} most ${100 * chosenShare} % of ` +
       `${named(familiarity.sure.length, familiarity)}${familiarity.source === "folds" ? "," : ""} are called so.` : "";
     decideAll(chosenShare && `Turning away ${100 * chosenShare} %`);
   });
