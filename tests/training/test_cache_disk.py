@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,21 @@ def test_the_key_covers_everything_that_activations_depend_on(
         before = len(seen)
         held(of(other))
         assert len(seen) > before
+
+
+def test_activations_of_other_versions_are_not_read(
+    tiny_clip: Backbone, seen: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held(of(tiny_clip))
+    version = metadata.version
+    for library in ("rmadapter", "torch", "torchvision", "timm", "pillow"):
+        monkeypatch.setattr(
+            metadata, "version", lambda name, new=library: "999" if name == new else version(name)
+        )
+        before = len(seen)
+        for _ in range(2):
+            held(of(tiny_clip))
+        assert len(seen) == before + 1
 
 
 def test_a_bench_encodes_each_image_once_and_the_next_bench_none(

@@ -70,6 +70,7 @@ def test_the_limit_drops_the_least_recently_used_and_skips_larger_writes(tmp_pat
     assert {file.parent.name for file, _ in store.files()} == {NAME, "2" * 16}
     filled(tmp_path, 5 * (48 + 4) - 1, name="3" * 16)
     assert {file.parent.name for file, _ in store.files()} == {NAME, "2" * 16}
+    assert {path.name for path in store.folder.iterdir()} == {NAME, "2" * 16, TAG}
 
 
 def test_new_files_outlive_those_of_before_the_clock_was_set_back(tmp_path: Path) -> None:

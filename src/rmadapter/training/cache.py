@@ -14,6 +14,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -28,7 +29,7 @@ from rmadapter.encoders import Grid, States, send
 from rmadapter.errors import UserError
 from rmadapter.settings import Machine
 from rmadapter.support.files import atomic, reserve
-from rmadapter.support.machine import keep_freed_memory
+from rmadapter.support.machine import keep_freed_memory, versions
 from rmadapter.support.terminal import track
 from rmadapter.training.disk_cache import Store
 
@@ -415,14 +416,18 @@ class Cache:
                 if len(part):
                     tensor[order + view * len(live)] = part.to(tensor)
 
+    @cached_property
+    def _versions(self) -> dict[str, str]:
+        return versions()
+
     def _name(self, live: Live, first: int | None, kind: torch.dtype, digest: str) -> str:
-        """Hash weights, transform, the images' digest, block, format and device, so that a stale
-        file is never read."""
+        """Hash weights, transform, the images' digest, block, format, device and versions of
+        software, so that a stale file is never read."""
         transform: list[object] = [str(self.tensors(live.images, 0, live.augmented).transform)]
         if live.augmented:
             transform += [self.seed, self.views]
         backbone = [self.backbone.digest, self.backbone.structure, self.backbone.resizing]
-        parts = [backbone, transform, digest, first, str(kind), self.device.type]
+        parts = [backbone, transform, digest, first, str(kind), self.device.type, self._versions]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 

@@ -114,6 +114,7 @@ class Store:
             if total > self.limit:
                 with suppress(OSError):  # Windows keeps files that are open
                     file.unlink()
+                    file.parent.rmdir()  # unless it holds others
                 total -= status.st_size
 
     def files(self) -> Iterator[tuple[Path, os.stat_result]]:
