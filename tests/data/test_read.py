@@ -306,6 +306,19 @@ def test_missing_cells_of_pandas_and_columns_without_names(paths: list[str]) -> 
         read_images(table.assign(file=[*paths[:2], None]), columns={"label": "7"})
 
 
+def test_splits_of_a_data_frame_under_another_name_are_not_ignored(paths: list[str]) -> None:
+    pd = pytest.importorskip("pandas")
+    table = pd.DataFrame({"file": paths, "label": ["a", "b", "a"], 3: ["train", pd.NA, "test"]})
+    for kind in ("object", "string", "category"):
+        frame = table.astype({3: kind})
+        for read in (read_images, image_set):
+            with pytest.raises(UserError, match="'3' looks like splits"):
+                read(frame)
+        assert len(read_images(frame, columns={"split": "none"})["all"]) == 3
+    assert len(read_images(table.assign(split="train"))["train"]) == 3
+    assert len(image_set(table.replace("test", "train"))) == 3
+
+
 def test_a_data_frame_of_images() -> None:
     pd = pytest.importorskip("pandas")
     images = [picture("cat"), np.zeros((4, 4, 3), np.uint8)]

@@ -161,7 +161,10 @@ class Columns:
         str, typer.Option(help="Table column of classes; by default label, class or category.")
     ] = ""
     split_column: Annotated[
-        str, typer.Option(help="Table column of train, val or test; by default split or subset.")
+        str,
+        typer.Option(
+            help="Table column of train, val or test; by default split or subset. none: one set."
+        ),
     ] = ""
     group_column: Annotated[
         str, typer.Option(help="Table column of groups, such as patients; by default group.")

@@ -28,7 +28,13 @@ from rmadapter.data.formats.base import (
 )
 from rmadapter.data.formats.hf_datasets import is_dataset, read_dataset
 from rmadapter.data.formats.registry import open_source
-from rmadapter.data.formats.tables import as_text, choose_columns, frame_cells, row_labels
+from rmadapter.data.formats.tables import (
+    Unread,
+    as_text,
+    choose_columns,
+    frame_cells,
+    row_labels,
+)
 from rmadapter.data.image_set import ImageSet, in_threads, plain_labels, relative, unreadable
 from rmadapter.data.names import Label, beside_splits, classnames_json, prompt_names
 from rmadapter.errors import UserError, quoted
@@ -64,7 +70,7 @@ def read_images(
             one of several domains, beside the domains). "crane | tall bird": one class, two
             descriptions.
         columns: "image", "label", "split" or "group" -> its column in a table that uses other
-            names.
+            names; "split": "none" reads all rows as one set.
         crops: Whether to use the boxes of COCO, YOLO, Label Studio and FiftyOne as images.
 
     Returns:
@@ -318,10 +324,14 @@ def _read_frame(
 ) -> _Table:
     """Read the columns of a DataFrame. numbers: keep numeric labels, which are class numbers to a
     classifier; `read_images` takes them for class names, as in a table. Raises UserError for empty
-    cells, several labels in one, and an unknown split."""
+    cells, several labels in one, an unknown split, and as `Unread.refuse`."""
     optional = ("label_list", "split", "group")
     names = list(map(str, frame.columns))
     chosen = choose_columns("DataFrame", names, ("image", "label"), optional, columns)
+    unread = Unread.beside(chosen, names, optional, columns)
+    for name in unread.columns:
+        all(unread.see(name, cell) for cell in frame.iloc[:, names.index(name)].dropna())
+    unread.refuse("DataFrame")
     cells = frame_cells(frame, chosen)
     kind = "label" if "label" in cells else "label_list"
     numeric = numbers and all(isinstance(cell, Number) for cell in cells[kind])

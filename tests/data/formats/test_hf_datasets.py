@@ -143,6 +143,18 @@ def test_columns_may_give_splits_and_groups(library: Any) -> None:
     assert found == {"train": [("house_cat", "p1")], "test": [("dog", "")]}
 
 
+def test_splits_under_another_name_are_not_ignored(library: Any) -> None:
+    data = pets(library, subset_of=["train", "test", None], note=["train", "test", "no"])
+    with pytest.raises(UserError, match="'subset_of' looks like splits"):
+        read_dataset(data)
+    assert [*read_dataset(data, {"split": "none"}).splits] == ["all"]
+    named = read_dataset(data.select([0, 1]), {"split": "subset_of"})
+    assert [*named.splits] == ["train", "test"]
+    assert [*read_dataset({"train": data.select([0]), "test": data.select([1])}).splits] == [
+        "train", "test",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("column", ["label", "labels"])
 @pytest.mark.parametrize("numbered", [True, False])
 def test_a_list_of_one_label_is_a_label_and_of_more_is_refused(

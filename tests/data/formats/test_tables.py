@@ -53,6 +53,42 @@ def test_the_first_usual_name_counts_and_a_named_column_more(tmp_path: Path) -> 
     assert cells(tmp_path / "t.csv", "path,label,split\na,b\n")["split"] == ""  # there, and empty
 
 
+SPLIT_ROWS = [("a.png", "cat", " Train"), ("b.png", "cat", ""), ("c.png", "dog", "testing")]
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl", "t.parquet"])
+def test_splits_under_another_name_are_not_ignored(tmp_path: Path, name: str) -> None:
+    """Whatever stands in the other columns; the user may name the column, or say that there are no
+    splits. A column of one split, or of other words, is none of splits."""
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame(SPLIT_ROWS, columns=["path", "label", "set"])
+    frame["note"], frame["seen"], frame["number"] = ["train", "test", "x"], "test", [1, 2, None]
+
+    def write() -> Path:
+        match name:
+            case "t.csv":
+                frame.to_csv(tmp_path / name, index=False)
+            case "t.jsonl":
+                frame.to_json(tmp_path / name, orient="records", lines=True)
+            case _:
+                frame.to_parquet(tmp_path / name)
+        return tmp_path / name
+
+    for words in (SPLIT_ROWS, SPLIT_ROWS * 10):
+        frame = pd.concat([frame] * (len(words) // len(frame)))
+        with pytest.raises(UserError, match=r"'set' looks like splits: .* --split-column set"):
+            scan_table(write(), columns={"split": ""})
+        assert [*scan_table(tmp_path / name, columns={"split": "none"})] == ["all"]
+    frame["set"] = frame["set"].replace("", "val")
+    assert [*scan_table(write(), columns={"split": "set"})] == ["train", "val", "test"]
+    frame["split"] = "train"
+    assert [*scan_table(write())] == ["train"]
+    assert [*scan_table(tmp_path / name, columns={"split": "none"})] == ["all"]
+    del frame["split"]
+    frame.loc[frame.index[-1], "set"] = "holdout"
+    assert [*scan_table(write())] == ["all"]
+
+
 @pytest.mark.parametrize(
     ("text", "named", "words"),
     [

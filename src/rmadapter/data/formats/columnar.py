@@ -60,6 +60,19 @@ def parquet_batches(
             raise UserError(f"{path}: damaged ({what}); write it again")
 
 
+def text_columns(path: Path, columns: Sequence[str]) -> list[str]:
+    """Return those of a parquet file's columns that hold text."""
+    types = pyarrow("types", str(path))
+    schema = pyarrow("parquet", str(path)).read_schema(path)
+    found = []
+    for name in columns:
+        kind = schema.field(name).type
+        kind = kind.value_type if types.is_dictionary(kind) else kind
+        if types.is_string(kind) or types.is_large_string(kind):
+            found.append(name)
+    return found
+
+
 def cells_of(batch: RecordBatch, path: Path, budget: Budget) -> list[list[object]]:
     """Return the values of each column of a batch, and take their memory."""
     columns = [getattr(column, "dictionary_decode", lambda one=column: one)() for column in batch]

@@ -31,7 +31,7 @@ from rmadapter.data.formats.base import (
     split_named,
 )
 from rmadapter.data.formats.columnar import check_arrow, parquet_batches, pyarrow
-from rmadapter.data.formats.tables import as_text, choose_columns, row_labels
+from rmadapter.data.formats.tables import Unread, as_text, choose_columns, row_labels
 from rmadapter.errors import UserError, quoted
 from rmadapter.support.files import (
     JsonObject,
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".parquet",)
 HAS_BOXES = False
 HAS_COLUMNS = True
+TEXT = ("string", "large_string")  # types of columns that may hold splits
 MOST_JSON = 2**24  # bytes of the files beside the Arrow files
 
 
@@ -233,7 +234,8 @@ class _Cells(NamedTuple):
         cls, part: Dataset, where: str, needed: Sequence[str], optional: Sequence[str],
         columns: Mapping[str, str] | None,
     ) -> _Cells:  # fmt: skip
-        """Choose columns by name or type. Raises UserError if one is missing."""
+        """Choose columns by name or type. Raises UserError if one is missing, and as
+        `Unread.refuse`."""
         library, features = _library(where), part.features
         if features is None:
             what = "its columns are unknown, as of a stream"
@@ -247,6 +249,12 @@ class _Cells(NamedTuple):
         for kind, typed in (("image", images), ("label", labels)):
             named[kind] = named.get(kind) or (typed[0] if len(typed) == 1 else "")
         chosen = choose_columns(where, list(features), needed, optional, named)
+        unread = Unread.beside(chosen, list(features), optional, columns)
+        for name in unread.columns:
+            if getattr(features[name], "dtype", "") in TEXT:
+                cells = part.select_columns(name).with_format(None)
+                all(unread.see(name, row[name]) for row in cells)
+        unread.refuse(where)
         image = chosen["image"]
         if not isinstance(features[image], library.Image):
             raise UserError(f"{where}: the column {image!r} holds no images")

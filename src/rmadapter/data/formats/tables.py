@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -22,7 +23,7 @@ from rmadapter.data.formats.base import (
     listed_image,
     only_label,
 )
-from rmadapter.data.formats.columnar import cells_of, parquet_batches, pyarrow
+from rmadapter.data.formats.columnar import cells_of, parquet_batches, pyarrow, text_columns
 from rmadapter.errors import UserError, did_you_mean, quoted
 from rmadapter.support.files import JsonObject, json_memory, read_text
 
@@ -46,11 +47,12 @@ USUAL = {  # if a table has several of them, the first is used
     "decision": ("decision",),
 }
 DELIMITERS = ",;\t"  # of equally good ones, the first is used
+NO_SPLITS = "none"  # in the place of a column of splits: all rows are one set
 BETWEEN = "\x1f"  # joins the items of a list, as JSON lines and parquet have them
 
-# the table's columns -> {"image": one of them, ...}
-Choice: TypeAlias = "Callable[[Sequence[str]], dict[str, str]]"
-Cells: TypeAlias = "Iterator[tuple[str, JsonObject]]"  # place of a row, and its cells by kind
+# the table's columns -> those to read, and those to read as long as they may hold splits
+Choice: TypeAlias = "Callable[[Sequence[str]], tuple[Sequence[str], Sequence[str]]]"
+Cells: TypeAlias = "Iterator[tuple[str, JsonObject]]"  # place of a row, and its cells by column
 
 
 def detects(path: Path) -> bool:
@@ -120,35 +122,91 @@ def read_rows(
     """Yield the place of each row, for messages, and its cells, stripped, by kind.
 
     needed, optional: kinds (keys of USUAL); optional ones that the table lacks are left out. named:
-    kind -> column, "" for the usual names; None if the user cannot name any. budget: by default,
-    one of its own. Raises UserError for a table that is unreadable or too large, lacks a column or
-    has no rows.
+    kind -> column, "" for the usual names, `NO_SPLITS`; None if the user cannot name any. budget:
+    by default, one of its own. Raises UserError for a table that is unreadable or too large, lacks
+    a column or has no rows, and as `Unread.refuse`.
     """
     unknown = next((kind for kind in named or () if kind not in USUAL), "")
     if unknown:
         raise UserError(f"columns: unknown kind {quoted(unknown)}{did_you_mean(unknown, USUAL)}")
+    chosen: dict[str, str] = {}
+    unread = Unread(())
 
-    def choose(columns: Sequence[str]) -> dict[str, str]:
-        return choose_columns(path, columns, needed, optional, named)
+    def choose(columns: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+        nonlocal chosen, unread
+        chosen = choose_columns(path, columns, needed, optional, named)
+        unread = Unread.beside(chosen, columns, optional, named)
+        return [*chosen.values()], unread.columns
 
     where = ""
-    for where, cells in _reader(path)(path, choose, budget or Budget()):
+    for where, row in _reader(path)(path, choose, budget or Budget()):
+        cells = {kind: row.get(column) for kind, column in chosen.items()}
         for kind, cell in cells.items():
             if isinstance(cell, (bytes, dict)):
                 advice = "`datasets` can save images in tables"
                 raise UserError(f"{path}, {where}: the {kind} is data, not text; {advice}")
+        for column in unread.columns:
+            unread.see(column, row.get(column))
         yield f"{path}, {where}", {kind: as_text(cell) for kind, cell in cells.items()}
     if not where:
         raise UserError(f"{path}: has no rows of data")
+    unread.refuse(path)
+
+
+class Unread:
+    """Columns of a table that are not read, watched for one that holds the splits under a name that
+    is not usual: otherwise its test images would be trained on."""
+
+    def __init__(self, columns: Iterable[str]) -> None:
+        self._splits: dict[str, set[str]] = {column: set() for column in columns}
+
+    @classmethod
+    def beside(
+        cls, chosen: Mapping[str, str], columns: Sequence[str], optional: Sequence[str],
+        named: Mapping[str, str] | None,
+    ) -> Unread:  # fmt: skip
+        """Return the columns beside those that were chosen; none if splits were, are not wanted, or
+        the user says that there are none. Arguments as in `choose_columns`."""
+        settled = "split" in chosen or (named or {}).get("split") == NO_SPLITS
+        if settled or "split" not in optional:
+            return cls(())
+        known = {*chosen.values()}
+        return cls(name for name in columns if name not in known and columns.count(name) == 1)
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that may hold splits, by the cells seen so far."""
+        return [*self._splits]
+
+    def see(self, column: str, cell: object) -> bool:
+        """Take a cell of one of `columns`; return whether the column may still hold splits."""
+        if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+            return True
+        text = cell.strip().casefold() if isinstance(cell, str) else "no split"
+        if text in SPLITS:
+            self._splits[column].add(SPLITS[text])
+        elif text:
+            del self._splits[column]
+        return column in self._splits
+
+    def refuse(self, table: Path | str) -> None:
+        """Raise UserError for a column whose cells are the names of several splits, or empty."""
+        for column, splits in self._splits.items():
+            if len(splits) > 1:
+                raise UserError(
+                    f"{table}: the column {quoted(column)} looks like splits: call it split, or "
+                    f"give --split-column {column:.80} (columns={{'split': {quoted(column)}}}); "
+                    f"--split-column {NO_SPLITS} takes all rows as one set"
+                )
 
 
 def header(path: Path) -> list[str]:
     """Return the column names of a table. Raises UserError if it is unreadable."""
     names: list[str] = []
 
-    def keep(columns: Sequence[str]) -> dict[str, str]:
+    def keep(columns: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
         names.extend(columns)
-        return {}
+        return [], []
 
     next(_reader(path)(path, keep, Budget()), None)
     return names
@@ -201,6 +259,8 @@ def _column(
     """Return the column that is named, or else has a usual name in any case; None if there is none
     and it is not `needed`."""
     wanted = (named or {}).get(kind, "")
+    if kind == "split" and wanted == NO_SPLITS:
+        return None
     if wanted:
         matches = [wanted] if wanted in columns else []
     else:
@@ -245,7 +305,7 @@ def _text(path: Path, choose: Choice, budget: Budget) -> Cells:
     lines = io.TextIOWrapper(content, "utf-8", newline="")
     try:
         reader = csv.DictReader(lines, delimiter=delimiter, strict=True)
-        columns = choose(reader.fieldnames or [])
+        choose(reader.fieldnames or [])
         for row in reader:
             budget.take("rows", 1, path)
             where = f"line {reader.line_num}"
@@ -254,7 +314,7 @@ def _text(path: Path, choose: Choice, budget: Budget) -> Cells:
                     f"{path}, {where}: more cells than columns; quote cells with commas"
                 )
             if any(cell and cell.strip() for cell in row.values()):
-                yield where, {kind: row[column] for kind, column in columns.items()}
+                yield where, row
             # spreadsheets write empty rows below the last one
     except csv.Error as error:
         raise UserError(f"{path}: not {kind} ({error})") from None
@@ -288,22 +348,37 @@ def _json_lines(path: Path, choose: Choice, budget: Budget) -> Cells:
             raise UserError(f"{path}, line {number}: {quoted(row)}: {advice}")
         rows[number] = row
     names = dict.fromkeys(name for row in rows.values() for name in row)
-    columns = choose([*names]) if rows else {}
+    if rows:
+        choose([*names])
     for number, row in rows.items():
-        yield f"line {number}", {kind: row.get(column) for kind, column in columns.items()}
+        yield f"line {number}", row
 
 
 def _parquet(path: Path, choose: Choice, budget: Budget) -> Cells:
     parquet = pyarrow("parquet", str(path))
     number = 0
     try:
-        columns = choose(parquet.read_schema(path).names)
-        for batch in parquet_batches(path, [*columns.values()], budget):
+        columns, unread = choose(parquet.read_schema(path).names)
+        columns = [*columns, *_with_splits_at_first(path, unread)]
+        for batch in parquet_batches(path, columns, budget):
             cells = dict(zip(batch.schema.names, cells_of(batch, path, budget), strict=True))
             for row in range(batch.num_rows):
                 number += 1
-                yield f"row {number}", {kind: cells[name][row] for kind, name in columns.items()}
+                yield f"row {number}", {name: cells[name][row] for name in columns}
     except UserError:
         raise
     except Exception as error:  # on broken files pyarrow raises nearly anything
         raise UserError(f"{path}: not a readable parquet file ({type(error).__name__})") from None
+
+
+def _with_splits_at_first(path: Path, columns: Sequence[str]) -> list[str]:
+    """Return those of a parquet file's columns that begin like a column of splits; others, such as
+    captions, need not be read to the end."""
+    unread = Unread(text_columns(path, columns))
+    budget = Budget()
+    first = parquet_batches(path, unread.columns, budget) if unread.columns else iter(())
+    for batch in first:
+        for column, cells in zip(batch.schema.names, cells_of(batch, path, budget), strict=True):
+            all(unread.see(column, cell) for cell in cells)
+        break
+    return unread.columns
