@@ -48,6 +48,12 @@ def test_split_folders_may_have_any_usual_name(tmp_path: Path, names: str) -> No
     [
         ("train/1.png bus/2.png", ["bus", "train"]),
         ("crash_test/1.png freight_train/1.png", ["crash_test", "freight_train"]),
+        ("crash_test/a/1.png bus/1.png train_set/a/2.png", ["bus", "crash_test", "train_set"]),
+        ("crash_test/a/1.png bus/a/1.png", ["bus", "crash_test"]),
+        (
+            "bus/train/1.png bus/front/1.png car/test/1.png car/side/2.png",
+            ["bus"] * 2 + ["car"] * 2,
+        ),
     ],
 )
 def test_a_class_may_be_named_like_a_split(tmp_path: Path, files: str, expected: Any) -> None:
@@ -63,7 +69,10 @@ def test_a_class_may_be_named_like_a_split(tmp_path: Path, files: str, expected:
         ("val/a/1.png valid/a/1.png", "'valid' is a second folder for the split 'val'"),
         ("train/cat/1.png test/cat/2.png dog/3.png", "'test' beside 'dog'"),
         ("train/cat/1.png vall/cat/2.png", r"'train' beside 'vall' \(did you mean 'val'\?\)"),
-        ("seg_train/a/1.png seg_test/a/2.png", "'seg_test' and the others seem to be splits"),
+        ("photo/train/1.png photo/test/2.png photo/masks/3.png", "photo: holds splits"),
+        ("seg_train/a/1.png seg_test/a/2.png", "'seg_train' and 'seg_test' seem to be splits"),
+        ("seg_train/a/1.png seg_test/a/2.png seg_pred/x/3.png", "'seg_train' and 'seg_test'"),
+        ("trainset/a/1.png testset/a/2.png", "'trainset' and 'testset' seem to be splits"),
     ],
 )
 def test_ambiguous_folders_are_refused(tmp_path: Path, files: str, words: str) -> None:

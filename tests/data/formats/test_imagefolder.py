@@ -65,6 +65,19 @@ def test_folders_in_a_table_may_be_splits(tmp_path: Path) -> None:
         read_imagefolder({"": file}, ReadOptions())
 
 
+def test_folders_at_any_depth_may_be_splits(tmp_path: Path) -> None:
+    """As `datasets` reads them; the user may say that none is a split."""
+    rows = [("imgs/train/a.png", "cat"), ("imgs/train/x/c.png", "dog"), ("imgs/Test/b.png", "cat")]
+    file = table(tmp_path, ".csv", rows)
+    found = paths_and_labels(read_imagefolder({"": file}, ReadOptions()), tmp_path)
+    assert found == {"train": rows[:2], "test": rows[2:]}
+    whole = read_imagefolder({"": file}, ReadOptions(columns={"split": "none"}))
+    assert paths_and_labels(whole, tmp_path) == {"all": rows}
+    file = table(tmp_path, ".csv", [("train/x/Testing/a.png", "cat")])
+    with pytest.raises(UserError, match="are called train and test"):
+        read_imagefolder({"": file}, ReadOptions())
+
+
 def test_other_columns_may_be_named(tmp_path: Path) -> None:
     text = "image,file_name,species,part\nfirst look,a.png,cat,test\n"
     (tmp_path / "metadata.csv").write_text(text)

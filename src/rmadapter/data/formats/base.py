@@ -147,9 +147,9 @@ def order(name: str) -> tuple[str, str]:
 
 
 def split_named(name: str) -> str:
-    """Return the split in the name of a file or folder, such as "val" of "instances_val2017"; "all"
-    if there is none. Raises UserError if there are two."""
-    words = re.findall("[a-z]+", name.casefold())
+    """Return the split in the name of a file or folder, such as "val" of "instances_val2017" and
+    "valset"; "all" if there is none. Raises UserError if there are two."""
+    words = [word.removesuffix("set") for word in re.findall("[a-z]+", name.casefold())]
     splits = list(dict.fromkeys(SPLITS[word] for word in words if word in SPLITS))
     if len(splits) > 1:
         both = " and ".join(splits)

@@ -134,8 +134,8 @@ def _scan_classes(parent: Path, ignored: Counter[str]) -> Rows:
     barred = {home, *home.parents, *places.values()}
     rows: Rows = []
     for folder in classes:
-        inside = _folders(folder)
-        if inside and all(inner.name.casefold() in SPLITS for inner in inside):
+        inside = {SPLITS.get(inner.name.casefold(), "") for inner in _folders(folder)}
+        if {"train", "test"} <= inside or (inside and "" not in inside):
             what = "holds splits, so it is a data set, not a class"
             raise UserError(f"{folder}: {what}: give that folder instead")
         images = image_files(folder, barred - {places.get(folder)}, ignored)
@@ -169,12 +169,13 @@ def _holds_runs(folder: Path) -> bool:
 
 
 def _refuse_named_splits(root: Path, folders: Sequence[Path]) -> None:
-    """Raise UserError if all folders, each of folders, are splits by a part of their names:
-    seg_train, seg_test."""
-    splits = [split_named(folder.name) for folder in folders]
-    if {"train", "test"} <= {*splits} and "all" not in splits and all(map(_folders, folders)):
-        what = f"{folders[0].name!r} and the others seem to be splits"
-        raise UserError(f"{root}: {what}: rename them to train and test")
+    """Raise UserError if folders, each of folders, are train and test by a part of their names:
+    seg_train, seg_test, perhaps seg_pred."""
+    splits = {split_named(folder.name): folder.name for folder in reversed(folders)}
+    if {"train", "test"} <= {*splits} and all(map(_folders, folders)):
+        what = f"{splits['train']!r} and {splits['test']!r} seem to be splits, not classes"
+        advice = "rename them to train and test, and move other folders out of it"
+        raise UserError(f"{root}: {what}: {advice}")
 
 
 def _count_files(folder: Path, ignored: Counter[str]) -> None:

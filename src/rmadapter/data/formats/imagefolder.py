@@ -19,7 +19,7 @@ from rmadapter.data.formats.base import (
     entries_of,
     search,
 )
-from rmadapter.data.formats.tables import header, scan_table
+from rmadapter.data.formats.tables import NO_SPLITS, header, scan_table
 from rmadapter.errors import UserError
 
 SUFFIXES = ()
@@ -83,9 +83,10 @@ def _table(folder: Path) -> Path | None:
 
 def read_imagefolder(tables: Mapping[str, Path], options: ReadOptions) -> dict[str, Rows]:
     """Return split -> rows in the order of its table. In a table for the whole folder, a column
-    gives the split, or else the first folder of each path. Raises UserError as `scan_table`, and
-    for contradictory or missing splits."""
+    gives the split, or else a folder of each path, unless the user says that there are no splits.
+    Raises UserError as `scan_table`, and for contradictory or missing splits."""
     columns = options.columns or {}
+    undivided = columns.get("split") == NO_SPLITS
     named = {**columns, "image": columns.get("image") or FILE}
     splits: dict[str, Rows] = {}
     for split, table in tables.items():
@@ -94,7 +95,9 @@ def read_imagefolder(tables: Mapping[str, Path], options: ReadOptions) -> dict[s
                 advice = f"move them out of the folder of {split!r}"
                 raise UserError(f"{table}: lists images of the split {part!r}; {advice}")
             for row in rows:
-                name = split or (part if part != "all" else _first_folder(row.image, table.parent))
+                name = split or part
+                if name == "all" and not undivided:
+                    name = _split_above(row.image, table)
                 splits.setdefault(name, []).append(row)
     if "all" in splits and len(splits) > 1:
         count = len(splits["all"])
@@ -103,6 +106,14 @@ def read_imagefolder(tables: Mapping[str, Path], options: ReadOptions) -> dict[s
     return splits
 
 
-def _first_folder(image: Path, home: Path) -> str:
-    parts = image.relative_to(home).parts if image.is_relative_to(home) else ()
-    return SPLITS.get(parts[0].casefold(), "all") if len(parts) > 1 else "all"
+def _split_above(image: Path, table: Path) -> str:
+    """Return the split that folders of a listed image are called by, at any depth as in `datasets`;
+    "all" if there is none. Raises UserError if there are two."""
+    home = table.parent
+    parts = image.relative_to(home).parts[:-1] if image.is_relative_to(home) else ()
+    named = [SPLITS[part.casefold()] for part in parts if part.casefold() in SPLITS]
+    splits = list(dict.fromkeys(named))
+    if len(splits) > 1:
+        what = f"the folders of {image} are called {' and '.join(splits)}"
+        raise UserError(f"{table}: {what}: rename one, or add a column split")
+    return splits[0] if splits else "all"
