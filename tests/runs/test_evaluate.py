@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from rmadapter.artifacts.checkpoint import load
@@ -31,12 +33,16 @@ from rmadapter.runs.evaluate import (
     refuse_stateful,
     shuffled,
     trained_on,
+    used_by,
 )
+from rmadapter.runs.fit import fit
 from rmadapter.runs.lab import Sets
+from rmadapter.runs.promises import kept
 from rmadapter.settings import Machine
 from rmadapter.support.files import SUMS, read_json, write_json
 from rmadapter.training.cache import Cache
 from rmadapter.training.contract import Fitted, Known
+from tests.helpers.labs import prepare
 from tests.helpers.shots import noise_images, shots_of
 
 IMAGES = noise_images(70, ("cat", "dog"))
@@ -145,6 +151,51 @@ def test_images_that_were_trained_on_are_counted_wherever_they_are(
     assert trained_on(finished, read_images(data / "renamed")["all"]) == 16
     (older / "split.json").unlink()
     assert trained_on(older, moved["train"]) == 0
+
+
+def test_promises_are_measured_on_images_that_did_not_make_them(
+    tiny_clip: Backbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 80 images, 16 train a run and 64 calibrate it; further ones do neither."""
+    data, run, new = tmp_path / "data", tmp_path / "run", tmp_path / "new"
+    for folder, parts in ((data, range(40)), (new, range(40, 50))):
+        for label, number in product("ab", parts):
+            (folder / label).mkdir(parents=True, exist_ok=True)
+            pixels = np.random.default_rng(2 * number + (label == "a")).integers(
+                0, 256, (32, 32, 3)
+            )
+            file = folder / label / f"{number}.png"
+            Image.fromarray(pixels.astype(np.uint8)).save(file)
+    every = read_images(data)["all"]
+    wanted, lab = prepare(tiny_clip, {"all": every}, "linear-probe", shots=8)
+    fit(wanted.task, wanted.method, run, lab, wanted.name)
+    fitted = load(run, tiny_clip).fitted
+    assert fitted.calibration
+    assert fitted.calibration.source == "held out"
+    drawn = {*few_shot({"all": every}, 8, 1).train.images}
+    undrawn = every.subset(i for i, image in enumerate(every.images) if image not in drawn)
+
+    def measured(images: ImageSet) -> list[float]:
+        table = np.full((len(images), 2), 0.5)
+        found = kept(run, fitted, Evaluation("x", images, table, None), "all")
+        return [promise.error for promise in found]
+
+    others = read_images(new)["all"]
+    assert used_by(run, others) == 0
+    assert measured(others) == [5, 10]
+    for images, used in ((every, 80), (undrawn, 64), (undrawn.subset([0]), 1)):
+        assert used_by(run, images) == used
+        capsys.readouterr()
+        assert measured(images) == []
+        assert f"{used} of these {len(images)} images trained or calibrated" in (
+            capsys.readouterr().err
+        )
+    draw = read_json(run / "split.json")
+    del draw["others"]  # as in earlier versions
+    (run / SUMS).unlink()
+    write_json(run / "split.json", draw)
+    assert used_by(run, every) == 16
+    assert used_by(tmp_path, every) == 0
 
 
 def test_a_split_that_is_missing_or_was_seen_is_refused(

@@ -263,7 +263,7 @@ def evaluate(
         splits = with_parents(splits, saved.parents)
     cache = Cache(saved.fitted.backbone, machine, hold=False)
     [evaluation], [score] = evaluate_saved(folder, saved.fitted, splits, split, which, cache)
-    promises = () if own else kept(saved.fitted, evaluation, score.split)
+    promises = () if own else kept(folder, saved.fitted, evaluation, score.split)
     print_score(score, as_json, promises)
 
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -212,9 +212,10 @@ def has_digest(few: FewShot, digest: str) -> bool:
     return digest in (split_digest(few), order_digest(few))
 
 
-def save_split(few: FewShot, path: Path) -> None:
+def save_split(few: FewShot, path: Path, others: Collection[bytes] = ()) -> None:
     """Write the draw as JSON, atomically; rows are [path, label, class name], as in CoOp's own
-    split files, and `sha256` is of each row's image, those of train first."""
+    split files, and `sha256` is of each row's image, those of train first. others: as in `Split`.
+    """
 
     def rows(images: ImageSet) -> list[list[str | int]]:
         return [[images.name(i), n, images.classes[n]] for i, n in enumerate(images.labels)]
@@ -229,12 +230,14 @@ def save_split(few: FewShot, path: Path) -> None:
         "train": rows(few.train),
         "val": None if few.val is None else rows(few.val),
         "sha256": [content.hex() for part in few.drawn for content in part.contents],
+        **({"others": sorted(map(bytes.hex, others))} if others else {}),
     }
     write_json(path, record)
 
 
 class Split(BaseModel):
-    """A file written by `save_split`; labels may be empty, and so is sha256 in older files."""
+    """A file written by `save_split`; labels may be empty, and so is sha256 in older files. others:
+    SHA-256 of images that were not drawn, but calibrated the model or trained it without labels."""
 
     digest: str
     draw: Draw = "balanced"
@@ -243,6 +246,7 @@ class Split(BaseModel):
     train: list[tuple[str, int, str]]
     val: list[tuple[str, int, str]] | None = None
     sha256: list[str] = []
+    others: list[str] = []
 
     @property
     def written(self) -> tuple[str | int, ...]:

@@ -180,6 +180,15 @@ def trained_on(folder: Path, images: ImageSet) -> int:
     return sum(content.hex() in learnt for content in images.contents)
 
 
+def used_by(folder: Path, images: ImageSet) -> int:
+    """Count the images, recognised by their content, that trained or calibrated a saved run; those
+    that were not drawn only where the run is not of an earlier version."""
+    file = RunFolder(folder).split
+    others = {*read_split(file).others} if file.is_file() else set()
+    undrawn = sum(content.hex() in others for content in images.contents)
+    return trained_on(folder, images) + undrawn
+
+
 def evaluate_saved(
     folder: Path, fitted: Fitted, splits: Splits, split: str, classes: Half, cache: Cache
 ) -> tuple[list[Evaluation], list[Score]]:

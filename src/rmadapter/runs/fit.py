@@ -31,7 +31,7 @@ from rmadapter.runs.folds import FOLDS, Folds, choices_of, choose, choose_once
 from rmadapter.runs.judge import BASELINES, enough, judge
 from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
-from rmadapter.runs.run import Outcome, learn, run_key, run_task
+from rmadapter.runs.run import Outcome, learn, learnt_from, run_key, run_task
 from rmadapter.runs.track import track_task
 from rmadapter.support.files import own_name, parts
 from rmadapter.support.locks import exclusive
@@ -105,6 +105,7 @@ def fit(
                     ),
                 )  # fmt: skip
                 record = outcome.record
+                save_split(few, files.split, _others(outcome, task, method, few, lab))
                 _save(outcome, out, train, lab.test_cache(task))
                 tracked.add_record(record, files.page)
         _remove_unfinished(files)
@@ -165,6 +166,17 @@ def _with_answers(outcome: Outcome, method: Method, folds: Folds | None) -> Outc
     fitted = held_out.calibrate(outcome.fitted, "folds", outcome.record.task.seed)
     held = HeldOut.of(held_out.table, held_out.labels)
     return replace(outcome.with_facts(held_out=held), fitted=fitted)
+
+
+def _others(outcome: Outcome, task: Task, method: Method, few: FewShot, lab: Lab) -> set[bytes]:
+    """Return the contents of images that were not drawn, but calibrated the model or trained it
+    without labels."""
+    calibration = outcome.fitted.calibration
+    parts = [learnt_from(method, few.train, task, few, lab)] if method.traits.unlabelled else []
+    if calibration and calibration.source == "held out":
+        parts.append(outcome.evaluations[0].images)
+    drawn = {content for part in few.drawn for content in part.contents}
+    return {content for part in parts for content in part.contents} - drawn
 
 
 def _remove_unfinished(files: RunFolder) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from rmadapter.artifacts.predictions import Evaluation
 from rmadapter.artifacts.value import Promise, Split
 from rmadapter.conformal import ERRORS, Calibration, Source, in_sets, needed
 from rmadapter.data.read import ImageSet
+from rmadapter.runs.evaluate import used_by
+from rmadapter.support.terminal import note
 from rmadapter.taxonomy import Taxonomy
 from rmadapter.training.contract import Fitted
 
@@ -90,15 +93,18 @@ class Answered:
         )
 
 
-def kept(fitted: Fitted, evaluation: Evaluation, split: Split) -> tuple[Promise, ...]:
-    """Measure the promises of a saved model on images of its classes; none for other classes, and
-    on the images that calibrated it."""
-    calibration = fitted.calibration
-    if calibration is None or evaluation.images.classes != fitted.classes:
+def kept(folder: Path, fitted: Fitted, evaluation: Evaluation, split: Split) -> tuple[Promise, ...]:
+    """Measure the promises of a saved run on images of its classes; none for other classes, and,
+    with a note, where images trained or calibrated the model."""
+    calibration, images = fitted.calibration, evaluation.images
+    if calibration is None or images.classes != fitted.classes:
         return ()
-    if split == calibration.source == "held out":
+    used = used_by(folder, images)
+    if used or split == calibration.source == "held out":
+        some = f"{used} of these {len(images)}" if used else "these"
+        note(f"no promise is measured, as {some} images trained or calibrated the model")
         return ()
-    return Answered.on(evaluation.images, evaluation.probabilities).measured(calibration)
+    return Answered.on(images, evaluation.probabilities).measured(calibration)
 
 
 def bound(calibration: Calibration, error: float) -> float:
