@@ -201,12 +201,36 @@ def test_a_table_keeps_its_order(tmp_path: Path) -> None:
         ("path,label,split\na.png,cat,train\nb.png,dog,test\n", "test has a class 'dog'"),
         ("path,label,split\na.png,cat,train\n./a.png,cat,val\n", r"a\.png .*train .*val"),
         ("path,label\na.png,cat\na.png,dog\n", r"a\.png.*'cat'.*'dog'"),
+        ("path,label,group\na.png,cat,p\na.png,cat,q\n", r"a\.png is in the groups 'p' and 'q'"),
     ],
 )
 def test_rows_that_contradict_each_other_are_refused(tmp_path: Path, rows: str, words: str) -> None:
     write_tiny_images(tmp_path, "a.png")
     (tmp_path / "table.csv").write_text(rows)
     refused(tmp_path / "table.csv", words)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links take rights")
+def test_one_file_under_several_paths_is_one_image(tmp_path: Path) -> None:
+    """Whether a path leads through a link, leaves its folder again, or names the root; repeated
+    rows count once and keep their group."""
+    write_tiny_images(tmp_path, "in/a.png", "in/b.png", "c.png")
+    (tmp_path / "link").symlink_to("in", target_is_directory=True)
+    (tmp_path / "a.png").symlink_to("in/a.png")
+    table = tmp_path / "t.csv"
+    others = ("link/a.png", "a.png", "in/../link/../a.png", tmp_path / "in/a.png")
+    for other in others:
+        for label, split in (("cat", "test"), ("dog", "train")):
+            lines = ["path,label,split", "in/a.png,cat,train", "c.png,dog,train"]
+            table.write_text("\n".join([*lines, f"{other},{label},{split}"]))
+            words = "is in train and in test" if split == "test" else "has the labels"
+            with pytest.raises(UserError, match=words):
+                read_images(table, outside=True)
+    lines = [f"{other},cat,{'p' if number == 2 else ''}" for number, other in enumerate(others)]
+    table.write_text("\n".join(["path,label,group", *lines, "in/b.png,dog,q"]))
+    found = read_images(table, outside=True)["all"]
+    assert (names(found), found.groups) == (["link/a.png", "in/b.png"], ("p", "q"))
+    assert found.ignored == "3 files ignored: images listed again 3"
 
 
 def test_named_columns_groups_and_images_elsewhere(tmp_path: Path) -> None:

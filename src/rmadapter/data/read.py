@@ -96,7 +96,11 @@ def read_images(
         if isinstance(opened, dict):
             return opened
         path, source = Path(type(data).__name__), opened
-    splits = {name: rows if name == "test" else _once(rows) for name, rows in source.splits.items()}
+    places = _places(source.splits)
+    splits = {
+        name: rows if name == "test" else _once(rows, places, path)
+        for name, rows in source.splits.items()
+    }
     if "all" in splits and len(splits) > 1:
         what = "some of its images are in no split, but others are"
         raise UserError(f"{path}: {what}: put all into train, val or test")
@@ -104,7 +108,7 @@ def read_images(
     ignored = ignored_note(source.ignored + Counter({REPEATED: again}))
     custom = classnames_json(source.home or source.root, beside_splits(path, splits))
     written, called = _shared_names(splits, {**custom, **(names or {})}, path)
-    _check_once(splits, path)
+    _check_once(splits, places, path)
 
     images = [row.image for rows in splits.values() for row in rows]
     bad = image_errors(images, progress, header=not (skip_bad if check is None else check))
@@ -140,21 +144,46 @@ def _hint(bad: Collection[Path], path: Path, ignored: str) -> str:
     return hint
 
 
-def _once(rows: Rows) -> Rows:
+def _places(splits: Mapping[str, Rows]) -> dict[Path, str]:
+    """Return where each listed image is, which may be listed under several paths and links."""
+    places: dict[Path, str] = {}
+    folders: dict[str, str] = {}  # resolving them anew for each image would take several calls
+    for rows in splits.values():
+        for row in rows:
+            if row.image in places:
+                continue
+            folder, name = os.path.split(row.image)
+            if folder not in folders:
+                folders[folder] = os.path.realpath(folder)
+            place = os.path.join(folders[folder], name)
+            places[row.image] = os.path.realpath(place) if os.path.islink(place) else place
+    return places
+
+
+def _once(rows: Rows, places: Mapping[Path, str], path: Path) -> Rows:
     """Leave out repeated rows of an image and label, one of which could be trained on and another
-    judge."""
-    first = {(row.image, row.label): row for row in reversed(rows)}
-    return [row for row in rows if first.get((row.image, row.label)) is row]
+    judge. Raises UserError for an image in two groups."""
+    first: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        key = places[row.image], row.label
+        known = first.setdefault(key, row)
+        if known.group and row.group and known.group != row.group:
+            both = f"{quoted(known.group)} and {quoted(row.group)}"
+            raise UserError(f"{path}: {row.image} is in the groups {both}: leave it in one")
+        if row.group:
+            first[key] = known._replace(group=row.group)
+    return [*first.values()]
 
 
-def _check_once(splits: Mapping[str, Rows], path: Path) -> None:
+def _check_once(splits: Mapping[str, Rows], places: Mapping[Path, str], path: Path) -> None:
     """Raise UserError if an image is in two splits, or under two labels outside test."""
-    seen: dict[Path, tuple[str, Row]] = {}
+    seen: dict[str, tuple[str, Row]] = {}
     for split, rows in splits.items():
         for row in rows:
-            where, first = seen.setdefault(row.image, (split, row))
+            where, first = seen.setdefault(places[row.image], (split, row))
             if where != split:
-                both = f"{row.image} is in {where} and in {split}"
+                same = "" if first.image == row.image else f", called {row.image} there"
+                both = f"{first.image} is in {where} and in {split}{same}"
                 raise UserError(f"{path}: {both}: leave it in one")
             other = split != "test" and first.label != row.label
             # all boxes of an unreadable photo are its path
