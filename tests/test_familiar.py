@@ -39,33 +39,56 @@ def test_certain_answers_stay_finite() -> None:
     assert found[0] == found[1] < found[2]
 
 
-@pytest.mark.parametrize(("images", "share"), [(19, 0.05), (60, 0.1)])
+@pytest.mark.parametrize(("images", "share"), [(9, 0.1), (3, 0.25), (19, 0.05), (60, 0.1)])
 def test_the_promised_share_of_own_images_is_turned_away(images: int, share: float) -> None:
     """On average over draws of the own images: k / (N + 1), k = floor((N + 1) share)."""
     rng = np.random.default_rng(4)
     away = []
-    for _ in range(400):
+    for _ in range(2000):
         own = Familiarity.of(*draw(images, rng), "held out")
-        away.append((own.strangeness(*draw(100, rng)) > own.limit(share)).mean())
+        table, far = draw(20, rng)
+        away.append((~own.familiar(table, far, own.strangest(share), 2)).mean())
     expected = int((images + 1) * share + 1e-9) / (images + 1)
-    assert np.mean(away) == pytest.approx(expected, abs=4 * np.std(away) / 20)
+    assert np.mean(away) == pytest.approx(expected, abs=4 * np.std(away) / 2000**0.5)
+
+
+def test_an_image_is_strange_if_it_is_among_the_strangest_of_all() -> None:
+    """Ranked by the z scores of the own images and the new one together."""
+    rng = np.random.default_rng(9)
+    table, far = draw(30, rng)
+    own = Familiarity.of(table, far, "folds")
+    new, new_far = draw(200, rng, strange=True)
+    found = own.familiar(new, new_far, 3, 2)
+    for row, distance, is_familiar in zip(new, new_far, found, strict=True):
+        doubts = zscore(logit(np.r_[np.array(own.sure), row.max()]))
+        strange = zscore(np.r_[np.array(own.distances), distance]) - ODDS * doubts
+        assert is_familiar == ((strange[:-1] >= strange[-1]).sum() >= 3)
+    assert 0 < found.sum() < 200
+
+
+def test_an_image_as_strange_as_the_strangest_own_one_is_familiar() -> None:
+    own = Familiarity((0.5, 0.75, 0.75), (0.5, 0.25, 0.25), "folds")
+    table = np.array([[0.5, 0.5], [0.5, 0.5]])
+    assert own.familiar(table, np.array([0.5, 0.75]), 1, 2).tolist() == [True, False]
+    alike = Familiarity((0.5,) * 9, (0.0,) * 9, "folds")
+    assert alike.familiar(table, np.array([0.0, 0.1]), 1, 2).tolist() == [True, False]
 
 
 def test_a_share_needs_images() -> None:
     own = Familiarity.of(*draw(18, np.random.default_rng(5)), "folds")
     with pytest.raises(UserError, match=r"5 % needs 19 images .* there are 18"):
-        own.limit(0.05)
-    own.limit(0.1)
+        own.strangest(0.05)
+    own.strangest(0.1)
     for share in (0.0, 1.0, -0.1, float("nan")):
         with pytest.raises(UserError, match="more than 0"):
-            own.limit(share)
+            own.strangest(share)
 
 
 def test_images_of_added_classes_are_never_strange() -> None:
     own = Familiarity.of(*draw(60, np.random.default_rng(6)), "folds")
     table = np.array([[0.6, 0.4, 0.0], [0.3, 0.2, 0.5]])
-    assert own.familiar(table, np.ones(2), own.limit(0.1), 2).tolist() == [False, True]
-    assert own.familiar(table, np.ones(2), own.limit(0.1), 3).tolist() == [False, False]
+    assert own.familiar(table, np.ones(2), own.strangest(0.1), 2).tolist() == [False, True]
+    assert own.familiar(table, np.ones(2), own.strangest(0.1), 3).tolist() == [False, False]
 
 
 def test_possible_shares() -> None:

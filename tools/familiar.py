@@ -47,6 +47,7 @@ from rmadapter.conformal import in_sets, limits_of
 from rmadapter.data.fewshot import half, split_digest
 from rmadapter.data.image_set import ImageSet
 from rmadapter.encoders import States
+from rmadapter.familiar import Familiarity
 from rmadapter.methods.cocoa_mix import WORDS
 from rmadapter.prompts import OfFeatures, zero_shot_weights
 from rmadapter.runs.evaluate import predict_all
@@ -170,6 +171,13 @@ def apart(known: np.ndarray, other: np.ndarray) -> list[float]:
     return [round(100 * float(area), 3), round(100 * float(passed), 3)]
 
 
+def turned_away(familiarity: Familiarity, found: Scores) -> float:
+    """Return which share of images, in %, is none of the classes if SHARE of own ones may be."""
+    table, count = 1 - found["doubt"][:, None], familiarity.strangest(SHARE)
+    own = familiarity.familiar(table, found["distance"], count, 1)
+    return round(100 * float((~own).mean()), 3)
+
+
 def trial(
     lab: Lab, data: str, others: Sequence[str], shots: int, seed: int, method: str, backbone: str
 ) -> dict[str, Any]:
@@ -202,11 +210,8 @@ def trial(
         line[f"apart {kind}"] = {name: apart(known[name], part[name]) for name in known}
     assert fitted.familiarity is not None
     if line["calibrated"] >= 1 / SHARE - 1:
-        limit = fitted.familiarity.limit(SHARE)
         kinds = {"known": known, "near": near, "far": far}
-        line["away"] = {
-            kind: round(100 * float((part[OURS] > limit).mean()), 3) for kind, part in kinds.items()
-        }
+        line["away"] = {kind: turned_away(fitted.familiarity, part) for kind, part in kinds.items()}
     line["added"] = with_added(fitted, test, cache)
     return line | {"split": split_digest(few), "versions": versions()}
 

@@ -136,7 +136,7 @@ class Familiarity:
         )
 
     def familiar(
-        self, table: np.ndarray, distances: np.ndarray, limit: float, known: int
+        self, table: np.ndarray, distances: np.ndarray, strangest: int, known: int
     ) -> np.ndarray:
         """Return whether each of B images is of the first `known` classes, those that the model was
         fitted to, or else most probably of one that was added by name.
@@ -144,19 +144,27 @@ class Familiarity:
         Args:
             table: Probabilities [B, C].
             distances: Distances [B].
-            limit: As from `limit`.
+            strangest: As from `strangest`.
             known: Number of classes that the model was fitted to.
         """
-        own = self.strangeness(table, distances) <= limit
-        result: np.ndarray = own | (table.argmax(1) >= known)
+        own_odds, own_distances = _odds(np.array(self.sure)), np.array(self.distances)
+        own = []
+        for odds, far in zip(_odds(table.max(1)), distances.astype(np.float64), strict=True):
+            # the new image counts in the deviations, like the own ones: only then is each of all
+            # these images the strangest with the same chance
+            more = (own_distances - far) / _deviation(np.append(own_distances, far))
+            surer = (own_odds - odds) / _deviation(np.append(own_odds, odds))
+            own.append(np.count_nonzero(more - ODDS * surer >= 0) >= strangest)
+        result: np.ndarray = np.array(own, bool) | (table.argmax(1) >= known)
         return result
 
-    def limit(self, share: float) -> float:
-        """Return the strangeness above which an image is none of the classes.
+    def strangest(self, share: float) -> int:
+        """Return how many images, the strangest of a new one and the N own ones, are none of the
+        classes: k = floor((N + 1) share).
 
-        Of new images of the model's classes that are like the own ones, at most `share` are above
-        it, on average over draws of the own ones: it is the k-th largest strangeness of the N own
-        images, k = floor((N + 1) share).
+        Of new images of the model's classes that are like the own ones, at most `share` are among
+        these k, on average over draws of the own ones. Here strangeness is in the deviations of all
+        N + 1 images.
 
         Args:
             share: Share of images, above 0 and below 1.
@@ -166,34 +174,33 @@ class Familiarity:
         """
         if not 0 < share < 1:
             raise UserError(f"{100 * share:g} % to turn away: give more than 0 and less than 100 %")
-        place = rank(len(self.sure), share)
-        if not place:
+        count = rank(len(self.sure), share)
+        if not count:
             raise UserError(
                 f"to turn away {100 * share:g} % needs {needed(share):,} "
                 f"{'groups of ' * self.grouped}images that the model was not fitted to, and there "
                 f"are {len(self.sure):,}: allow "
                 f"{100 * least_share(len(self.sure)):g} % or more, {how_to_get_more(self.source)}"
             )
-        own = self.strangeness(np.array(self.sure)[:, None], np.array(self.distances))
-        return float(np.sort(own)[-place])
+        return count
 
 
-def strangest(familiarity: Familiarity | None, share: float) -> float:
-    """Return the strangeness above which an image is none of a model's classes.
+def strangest(familiarity: Familiarity | None, share: float) -> int:
+    """Return how many of the strangest images are none of a model's classes.
 
     Args:
         familiarity: The model's, if it has one.
-        share: As for `Familiarity.limit`.
+        share: As for `Familiarity.strangest`.
 
     Raises:
-        UserError: As `Familiarity.limit`, and for a model without what it needs.
+        UserError: As `Familiarity.strangest`, and for a model without what it needs.
     """
     if familiarity is None:
         raise UserError(
             "this model cannot tell that an image is none of its classes, as it has no features of "
             "images that it was not fitted to: fit again with --folds 4, or with another method"
         )
-    return familiarity.limit(share)
+    return familiarity.strangest(share)
 
 
 def _odds(sure: np.ndarray) -> np.ndarray:
@@ -204,5 +211,10 @@ def _odds(sure: np.ndarray) -> np.ndarray:
 
 
 def _standardised(values: np.ndarray, own: np.ndarray) -> np.ndarray:
-    result: np.ndarray = (values - own.mean()) / max(float(own.std()), 1e-9)
+    result: np.ndarray = (values - own.mean()) / _deviation(own)
     return result
+
+
+def _deviation(values: np.ndarray) -> float:
+    """Return the standard deviation, or a tiny one of equal values."""
+    return max(float(values.std()), 1e-9)

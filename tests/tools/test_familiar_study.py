@@ -6,6 +6,8 @@ import familiar
 import numpy as np
 import pytest
 
+from rmadapter.familiar import Familiarity
+
 OURS, PARTS = familiar.OURS, familiar.PARTS
 
 
@@ -23,6 +25,12 @@ def test_rates_by_hand() -> None:
     area, passed = familiar.apart(known, other)
     assert area == pytest.approx(100 * (0 + 95 + 100 + 100) / 400)
     assert passed == 25  # 95 % of the known are at most 94.05
+
+
+def test_images_that_are_turned_away() -> None:
+    own = Familiarity((0.9,) * 39, (*np.linspace(0.1, 0.2, 39),), "folds")
+    found = {"doubt": np.full(4, 0.1), "distance": np.array([0.15, 0.196, 0.199, 0.5])}
+    assert familiar.turned_away(own, found) == 50  # k is 2
 
 
 def test_far_images_are_of_the_same_half() -> None:

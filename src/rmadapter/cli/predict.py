@@ -367,9 +367,9 @@ def _answer_file(
         depth=predictor.tree.depth if predictor.tree else 0,
     )  # fmt: skip
     limits = [] if decider.limits is None else [decider.limits.tolist()]
-    if decider.strangest is not None:
-        limits.append(decider.strangest)
     settings = [header, unsure, *limits, *([] if sorter is None else sorter.settings)]
+    if decider.strangest is not None and predictor.fitted.familiarity:
+        settings += [decider.strangest, predictor.fitted.familiarity.json()]
     if predictor.tree:
         settings.append(predictor.tree.paths)
     return AnswerFile(path, header, answers_key(run, predictor, settings))

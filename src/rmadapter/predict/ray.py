@@ -74,7 +74,7 @@ def digest(predictor: Predictor) -> str:
     fitted, decider = predictor.fitted, predictor.decider
     limits = None if decider.limits is None else decider.limits.tolist()
     model = fitted.backbone.digest, fitted.known.templates, fitted.temperature
-    rest = *model, limits, decider.strangest
+    rest = *model, limits, decider.strangest, fitted.familiarity
     sha256 = hashlib.sha256(repr(rest).encode())
     for name, tensor in sorted(fitted.tensors.items()):
         sha256.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())

@@ -111,11 +111,11 @@ def shared_features(
     return features, score
 
 
-def strangest(fitted: Fitted, share: float, names: Sequence[str] = ()) -> float:
-    """Return the strangeness above which an image is none of a model's classes.
+def strangest(fitted: Fitted, share: float, names: Sequence[str] = ()) -> int:
+    """Return how many of the strangest images are none of a model's classes.
 
-    share: as for `Familiarity.limit`. names: of the classes to choose from, by default those that
-    it was fitted to. Raises UserError as that, for a model without what it needs, for one that
+    share: as for `Familiarity.strangest`. names: of the classes to choose from, by default those
+    that it was fitted to. Raises UserError as that, for a model without what it needs, for one that
     remembers images, and for other classes.
     """
     if fitted.remembers:
@@ -171,10 +171,10 @@ def are_familiar(
 ) -> np.ndarray:
     """Return whether each of N images is of a model's classes. names: as for `strangest`. Raises
     UserError as `strangest` and `examine`."""
-    most = strangest(fitted, share, names)
+    count = strangest(fitted, share, names)
     assert fitted.familiarity is not None
     table, far = examine(fitted, images, progress, names)
-    return fitted.familiarity.familiar(table, far, most, len(fitted.classes))
+    return fitted.familiarity.familiar(table, far, count, len(fitted.classes))
 
 
 @torch.no_grad()

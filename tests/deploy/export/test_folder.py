@@ -297,7 +297,7 @@ def test_the_same_strange_images_as_predict(
     assert (outputs.features is not None) == embeddings
     familiar = saved.fitted.familiarity
     assert familiar
-    expected = familiar.strangeness(table, far) <= familiar.limit(0.1)
+    expected = familiar.familiar(table, far, familiar.strangest(0.1), len(saved.names))
     assert model.is_familiar(images, turn_away=0.1) == expected.tolist()
     absent = "rmadapter" if to == "torch" else "torch rmadapter"
     command = [*images, "--turn-away", "10%", "--error", "10%", "--top", "1"]

@@ -26,29 +26,22 @@ function odds(sure) {
   return Math.log(Math.max(1 - doubt, LEAST_DOUBT) / doubt);
 }
 
-// A function that gives a value in standard deviations from the mean of others.
-function standardiser(own) {
-  const mean = own.reduce((sum, each) => sum + each, 0) / own.length;
-  const square = own.reduce((sum, each) => sum + (each - mean) ** 2, 0) / own.length;
-  return (value) => (value - mean) / Math.max(Math.sqrt(square), 1e-9);
-}
-
-// A function that says how strange an image is, by its largest probability and its distance from the nearest class mean.
-export function strangeness({ sure, distances }) {
-  const far = standardiser(distances), certain = standardiser(sure.map(odds));
-  return (probability, distance) => far(distance) - ODDS * certain(odds(probability));
-}
-
-// The strangeness above which an image is none of the classes.
-export function limit(familiarity, share) {
-  const { sure, distances } = familiarity, strange = strangeness(familiarity);
-  const own = sure.map((probability, i) => strange(probability, distances[i])).sort((a, b) => a - b);
-  return own[own.length - place(own.length, share)];
+// The standard deviation of values and one more, or a tiny one of equal values.
+function deviation(values, one) {
+  const count = values.length + 1, mean = values.reduce((sum, each) => sum + each, one) / count;
+  const squares = values.reduce((sum, each) => sum + (each - mean) ** 2, (one - mean) ** 2);
+  return Math.max(Math.sqrt(squares / count), 1e-9);
 }
 
 // A function that says of rows {probability, place} of an image, the most probable first, and of its distance whether it is
-// none of the classes; of those that were added by name, which come last, it always is one.
-export function judge(familiarity, share) {
-  const strange = strangeness(familiarity), most = limit(familiarity, share);
-  return (rows, distance) => rows[0].place < familiarity.known && strange(rows[0].probability, distance) > most;
+// none of the classes: one of the strangest among the own images and itself. An image of a class that was added by name, which
+// come last, never is.
+export function judge({ sure, distances, known }, share) {
+  const most = place(sure.length, share), own = sure.map(odds);
+  return (rows, distance) => {
+    if (rows[0].place >= known) return false;
+    const certain = odds(rows[0].probability), far = deviation(distances, distance), doubt = deviation(own, certain);
+    const stranger = own.filter((each, i) => (distances[i] - distance) / far - ODDS * ((each - certain) / doubt) >= 0);
+    return stranger.length < most;
+  };
 }

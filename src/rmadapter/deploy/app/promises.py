@@ -77,8 +77,8 @@ def _look(saved: Saved, image: Image.Image) -> tuple[np.ndarray, list[Recognised
     table, far = examine(saved.fitted, [image], False, names)
     found: list[Recognised] = []
     for share in familiarity.possible():
-        limit, known = familiarity.limit(share), len(saved.fitted.classes)
-        own = bool(familiarity.familiar(table, far, limit, known)[0])
+        count, known = familiarity.strangest(share), len(saved.fitted.classes)
+        own = bool(familiarity.familiar(table, far, count, known)[0])
         found.append({"share": share, "familiar": own})
     return table[0], found
 

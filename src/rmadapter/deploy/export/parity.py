@@ -247,9 +247,9 @@ def decisions(
     if known is None or before.distances is None or after.distances is None:
         return
     for share in known.possible() or [least_share(len(known.sure))]:
-        most, own = known.limit(share), len(saved.fitted.classes)
+        count, own = known.strangest(share), len(saved.fitted.classes)
         away = [
-            ~known.familiar(table, far, most, own)
+            ~known.familiar(table, far, count, own)
             for table, _, far in (before, after)
             if far is not None
         ]

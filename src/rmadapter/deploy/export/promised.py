@@ -53,13 +53,13 @@ class Familiar:
         """Return the fields as JSON has them."""
         return {**self.familiarity.json(), "known": self.classes}
 
-    def familiar(self, outputs: Outputs, limit: float) -> list[bool]:
-        """Return whether each of B images is of the model's classes. limit: as from `strangest`.
-        Raises UserError if the graph gives no distances."""
+    def familiar(self, outputs: Outputs, strangest: int) -> list[bool]:
+        """Return whether each of B images is of the model's classes. strangest: as from
+        `Familiarity.strangest`. Raises UserError if the graph gives no distances."""
         table, distances = outputs.probabilities, outputs.distances
         if distances is None:
             raise UserError("the graph gives no distances of images: export the run again")
-        found: np.ndarray = self.familiarity.familiar(table, distances, limit, self.classes)
+        found: np.ndarray = self.familiarity.familiar(table, distances, strangest, self.classes)
         answers: list[bool] = found.tolist()
         return answers
 

@@ -324,17 +324,17 @@ class Model:
 
         Raises UserError for a model that cannot tell, and for one with too few images of its own.
         """
-        limit = self.strangest(turn_away)
-        return [each for _, some in self.outputs(images) for each in self.familiar(some, limit)]
+        count = self.strangest(turn_away)
+        return [each for _, some in self.outputs(images) for each in self.familiar(some, count)]
 
-    def strangest(self, turn_away: float) -> float:
-        """Strangeness above which an image is none of the classes; UserError as `is_familiar`."""
+    def strangest(self, turn_away: float) -> int:
+        """How many of the strangest images are none of the classes; UserError as `is_familiar`."""
         return strangest(self.known.familiarity if self.known else None, turn_away)
 
-    def familiar(self, outputs: Outputs, limit: float) -> list[bool]:
-        """Whether each of B images is of the classes. limit: as from `strangest`."""
+    def familiar(self, outputs: Outputs, strangest: int) -> list[bool]:
+        """Whether each of B images is of the classes. strangest: as from `strangest`."""
         assert self.known
-        return self.known.familiar(outputs, limit)
+        return self.known.familiar(outputs, strangest)
 
     def best(self, probabilities: np.ndarray, top: int = 5) -> list[tuple[str, float]]:
         """Labels and probabilities of one image, most probable first. probabilities: [C]."""
@@ -366,15 +366,15 @@ def _files(words: Sequence[str]) -> list[Path]:
 
 def _write(
     model: Model, files: Sequence[Path], top: int, bad: list[str] | None, embeddings: str,
-    limits: np.ndarray | None, limit: float | None,
+    limits: np.ndarray | None, strangest: int | None,
 ) -> None:  # fmt: skip
     """Print CSV as `rmadapter predict --no-zero-shot --out` writes it. embeddings: file for
-    features, in its order. limits: of classes in the sets, if an error is promised. limit: of
-    strangeness, if strange images are turned away."""
+    features, in its order. limits: of classes in the sets, if an error is promised.
+    strangest: how many images are none of the classes, if strange ones are turned away."""
     sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace", newline="")  # type: ignore[union-attr]
     tree = model.tree
     header = columns(
-        top, zero_shot=False, sets=limits is not None, familiar=limit is not None,
+        top, zero_shot=False, sets=limits is not None, familiar=strangest is not None,
         depth=tree.depth if tree else 0,
     )  # fmt: skip
     print(csv_text(header, (), "\r\n"), end="")
@@ -383,7 +383,7 @@ def _write(
         if embeddings:
             features.append(features_of(outputs))
         none: list[bool | None] = [None] * len(images)
-        familiar = none if limit is None else model.familiar(outputs, limit)
+        familiar = none if strangest is None else model.familiar(outputs, strangest)
         table = outputs.probabilities
         sets = [[] if limits is None else chosen(line, limits).tolist() for line in table]
         levels = Levels.of(tree, table, sets) if tree else [None] * len(images)
@@ -414,18 +414,18 @@ def _limits(model: Model, word: str) -> np.ndarray | None:
     return limits
 
 
-def _limit(model: Model, word: str) -> float | None:
-    """Strangeness above which an image is none of the classes for a share such as 5%, None for 0;
+def _strangest(model: Model, word: str) -> int | None:
+    """How many of the strangest images are none of the classes for a share such as 5%, None for 0;
     say what is promised."""
     share = parse_share(word)
     if not share:
         return None
-    limit = model.strangest(share)
+    count = model.strangest(share)
     if NONE in _names(model):
         raise UserError(f"a class is already labelled {NONE!r}: leave out --turn-away")
     assert model.known
     _promise(model, model.known.familiarity.promise(share))
-    return limit
+    return count
 
 
 def _names(model: Model) -> list[str]:
@@ -473,8 +473,8 @@ def main() -> None:
             model.add_class(label)
         top = min(max(words.top, 1), len(model.labels))
         limits = _limits(model, words.error)
-        limit = _limit(model, words.turn_away)
-        _write(model, _files(words.images), top, bad, words.embeddings, limits, limit)
+        strangest = _strangest(model, words.turn_away)
+        _write(model, _files(words.images), top, bad, words.embeddings, limits, strangest)
     except (UserError, OSError) as error:
         print("predict.py:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)

@@ -155,17 +155,17 @@ class ServedModel:
         found = tuple(best(self.labels, probabilities, top))
         return Answer(Path(image), found, labels=labels, familiar=familiar, levels=levels)
 
-    def strangest(self, turn_away: float) -> float:
-        """Return the strangeness above which an image is none of the classes. Raises UserError as
+    def strangest(self, turn_away: float) -> int:
+        """Return how many of the strangest images are none of the classes. Raises UserError as
         `familiar.strangest`."""
         return strangest(self.known.familiarity if self.known else None, turn_away)
 
-    def is_familiar(self, probabilities: np.ndarray, distance: np.ndarray, limit: float) -> bool:
+    def is_familiar(self, probabilities: np.ndarray, distance: np.ndarray, strangest: int) -> bool:
         """Return whether an image is of the classes. probabilities: [C]. distance: a number.
-        limit: as from `strangest`."""
+        strangest: as from `strangest`."""
         assert self.known
         one = Outputs(probabilities[None], None, distance[None])
-        return self.known.familiar(one, limit)[0]
+        return self.known.familiar(one, strangest)[0]
 
 
 def open_served(options: ServeOptions) -> ServedModel:

@@ -133,11 +133,11 @@ def _facts(request: Request) -> dict[str, ModelFacts]:
 
 
 class _Promise(NamedTuple):
-    """limits: of the classes in the sets, [C]. strangest: an image above this is none of the
-    classes. None each if not requested."""
+    """limits: of the classes in the sets, [C]. strangest: how many of the strangest images are none
+    of the classes. None each if not requested."""
 
     limits: np.ndarray | None
-    strangest: float | None
+    strangest: int | None
 
 
 def _promise(model: ServedModel, error: str, turn_away: str) -> _Promise:
