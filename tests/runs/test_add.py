@@ -275,6 +275,32 @@ def test_the_verb_compare(
     refused(rmadapter(*command, "--split", "val"), "no val split")
 
 
+def test_a_refused_list_leaves_nothing_that_the_next_command_reads(
+    rmadapter: Command, colors: Path, tiny_clip: Backbone, tmp_path: Path
+) -> None:
+    """Neither prompt names nor images; a finished run keeps its list."""
+    rmadapter.done(*fit_command(colors, tiny_clip, tmp_path / "run", *quick_options(2)))
+    new, out = write(tmp_path / "photos", n02391049=(YELLOW, 3)), tmp_path / "new"
+    for name, words in (("red", "'red'"), ("zebra", "skip-bad")):
+        (new / "classnames.json").write_text(f'{{"n02391049": "{name}"}}')
+        if name == "zebra":
+            (new / "n02391049/1.png").write_bytes(b"broken")
+        with pytest.raises(UserError, match=words):
+            grown(tmp_path / "run", tiny_clip, new, out, shots=0)
+        assert not out.exists() or not {"images.csv", "classnames.json"} & {*everything(out)}
+    (new / "n02391049/1.png").unlink()
+    out.mkdir(exist_ok=True)
+    (out / "classnames.json").write_text('{"n02391049": "left by a killed command"}')
+    (new / "classnames.json").unlink()
+    grown(tmp_path / "run", tiny_clip, new, out, shots=0)
+    assert "n02391049" in load(out, tiny_clip).names
+    listed = (out / "images.csv").read_bytes()
+    (new / "n02391049/2.png").write_bytes(b"broken since")
+    with pytest.raises(UserError, match="skip-bad"):
+        grown(tmp_path / "run", tiny_clip, new, out, shots=0)
+    assert (out / "images.csv").read_bytes() == listed
+
+
 def test_prompt_names_that_new_data_brings_and_files_that_are_gone(
     run: Path, tiny_clip: Backbone, tmp_path: Path
 ) -> None:

@@ -116,10 +116,8 @@ def add_images(
     known = {key(str(label)) for label in saved.labels}
     prompts = classnames_json(added.root, beside_splits(data, added.splits))
     new = {name: prompt for name, prompt in prompts.items() if key(name) not in known}
-    with exclusive(out):
-        _write_list(out, splits, {**new, **saved.custom_names})
+    images = _listed(out, splits, {**new, **saved.custom_names}, skip_bad)
     lab.add_backbone(saved.fitted.backbone)
-    images = read_images(RunFolder(out).images, skip_bad=skip_bad, outside=True)
     images = with_parents(images, saved.parents)
     lab.add(task.data, images, leftover=not _has_test_split(record, added_splits, splits))
     before = len(kept["train"])
@@ -243,6 +241,24 @@ def _identity(path: Path) -> bytes:
     return os.fsencode(path) if path.is_dir() else content(path)
 
 
+def _listed(
+    out: Path, splits: Mapping[str, Rows], prompts: Mapping[str, str], skip_bad: bool
+) -> dict[str, ImageSet]:
+    """Write the new run's data as a list, and read it. Raises UserError if it cannot be read; then
+    no list is left that the next command could read."""
+    run = RunFolder(out)
+    with exclusive(out):
+        finished = run.record.exists()
+        try:
+            _write_list(out, splits, prompts)
+            return read_images(run.images, skip_bad=skip_bad, outside=True)
+        except UserError:
+            if not finished:
+                run.images.unlink(missing_ok=True)
+                (out / CLASSNAMES).unlink(missing_ok=True)
+            raise
+
+
 def _write_list(out: Path, splits: Mapping[str, Rows], prompts: Mapping[str, str]) -> None:
     """Write the new run's data as a CSV file, and beside it the prompt names that do not follow
     from the labels."""
@@ -258,3 +274,5 @@ def _write_list(out: Path, splits: Mapping[str, Rows], prompts: Mapping[str, str
     write_text(run.images, text)
     if prompts:
         write_json(out / CLASSNAMES, dict(prompts))
+    else:
+        (out / CLASSNAMES).unlink(missing_ok=True)
