@@ -143,6 +143,20 @@ def test_columns_may_give_splits_and_groups(library: Any) -> None:
     assert found == {"train": [("house_cat", "p1")], "test": [("dog", "")]}
 
 
+def test_missing_groups_and_splits(library: Any) -> None:
+    """An image without a group is in none; spaces around a split do not count, but it is needed
+    unless the part of the data set has one."""
+    numbers = library.Features({**pets(library).features, "group": library.Value("float64")})
+    data = {**pets(library)[:], "group": [float("nan"), 7.0, None]}
+    [rows] = read_dataset(library.Dataset.from_dict(data, features=numbers)).splits.values()
+    assert [row.group for row in rows] == ["", "7.0", ""]
+    data = pets(library, split=[" Train", "test ", None])
+    assert [*read_dataset(data.select([0, 1])).splits] == ["train", "test"]
+    with pytest.raises(UserError, match="row 2: split is '': write train, val or test"):
+        read_dataset(data)
+    assert [*read_dataset({"train": data.select([0, 2])}).splits] == ["train"]
+
+
 def test_splits_under_another_name_are_not_ignored(library: Any) -> None:
     data = pets(library, subset_of=["train", "test", None], note=["train", "test", "no"])
     with pytest.raises(UserError, match="'subset_of' looks like splits"):
@@ -186,7 +200,7 @@ def test_minus_one_is_unknown_only_where_classes_are_numbered(library: Any) -> N
 def test_missing_parts_are_named(library: Any) -> None:
     for data, columns, words in (
         ({"dev": pets(library)}, {}, "has a split 'dev'"),
-        (pets(library, (0,), split=["dev"]), {}, "has a split 'dev'"),
+        (pets(library, (0,), split=["dev"]), {}, "row 0: split is 'dev'"),
         (pets(library).remove_columns("label"), {}, r"columns \(image\) is called label"),
         (pets(library), {"image": "label"}, "'label' holds no images"),
         (pets(library, (None,)), {}, "no labelled images"),

@@ -210,13 +210,15 @@ def read_dataset(
                 continue
             take_image(cells["image"], at, budget)
             image = _file(cells["image"], f"{name}-{number}", at, folder, outside)
-            group = "" if cells.get("group") is None else str(cells["group"])
-            split = str(cells["split"]) if "split" in cells else ""
-            split = (split or name).casefold()
-            if split not in SPLITS and split != "all":
-                what = f"has a split {quoted(split)}"
+            own = as_text(cells.get("split"))
+            split = SPLITS.get((own or name).casefold(), "")
+            if not split and "split" in cells:
+                raise UserError(f"{at}: split is {quoted(own)}: write train, val or test")
+            if not split and name != "all":
+                what = f"has a split {quoted(name)}"
                 raise UserError(f"{where}: {what}: call it train, val or test")
-            splits.setdefault(SPLITS.get(split, split), []).append(Row(label, image, group))
+            row = Row(label, image, as_text(cells.get("group")))
+            splits.setdefault(split or "all", []).append(row)
     if not splits:
         raise UserError(f"{home}: no labelled images")
     return Source(cache_folder() / "images", splits, ignored)
