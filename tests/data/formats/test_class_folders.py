@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,10 @@ def test_images_are_listed_by_class_and_hidden_or_system_folders_are_not(tmp_pat
     write(tmp_path, "b/2.png", "b/1.JPG", "A/deep/er/3.png", "A/notes.txt", "A/@eaDir/1.png")
     write(tmp_path, ".cache/x.png", "__MACOSX/y.png", "@eaDir/2.png")
     write(tmp_path, "System Volume Information/3.png")
-    rows = [(row.label, row.image) for row in scan_folder(tmp_path)["all"]]
+    write(tmp_path, ".net/1.png", ".net/2.png", ".net/.3.png", ".git/index")
+    ignored = Counter[str]()
+    rows = [(row.label, row.image) for row in scan_folder(tmp_path, ignored)["all"]]
+    assert ignored == {".txt": 1, "images in hidden folders": 3}
     expected = [("A", "A/deep/er/3.png"), ("b", "b/1.JPG"), ("b", "b/2.png")]
     assert rows == [(label, tmp_path / name) for label, name in expected]
 

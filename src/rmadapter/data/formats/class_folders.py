@@ -116,10 +116,7 @@ def _data_around(root: Path) -> Path | None:
 
 def _holds_image(folder: Path, pattern: str) -> bool:
     """Return whether an image is among what the pattern matches in a folder."""
-    return any(
-        path.suffix.lower() in formats() and not path.name.startswith(".")
-        for path in folder.glob(pattern)
-    )
+    return any(map(_is_image, folder.glob(pattern)))
 
 
 def _scan_classes(parent: Path, ignored: Counter[str]) -> Rows:
@@ -179,8 +176,16 @@ def _refuse_named_splits(root: Path, folders: Sequence[Path]) -> None:
 
 
 def _count_files(folder: Path, ignored: Counter[str]) -> None:
-    """Count the files of a folder that should only hold folders."""
+    """Count the files of a folder that should only hold folders, and the images in hidden folders
+    there, which may be meant as classes (.net)."""
     for path in entries_of(folder):
         if path.is_file() and path.name != CLASSNAMES:
-            image = path.suffix.lower() in formats() and not path.name.startswith(".")
-            ignored["images outside class folders" if image else file_kind(path)] += 1
+            ignored["images outside class folders" if _is_image(path) else file_kind(path)] += 1
+        elif path.name.startswith(".") and path.is_dir():
+            with suppress(UserError):  # such as that of a trash may be closed
+                hidden = sum(map(_is_image, entries_of(path)))
+                ignored.update({"images in hidden folders": hidden} if hidden else {})
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in formats() and not path.name.startswith(".")
