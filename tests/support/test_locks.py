@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -145,6 +145,22 @@ ost@tcp:/d /scratch lustre rw,localflock 0 0
 server:/e /twice nfs rw,local_lock=flock 0 0
 server:/e /twice nfs4 rw,local_lock=none 0 0
 """
+
+
+def test_a_new_folder_in_which_nothing_was_written_is_removed_after_a_failure(
+    tmp_path: Path, kind_of_lock: str
+) -> None:
+    def fail(folder: Path, files: Sequence[str]) -> None:
+        with exclusive(folder):
+            for name in files:
+                (folder / name).touch()
+            raise KeyError
+
+    (tmp_path / "old").mkdir()
+    for name, files, left in (("new", "", False), ("old", "", True), ("used", "a", True)):
+        with pytest.raises(KeyError):
+            fail(tmp_path / name, files)
+        assert (tmp_path / name).exists() == left
 
 
 def test_soft_reads_the_mount_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,14 +83,22 @@ def _holds(mount: str, path: str) -> bool:
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Lock a folder exclusively; it is created if missing.
+    """Lock a folder exclusively; it is created if missing, and removed if the block fails before it
+    has written anything.
 
     Raises UserError if another process works in the folder or nothing can be written to it.
     """
-    with _entry(folder):
-        if _others(folder, patient=True):
-            raise _busy(folder)
-        yield
+    new = not folder.exists()
+    try:
+        with _entry(folder):
+            if _others(folder, patient=True):
+                raise _busy(folder)
+            yield
+    except BaseException:
+        if new:
+            with contextlib.suppress(OSError):  # it holds something
+                folder.rmdir()
+        raise
 
 
 @contextmanager
