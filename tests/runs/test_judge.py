@@ -17,7 +17,9 @@ from rmadapter.artifacts.record import Judgement, MethodName, Record
 from rmadapter.artifacts.summary import describe_tie, judgement_table
 from rmadapter.artifacts.value import Balanced
 from rmadapter.backbones import Backbone
+from rmadapter.data.fewshot import split_digest
 from rmadapter.data.read import ImageSet, read_images
+from rmadapter.data.texts import TextFile
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.runs import judge as judging
 from rmadapter.runs.folds import Folds, fitted_temperature
@@ -58,6 +60,30 @@ def test_test_images_of_a_group_that_was_trained_on_do_not_judge(tiny_clip: Back
     plain = ImageSet(train.images, train.labels, train.classes)
     notes = judged(tiny_clip, {"train": plain, "test": test}).notes
     assert not any("share the group" in text for text in notes)
+
+
+def test_texts_that_were_chosen_on_images_that_judge_are_doubted(
+    tiny_clip: Backbone, tmp_path: Path
+) -> None:
+    """Only if some were left out, and unless the images are of a test split or undrawn."""
+    texts, train = {"a": ["red"], "b": ["blue"]}, grouped_noise("aaabbb", [""] * 6)
+    test = grouped_noise("ab" * 6, [""] * 12, seed=1)
+    folds, undrawn = {"all": train}, {"all": grouped_noise("a" * 9 + "b" * 9, [""] * 18)}
+    few = prepare(tiny_clip, undrawn, shots=3)[1].draw(Task(data="x", shots=3))
+    cases = [
+        (folds, {"best": "texts"}, {"a": ["round"]}, True),
+        (folds, {"best": "texts"}, {}, False),
+        (folds, {}, {"a": ["round"]}, False),
+        ({"train": train, "test": test}, {"best": "texts"}, {"a": ["round"]}, False),
+        (undrawn, {"split_digest": split_digest(few)}, {"a": ["round"]}, False),
+        (undrawn, {"split_digest": "of other images"}, {"a": ["round"]}, True),
+    ]
+    for number, (splits, measured, left_out, doubted) in enumerate(cases):
+        path = tmp_path / f"{number}.json"
+        TextFile(texts, left_out=left_out, measured=measured).write(path)
+        method = {"method": "zero-shot-descriptions", "descriptions": str(path)}
+        found = judgement_of(judged(tiny_clip, splits, shots=3, **method)).doubts
+        assert any(path.name in doubt for doubt in found) == doubted, number
 
 
 @pytest.mark.parametrize("title", ["linear-probe", ""])

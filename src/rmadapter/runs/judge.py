@@ -3,20 +3,23 @@ learnt from."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
 
 from rmadapter import metrics
 from rmadapter.artifacts.predictions import Evaluation
-from rmadapter.artifacts.record import LEVEL, Judgement, Rates, Score
+from rmadapter.artifacts.record import LEVEL, Judgement, Rates, Record, Score
 from rmadapter.artifacts.summary import describe_tie
 from rmadapter.artifacts.value import Balanced, Promise, Split
 from rmadapter.conformal import Calibration
 from rmadapter.data.duplicates import pairs
-from rmadapter.data.fewshot import FewShot
+from rmadapter.data.fewshot import FewShot, split_digest
 from rmadapter.data.read import ImageSet
+from rmadapter.data.texts import read_text_file
+from rmadapter.errors import UserError
 from rmadapter.methods import load_method
 from rmadapter.methods.linear_probe import LinearProbe
 from rmadapter.runs.evaluate import levels_of
@@ -25,6 +28,7 @@ from rmadapter.runs.folds import Folds, HeldOutAnswers, fitted_temperature
 from rmadapter.runs.lab import Lab, Sets
 from rmadapter.runs.promises import Answered, halves
 from rmadapter.runs.run import Outcome, learnt_from
+from rmadapter.support.files import user_path
 from rmadapter.task import Task
 from rmadapter.training.cache import Cache
 from rmadapter.training.contract import Fitted, Method
@@ -71,15 +75,32 @@ def judge(
         outcome = replace(outcome, fitted=fitted)
     promises = _promises(outcome.fitted.calibration, evaluation, rows, split, folds, task.seed)
     judgement = judgement.model_copy(update={"promises": promises})
-    if record.choice and split not in UNSEEN and len(record.choice.rows) > 1:
-        doubt = (
-            f"{record.method.title} was also chosen on these images: it is likely to be a little "
-            "worse elsewhere"
-        )
-        judgement = judgement.model_copy(update={"doubts": (*judgement.doubts, doubt)})
+    doubts = (*judgement.doubts, *_doubts_of_choices(record, method, few, split))
+    judgement = judgement.model_copy(update={"doubts": doubts})
     outcome = outcome.with_facts(judgement=judgement)
     tie = describe_tie(outcome.record)
     return outcome.with_facts(notes=(*record.notes, tie)) if tie else outcome
+
+
+def _doubts_of_choices(record: Record, method: Method, few: FewShot, split: Split) -> Iterator[str]:
+    """Yield warnings that the method, or texts about the classes, were chosen by images that judge.
+    split: which images judge."""
+    if record.choice and split not in UNSEEN and len(record.choice.rows) > 1:
+        yield (
+            f"{record.method.title} was also chosen on these images: it is likely to be a little "
+            "worse elsewhere"
+        )
+    name = getattr(method, "descriptions", "")
+    if split == "test" or not isinstance(name, str) or not name:
+        return
+    with suppress(UserError):  # the file may be gone after a long training
+        file = read_text_file(user_path(name))
+        undrawn = split == "held out" and file.measured.get("split_digest") == split_digest(few)
+        if file.measured and file.left_out and not undrawn:
+            yield (
+                f"the texts in {name} were chosen on images that may judge here: "
+                f"{record.method.title} is likely to be a little worse elsewhere"
+            )
 
 
 def _calibrated(
