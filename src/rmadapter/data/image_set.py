@@ -255,8 +255,10 @@ class ImageSet:
 
     @property
     def group_numbers(self) -> np.ndarray:
-        """Return the number [N] of each image's group, from 0 in order of appearance; an image
-        without a group is one by itself."""
+        """Return the number [N] of each image's group, from 0 in order of appearance.
+
+        An image without a group is one by itself.
+        """
         first: dict[str, int] = {}
         same = [first.setdefault(name, i) if name else i for i, name in enumerate(self.groups)]
         return np.unique(np.array(same, int), return_inverse=True)[1]
