@@ -36,7 +36,8 @@ from rmadapter.deploy.export.engines import (
 )
 from rmadapter.deploy.export.folder import export, transform_facts
 from rmadapter.deploy.export.onefile import one_file
-from rmadapter.deploy.export.runtime import Model, TextClasses, Transform
+from rmadapter.deploy.export.runtime import Model, Transform
+from rmadapter.deploy.export.text_classes import TextClasses
 from rmadapter.errors import UserError
 
 LABELS = ["red", "=green", "3"]
@@ -145,6 +146,46 @@ def test_a_damaged_folder(folder: Path, tmp_path: Path) -> None:
         (copy / name).write_bytes(b"\x00nonsense")
         with pytest.raises(UserError, match="damaged"):
             Model(copy)
+
+
+UNFIT: dict[str, tuple[str, object]] = {
+    "a text of labels": (runtime.LABELS, "abc"),
+    "labels with numbers": (runtime.LABELS, {"a": 0, "b": 1, "c": 2}),
+    "too many labels": (runtime.LABELS, [*"abcd"]),
+    "too few labels": (runtime.LABELS, [*"ab"]),
+    "another size": (runtime.TRANSFORM, {"size": 16}),
+    "no size": (runtime.TRANSFORM, {"size": 0}),
+    "a negative size": (runtime.TRANSFORM, {"size": -8}),
+    "a text of a size": (runtime.TRANSFORM, {"size": "8"}),
+    "two means": (runtime.TRANSFORM, {"mean": [0, 0]}),
+    "no mean": (runtime.TRANSFORM, {"mean": [0, float("nan"), 0]}),
+    "no deviation": (runtime.TRANSFORM, {"std": [1, 0, 1]}),
+    "another resize": (runtime.TRANSFORM, {"resize": "crop"}),
+}
+
+
+@pytest.mark.parametrize("kind", UNFIT)
+def test_files_that_do_not_fit_together(folder: Path, tmp_path: Path, kind: str) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    name, changes = UNFIT[kind]
+    if name == runtime.TRANSFORM:
+        assert isinstance(changes, dict)
+        changes = {**json.loads((copy / name).read_text()), **changes}
+    (copy / name).write_text(json.dumps(changes))
+    with pytest.raises(UserError, match="copy: damaged"):
+        Model(copy)
+
+
+def test_no_images(folder: Path, with_text: Path) -> None:
+    model = Model(folder)
+    assert model.predict([]) == []
+    assert model.probabilities(model.pixels([])).shape == (0, 3)
+    with pytest.raises(UserError, match="--embeddings"):
+        model.embed([])
+    model = Model(with_text)
+    assert model.embed([]).shape == (0, model.embed([noise(9, 9)]).shape[1])
+    model.add_class("violet")
+    assert model.probabilities(model.pixels([])).shape == (0, 5)
 
 
 def test_the_command_line(folder: Path, images: Path) -> None:
@@ -457,6 +498,9 @@ DAMAGED: dict[str, tuple[str, bytes]] = {
     "no templates": ("prompts.json", b'{"scale": 1}'),
     "no tokenizer": ("tokenizer.json", b"{}"),
     "no graph": ("text.onnx", b"x"),
+    "no scale": ("prompts.json", b'{"templates": ["{}"], "scale": NaN}'),
+    "another number of templates": ("prompts.json", b'{"templates": ["{}", "my {}"]}'),
+    "a text of templates": ("prompts.json", b'{"templates": "{}"}'),
     "1,001 templates": ("prompts.json", json.dumps({"templates": ["{}"] * 1001}).encode()),
     "a long template": ("prompts.json", json.dumps({"templates": ["{}" * 501]}).encode()),
 }
@@ -475,6 +519,21 @@ def test_damaged_files_of_the_text_encoder(
     with pytest.raises(UserError, match=re.escape(str(folder))):
         TextClasses(folder)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (3, 40), (5, 40), (160,)])
+def test_class_features_that_do_not_fit(
+    with_text: Path, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(with_text, tmp_path / "model"))
+    (folder / "SHA256SUMS").unlink()
+    assert np.load(folder / "weights.npy").shape == (4, 40)
+    model = Model(folder)
+    for weights in (np.ones(shape, np.float32), np.full((4, 40), np.inf, np.float32)):
+        np.save(folder / "weights.npy", weights)
+        with pytest.raises(UserError, match=r"model.*: damaged"):
+            model.add_class("violet")
+        assert len(model.labels) == 4
 
 
 @pytest.mark.parametrize(

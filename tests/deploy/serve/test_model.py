@@ -22,6 +22,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.data.decode import load_image
 from rmadapter.deploy.export import folder as exporting
 from rmadapter.deploy.export import graph
+from rmadapter.deploy.export.engines import Outputs
 from rmadapter.deploy.export.promised import Familiar
 from rmadapter.deploy.serve import model as serving
 from rmadapter.deploy.serve.model import (
@@ -225,12 +226,10 @@ def test_an_export_on_the_cpu_has_no_device_in_its_facts(exported: Path) -> None
 
 @pytest.mark.parametrize("number", [np.nan, np.inf])
 def test_nan_answers_are_refused(number: float) -> None:
-    def answer(pixels: np.ndarray) -> list[np.ndarray]:
-        means = pixels.mean((2, 3))
-        return [means, means + number]
-
+    table = np.ones((1, 3))
+    assert serving.check_finite(Path("run"), Outputs(table)).probabilities is table
     with pytest.raises(UserError, match="run: its answers contain NaN or infinity"):
-        serving.answer_grey(Path("run"), answer, 4)
+        serving.check_finite(Path("run"), Outputs(table, table * number))
 
 
 def test_sign_is_of_the_folder_before_reading(exported: Path, tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ Images become the same tensors, bit for bit, as in the package that exported the
 from __future__ import annotations
 
 import argparse
-import html
 import json
 import os
 import sys
@@ -27,7 +26,6 @@ from PIL import Image
 from rmadapter.conformal import UNSURE, chosen, limits_of, parse_share
 from rmadapter.data.decode import ImageSource, load_image
 from rmadapter.data.formats.base import image_files
-from rmadapter.data.names import OR, default_name, key
 from rmadapter.deploy.export.engines import CPU, ENGINES, GRAPH, Outputs, told_apart
 from rmadapter.deploy.export.promised import (
     calibration_of,
@@ -36,6 +34,7 @@ from rmadapter.deploy.export.promised import (
     in_8_bits,
     parents_in,
 )
+from rmadapter.deploy.export.text_classes import WEIGHTS, TextClasses
 from rmadapter.errors import UserError
 from rmadapter.familiar import NONE, strangest
 from rmadapter.predict.answer import Answer, Levels, best, cell, columns
@@ -44,11 +43,8 @@ from rmadapter.support.machine import cores
 from rmadapter.taxonomy import Taxonomy
 
 LABELS, TRANSFORM = "labels.json", "preprocess.json"
-TEXT_ENCODER, TOKENIZER = "text.onnx", "tokenizer.json"
-PROMPTS, WEIGHTS = "prompts.json", "weights.npy"
-TOKENS = "tokens"  # input of the text encoder
 BATCH = 32  # images
-LARGEST_PROMPTS = 1_000  # templates, and characters of one
+RESIZES = ("shortest", "longest", "squash")
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
@@ -56,7 +52,7 @@ class Transform:
     """RGB image -> float32 [3, size, size], as preprocess.json says.
 
     resize: fit the "shortest" side and crop the centre, fit the "longest" side and pad with `fill`,
-    or "squash". mean, std: of RGB in 0..1.
+    or "squash". mean, std: of RGB in 0..1. Raises ValueError for what no export says.
     """
 
     def __init__(
@@ -65,8 +61,10 @@ class Transform:
     ) -> None:  # fmt: skip
         self.size, self.resize, self.fill = size, resize, fill
         self.filter = FILTERS[interpolation]
-        self.mean = np.array(mean, np.float32)[:, None, None]
-        self.std = np.array(std, np.float32)[:, None, None]
+        self.mean = np.array(mean, np.float32).reshape(3, 1, 1)
+        self.std = np.array(std, np.float32).reshape(3, 1, 1)
+        if resize not in RESIZES or not np.isfinite([self.mean, self.std]).all() or 0 in self.std:
+            raise ValueError(f"resize {resize!r}, mean {mean} and std {std}")
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         channels = np.asarray(self._square(image)).transpose(2, 0, 1)
@@ -90,76 +88,6 @@ class Transform:
         return small.crop((left, top, left + size, top + size))
 
 
-class TextClasses:
-    """Classes of an exported model, to which others are added by name alone: with its text encoder,
-    run by onnxruntime and tokenizers, after ftfy.
-
-    weights: class features [C, e]. scale: factor of their cosines with image features. Raises
-    UserError if the export has no text encoder.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        if not (folder / TEXT_ENCODER).is_file():
-            raise UserError(
-                "this model takes no other classes; `rmadapter export RUN --text` makes one that "
-                "does"
-            )
-        import ftfy
-        import onnxruntime
-        import tokenizers
-
-        self._fix_text = ftfy.fix_text
-        try:
-            facts = json.loads((folder / PROMPTS).read_text("utf-8"))
-            self.templates = [str(template) for template in facts["templates"]]
-            self.scale = float(facts["scale"])
-            # in prompts; earlier exports have none
-            self.names = [str(name) for name in facts.get("names", [])]
-            self.weights: np.ndarray = np.load(folder / WEIGHTS, allow_pickle=False)
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(folder / TOKENIZER))
-            self._session = onnxruntime.InferenceSession(
-                str(folder / TEXT_ENCODER), providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # as for the model
-            raise damaged(folder, error) from error
-        if max(len(self.templates), *map(len, self.templates)) > LARGEST_PROMPTS:
-            raise UserError(
-                f"{folder / PROMPTS}: more than {LARGEST_PROMPTS:,} templates, or characters of one"
-            )
-
-    def tokens(self, name: str) -> np.ndarray:
-        """Tokens of all prompts of a class, int64 [N, L]."""
-        texts = [self._clean(template.replace("{}", name)) for template in self.templates]
-        return np.array([self._tokenizer.encode(text).ids for text in texts], np.int64)
-
-    def _clean(self, text: str) -> str:
-        """Clean a text like open_clip before any tokenizer: straight quotes, no ligatures, no HTML
-        entities."""
-        return " ".join(html.unescape(html.unescape(self._fix_text(text))).split())
-
-    def add(self, label: str, labels: list[str]) -> None:
-        """Append a class, and its label to `labels`. Raises UserError for one that exists, or is
-        not a single name."""
-        name = default_name(label)
-        if not name or OR in label:
-            raise UserError(f"class {label!r}: give one name of at least one word")
-        known_labels = {key(other) for other in labels}
-        known_names = {key(other) for other in self.names}
-        if key(label) in known_labels or key(name) in known_names:
-            raise UserError(f"class {label!r} already exists")
-        (weights,) = self._session.run(None, {TOKENS: self.tokens(name)})
-        self.weights = np.concatenate([self.weights, weights])
-        labels.append(label)
-        self.names = [*self.names, name]
-
-    def probabilities(self, features: np.ndarray) -> np.ndarray:
-        """Features [B, e] of unit length -> [B, C]"""
-        logits = self.scale * features @ self.weights.T
-        powers = np.exp(logits - logits.max(-1, keepdims=True))
-        shares: np.ndarray = powers / powers.sum(-1, keepdims=True)
-        return shares
-
-
 class Model:
     """An exported model.
 
@@ -168,8 +96,9 @@ class Model:
     parents: of labels, and of parents, if the run had a taxonomy.
     threads: 0 leaves it to the engine. graph: the model's file, by default the one in the folder.
     device: where onnxruntime computes: cpu, cuda or tensorrt, also with a number (cuda:1), or
-    openvino. Raises UserError if the folder holds no model or a damaged one, if its engine is
-    not installed, or if that lacks the device.
+    openvino. It answers a grey image at the start; grey: what it gives for it. Raises UserError if
+    the folder holds no model, a damaged one or files that do not fit together, if its engine is not
+    installed, or if that lacks the device.
     """
 
     def __init__(
@@ -181,36 +110,54 @@ class Model:
         if not (folder / graph).is_file():
             raise UserError(f"{folder}: not an exported model; {graph} is missing")
         check_sums(folder)
+        self.folder = folder
+        self.classes: TextClasses | None = None
         try:
-            self.labels = [str(label) for label in json.loads((folder / LABELS).read_text("utf-8"))]
+            labels = json.loads((folder / LABELS).read_text("utf-8"))
+            if not isinstance(labels, list):
+                raise ValueError(f"{LABELS} holds no list")
+            self.labels = [str(label) for label in labels]
             self.calibration = calibration_of(folder, len(self.labels))
             self.known = familiar_of(folder, len(self.labels))
             self.parents = parents_in(folder, self.labels)
             self.transform = Transform(**json.loads((folder / TRANSFORM).read_text("utf-8")))
             engine = ENGINES.get(graph, ENGINES[GRAPH])
             self._run, batch = engine(folder / graph, threads, device)
+            self.batch = batch or BATCH
+            self.grey = self._answer_grey()
         except UserError:
             raise
         except ModuleNotFoundError as error:
             raise _missing(error) from None
         except Exception as error:  # engines raise types of their own for a damaged file
             raise damaged(folder, error) from error
-        self.batch = batch or BATCH
-        self.folder = folder
-        self.classes: TextClasses | None = None
+
+    def _answer_grey(self) -> Outputs:
+        """Answer a grey image. Raises ValueError if the graph has no probability for each label."""
+        grey = self.ask(self.pixels([Image.new("RGB", (9, 8), "gray")]))
+        if grey.probabilities.shape != (1, len(self.labels)):
+            shape = grey.probabilities.shape
+            raise ValueError(f"{len(self.labels)} labels for probabilities of shape {shape}")
+        return grey
 
     def add_class(self, label: str) -> None:
         """Add a class by name alone. Raises UserError for one that exists, and for a model exported
         without --text."""
         try:
-            self.classes = self.classes or TextClasses(self.folder)
+            classes = self.classes or TextClasses(self.folder)
         except ModuleNotFoundError as error:
             raise _missing(error) from None
-        self.classes.add(label, self.labels)
+        shape = len(self.labels), features_of(self.grey).shape[1]
+        if classes.weights.shape != shape:
+            raise damaged(self.folder / WEIGHTS, ValueError(f"not {shape} numbers"))
+        classes.add(label, self.labels)
+        self.classes = classes
 
     def pixels(self, images: Iterable[ImageSource]) -> np.ndarray:
         """Images -> float32 [B, 3, size, size]. Raises UserError for an unreadable image."""
-        return np.stack([self.transform(load_image(image)) for image in images])
+        tensors = [self.transform(load_image(image)) for image in images]
+        size = self.transform.size
+        return np.stack(tensors) if tensors else np.empty((0, 3, size, size), np.float32)
 
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
         """float32 [B, 3, size, size] -> [B, C]"""
@@ -219,7 +166,8 @@ class Model:
     def ask(self, pixels: np.ndarray) -> Outputs:
         """float32 [B, 3, size, size] -> all that the model gives."""
         parts = [self._run(pixels[i : i + self.batch]) for i in range(0, len(pixels), self.batch)]
-        outputs = told_apart([np.concatenate(part) for part in zip(*parts, strict=True)])
+        joined = [np.concatenate(part) for part in zip(*parts, strict=True)]
+        outputs = told_apart(joined or [part[:0] for part in self.grey if part is not None])
         if self.classes and outputs.features is not None:
             probabilities = self.classes.probabilities(outputs.features)
             return outputs._replace(probabilities=probabilities)
@@ -228,8 +176,8 @@ class Model:
     def embed(self, images: Iterable[ImageSource]) -> np.ndarray:
         """Features [N, e] of unit length, similar for similar images. Raises UserError for an
         unreadable image, and for a model exported without --embeddings."""
-        rows = [features_of(outputs) for _, outputs in self.outputs(images)]
-        return np.concatenate(rows)
+        none = features_of(self.grey)[:0]
+        return np.concatenate([none, *(features_of(some) for _, some in self.outputs(images))])
 
     def answers(
         self, images: Iterable[ImageSource], bad: list[str] | None = None

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
 from rmadapter.deploy.export import graph
-from rmadapter.deploy.export.runtime import (
+from rmadapter.deploy.export.text_classes import (
     PROMPTS,
     TEXT_ENCODER,
     TOKENIZER,

@@ -201,7 +201,7 @@ def _with_runtime(
     model = Model(export, options.threads, device=device)
     engine = ENGINE_NAMES[next(name for name in ENGINES if (export / name).is_file())]
     size = model.transform.size
-    grey = answer_grey(folder, model.ask, size)
+    grey = check_finite(folder, model.grey)
     features, calibration, known = grey.features is not None, model.calibration, model.known
     if known and grey.distances is None:
         raise UserError(f"{folder}: its graph gives no distances of images: export the run again")
@@ -241,7 +241,7 @@ def _with_torch(folder: Path, options: ServeOptions, before: Sign | None) -> Ser
         return told_apart([part.cpu().numpy() for part in parts])
 
     size = backbone.image_size
-    answer_grey(folder, lambda pixels: predict(pixels, features), size)
+    check_finite(folder, predict(np.zeros((1, 3, size, size), np.float32), features))
     labels = tuple(str(label) for label in saved.labels)
     calibration, own = saved.calibration, known_images(saved.fitted, saved.names)
     known = Familiar(own, len(saved.fitted.classes)) if own else None
@@ -263,9 +263,8 @@ def answers_module(saved: Saved) -> tuple[Answers, bool]:
         return Answers(saved.fitted, saved.names), False
 
 
-def answer_grey(folder: Path, predict: Callable[[np.ndarray], Outputs], size: int) -> Outputs:
-    """Answer a grey image: the first answer, which is the slowest."""
-    outputs = predict(np.zeros((1, 3, size, size), np.float32))
+def check_finite(folder: Path, outputs: Outputs) -> Outputs:
+    """Return the first answer, to a grey image. Raises UserError if it has NaN or infinity."""
     if not all(np.isfinite(part).all() for part in outputs if part is not None):
         raise UserError(f"{folder}: its answers contain NaN or infinity; fit again")
     return outputs
