@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
@@ -116,16 +117,19 @@ def add_images(
     known = {key(str(label)) for label in saved.labels}
     prompts = classnames_json(added.root, beside_splits(data, added.splits))
     new = {name: prompt for name, prompt in prompts.items() if key(name) not in known}
-    images = _listed(out, splits, {**new, **saved.custom_names}, skip_bad)
     lab.add_backbone(saved.fitted.backbone)
-    images = with_parents(images, saved.parents)
-    lab.add(task.data, images, leftover=not _has_test_split(record, added_splits, splits))
     before = len(kept["train"])
     new_images = len(splits["train"]) - before
     notes = [f"trained on the {before} images of {run.name} and {new_images} new ones"]
     if added.ignored:
         notes.append(ignored_note(added.ignored))
-    return fit(task, request.method, out, lab, name, command, tuple(notes))
+    with _removing_list(out):
+        with exclusive(out):
+            _write_list(out, splits, {**new, **saved.custom_names})
+        images = read_images(RunFolder(out).images, skip_bad=skip_bad, outside=True)
+        images = with_parents(images, saved.parents)
+        lab.add(task.data, images, leftover=not _has_test_split(record, added_splits, splits))
+        return fit(task, request.method, out, lab, name, command, tuple(notes))
 
 
 def _readable(source: Source) -> Source:
@@ -241,22 +245,22 @@ def _identity(path: Path) -> bytes:
     return os.fsencode(path) if path.is_dir() else content(path)
 
 
-def _listed(
-    out: Path, splits: Mapping[str, Rows], prompts: Mapping[str, str], skip_bad: bool
-) -> dict[str, ImageSet]:
-    """Write the new run's data as a list, and read it. Raises UserError if it cannot be read; then
-    no list is left that the next command could read."""
-    run = RunFolder(out)
-    with exclusive(out):
-        finished = run.record.exists()
-        try:
-            _write_list(out, splits, prompts)
-            return read_images(run.images, skip_bad=skip_bad, outside=True)
-        except UserError:
-            if not finished:
+@contextmanager
+def _removing_list(out: Path) -> Iterator[None]:
+    """Remove the list in `out` if the block raises UserError before a run has begun there: the next
+    command could obey it."""
+    new, run = not out.exists(), RunFolder(out)
+    try:
+        yield
+    except UserError:
+        with suppress(UserError), exclusive(out):  # another process may be at work
+            if not (run.record.exists() or run.split.exists()):
                 run.images.unlink(missing_ok=True)
                 (out / CLASSNAMES).unlink(missing_ok=True)
-            raise
+        if new:
+            with suppress(OSError):  # it holds more
+                out.rmdir()
+        raise
 
 
 def _write_list(out: Path, splits: Mapping[str, Rows], prompts: Mapping[str, str]) -> None:
