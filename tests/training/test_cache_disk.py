@@ -77,6 +77,15 @@ def test_another_process_computes_only_new_images(tiny_clip: Backbone, seen: lis
     assert_same_float32(found.features, of(tiny_clip, 0).features(more)[0])
 
 
+def test_activations_are_those_of_float32_in_autocast_too(tiny_clip: Backbone) -> None:
+    expected = held(of(tiny_clip, 0))
+    with torch.autocast("cpu", torch.bfloat16):
+        held(of(tiny_clip))
+    found = held(of(tiny_clip))  # from disk
+    for name in ("features", "x", "y"):
+        assert torch.equal(getattr(found, name), getattr(expected, name))
+
+
 def test_images_seen_once_are_kept_on_disk(tiny_clip: Backbone, seen: list[int]) -> None:
     """As `fit` and `eval` look at them; without a cache on disk they are not held at all."""
     assert isinstance(of(tiny_clip, 0, hold=False).source(IMAGES, 3), Live)

@@ -410,7 +410,9 @@ class Cache:
         stream = (pixels for view in range(live.views) for pixels in live.pixels(view, orders))
         tracked = track(stream, len(turns), "frozen activations", self.progress)
         for (view, order), pixels in zip(turns, tracked, strict=True):
-            states = self.backbone.image.frozen_at(pixels, blocks)
+            # Without the caller's autocast, since later callers without one get the same tensors.
+            with torch.autocast(pixels.device.type, enabled=False):
+                states = self.backbone.image.frozen_at(pixels, blocks)
             parts = [states[0].features, *(part for one in states for part in (one.x, one.y))]
             for tensor, part in zip(tensors, parts, strict=True):
                 if len(part):
