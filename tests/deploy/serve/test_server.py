@@ -14,14 +14,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import uvicorn
 
 from rmadapter.artifacts.checkpoint import load, save
 from rmadapter.deploy.serve import server
 from rmadapter.deploy.serve.model import ServedModel, ServeOptions
 from rmadapter.deploy.serve.server import PatientProtocol, Reloader
 from rmadapter.deploy.serve.service import Service
+from rmadapter.deploy.sockets import bind
 from rmadapter.errors import UserError
 from rmadapter.support.files import sign, write_sums
 from tests.helpers.serving import (
@@ -198,6 +201,49 @@ def test_a_body_that_comes_after_its_answer_leaves_the_connection_usable() -> No
             assert answer.status == 404
             client.sock.sendall(b"xx")
         client.close()
+
+
+def test_connections_that_read_no_answers_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "PATIENCE", 0.5)
+    requests = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100
+    with running_server(Toy(), http=PatientProtocol) as address, socket.socket() as client:
+        host, port = address.removeprefix("http://").split(":")
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect((host, int(port)))
+        client.settimeout(0.1)
+        until, rest, ended = time.monotonic() + 20, requests, False
+        while not ended and time.monotonic() < until:
+            try:
+                rest = rest[client.send(rest) :] or requests
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                ended = True
+        assert ended
+
+
+def test_an_answer_may_be_read_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "PATIENCE", 0.5)
+    size = 8_000_000
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x" * size})
+
+    quiet: dict[str, Any] = {"log_config": None, "log_level": "error", "lifespan": "off"}
+    running = uvicorn.Server(uvicorn.Config(answer, http=PatientProtocol, **quiet))
+    with bind("127.0.0.1", 0) as listening:
+        thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]})
+        thread.start()
+        with socket.create_connection(listening.getsockname(), timeout=10) as client:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            read = 0
+            while part := client.recv(size // 20):
+                read += len(part)
+                time.sleep(0.1)
+        running.should_exit = True
+        thread.join(20)
+    assert read > size
 
 
 def test_a_slow_answer_is_no_slow_header(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,10 +100,11 @@ async def tidy() -> None:
 
 class PatientProtocol(H11Protocol):
     """HTTP that closes a connection whose headers take longer than PATIENCE, or the rest of a body
-    after its answer, which uvicorn does for none: a few hundred half-sent requests would lock
-    others out."""
+    after its answer, and one that reads nothing of its answers for as long. uvicorn does so for
+    none: a few hundred such connections would lock others out."""
 
-    _waiting: asyncio.TimerHandle | None = None
+    _waiting: asyncio.TimerHandle | None = None  # for headers or a body
+    _unread: asyncio.TimerHandle | None = None  # for an answer to be read
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -122,10 +123,27 @@ class PatientProtocol(H11Protocol):
         super().on_response_complete()
         if self._answered_early and not self._waiting:
             self._wait()
+        if self.transport.is_closing():
+            self._wait_for_reading()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._wait_for_reading()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._wait_for_reading()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._unread and not self.transport.is_closing():
+            self._unread.cancel()
+            self._unread = None
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._waiting:
-            self._waiting.cancel()
+        for timer in (self._waiting, self._unread):
+            if timer:
+                timer.cancel()
         super().connection_lost(exc)
 
     @property
@@ -134,7 +152,24 @@ class PatientProtocol(H11Protocol):
         return self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY
 
     def _wait(self) -> None:
-        self._waiting = self.loop.call_later(PATIENCE, self.transport.close)
+        self._waiting = self.loop.call_later(PATIENCE, self._close)
+
+    def _close(self) -> None:
+        self.transport.close()
+        self._wait_for_reading()
+
+    def _wait_for_reading(self) -> None:
+        if not self._unread:
+            self._check_reading(self.transport.get_write_buffer_size() + 1)
+
+    def _check_reading(self, before: int) -> None:
+        """End the connection unless some of an answer was read since the last check: nothing is
+        added to it meanwhile. before: bytes that were left then."""
+        left = self.transport.get_write_buffer_size()
+        if left < before:
+            self._unread = self.loop.call_later(PATIENCE, self._check_reading, left)
+        else:
+            self.transport.abort()
 
 
 # Reloading
