@@ -215,5 +215,5 @@ def test_the_command(rmadapter: Command, bench: Bench, tmp_path: Path) -> None:
     code, out, _ = rmadapter(*words, "--methods", "mma", "--out", tmp_path / "x")
     assert code == 0  # mma starts at block 5 of a backbone that has four
     assert "unknown" in out
-    assert "2 of them could not be measured and are not counted" in out
+    assert "not counted, as they could not be measured: 2" in out
     assert not (tmp_path / "x").exists()

@@ -231,7 +231,7 @@ def plan(options: BenchOptions, quiet: Quiet = False, as_json: Json = False) -> 
     where = f"{total.devices} x {total.device}"
     print(f"{total.left} of {total.runs} runs are left: {total.hours:.2f} hours on {where}")
     if total.unmeasured:
-        print(f"{total.unmeasured} of them could not be measured and are not counted")
+        print(f"not counted, as they could not be measured: {total.unmeasured}")
     print(
         f"memory: {total.memory / 1e9:.1f} GB per process; activations on disk: "
         f"{total.disk / 1e9:.1f} GB; measured in {total.spent:.0f} s"
