@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from math import prod
@@ -46,11 +47,16 @@ class Killed(BaseException):
 
 
 def killed_and_resumed(
-    train: Callable[[Shots], Any], shots: Shots, folder: Path, survived: int
+    train: Callable[[Shots], Any], shots: Shots, folder: Path, survived: int | random.Random
 ) -> tuple[Any, Any]:
-    """Return the results of an undisturbed training, and of one that was killed in step `survived`
-    (from 0) and resumed."""
+    """Return the results of an undisturbed training, and of one that was killed and resumed.
+
+    survived: steps before the kill; a generator draws their number for a method's training.
+    """
     whole, rate = train(shots), Recipe.rate
+    if isinstance(survived, random.Random):
+        steps = len(whole.trained.history)
+        survived = survived.randrange(1, steps) if steps > 1 else 0
     unfinished = Unfinished(folder / "training.safetensors", "k")
     shots = replace(shots, unfinished=unfinished)
 
