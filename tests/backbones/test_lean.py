@@ -91,14 +91,16 @@ print(json.dumps([found, type(model.visual).__name__, type(model.text).__name__]
 
 
 def test_open_clip_works_as_usual_for_other_code(
-    tiny_clip: Backbone, tiny_siglip: Backbone, tiny_hf: Backbone
+    tiny_clip: Backbone, tiny_siglip: Backbone, tiny_eva: Backbone, tiny_hf: Backbone
 ) -> None:
-    """A model of timm or transformers can be made after one that needs neither was loaded."""
-    names = [one.name for one in (tiny_clip, tiny_siglip, tiny_hf)]
+    """A model of timm or transformers can be made after one that needs neither was loaded, and one
+    of timm after another of timm."""
+    others = (tiny_siglip, tiny_eva, tiny_hf)
+    names = [one.name for one in (tiny_clip, *others)]
     command = [sys.executable, "-c", PLAIN, *names]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     found, *kinds = json.loads(run.stdout.splitlines()[-1])
-    for got, backbone in zip(found, (tiny_siglip, tiny_hf), strict=True):
+    for got, backbone in zip(found, others, strict=True):
         torch.testing.assert_close(torch.tensor(got), features(backbone))
     assert kinds == [type(tiny_hf.model.visual).__name__, type(tiny_hf.model.text).__name__]

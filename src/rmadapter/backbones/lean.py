@@ -130,7 +130,7 @@ def bring_in(config: JsonObject) -> None:
         with _lock:
             module = importlib.import_module(f"open_clip.{where}")
             if library == "timm":
-                _bring_in_timm(module, str(own[field]))
+                _bring_in_timm(module)
             elif getattr(module, library) is None:
                 importlib.import_module(library)
                 importlib.reload(module)
@@ -154,26 +154,33 @@ def _bring_in_when_built(library: str) -> None:
 
 
 class _Timm(ModuleType):
-    """timm as open_clip uses it: names that were taken out of its modules, else those of timm."""
+    """timm as open_clip uses it: a model that it creates brings in its architecture alone; other
+    names are those of timm."""
 
     def __getattr__(self, name: str) -> object:
         return getattr(importlib.import_module("timm"), name)
 
+    @staticmethod
+    def create_model(model: str, *args: object, **settings: object) -> object:
+        """Create a model by the name of its architecture, or by `local-dir:FOLDER`."""
+        with _lock, _taken_out_of_modules():
+            architecture = _architecture(model)
+            if architecture:
+                getattr(importlib.import_module("timm.models"), architecture, None)
+            create = importlib.import_module("timm").create_model
+        return create(model, *args, **settings)
 
-def _bring_in_timm(module: ModuleType, model: str) -> None:
-    """Give open_clip's module timm with an architecture, by its name or `local-dir:FOLDER`; without
-    the other architectures, unless timm was already imported."""
+
+def _bring_in_timm(module: ModuleType) -> None:
+    """Give open_clip's module timm without its architectures, unless timm was already imported."""
     _put_off("timm", LARGE, whole=True)
+    if module.timm is not None:
+        return
     with _taken_out_of_modules():
-        if module.timm is None:
-            timm = importlib.import_module("timm")
-            importlib.reload(module)
-            if isinstance(timm, _Later):
-                module.timm = _Timm("timm")  # type: ignore[attr-defined]
-                module.timm.create_model = timm.create_model
-        architecture = _architecture(model)
-        if architecture and isinstance(module.timm, _Timm):
-            getattr(importlib.import_module("timm.models"), architecture, None)
+        timm = importlib.import_module("timm")
+        importlib.reload(module)
+        if isinstance(timm, _Later):
+            module.timm = _Timm("timm")  # type: ignore[attr-defined]
 
 
 def _architecture(model: str) -> str:
