@@ -76,6 +76,7 @@ def test_a_class_may_be_named_like_a_split(tmp_path: Path, files: str, expected:
         ("photo/train/1.png photo/test/2.png photo/masks/3.png", "photo: holds splits"),
         ("seg_train/a/1.png seg_test/a/2.png", "'seg_train' and 'seg_test' seem to be splits"),
         ("seg_train/a/1.png seg_test/a/2.png seg_pred/x/3.png", "'seg_train' and 'seg_test'"),
+        ("seg_train/a/1.png seg_test/a/2.png seg_pred/3.png", "'seg_train' and 'seg_test'"),
         ("trainset/a/1.png testset/a/2.png", "'trainset' and 'testset' seem to be splits"),
     ],
 )

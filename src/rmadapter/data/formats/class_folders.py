@@ -166,11 +166,12 @@ def _holds_runs(folder: Path) -> bool:
 
 
 def _refuse_named_splits(root: Path, folders: Sequence[Path]) -> None:
-    """Raise UserError if folders, each of folders, are train and test by a part of their names:
-    seg_train, seg_test, perhaps seg_pred."""
-    splits = {split_named(folder.name): folder.name for folder in reversed(folders)}
-    if {"train", "test"} <= {*splits} and all(map(_folders, folders)):
-        what = f"{splits['train']!r} and {splits['test']!r} seem to be splits, not classes"
+    """Raise UserError if two folders that hold folders are train and test by a part of their names:
+    seg_train and seg_test, perhaps beside seg_pred."""
+    splits = {split_named(folder.name): folder for folder in reversed(folders)}
+    train, test = splits.get("train"), splits.get("test")
+    if train and test and _folders(train) and _folders(test):
+        what = f"{train.name!r} and {test.name!r} seem to be splits, not classes"
         advice = "rename them to train and test, and move other folders out of it"
         raise UserError(f"{root}: {what}: {advice}")
 
