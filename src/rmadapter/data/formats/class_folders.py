@@ -167,10 +167,14 @@ def _holds_runs(folder: Path) -> bool:
 
 def _refuse_named_splits(root: Path, folders: Sequence[Path]) -> None:
     """Raise UserError if two folders that hold folders are train and test by a part of their names:
-    seg_train and seg_test, perhaps beside seg_pred."""
+    seg_train and seg_test. Where the names differ in more, each of the others must hold folders,
+    too: crash_test and train_set may be classes beside bus."""
     splits = {split_named(folder.name): folder for folder in reversed(folders)}
     train, test = splits.get("train"), splits.get("test")
-    if train and test and _folders(train) and _folders(test):
+    if not (train and test and _folders(train) and _folders(test)):
+        return
+    rests = (train.name.casefold().replace("train", ""), test.name.casefold().replace("test", ""))
+    if len({*rests}) == 1 or all(map(_folders, folders)):
         what = f"{train.name!r} and {test.name!r} seem to be splits, not classes"
         advice = "rename them to train and test, and move other folders out of it"
         raise UserError(f"{root}: {what}: {advice}")
