@@ -76,7 +76,9 @@ class Backbone:
 
     def __getstate__(self) -> dict[str, object]:
         """Return what copies have: not what was found out, since their weights may be changed."""
-        return {one.name: getattr(self, one.name) for one in fields(self) if one.init}
+        own = {one.name: getattr(self, one.name) for one in fields(self) if one.init}
+        encoders = {name: vars(self)[name] for name in ("image", "text") if name in vars(self)}
+        return own | encoders  # which adapters may hold, too
 
     @property
     def visible(self) -> nn.Module:

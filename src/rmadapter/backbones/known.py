@@ -208,6 +208,12 @@ class ImageFirst(Backbone):
         vars(new).update(own, _front=front.model, _load=load, _lock=threading.Lock())
         return new
 
+    def __getstate__(self) -> dict[str, object]:
+        state = super().__getstate__()
+        if isinstance(state.get("text"), _TextLater):  # which would load that of this one
+            del state["text"]
+        return state
+
     @property
     def visible(self) -> nn.Module:
         return self.model if self._front is None else self._front
