@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -238,6 +239,12 @@ def most_missed(images: int, error: float) -> float:
     if not k:
         raise ValueError(f"{images} images for an error of {error}")
     return float(betaincinv(k, images + 1 - k, 0.95))
+
+
+def most_of_any(images: Iterable[int], error: float) -> float:
+    """Return the largest `most_missed` of limits by their numbers of images: where each class has a
+    limit of its own, that of any one class."""
+    return max(most_missed(count, error) for count in images)
 
 
 def tempered(probabilities: ArrayLike, temperature: float) -> np.ndarray:

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from rmadapter.conformal import Source, chosen, limits_of
 from rmadapter.encoders import States
-from rmadapter.metrics import most_missed
+from rmadapter.metrics import most_missed, most_of_any
 from rmadapter.runs.features import distances, shared_features, strangest
-from rmadapter.runs.promises import bound
 from rmadapter.training.contract import Fitted
 
 
@@ -70,7 +69,7 @@ class Decider:
         """Yield sentences that say what is promised, and by which images."""
         calibration, familiarity = self.fitted.calibration, self.fitted.familiarity
         if self.error and calibration:
-            most = 100 * bound(calibration, self.error)
+            most = 100 * most_of_any(calibration.behind(self.error), self.error)
             stay = "would stay" if calibration.source == "folds" else "stay"
             yield (
                 f"{calibration.promise(self.error)}; this is the mean over such calibrations, of "

@@ -79,7 +79,10 @@ class Answered:
         return Promise(
             error=100 * error,
             calibrated=calibrated,
-            most=100 * max(bound(calibration, error) for _, calibration in parts),
+            most=100
+            * max(
+                metrics.most_of_any(calibration.behind(error), error) for _, calibration in parts
+            ),
             by_class=all(calibration.by_class(error) for _, calibration in parts),
             missed=100 * float(missed.mean()),
             low=low,
@@ -105,12 +108,6 @@ def kept(folder: Path, fitted: Fitted, evaluation: Evaluation, split: Split) -> 
         note(f"no promise is measured, as {some} images trained or calibrated the model")
         return ()
     return Answered.on(images, evaluation.probabilities).measured(calibration)
-
-
-def bound(calibration: Calibration, error: float) -> float:
-    """Return the share of new images that a calibration misses at most, with 95 % confidence; where
-    each class has a limit of its own, of the images of any one class."""
-    return max(metrics.most_missed(images, error) for images in calibration.behind(error))
 
 
 def halves(groups: np.ndarray, seed: int) -> np.ndarray:
