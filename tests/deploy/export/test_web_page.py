@@ -136,7 +136,7 @@ def test_strange_images_at_the_chosen_share(
     said = "Turning away 10 %: answers for 1 of 2 images, 1 is none of these."
     assert page.script(STATE) == said
     text = page.script("document.getElementById('kept').textContent")
-    assert "At most 10 % of images like these 40 training images" in text
+    assert "Estimated on folds, at most 10 % of images like these 40 training images" in text
     page.script(CHOOSE.replace("ID", "error").replace("VALUE", "0.1"))
     both = page.script(chosen.replace("VALUE", "0.1"))[::-1]
     assert both == ["answer", "none of these"]
