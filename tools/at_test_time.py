@@ -69,8 +69,10 @@ def measured(
 
 
 def tables(lines: Lines) -> dict[str, str]:
-    """Return accuracies on both halves of the sets, and verdicts on that for reporting."""
-    found = {title: scores(lines, sets, SHOTS) for title, sets in HALVES.items()}
+    """Return accuracies on those halves of the sets that have lines, and verdicts on the sets for
+    reporting."""
+    halves = {title: scores(lines, sets, SHOTS) for title, sets in HALVES.items()}
+    found = {title: half for title, half in halves.items() if half}
     rows = [
         [f"`{name}`", *(f"{average(half[name]):.1f}" for half in found.values())]
         for name in METHODS

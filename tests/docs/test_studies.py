@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import answer
 import answer_readme
+import at_test_time
 import auto
 import choice
 import default_rule
@@ -121,8 +122,10 @@ def answer_tables() -> dict[str, str]:
         ("studies/mechanism.md", lambda: marked(mechanism_tables.recorded()), 8),
         ("studies/choice.md", lambda: marked(choice.tables(lines_of("choice"))), 6),
         ("studies/families.md",
-         lambda: marked(families.tables(families.beside(
-             lines_of("families"), [*lines_of("choice"), *lines_of("learning")]))), 3),
+         lambda: marked(
+             families.tables(families.beside(
+                 lines_of("families"), [*lines_of("choice"), *lines_of("learning")]))
+             | at_test_time.tables(lines_of("at_test_time"))), 7),
         ("studies/demo.md",
          lambda: marked({f"draws: {name}": demo_draws.table(lines_of("demo_draws"), name)
                          for name in demo_draws.METHODS}), 3),
@@ -211,6 +214,7 @@ def test_the_page_of_auto_names_the_candidates_of_its_tables() -> None:
 @pytest.mark.parametrize(
     ("name", "key", "same"),
     [
+        ("at_test_time", ("data", "shots", "seed", "method"), ()),
         ("auto", ("data", "shots", "seed", "candidate"), ()),
         ("choice", ("data", "shots", "seed", "method"), ()),
         ("demo_draws", ("draw", "method"), ()),

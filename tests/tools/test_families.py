@@ -74,6 +74,25 @@ def test_verdicts_are_over_the_sets_for_reporting_against_the_first_on_the_other
     assert cells[5] == "2"
 
 
+def test_methods_that_train_through_the_encoders_are_compared_with_the_first_of_them() -> None:
+    plus = [line("food", "rmadapter-plus", 60), line("sports", "rmadapter-plus", 70)]
+    mail = [line("food", "mail", 50), line("sports", "mail", 64), line("rooms", "mail", 0)]
+    rows = families.through_table([*LINES, *plus, *mail]).splitlines()[2:]
+    [cells] = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
+    assert cells[:4] == ["4", "`mail`", "`rmadapter-plus`", "-8.0"]
+
+
+def test_sets_with_many_classes_have_a_table_of_their_own() -> None:
+    large = [line("caltech101", "gda", 80), line("grocery", "gda", 40)]
+    part = [line("caltech101", "clap", 99)]
+    lines = [*LINES, *large, *part]
+    table = families.large_table(lines).splitlines()
+    assert table[0] == "| method | caltech101, 4 | grocery, 4 |"
+    assert table[2:] == ["| `gda` | 80.0 | 40.0 |"]
+    for name in ("choosing", "reporting", "verdicts"):
+        assert families.tables(lines)[name] == families.tables(LINES)[name]
+
+
 def test_all_methods_of_the_families_read_features_alone() -> None:
     names = [name for some in families.FAMILIES.values() for name in some]
     assert len({*names}) == len(names)
