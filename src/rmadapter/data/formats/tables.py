@@ -323,7 +323,7 @@ def _text(path: Path, choose: Choice, budget: Budget) -> Cells:
 def _delimiter(text: str) -> str:
     """Return the delimiter that gives the most columns in the first line; spreadsheets write ; if
     numbers have a comma."""
-    line = next(iter(text[:100_000].splitlines()), "")
+    line = next(iter(text[:100_000].splitlines()), "").replace("\0", "")  # an error in Python 3.10
     return max(DELIMITERS, key=lambda mark: len(next(csv.reader([line], delimiter=mark), [])))
 
 
