@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from families import against, average, measure, scores
+from families import REPORTING, against, average, measure, scores
 from studies import (
     CHOOSE_ALL,
     REPORT_ALL,
@@ -91,7 +91,7 @@ def tables(lines: Lines) -> dict[str, str]:
 
 
 def main() -> None:
-    parser = make_parser(__doc__, (*CHOOSE_ALL, *REPORT_ALL))
+    parser = make_parser(__doc__, REPORTING)
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--per-class", type=int, default=10, help="test images of each class")
     parser.add_argument("--page", type=Path, help="put the tables into this page")
