@@ -1,4 +1,5 @@
-"""Write the figures of docs/results/benchmarks into benchmarks/README.md, between its two markers.
+"""Write the figures of research/results/benchmarks into benchmarks/README.md, between its
+markers.
 
 python benchmarks/figures.py
 """
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 ROOT = Path(__file__).parents[1]
-RESULTS, README = ROOT / "docs" / "results" / "benchmarks", ROOT / "benchmarks" / "README.md"
+RESULTS, README = ROOT / "research/results/benchmarks", ROOT / "benchmarks/README.md"
 START, END = "<!-- figures -->", "<!-- end of figures -->"
 FORWARDS = ("lean", "mixed", "reference")
 
@@ -367,7 +368,7 @@ def scaling(studies: Mapping[str, Result]) -> str:
         keys = max((list(point) for point in points), key=len)
         rows = [[f"{point[k]:.4g}" if k in point else "" for k in keys] for point in points]
         text += table(f"Cost against {study}", [key.replace("_", " ") for key in keys], rows)
-    image = "../docs/results/benchmarks/scaling.png"
+    image = "../research/results/benchmarks/scaling.png"
     return f"{text}\n![Cost against depth, classes, image size and shots]({image})\n"
 
 
@@ -407,7 +408,7 @@ def growth(studies: Mapping[str, Result]) -> str:
         rows.append(["exponent", *cells, ""])
         title = f"Growth with {study}: s, MB (`growth.py`)"
         text += table(title, [study, *names, "process MB"], rows) + about(record["machine"])
-    image = "../docs/results/benchmarks/growth.png"
+    image = "../research/results/benchmarks/growth.png"
     return f"{text}\n![Growth with classes, images and templates]({image})\n"
 
 

@@ -1,7 +1,7 @@
 """Measure training and inference of RMAdapter on a GPU: eager, as CUDA graphs and compiled, by
 number format, against the card's own rates.
 
-    python benchmarks/gpu.py --json > docs/results/benchmarks/gpu.json
+    python benchmarks/gpu.py --json > research/results/benchmarks/gpu.json
 
 A training step (forward, backward, optimizer; 16, 128 and 1,024 images, 50 and 1,000 classes) by
 the backbone's own forward in float32 with hooks, by the lean one in float32, bfloat16 and float16
@@ -14,8 +14,8 @@ that the products take at that rate, or the necessary bytes at the measured band
 more. The row of what does not fit, or of what the card lacks, says so. After 20 minutes it ends
 with what it has.
 
---page FILE gets the same as a page, by default docs/results/gpu.md. Without a GPU it says so and
-exits with 2; `--device cpu` tries the script. No GPU has run it yet.
+--page FILE gets the same as a page, by default research/results/gpu.md. Without a GPU it says so
+and exits with 2; `--device cpu` tries the script. No GPU has run it yet.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from typing import Any
 
 import torch
 from common import arguments, machine, set_up, show
-from figures import ROOT
+from figures import ROOT, table
 from step import Step
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -47,16 +47,12 @@ from rmadapter.support.machine import describe, find_device, peak, reset_peak
 from rmadapter.support.terminal import note
 from rmadapter.training.loop import compiled
 
-sys.path.insert(0, str(ROOT / "tools"))
-
-from studies import markdown
-
 FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SQUARES = (1024, 4096, 8192)  # sides of the products; the best of them is the card's rate
 MODES = ("compiled", "reduce-overhead")
 BUDGET = 20 * 60.0  # seconds of the whole script; what would begin later is left out
 COPIED = 1024  # MB that are copied to measure the bandwidth
-PAGE = ROOT / "docs/results/gpu.md"
+PAGE = ROOT / "research/results/gpu.md"
 KEYS = (
     "what", "classes", "batch", "seconds", "roofline_seconds", "images_per_second", "peak_mb",
     "share_of_rate", "note",
@@ -373,10 +369,9 @@ def page_of(result: dict[str, Any]) -> str:
         f"{result['gb_a_second']:,.0f} GB a second read and written by a copy.",
         "The roofline is the time of a row's necessary products or bytes at these rates, whichever "
         "is more.",
-        "",
-        markdown([key.replace("_", " ") for key in KEYS], map(cells_of, result["rows"])),
     ]
-    return "\n".join(lines) + "\n"
+    heads = [key.replace("_", " ") for key in KEYS]
+    return "\n".join(lines) + "\n" + table("Ways", heads, [*map(cells_of, result["rows"])])
 
 
 def cells_of(row: Row) -> list[str]:

@@ -25,14 +25,11 @@ SHOWN = {
     ROOT / "CONTRIBUTING.md": "about/contributing.md",
     ROOT / "CODE_OF_CONDUCT.md": "about/conduct.md",
     ROOT / "SECURITY.md": "about/security.md",
-    ROOT / "benchmarks/README.md": "studies/benchmarks.md",
-    ROOT / "tools/pocket/README.md": "studies/pocket_training.md",
     DOCS / "README.md": "index.md",
 }
 HELP = re.compile(r"(?<!\[)`rmadapter help ([a-z]+)`")
 LINK = re.compile(r"\[([^\]]*)\]\((?!https?:|[#/])([^)#\s]+)(#[^)\s]*)?\)")
 PAGE = re.compile(r"docs/([\w/]+)\.md")  # as docstrings name it
-RECORDS = "\n```{{toctree}}\n:hidden:\n/results/{}\n```\n"  # below the study they belong to
 
 project = "rmadapter"
 author = copyright = "The rmadapter authors"
@@ -74,8 +71,9 @@ copybutton_exclude = ".linenos, .gp, .go"
 
 def with_links(text: str, file: Path, page: Path) -> str:
     """Return the Markdown of a file, as a part of a page, with relative links that lead to pages of
-    the site or, elsewhere in the repository, to files; those to folders become their text. Where a
-    text names the help of a command, it becomes a link to the command's options."""
+    the site or, elsewhere in the repository, to files. Links to folders become their text, and
+    links to pages that the site does not show become their text and path. Where a text names the
+    help of a command, it becomes a link to the command's options."""
 
     def link(match: re.Match[str]) -> str:
         words, target, part = match[1], match[2], match[3] or ""
@@ -84,6 +82,8 @@ def with_links(text: str, file: Path, page: Path) -> str:
             return f"[{words}](/{SHOWN[place]}{part})"
         if place.is_dir():
             return words
+        if place.suffix == ".md" and DOCS not in place.parents:
+            return f"{words}, in `{place.relative_to(ROOT).as_posix()}`"
         return f"[{words}]({os.path.relpath(place, page.parent)}{part})"
 
     return HELP.sub(r"[\g<0>](/reference/commands.md#\1)", LINK.sub(link, text))
@@ -130,8 +130,6 @@ def setup(app: Sphinx) -> None:
     def read(app: Sphinx, name: str, content: list[str]) -> None:
         page = Path(app.env.doc2path(name))
         content[0] = with_links(content[0], page, page)
-        if page.parent.name == "studies" and (DOCS / "results" / page.name).exists():
-            content[0] += RECORDS.format(page.stem)
 
     def include(app: Sphinx, path: Path, name: str, content: list[str]) -> None:
         page = Path(app.env.doc2path(app.env.docname))  # of `name`, MyST leaves out the folder

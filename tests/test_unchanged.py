@@ -34,7 +34,7 @@ from tests.helpers.shell import Command, backbone_option, rmadapter
 __all__ = ["rmadapter"]  # a fixture
 
 PINS = Path(__file__).with_name("unchanged.json")
-RESULTS = Path(__file__).parents[1] / "docs/results"
+RESULTS = Path(__file__).parents[1] / "research/results"
 
 
 def same(part: str, now: Any) -> None:

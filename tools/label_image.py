@@ -8,14 +8,18 @@ The shapes are drawn: 48 to label, and others to try the classifier on. One labe
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
 import tempfile
+import time
+import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from browser import STATE, Tab, served, tab
-from label_walk import Walk, app
 from PIL import Image, ImageDraw
 
 SHAPES = {"circle": 0, "square": 4, "hexagon": 6, "star": 5}  # corners
@@ -55,6 +59,99 @@ def draw(folder: Path, count: int, seed: int) -> dict[str, str]:
         image.save(folder / name)
         truth[name] = shape
     return truth
+
+
+@contextmanager
+def app(folder: Path, backbone: str) -> Iterator[str]:
+    """Start the page on a folder; yield its address."""
+    words = ["app", str(folder), "--backbone", backbone, "--port", "0", "--json"]
+    command = [sys.executable, "-m", "rmadapter", *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        yield json.loads(process.stdout.readline())["address"].removesuffix("label")
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+
+
+class Walk:
+    """A browser, and what a person did in it."""
+
+    def __init__(self, page: Tab, got: Path) -> None:
+        self.page, self.got = page, got
+        self.keys = self.clicks = 0
+        self.seconds: dict[str, float] = {}
+
+    def timed(self, step: str, started: float) -> None:
+        self.seconds[step] = round(time.monotonic() - started, 1)
+
+    def click(self, selector: str) -> None:
+        self.page.script(f"document.querySelector({json.dumps(selector)}).click()")
+        self.clicks += 1
+
+    def label(self, address: str, names: list[str], truth: dict[str, str], wanted: int) -> int:
+        """Name the classes, and label images until as many as wanted are; return how many have a
+        label."""
+        page, started = self.page, time.monotonic()
+        page.go(f"{address}label")
+        page.until("document.querySelectorAll('#grid > li').length")
+        page.script("document.getElementById('names').focus()")
+        page.write(", ".join(names))
+        page.press("Enter")
+        self.keys += len(", ".join(names)) + 1
+        page.until(f"document.querySelectorAll('#labels > li').length === {len(names)}")
+        page.until("document.getElementById('encoding').hidden", seconds=900)
+        self.timed("encode", started)
+        started = time.monotonic()
+        page.script("document.querySelector('#grid > li[tabindex=\"0\"]').focus()")
+        while self.labelled() < wanted:
+            name = page.script("document.activeElement.lastElementChild.textContent")
+            if page.script("document.activeElement.matches('.done')"):
+                page.press("n")
+                page.until("document.getElementById('grid').ariaBusy === 'false'")
+                page.until("document.activeElement.matches('#grid > li:not(.done)')")
+            else:
+                before = self.labelled()
+                page.press(str(1 + names.index(truth[name])))
+                page.until(f"{COUNTED} > {before}")  # shown after the grid
+                page.until(
+                    "document.getElementById('grid').ariaBusy !== 'true' && "
+                    f"document.activeElement.lastElementChild.textContent !== {json.dumps(name)}"
+                    " || document.activeElement.matches('.done')"
+                )
+            self.keys += 1
+        self.timed("label", started)
+        return self.labelled()
+
+    def labelled(self) -> int:
+        return int(self.page.script(COUNTED))
+
+    def deploy(self, address: str, method: str = "auto") -> Path:
+        """Train, and take the classifier along as a page; returns its folder."""
+        page, started = self.page, time.monotonic()
+        page.go(address)
+        self.clicks += 1  # the link on the page for labelling
+        page.until("document.getElementById('images').innerText.includes('Training uses these')")
+        if method != "auto":  # which the page has chosen
+            self.click(f"[value={method}]")
+        self.click("#go")
+        done = "document.querySelector('#train > .message').textContent"
+        page.until(f"{done} === 'Training is done.'", seconds=1800)
+        self.timed("train", started)
+        started = time.monotonic()
+        self.click("#targets button:nth-of-type(2)")
+        page.until("document.querySelector('#targets a') !== null", seconds=900)
+        self.click("#targets a")
+        until = time.monotonic() + 120
+        while not [*self.got.glob("*.zip")]:
+            assert time.monotonic() < until, "no download"
+            time.sleep(0.1)
+        self.timed("export", started)
+        with zipfile.ZipFile(next(self.got.glob("*.zip"))) as file:
+            file.extractall(self.got / "page")
+        (inside,) = (self.got / "page").iterdir()
+        return inside
 
 
 class Guide:

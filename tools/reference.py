@@ -10,7 +10,7 @@ import argparse
 import inspect
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import UnionType
@@ -18,7 +18,6 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import typer
 from pydantic import BaseModel, TypeAdapter
-from studies import markdown
 
 from rmadapter.artifacts.model_file import Model
 from rmadapter.artifacts.record import Record
@@ -41,6 +40,12 @@ def cell(text: object) -> str:
 
 def code(text: str) -> str:
     return f"`{cell(text)}`" if text else ""
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Make a Markdown table."""
+    lines = (head, ["---"] * len(head), *rows)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 # Commands

@@ -159,5 +159,5 @@ def test_texts_that_fill_the_encoder_are_found(tiny_clip: Backbone) -> None:
 
 
 def test_the_texts_of_the_repository_are_read() -> None:
-    file = Path(__file__).parents[2] / "docs/results/texts.json"
+    file = Path(__file__).parents[2] / "research/results/texts.json"
     assert len(read_texts(str(file))) == 56

@@ -1,4 +1,4 @@
-"""The figures of the documents' tables are those of the records in docs/results."""
+"""The figures of the documents' tables are those of the records in research/results."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from rmadapter.metrics import harmonic_mean
 
 ROOT = Path(__file__).parents[2]
 FINDINGS = ROOT / "docs/studies/findings.md"
-RECORDS = ROOT / "docs/results/findings.md"
+RECORDS = ROOT / "research/results/findings.md"
 MUST = (FINDINGS, RECORDS)  # pages that must have such a table
 PAGES = [
     ROOT / "README.md",
-    *sorted((ROOT / "docs").glob("*/*.md")),
+    *sorted(page for folder in ("docs", "research") for page in (ROOT / folder).glob("*/*.md")),
 ]
 SHOTS = r"(\d+) shots?, (\w+)"  # and the study
 SETS = ("dtd10", "neu_steel", "pacs/photo", "sign_digits")  # for reporting
@@ -54,7 +54,7 @@ def tables(page: Path, head: str) -> list[Table]:
 
 @cache
 def records(study: str) -> list[Record]:
-    return read_records(ROOT / f"docs/results/{study}/records.jsonl").finished
+    return read_records(ROOT / f"research/results/{study}/records.jsonl").finished
 
 
 def mean(some: list[Record], metric: str, runs: int = 3) -> float | None:

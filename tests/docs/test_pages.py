@@ -29,11 +29,12 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src/rmadapter"
 NAMES = (
     *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"),
-    *("benchmarks/README.md", "tools/pocket/README.md", "docs/about/versions.md"),
+    *("benchmarks/README.md", "docs/about/versions.md", "research/README.md"),
+    *("research/benchmarks/README.md", "research/pocket/README.md"),
 )
 SHELVES = [ROOT / "docs", *(ROOT / f"docs/{name}" for name in ("guide", "reference", "studies"))]
-RECORDS = ROOT / "docs/results"
-FOLDERS = (*SHELVES, RECORDS, *RECORDS.glob("*/"))
+RECORDS = ROOT / "research/results"
+FOLDERS = (*SHELVES, ROOT / "research/studies", RECORDS, *RECORDS.glob("*/"))
 PAGES = [
     *(ROOT / name for name in NAMES),
     *(
@@ -44,7 +45,7 @@ PAGES = [
     ),
 ]
 ENDINGS = "py md json yaml html csv safetensors onnx data pt2 tflite xml"  # of files
-OTHERS = "pip python cd mv pre-commit hf docker git uv uvx pipx twine torchrun sbatch"
+OTHERS = "pip python cd export mv pre-commit hf docker git uv uvx pipx twine torchrun sbatch"
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
 
 
@@ -130,7 +131,7 @@ def test_links_lead_somewhere(page: Path) -> None:
             file = page.parent / path if path else page
             assert file.exists(), target
             assert not part or part in anchors(file), target
-    for name in re.findall(r"`((?:tests|tools|examples|benchmarks)/[a-z_/]+\.py)`", text):
+    for name in re.findall(r"`((?:tests|tools|examples|benchmarks|research)/[a-z_/]+\.py)`", text):
         assert (ROOT / name).is_file(), name
 
 
@@ -165,10 +166,11 @@ def test_the_readme_and_the_guide_are_short() -> None:
 
 
 def test_the_pages_of_studies_are_short() -> None:
-    """Long tables are in docs/results/NAME.md, the records of docs/studies/NAME.md."""
+    """The long tables of a page NAME.md are in research/results/NAME.md."""
     words = {
         page.stem: len(page.read_text(encoding="utf-8").split())
-        for page in ROOT.glob("docs/studies/*.md")
+        for folder in ("docs", "research")
+        for page in ROOT.glob(f"{folder}/studies/*.md")
     }
     assert words["findings"] <= 2_000
     assert max(words.values()) <= 2_500

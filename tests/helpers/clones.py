@@ -1,4 +1,4 @@
-"""Write a small clone of CoOp's repository, as `tools/upstream.py` expects it."""
+"""Write a small clone of CoOp's repository, as `research/scripts/upstream.py` expects it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Choose the images of an unlabelled pool that are most worth a label, and write them as a list and
 as a page.
 
-The rules pick from unit features [N, e] and probabilities [N, C]; docs/studies/suggest.md compares
-them.
+The rules pick from unit features [N, e] and probabilities [N, C]; research/studies/suggest.md
+compares them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from rmadapter.training.contract import Fitted, Known, answers
 
 MOST_CLUSTERS = 500  # as in Hacohen et al.
 WIDER = 10  # times as many images as wanted are clustered by `mix`, as in Zhdanov's paper
-DEFAULT, RANDOM = "typicality", "random"  # docs/studies/suggest.md has the figures
+DEFAULT, RANDOM = "typicality", "random"  # research/studies/suggest.md has the figures
 UNPROVEN = "no rule was shown to be better than drawing at random"
 SAME = 2e-5  # 1 - cosine of an image to itself, kept in float16, is below this
 COLUMNS = ("image", "label", "rank", "score", "guess", "probability", "guess_2", "probability_2")
@@ -277,7 +277,7 @@ def suggest_images(
         pool: Files, folders, patterns or tables, as `predict` takes them.
         n: Number of images to choose.
         rule: "margin", "entropy", "coverage", "typicality" (the default), "mix" or "random"; no
-            other was shown to be better than "random" (docs/studies/suggest.md).
+            other was shown to be better than "random" (research/studies/suggest.md).
         seed: Seed of everything random.
         backbone: Backbone or name, instead of the one that the run names.
         skip_bad: Whether to leave out unreadable images.

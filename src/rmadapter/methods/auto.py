@@ -1,4 +1,4 @@
-"""`--method auto`: a method that chooses among others; measured in docs/studies/auto.md."""
+"""`--method auto`: a method that chooses among others; measured in docs/studies/choice.md."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Auto(Method):
     """The most preferred of its candidates that `runs.folds.choose` finds as good as the best."""
 
     title: ClassVar[str] = "auto"
-    source: ClassVar[str] = "docs/studies/auto.md"
+    source: ClassVar[str] = "docs/studies/choice.md"
     traits: ClassVar[Traits] = Traits(without_text=True)
     minutes: float = option(
         10.0, "minutes to choose and to train; methods that need longer are left out", gt=0

@@ -189,7 +189,7 @@ class HiCroPL(ModuleMethod):
     included; here it is the average of the class's descriptions, or of the run's prompts if it has
     none. Their released code copies the mapped values into the prompts without a gradient, so
     proxies and mappers stay random, and maps again for every batch it answers, so answers drift;
-    here they are trained, and answers do not change (docs/results/parity.md).
+    here they are trained, and answers do not change (research/results/parity.md).
     """
 
     title: ClassVar[str] = "HiCroPL"

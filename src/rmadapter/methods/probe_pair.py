@@ -1,7 +1,7 @@
 """Both linear probes together: the mean of their log-probabilities, a logarithmic opinion pool.
 
 With few images the probe that starts as zero-shot is better, with many the other one;
-docs/studies/auto.md has the figures.
+docs/studies/choice.md has the figures.
 """
 
 from __future__ import annotations

@@ -169,7 +169,7 @@ MMA = RMAdapter(
 # RMAdapter, following MMA (optimisation) and PromptSRC (consistency) as its paper says. MMA's norm
 # is not in its
 # equations, but without it MMA's optimisation does not move these adapters
-# (docs/studies/reconstruction.md).
+# (research/studies/reconstruction.md).
 PAPER = RMAdapter(
     "RMAdapter, trained as MMA",
     "Lin et al., AAAI-26; optimised as MMA, consistency as PromptSRC",

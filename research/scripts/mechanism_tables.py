@@ -1,0 +1,174 @@
+"""Make the tables of R3, R4 and R6 of research/studies/registration.md from lines of answer.py.
+
+    python research/scripts/mechanism_tables.py --pages research/studies/mechanism.md
+
+R3 asks whether the paper's mechanism can work at all, with adapters that are prepared before
+training; R4 what the losses do with more classes to train on; R6 what ten random settings bring.
+Their lines are mechanism.jsonl, classes.jsonl and tuning.jsonl in results; those of
+keeping.jsonl stand beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import answer
+from answer_readme import RESULTS
+from studies import CHOOSE_ALL, REPORT_ALL, TESTED, Line, Lines, markdown, read_lines, show
+
+from rmadapter.metrics import harmonic_mean
+
+LOSSES = ("neither", "reconstruction", "constraint", "both")  # of R4
+PLAIN = "neither"  # what the prepared adapters and the losses are compared with
+
+
+def hm(line: Line) -> float:
+    """Return the harmonic mean of base and novel accuracy in %."""
+    return harmonic_mean(*line["frontier"][-1][:2])
+
+
+def shared(lines: Lines, variants: Sequence[str]) -> list[Line]:
+    """Return the lines of these variants, on the draws that all of them have."""
+    draws = [
+        {(line["data"], line["draw"]) for line in answer.of_variant(lines, name)}
+        for name in variants
+    ]
+    common = set.intersection(*draws)
+    return [
+        line
+        for line in lines
+        if line["variant"] in variants and (line["data"], line["draw"]) in common
+    ]
+
+
+# R3
+
+
+def prepared(lines: Lines) -> dict[str, str]:
+    """Tabulate what prepared adapters explain and answer, and compare them with adapters alone."""
+    names = (PLAIN, *answer.MECHANISM)
+    some = shared(answer.of_sets(lines, REPORT_ALL, 16), names)
+    figures = [lambda line, at=at: float(line["frontier"][-1][at]) for at in range(3)]
+    rows = []
+    for name in names:
+        own = answer.of_variant(some, name)
+        rows.append(
+            [name, explained(own), *(f"{fmean(answer.averages(own, x)):.1f}" for x in figures)]
+        )
+    count = len(answer.averages(answer.of_variant(some, PLAIN), hm))
+    head = [f"{count} sets, in %", "explained", "base", "novel", "joint"]
+    found = {"R3": markdown(head, rows)}
+    pairs = [(name, PLAIN) for name in answer.MECHANISM]
+    for figure in ("novel", "novel at equal base"):
+        rows = answer.differences(some, answer.FIGURES[figure], pairs)
+        found[f"R3, {figure}"] = markdown([f"difference, {figure}", *TESTED], rows)
+    return found
+
+
+def explained(lines: Lines) -> str:
+    """Write the share of variance that the branch explains: the mean, the least and the most of the
+    data sets."""
+    shares = [line.get("explained") for line in lines]
+    if None in shares or not shares:
+        return "–"
+    each = answer.averages(lines, lambda line: 100 * float(line["explained"]))
+    return f"{fmean(each):.1f} ({min(each):.1f} to {max(each):.1f})"
+
+
+# R4
+
+
+def classes(lines: Lines) -> dict[str, str]:
+    """Tabulate what the losses do with a number of classes to train on."""
+    runs = {(line["base"], line["variant"]): line for line in lines}
+    rows = []
+    for base in sorted({line["base"] for line in lines}):
+        plain = runs[base, PLAIN]
+        for name in LOSSES:
+            line = runs[base, name]
+            ends = (f"{value:.1f}" for value in (*line["frontier"][-1], hm(line)))
+            gain = "–" if name == PLAIN else f"{answer.at_equal_base(line, plain):+.1f}"
+            rows.append([str(base), name, *ends, gain])
+    head = ["classes", "losses", "base", "novel", "joint", "HM", "novel at equal base"]
+    return {"R4": markdown(head, rows)}
+
+
+# R6
+
+FIGURES: Mapping[str, Callable[[Line, Line], float]] = {
+    "base": answer.FIGURES["base"],
+    "novel": answer.FIGURES["novel"],
+    "HM": lambda one, other: hm(one) - hm(other),
+}
+
+
+def trials(lines: Lines, name: str) -> dict[str, float]:
+    """Return the HM of a method by variant, with its default settings and with random ones: the
+    mean over the data sets for choosing, on the draws that all have."""
+    some = answer.of_sets(lines, CHOOSE_ALL, 4)
+    variants = {line["variant"] for line in some if line["variant"].partition(" #")[0] == name}
+    some = shared(some, [*variants])
+    return {one: fmean(answer.averages(answer.of_variant(some, one), hm)) for one in variants}
+
+
+def promoted(lines: Lines, name: str) -> str:
+    """Return the variant of a method whose random settings have the largest HM."""
+    found = trials(lines, name)
+    return max((one for one in found if "#" in one), key=lambda one: found[one])
+
+
+def drawn(lines: Lines, variant: str) -> dict[str, Any]:
+    """Return the settings of a variant, as its lines have them, that its method does not fix."""
+    fixed = answer.VARIANTS[variant.partition(" #")[0]][1]
+    settings = answer.of_variant(lines, variant)[0]["settings"]
+    return {name: value for name, value in settings.items() if name not in fixed}
+
+
+def tuned(lines: Lines) -> dict[str, str]:
+    """Tabulate what random settings bring on the data sets for choosing, and compare the best of
+    each method with its default on those for reporting."""
+    rows, pairs = [], []
+    for name in answer.TUNED:
+        best, found = promoted(lines, name), trials(lines, name)
+        settings = ", ".join(f"{key}={value:.2g}" for key, value in drawn(lines, best).items())
+        rows.append([name, f"{found[name]:.1f}", best, f"{found[best]:.1f}", settings])
+        pairs.append((best, name))
+    trained = [line for line in answer.of_sets(lines, CHOOSE_ALL, 4) if "#" in line["variant"]]
+    head = [
+        f"HM, {len(answer.averages(trained, hm))} sets, in %",
+        "default",
+        "best",
+        "its HM",
+        "settings",
+    ]
+    found_tables = {"R6, choosing": markdown(head, rows)}
+    for figure, value in FIGURES.items():
+        rows = answer.differences(answer.of_sets(lines, REPORT_ALL, 4), value, pairs)
+        if rows:
+            found_tables[f"R6, {figure}"] = markdown([f"difference, {figure}", *TESTED], rows)
+    return found_tables
+
+
+def recorded() -> dict[str, str]:
+    """Make the tables of the recorded lines."""
+    mechanism, steps, tuning, beside = (
+        read_lines(RESULTS / f"{name}.jsonl")
+        for name in ("mechanism", "classes", "tuning", "keeping")
+    )
+    return prepared([*mechanism, *beside]) | classes(steps) | tuned([*tuning, *beside])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pages", type=Path, nargs="+", default=[], help="pages for the tables")
+    show(recorded(), *parser.parse_args().pages)
+
+
+if __name__ == "__main__":
+    main()

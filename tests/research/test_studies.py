@@ -1,0 +1,167 @@
+"""Each page in research/studies shows the tables and the figure that its script computes from the
+recorded lines."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from itertools import product
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import at_test_time
+import demo_draws
+import explain_study
+import families
+import fewer_steps
+import int8_study
+import label_curve
+import label_walk
+import mechanism_tables
+import pytest
+import reconstruction_tables
+import steps_drawing
+import suggest
+
+from rmadapter.curate.suggest import DEFAULT, FIRST, NEXT
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "research/results"
+Line: TypeAlias = dict[str, Any]
+
+pytestmark = pytest.mark.real_plots
+
+
+def lines_of(name: str) -> list[Line]:
+    return [json.loads(line) for line in (RESULTS / f"{name}.jsonl").read_text().splitlines()]
+
+
+def page(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def records(name: str) -> str:
+    """Return the page of records of a study, if there is one."""
+    file = RESULTS / Path(name).name
+    return file.read_text(encoding="utf-8") if file.exists() else ""
+
+
+def marked(tables: Mapping[str, str]) -> list[str]:
+    return [f"<!-- {name} -->\n\n{table}\n\n<!-- end -->" for name, table in tables.items()]
+
+
+def losses() -> list[Line]:
+    return reconstruction_tables.read(RESULTS / "reconstruction.jsonl")
+
+
+def step_tables() -> dict[str, str]:
+    half = fewer_steps.half_table(reconstruction_tables.read(RESULTS / "steps.jsonl"))
+    return fewer_steps.tables(lines_of("fewer_steps")) | {"half": half}
+
+
+@pytest.mark.parametrize(
+    ("name", "tables", "count"),
+    [
+        ("studies/mechanism.md", lambda: marked(mechanism_tables.recorded()), 8),
+        ("studies/families.md",
+         lambda: marked(
+             families.tables(families.beside(
+                 lines_of("families"), [*lines_of("choice"), *lines_of("learning")]))
+             | at_test_time.tables(lines_of("at_test_time"))), 7),
+        ("studies/demo.md",
+         lambda: marked({f"draws: {name}": demo_draws.table(lines_of("demo_draws"), name)
+                         for name in demo_draws.METHODS}), 3),
+        ("studies/label.md",
+         lambda: marked({"labels": label_curve.table(lines_of("label_curve")),
+                         "walk": label_walk.table(lines_of("label_walk"))}), 2),
+        ("studies/fewer_steps.md", lambda: marked(step_tables()), 4),
+        ("studies/reconstruction.md",
+         lambda: marked(reconstruction_tables.tables(losses())), 17),
+        ("studies/int8.md", lambda: [int8_study.table(lines_of("int8"))], 1),
+        ("studies/explain.md", lambda: [explain_study.tables(lines_of("explain"))], 1),
+        ("studies/suggest.md", lambda: suggest.tables(lines_of("suggest")).split("\n\n"), 2),
+    ],
+)  # fmt: skip
+def test_tables_of_a_study_are_those_of_its_lines(
+    name: str, tables: Callable[[], list[str]], count: int
+) -> None:
+    computed = tables()
+    assert len(computed) == count
+    for table in computed:
+        assert table in page(f"research/{name}") + records(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "drawn"),
+    [
+        ("label", lambda: label_curve.drawn(lines_of("label_curve"))),
+        ("reconstruction", lambda: reconstruction_tables.drawn(losses())),
+    ],
+)
+def test_the_figure_of_a_study_shows_its_lines(name: str, drawn: Callable[[], str]) -> None:
+    """Numbers are written in the figure."""
+    svg, shown = drawn(), page(f"research/studies/{name}.svg")
+    texts = re.findall(r">(.+)</text>", svg)
+    assert len([x for x in texts if re.search(r"\d\.\d", x)]) >= 4
+    assert texts == re.findall(r">(.+)</text>", shown)
+    assert svg.count("<path") == shown.count("<path")
+    assert f"]({name}.svg)" in page(f"research/studies/{name}.md")
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "same"),
+    [
+        ("at_test_time", ("data", "shots", "seed", "method"), ()),
+        ("auto", ("data", "shots", "seed", "candidate"), ()),
+        ("demo_draws", ("draw", "method"), ()),
+        ("explain", ("data", "row"), ("backbone",)),
+        ("families", ("data", "shots", "seed", "method"), ()),
+        ("label_curve", label_curve.KEY, ()),
+        ("reconstruction", ("backbone", "precision", "data", "shots", "seed", "variant"), ()),
+        ("suggest", suggest.KEY, ("backbone",)),
+    ],
+)
+def test_every_run_is_recorded_once_under_the_same_conditions(
+    name: str, key: tuple[str, ...], same: tuple[str, ...]
+) -> None:
+    lines = lines_of(name)
+    keys = [tuple(line[part] for part in key) for line in lines]
+    assert len(set(keys)) == len(keys)
+    assert all(len({line[part] for line in lines}) == 1 for part in same)
+
+
+def planned_suggestions() -> list[tuple[Any, ...]]:
+    rules = [(kind, rule) for kind, some in suggest.KINDS.items() for rule in some]
+    tasks = product((*suggest.CHOOSE, *suggest.REPORT), rules, (1, 2, 3))
+    return [(data, kind, rule, seed) for data, (kind, rule), seed in tasks]
+
+
+def test_no_planned_run_of_suggest_is_missing() -> None:
+    keys = [tuple(line[part] for part in suggest.KEY) for line in lines_of("suggest")]
+    assert sorted(keys) == sorted(planned_suggestions())
+
+
+@pytest.mark.parametrize("kind", ["next", "first"])
+def test_the_defaults_of_suggest_follow_from_its_lines(kind: str) -> None:
+    lines = lines_of("suggest")
+    rules = [rule for rule in suggest.KINDS[kind] if rule != "random"]
+    assert not any(suggest.proven(lines, kind, rule) for rule in rules)
+    assert suggest.default(lines, kind) == DEFAULT
+
+
+def test_the_page_of_suggest_describes_every_rule() -> None:
+    described = page("docs/reference/curate.md")
+    assert all(f"\n| {rule} | " in described for rule in {*NEXT, *FIRST})
+
+
+def test_the_picture_of_fewer_steps_shows_the_lines() -> None:
+    drawn, shown = (
+        steps_drawing.drawn(lines_of("fewer_steps")),
+        page("research/studies/fewer_steps.svg"),
+    )
+    assert re.findall(r">(.+)</text>", drawn) == re.findall(r">(.+)</text>", shown)
+    assert re.findall(r'<use xlink:href="[^"]*" x="([^"]*)"', drawn) == re.findall(
+        r'<use xlink:href="[^"]*" x="([^"]*)"', shown
+    )
+    assert "](fewer_steps.svg)" in page("research/studies/fewer_steps.md")
