@@ -40,8 +40,8 @@ from common import (
 from torch import Tensor
 
 from rmadapter.backbones import Backbone, load_backbone
-from rmadapter.deploy.export import graph, int8
-from rmadapter.deploy.export.engines import ENGINES, GRAPH, OPENVINO
+from rmadapter.export import graph, int8
+from rmadapter.export.engines import ENGINES, GRAPH, OPENVINO
 from rmadapter.methods import load_method
 from rmadapter.prompts import cosine_logits, zero_shot_weights
 from rmadapter.task import TEMPLATES

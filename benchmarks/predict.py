@@ -28,6 +28,7 @@ from common import arguments, class_names, interleaved, medians, set_up, setting
 from PIL import Image
 from torch import Tensor
 
+from rmadapter.answers.answer import columns
 from rmadapter.backbones import load_backbone
 from rmadapter.data.formats.registry import find_images
 from rmadapter.data.read import ImageSet
@@ -35,7 +36,6 @@ from rmadapter.data.transforms import ImageTensors, batches
 from rmadapter.methods import load_method
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.model import AdaptedCLIP
-from rmadapter.predict.answer import columns
 from rmadapter.predict.stream import Predictor
 from rmadapter.predict.write import AnswerFile, write_answers
 from rmadapter.prompts import cosine_logits

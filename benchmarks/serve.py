@@ -36,8 +36,8 @@ from predict import write_files
 from rmadapter.artifacts.checkpoint import load, save
 from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.backbones import load_backbone
-from rmadapter.deploy.export.folder import export
-from rmadapter.deploy.export.runtime import Model
+from rmadapter.export.folder import export
+from rmadapter.export.runtime import Model
 from rmadapter.methods import load_method
 from rmadapter.training.contract import Known
 

@@ -7,7 +7,7 @@ them; docs/reference/container.md.
 
 For projects with one <Image> and one <Choices>. Until a project has a run of its own, RUN predicts,
 or without it the untouched backbone with the project's choices. "Start training" fits a new run to
-all annotations so far. The scores put the tasks in the order of `rmadapter suggest --rule margin`.
+all annotations so far. The scores put those tasks first of which the model is least sure.
 """
 
 from __future__ import annotations
@@ -33,14 +33,13 @@ from fastapi.security import HTTPBasic, HTTPBasicCredentials
 
 from rmadapter import FewShotClassifier, UserError, load, load_backbone
 from rmadapter.artifacts.checkpoint import Saved
-from rmadapter.curate.suggest import NEXT, Pool
 from rmadapter.data.names import prompt_names
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.support.files import atomic, read_json, write_json
 from rmadapter.training.contract import Known
 
 LARGEST = 100_000_000  # bytes of an image
-ORDERS = ("margin", "entropy")  # rules of `suggest` that judge each image by itself
+ORDERS = ("margin", "entropy")  # ways to say how sure a model is of one image
 LAST = 1.0  # the score of a task that comes after all others: Label Studio begins with the lowest
 KEEP = ("ANNOTATION_CREATED", "ANNOTATIONS_CREATED", "ANNOTATION_UPDATED")
 DROP = ("ANNOTATION_DELETED", "ANNOTATIONS_DELETED", "TASKS_DELETED")
@@ -219,14 +218,21 @@ class Project:
 
 
 def sureness(table: np.ndarray, order: str) -> float:
-    """Return 1 minus the score of a rule of `suggest` for one image, of the most possible: 0 to 1,
-    the lower the more it is worth a label. table: probabilities [1, C]. order: one of ORDERS."""
+    """Return how sure the model is of one image, 0 to 1: the lower, the more it is worth a label.
+
+    It is the margin of the best class over the second (Scheffer et al., IDA 2001), or 1 minus the
+    entropy as a share of the highest possible. table: probabilities [1, C]. order: one of ORDERS.
+    """
     classes = table.shape[1]
     if classes < 2:
         return LAST
-    [score] = NEXT[order](Pool(np.empty((1, 0)), np.empty((0, 0)), table), 1).scores
-    most = np.log(classes) if order == "entropy" else 1.0
-    return float(np.clip(1 - score / most, 0, LAST))
+    if order == "entropy":
+        entropy = -(table * np.log(np.maximum(table, 1e-12))).sum()
+        sure = 1 - entropy / np.log(classes)
+    else:
+        second, best = np.sort(table[0])[-2:]
+        sure = best - second
+    return float(np.clip(sure, 0, LAST))
 
 
 def _listed(value: Any) -> list[Any]:

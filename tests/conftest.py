@@ -27,6 +27,8 @@ from tests.helpers.models import (
     write_tiny_timm,
 )
 
+pytest_plugins = ["tests.helpers.saved_runs"]
+
 # Ray's default, 15, lets its workers wait for minutes while other tests use all cores
 os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.pop("COLUMNS", None)  # workers of pytest-xdist have 80, which would fold every table

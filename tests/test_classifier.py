@@ -15,8 +15,8 @@ from sklearn.exceptions import NotFittedError
 from sklearn.metrics import accuracy_score
 
 from rmadapter import FewShotClassifier, load, save
+from rmadapter.answers.sets import Calibration
 from rmadapter.backbones import Backbone
-from rmadapter.conformal import Calibration
 from rmadapter.data.fewshot import few_shot
 from rmadapter.data.read import ImageSet, image_set, load_image, read_images
 from rmadapter.errors import UserError

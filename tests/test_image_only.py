@@ -21,7 +21,6 @@ from rmadapter.artifacts.checkpoint import load
 from rmadapter.artifacts.page import rewrite_page
 from rmadapter.artifacts.record import Record, read_record
 from rmadapter.backbones import Backbone
-from rmadapter.curate.suggest import first_images, suggest_images
 from rmadapter.curate.suspects import find_suspects
 from rmadapter.data.read import read_images
 from rmadapter.encoders import States
@@ -246,8 +245,6 @@ def test_names_without_images_are_refused(
     own = backbone_option(run)
     refused(rmadapter("add", run, "violet", "--out", tmp_path / "more", *own), *WITHOUT_TEXT)
     refused(rmadapter("predict", run, colors / "test/red", "--names", "red,violet", *own), "violet")
-    words = ("suggest", colors / "train", "--start", "--names", "red,blue", "--backbone", own[1])
-    refused(rmadapter(*words), "--names", *WITHOUT_TEXT)
     assert not (tmp_path / "more").exists()
 
 
@@ -260,9 +257,7 @@ def test_images_of_new_classes_are_added(
     assert "violet" in load(tmp_path / "more", backbone_option(run)[1]).fitted.classes
 
 
-def test_suspects_and_suggestions(
-    run: Path, tiny_timm: Backbone, colors: Path, tmp_path: Path
-) -> None:
+def test_suspects(tiny_timm: Backbone, colors: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged"
     shutil.copytree(colors / "train", damaged)
     shutil.copy(colors / "test/red/0.png", damaged / "blue/wrong.png")
@@ -270,10 +265,6 @@ def test_suspects_and_suggestions(
     found = find_suspects(damaged, settings={"backbone": tiny_timm.name}, progress=False, lab=lab)
     wrong = {one.image: one.suggested for one in found.suspects}
     assert wrong["blue/wrong.png"] == "red"
-    suggested = suggest_images(run, colors / "test", 3, backbone=tiny_timm, progress=False)
-    assert len(suggested.suggestions) == 3
-    first = first_images(colors / "train", 4, backbone=tiny_timm, progress=False)
-    assert len(first.suggestions) == 4
 
 
 def test_the_classifier(tiny_timm: Backbone, colors: Path) -> None:
@@ -295,9 +286,9 @@ def test_an_export_answers_as_the_run_and_is_served(
 ) -> None:
     pytest.importorskip("onnxruntime", reason="pip install 'rmadapter[export]'")
     pytest.importorskip("onnxscript", reason="pip install 'rmadapter[export]'")
-    from rmadapter.deploy.export.folder import export
-    from rmadapter.deploy.export.runtime import Model
-    from rmadapter.deploy.serve.model import ServeOptions, open_served
+    from rmadapter.export.folder import export
+    from rmadapter.export.runtime import Model
+    from rmadapter_serve.model import ServeOptions, open_served
 
     saved = load(run, backbone_option(run)[1])
     if architecture != "vit":

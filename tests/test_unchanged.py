@@ -159,7 +159,6 @@ def test_a_run_and_what_is_made_of_it(
         "predict --out": ["predict", run, image, *own, "--out", tmp_path / "answers.csv"],
         "explain": ["explain", run, image, *own],
         "suspects": ["suspects", colors, *own, "--method", "linear-probe", "--set", "device=cpu"],
-        "suggest": ["suggest", run, colors / "test/red", *own, "--n", 2],
         "add": ["add", run, "white", *own, "--out", tmp_path / "added"],
         "compare": ["compare", run, finished, "--data", colors, *own],
         "export": ["export", run, *own, "--out", tmp_path / "export", "--to", "onnx"],

@@ -22,7 +22,8 @@ from pydantic import BaseModel, TypeAdapter
 from rmadapter.artifacts.model_file import Model
 from rmadapter.artifacts.record import Record
 from rmadapter.artifacts.run_folder import RunFolder
-from rmadapter.cli.main import EXAMPLES, NAMES, VERBS, app
+from rmadapter.cli import main as command_line
+from rmadapter.cli.options import Command
 from rmadapter.methods import METHODS, load_method
 from rmadapter.settings import Machine, settings_of
 from rmadapter.support.files import write_text
@@ -53,21 +54,24 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def commands() -> str:
     """Describe each verb with its arguments, options and examples, as --help does."""
-    group: Any = typer.main.get_command(app)
+    group: Any = typer.main.get_command(command_line.app)
     parts = [
         "# Commands",
         "Made from the commands themselves: `rmadapter help VERB` prints the same in a terminal. "
         "All verbs have the same [exit codes](/reference/runs.md#exit-codes).",
     ]
-    for panel, verbs in VERBS.items():
+    panels: dict[str, list[Command]] = {}
+    for command in command_line.commands():
+        panels.setdefault(command.panel, []).append(command)
+    for panel, verbs in panels.items():
         parts.append(f"## {panel}")
         for verb in verbs:
-            name = NAMES.get(verb.__name__, verb.__name__)
-            parts += describe_command(name, group.commands[name])
+            parts += describe_command(verb, group.commands[verb.name])
     return "\n\n".join(parts) + "\n"
 
 
-def describe_command(name: str, command: Any) -> Iterator[str]:
+def describe_command(verb: Command, command: Any) -> Iterator[str]:
+    name = verb.name
     context = command.make_context(f"rmadapter {name}", [], resilient_parsing=True)
     usage = command.get_usage(context).removeprefix("Usage: ")
     yield f"### {name}"
@@ -80,7 +84,7 @@ def describe_command(name: str, command: Any) -> Iterator[str]:
     ]
     if rows:
         yield markdown(["argument or option", "meaning"], rows)
-    yield "```bash\n" + "\n".join(EXAMPLES[name]) + "\n```"
+    yield "```bash\n" + "\n".join(verb.examples) + "\n```"
 
 
 # Settings

@@ -50,7 +50,6 @@ from studies import (
 from torch import Tensor
 
 from rmadapter import metrics
-from rmadapter.bench.search_space import make_space, optuna
 from rmadapter.data.fewshot import half, split_digest
 from rmadapter.data.image_set import ImageSet
 from rmadapter.methods.rmadapter import RMAdapter
@@ -62,6 +61,7 @@ from rmadapter.runs.run import learn
 from rmadapter.support.machine import versions
 from rmadapter.task import Task
 from rmadapter.training.contract import Fitted, Known
+from rmadapter_research.search_space import make_space, optuna
 
 # with all domains of two sets, which count as one set each
 DOMAINS = {

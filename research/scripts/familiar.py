@@ -43,11 +43,11 @@ from studies import (
 )
 from torch import Tensor
 
-from rmadapter.conformal import in_sets, limits_of
+from rmadapter.answers.rejection import Familiarity
+from rmadapter.answers.sets import in_sets, limits_of
 from rmadapter.data.fewshot import half, split_digest
 from rmadapter.data.image_set import ImageSet
 from rmadapter.encoders import States
-from rmadapter.familiar import Familiarity
 from rmadapter.methods.cocoa_mix import WORDS
 from rmadapter.prompts import OfFeatures, zero_shot_weights
 from rmadapter.runs.evaluate import predict_all

@@ -29,10 +29,10 @@ import numpy as np
 from studies import Line, Lines, append_lines, make_parser, markdown, read_lines
 
 from rmadapter.artifacts.checkpoint import Saved, load
-from rmadapter.deploy.export import graph
-from rmadapter.deploy.export.engines import GRAPH
-from rmadapter.deploy.export.folder import transform_facts
-from rmadapter.deploy.export.int8 import (
+from rmadapter.export import graph
+from rmadapter.export.engines import GRAPH
+from rmadapter.export.folder import transform_facts
+from rmadapter.export.int8 import (
     CANDIDATE,
     PLAIN,
     WAYS,
@@ -42,8 +42,8 @@ from rmadapter.deploy.export.int8 import (
     timed_answers,
     write_balanced,
 )
-from rmadapter.deploy.export.parity import compared_images, training_images
-from rmadapter.deploy.export.runtime import LABELS, TRANSFORM, Model
+from rmadapter.export.parity import compared_images, training_images
+from rmadapter.export.runtime import LABELS, TRANSFORM, Model
 from rmadapter.metrics import accuracy
 from rmadapter.support.files import write_json
 from rmadapter.support.machine import processor, versions

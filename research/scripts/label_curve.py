@@ -24,15 +24,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from studies import Line, Lines, append_lines, make_parser, markdown, read_lines, show
+from suggest_rules import DEFAULT, RANDOM
 
-from rmadapter.curate.quick import SURE, Encoded, choose, fit
-from rmadapter.curate.suggest import DEFAULT, RANDOM
 from rmadapter.data.duplicates import groups
 from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
 from rmadapter.support.files import write_text
 from rmadapter.support.html import COLOURS, canvas
 from rmadapter.support.machine import versions
+from rmadapter_studio.quick import SURE, Encoded, choose, fit
 
 SETS = ("food", "pacs/photo", "sports")
 ORDERS = (RANDOM, DEFAULT, "margin", SURE)

@@ -24,7 +24,7 @@ import numpy as np
 from browser import STATE, Tab, served, tab
 from PIL import Image
 
-from rmadapter.deploy.export.runtime import Model
+from rmadapter.export.runtime import Model
 
 ALLOWED = 1 / 200
 LARGE = 25_000_000  # pixels

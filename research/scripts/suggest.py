@@ -24,8 +24,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from studies import Lines, append_lines, make_parser, markdown, read_lines, with_interval
+from suggest_rules import FIRST, NEXT, Pool, pick
 
-from rmadapter.curate.suggest import FIRST, NEXT, Pool, pick
 from rmadapter.data.duplicates import groups
 from rmadapter.data.fewshot import sample_shots
 from rmadapter.methods.clap import ZeroShotProbe

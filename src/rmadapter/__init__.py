@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from rmadapter.classifier import FewShotClassifier as FewShotClassifier
     from rmadapter.classifier import RMAdapterClassifier as RMAdapterClassifier
     from rmadapter.curate.apply import apply_decisions as apply_decisions
-    from rmadapter.curate.suggest import first_images as first_images
-    from rmadapter.curate.suggest import suggest_images as suggest_images
     from rmadapter.curate.suspects import find_suspects as find_suspects
     from rmadapter.data.read import ImageSet as ImageSet
     from rmadapter.data.read import read_images as read_images
@@ -78,7 +76,6 @@ _HOMES = {
     "runs.run": ["run_task"],
     "runs.track": ["Tracking"],
     "settings": ["AdapterSettings", "LossSettings", "Machine"],
-    "curate.suggest": ["first_images", "suggest_images"],
     "curate.apply": ["apply_decisions"],
     "curate.suspects": ["find_suspects"],
     "task": ["Question", "Task"],

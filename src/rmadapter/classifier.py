@@ -12,8 +12,8 @@ from PIL import Image
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
+from rmadapter.answers.sets import NOTHING, chosen, limits_of
 from rmadapter.backbones.names import joined
-from rmadapter.conformal import NOTHING, chosen, limits_of
 from rmadapter.data.fewshot import half
 from rmadapter.data.image_set import with_weights
 from rmadapter.data.names import Label, class_indices, nfc, prompt_names

@@ -14,6 +14,7 @@ import typer
 from rmadapter.cli.options import (
     Backbone,
     Columns,
+    Command,
     Device,
     FileOptions,
     Json,
@@ -28,10 +29,10 @@ from rmadapter.support.terminal import note, table
 
 if TYPE_CHECKING:
     from rmadapter.backbones import Backbone as Loaded
-    from rmadapter.curate.describe import Measured
     from rmadapter.data.image_set import ImageSet
     from rmadapter.data.texts import Checked, Form, Named, TextFile
     from rmadapter.runs.request import Request
+    from rmadapter_research.describe import Measured
 
 
 @dataclass(frozen=True)
@@ -224,10 +225,10 @@ def _answer(
     progress: bool,
 ) -> tuple[TextFile, Checked]:  # fmt: skip
     """Read answers, or ask for those that are missing, and write the file of texts."""
-    from rmadapter.curate.describe import ask_all, source_of
     from rmadapter.data.names import key
     from rmadapter.data.texts import check_answers, read_answers
-    from rmadapter.support.chat import Chat
+    from rmadapter_research.chat import Chat
+    from rmadapter_research.describe import ask_all, source_of
 
     who, file = options.model, options.answers
     if options.ask:
@@ -252,7 +253,7 @@ def _answer(
 
 def _note_long(checked: Checked, form: Form, backbone: Loaded) -> None:
     """Note which texts may be cut off."""
-    from rmadapter.curate.describe import full_texts
+    from rmadapter_research.describe import full_texts
 
     full, length = full_texts(backbone, form, checked.texts)
     if full:
@@ -268,8 +269,8 @@ def _measure(
     out: Path, progress: bool,
 ) -> tuple[TextFile, Measured]:  # fmt: skip
     """Leave out texts that do not help, and write the file of texts."""
-    from rmadapter.curate.describe import describe_measured, measure
     from rmadapter.runs.lab import Lab
+    from rmadapter_research.describe import describe_measured, measure
 
     lab = Lab(request.machine, progress=progress)
     lab.add(request.task.data, splits)
@@ -301,3 +302,15 @@ def _show(
     print(f"texts: {out}, {count:,} about {len(known.texts):,} classes")
     setting = shlex.quote(f"descriptions={out}")
     print(f"next: rmadapter fit IMAGES --method zero-shot-descriptions --set {setting}")
+
+
+DESCRIBE = Command(
+    "describe",
+    describe,
+    "Look at data",
+    (
+        "rmadapter describe my-images --out texts.json",
+        "rmadapter describe my-images --out texts.json --answers answers.txt",
+        "rmadapter describe my-images --out texts.json --measure",
+    ),
+)

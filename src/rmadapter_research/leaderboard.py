@@ -17,14 +17,6 @@ from typing import TypeAlias, TypedDict
 
 from rmadapter.artifacts.record import Record, parse_record
 from rmadapter.bench.protocols import DOMAINS, PROTOCOLS
-from rmadapter.bench.published import (
-    AVERAGE,
-    Figure,
-    contradictions,
-    explained,
-    published,
-    sources,
-)
 from rmadapter.bench.report import paper
 from rmadapter.bench.report.costs import row_uses
 from rmadapter.bench.report.format import Cell
@@ -55,6 +47,14 @@ from rmadapter.support.files import write_text
 from rmadapter.support.html import template
 from rmadapter.support.locks import exclusive
 from rmadapter.support.terminal import note
+from rmadapter_research.published import (
+    AVERAGE,
+    Figure,
+    contradictions,
+    explained,
+    published,
+    sources,
+)
 
 TARGETS = {"cross-dataset": ELEVEN[1:], "domain-generalization": DOMAINS["imagenet"]}  # of ImageNet
 # of a scatter, in its own units
@@ -337,7 +337,7 @@ def _to_json(table: Standings) -> dict[str, object]:
 
 
 def _html(tables: Sequence[Standings], runs: int) -> str:
-    script = (files("rmadapter") / "assets/leaderboard.js").read_text(encoding="utf-8")
+    script = (files("rmadapter_research") / "assets/leaderboard.js").read_text(encoding="utf-8")
     groups = [table.group for table in tables]
     sets = sorted({result.dataset for table in tables for result in table.results})
     filters: dict[str, Sequence[object]] = {
@@ -357,7 +357,7 @@ def _html(tables: Sequence[Standings], runs: int) -> str:
         }
         for table in tables
     ]
-    html: str = template("leaderboard.html.j2").render(
+    html: str = template("leaderboard.html.j2", package="rmadapter_research").render(
         title=f"{methods} methods on {counted(len(sets), 'data set')}",
         runs=runs,
         filters=filters,

@@ -2,7 +2,7 @@
 typed.
 
 assets/published has the figures, each with its source and the place in it; those of RMAdapter are
-in assets/paper.
+in rmadapter/bench/report/printed.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ _Row = dict[tuple[str, str], Figure]  # the figures of a method in a table, by d
 
 
 def _text(name: str) -> str:
-    return (files("rmadapter") / "assets/published" / name).read_text(encoding="utf-8")
+    return (files("rmadapter_research") / "assets/published" / name).read_text(encoding="utf-8")
 
 
 @cache

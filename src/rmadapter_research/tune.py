@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rmadapter.artifacts.run_folder import RunFolder
+from rmadapter.bench.plan import Tuner
 from rmadapter.bench.protocols import Job
 from rmadapter.bench.ray import SAME_PATH, connected, ray_module, settle, share, shares
-from rmadapter.bench.search_space import Distribution, Space, make_space, optuna
 from rmadapter.data.read import ImageSet, read_images
 from rmadapter.errors import UserError
 from rmadapter.methods import changed_settings, load_method, name_with_settings
@@ -43,6 +43,7 @@ from rmadapter.support.machine import versions
 from rmadapter.support.terminal import bar
 from rmadapter.task import Task, qualified_settings
 from rmadapter.training.contract import NotApplicable
+from rmadapter_research.search_space import Distribution, Space, make_space, optuna
 
 if TYPE_CHECKING:
     from rmadapter.training.contract import Method
@@ -362,6 +363,9 @@ def tune_job(method: Method, job: Job, lab: Lab) -> tuple[Method, str, float]:
     )
     seconds = sum(trial.seconds for trial in trials)
     return configured(method, best.params, job.method), sentence, seconds
+
+
+TUNER = Tuner(add_tuned_rows, tune_job)
 
 
 def draw_trials(trials: Sequence[Trial], space: Space) -> str:

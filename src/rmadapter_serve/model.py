@@ -16,12 +16,16 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 import numpy as np
 
+from rmadapter.answers.answer import Answer, Levels, best
+from rmadapter.answers.rejection import strangest
+from rmadapter.answers.sets import Calibration, CalibrationFacts, chosen, limits_of
+from rmadapter.answers.taxonomy import Taxonomy
 from rmadapter.artifacts.model_file import check_weights, read_model
 from rmadapter.artifacts.record import Record, read_record
 from rmadapter.artifacts.run_folder import RunFolder
-from rmadapter.conformal import Calibration, CalibrationFacts, chosen, limits_of
-from rmadapter.deploy.export import FACTS
-from rmadapter.deploy.export.engines import (
+from rmadapter.errors import UserError, did_you_mean
+from rmadapter.export import FACTS
+from rmadapter.export.engines import (
     CPU,
     ENGINES,
     GRAPH,
@@ -31,12 +35,9 @@ from rmadapter.deploy.export.engines import (
     Outputs,
     told_apart,
 )
-from rmadapter.deploy.export.promised import Familiar
-from rmadapter.deploy.export.runtime import Model
-from rmadapter.errors import UserError, did_you_mean
-from rmadapter.familiar import strangest
+from rmadapter.export.promised import Familiar
+from rmadapter.export.runtime import Model
 from rmadapter.metrics import wilson
-from rmadapter.predict.answer import Answer, Levels, best
 from rmadapter.support.files import (
     Sign,
     cache_folder,
@@ -50,13 +51,12 @@ from rmadapter.support.files import (
 from rmadapter.support.locks import hold
 from rmadapter.support.machine import version_of
 from rmadapter.support.terminal import note
-from rmadapter.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from rmadapter.artifacts.checkpoint import Saved
-    from rmadapter.deploy.export.graph import Answers
+    from rmadapter.export.graph import Answers
 
 ENGINE_NAMES = {GRAPH: "onnx", OPENVINO: "openvino", TORCH: "torch", LITERT: "litert"}
 RUN_ENGINES = ("torch", "onnx", "openvino")
@@ -254,7 +254,7 @@ def _with_torch(folder: Path, options: ServeOptions, before: Sign | None) -> Ser
 
 def answers_module(saved: Saved) -> tuple[Answers, bool]:
     """Return a run as a module, and whether it gives features besides probabilities."""
-    from rmadapter.deploy.export.graph import Answers
+    from rmadapter.export.graph import Answers
     from rmadapter.training.contract import NotApplicable
 
     try:
@@ -306,8 +306,8 @@ def cached_export(folder: Path, options: ServeOptions) -> Path:
 
 def export_run(folder: Path, options: ServeOptions, place: Path) -> None:
     from rmadapter.artifacts.checkpoint import load
-    from rmadapter.deploy.export.folder import export
-    from rmadapter.deploy.export.targets import check_options
+    from rmadapter.export.folder import export
+    from rmadapter.export.targets import check_options
 
     check_options(place, options.engine, "fp32")
     note(f"{folder}: exporting it for {options.engine} and comparing, once; the cache keeps it")

@@ -20,9 +20,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rmadapter.deploy.serve.service import Counters, Limits, Upload
-from rmadapter.deploy.serve.waiting import QueueState, too_busy
-from rmadapter.deploy.sockets import is_known_host
+from rmadapter_serve.service import Counters, Limits, Upload
+from rmadapter_serve.sockets import is_known_host
+from rmadapter_serve.waiting import QueueState, too_busy
 
 OPEN_PATHS = ("/health", "/ready")  # need no key
 CLIENT_LEFT = 499  # status to count when the client leaves before its answer

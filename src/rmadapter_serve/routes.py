@@ -17,14 +17,14 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
-from rmadapter.conformal import parse_share
-from rmadapter.deploy.serve.model import ModelFacts, ServedModel
-from rmadapter.deploy.serve.requests import BODY, CLIENT_LEFT, AccessMiddleware, read_uploads
-from rmadapter.deploy.serve.service import Answers, Outputs, Service
-from rmadapter.deploy.serve.waiting import too_busy
+from rmadapter.answers.answer import Answer
+from rmadapter.answers.sets import parse_share
 from rmadapter.errors import UserError
-from rmadapter.predict.answer import Answer
 from rmadapter.support.html import template
+from rmadapter_serve.model import ModelFacts, ServedModel
+from rmadapter_serve.requests import BODY, CLIENT_LEFT, AccessMiddleware, read_uploads
+from rmadapter_serve.service import Answers, Outputs, Service
+from rmadapter_serve.waiting import too_busy
 
 POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src data:; form-action 'self'; "
@@ -233,7 +233,7 @@ def _page(
     counters = service.counters
     calibrations = {name: served.calibration for name, served in service.models.items()}
     known = {name: served.known for name, served in service.models.items()}
-    html = template("serve.html.j2").render(
+    html = template("serve.html.j2", package="rmadapter_serve").render(
         models=_facts(request),
         errors={name: one.possible() if one else [] for name, one in calibrations.items()},
         shares={name: one.familiarity.possible() if one else [] for name, one in known.items()},

@@ -16,15 +16,15 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from rmadapter.deploy.serve.model import ServedModel, ServeOptions, open_served
-from rmadapter.deploy.serve.requests import HEADERS
-from rmadapter.deploy.serve.routes import create_app
-from rmadapter.deploy.serve.service import Service
-from rmadapter.deploy.sockets import serve_until_stopped
 from rmadapter.errors import UserError
 from rmadapter.support.files import sign
 from rmadapter.support.machine import give_back_memory, keep_little_memory
 from rmadapter.support.terminal import escape
+from rmadapter_serve.model import ServedModel, ServeOptions, open_served
+from rmadapter_serve.requests import HEADERS
+from rmadapter_serve.routes import create_app
+from rmadapter_serve.service import Service
+from rmadapter_serve.sockets import serve_until_stopped
 
 CONNECTIONS = 512  # open at once; beyond, uvicorn answers 503
 PATIENCE = 20.0  # seconds in which the headers of a request must arrive

@@ -27,9 +27,9 @@ from prometheus_client import (
 from starlette.exceptions import HTTPException
 
 from rmadapter.data.decode import decoding_cost, open_header, read_image
-from rmadapter.deploy.serve.model import ServedModel
-from rmadapter.deploy.serve.waiting import Queue, QueueFull, QueueState, too_busy
 from rmadapter.errors import UserError, did_you_mean
+from rmadapter_serve.model import ServedModel
+from rmadapter_serve.waiting import Queue, QueueFull, QueueState, too_busy
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -21,8 +21,11 @@ from contextlib import asynccontextmanager, suppress
 import uvicorn
 from fastapi import FastAPI
 
-from rmadapter.deploy.serve.model import ServedModel, ServeOptions
-from rmadapter.deploy.serve.server import (
+from rmadapter.errors import UserError
+from rmadapter.support.machine import give_back_memory
+from rmadapter.support.terminal import note
+from rmadapter_serve.model import ServedModel, ServeOptions
+from rmadapter_serve.server import (
     EVERY,
     Access,
     Watch,
@@ -31,11 +34,8 @@ from rmadapter.deploy.serve.server import (
     say_reloaded,
     tidy,
 )  # fmt: skip
-from rmadapter.deploy.serve.service import Limits, Service
-from rmadapter.deploy.sockets import share, stopped_quietly
-from rmadapter.errors import UserError
-from rmadapter.support.machine import give_back_memory
-from rmadapter.support.terminal import note
+from rmadapter_serve.service import Limits, Service
+from rmadapter_serve.sockets import share, stopped_quietly
 
 SIGNALS = (
     {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD}

@@ -14,13 +14,13 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from rmadapter.backbones import Backbone
-from rmadapter.curate.project import Project
-from rmadapter.curate.quick import Encoded, Judged, Quick, fit
 from rmadapter.data.duplicates import looks, pairs
 from rmadapter.data.image_set import ImageReader, ImageSet
 from rmadapter.errors import UserError
 from rmadapter.settings import Machine
 from rmadapter.training.cache import Cache
+from rmadapter_studio.project import Project
+from rmadapter_studio.quick import Encoded, Judged, Quick, fit
 
 STEP = 16  # images encoded at once: others, and new labels, wait for no more
 DISK = 1_000.0  # GB: the features of a project are few, and other commands remove old ones

@@ -8,7 +8,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rmadapter.deploy.sockets import is_known_host, part_of
+from rmadapter_serve.sockets import is_known_host, part_of
 
 SAFE_METHODS = ("GET", "HEAD")
 POLICY = "Content-Security-Policy"

@@ -13,9 +13,16 @@ from pathlib import Path
 from typing import TypedDict, cast
 
 from rmadapter.artifacts.page import small_jpeg
-from rmadapter.curate.quick import (
-    NEEDS_CLASSES,
+from rmadapter.data.decode import image_error, load_image
+from rmadapter.data.formats.write import SUFFIXES, coco, label_studio, table, zip_folders
+from rmadapter.errors import UserError, quoted
+from rmadapter.metrics import wilson
+from rmadapter.support.files import atomic, write_json, write_text
+from rmadapter_studio.fitting import Fitting
+from rmadapter_studio.images import safe_name
+from rmadapter_studio.quick import (
     ORDERS,
+    SURE,
     Encoded,
     Judged,
     Quick,
@@ -23,13 +30,6 @@ from rmadapter.curate.quick import (
     neighbours,
     strangest,
 )
-from rmadapter.data.decode import image_error, load_image
-from rmadapter.data.formats.write import SUFFIXES, coco, label_studio, table, zip_folders
-from rmadapter.deploy.app.fitting import Fitting
-from rmadapter.deploy.app.images import safe_name
-from rmadapter.errors import UserError, quoted
-from rmadapter.metrics import wilson
-from rmadapter.support.files import atomic, write_json, write_text
 
 MOST_CARDS = 200  # of one request
 SIDES = {"small": 320, "large": 1280}  # pixels of the longer side
@@ -123,9 +123,7 @@ class Labelling:
             "bad": [*project.left_out, *bad.values()],
             "classes": classes,
             "none": project.none_label(),
-            "orders": [
-                order for order in ORDERS if quick.table.shape[1] or order not in NEEDS_CLASSES
-            ],
+            "orders": [order for order in ORDERS if quick.table.shape[1] or order != SURE],
             "undoable": project.undoable(by),
             "fitting": busy,
             "version": version,
@@ -202,7 +200,7 @@ class Labelling:
         with self.project.lock:
             done = self.project.labels.keys() | self.project.skipped | self.fitting.bad.keys()
             names = [name for name in self.project.images if name not in done]
-        if order in NEEDS_CLASSES and not quick.table.shape[1] and len(self.project.classes) > 1:
+        if order == SURE and not quick.table.shape[1] and len(self.project.classes) > 1:
             # the first proposals are being made, as after a restart
             return [self._card(name, place, quick, (), None) for name in names[:n]]
         rows = [place[name] for name in names if name in place]

@@ -8,9 +8,9 @@ from typing import TypedDict
 import numpy as np
 from PIL import Image
 
+from rmadapter.answers.answer import Answer, Group, Levels
+from rmadapter.answers.sets import CalibrationFacts, chosen, limits_of
 from rmadapter.artifacts.checkpoint import Saved
-from rmadapter.conformal import CalibrationFacts, chosen, limits_of
-from rmadapter.predict.answer import Answer, Group, Levels
 from rmadapter.runs.features import examine, known_images
 
 

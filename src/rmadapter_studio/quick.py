@@ -19,24 +19,23 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from rmadapter.answers.rejection import Familiarity
 from rmadapter.artifacts.predictions import nearest
 from rmadapter.backbones import Backbone
-from rmadapter.curate.suggest import DEFAULT, NEXT, RANDOM, Pool, pick
 from rmadapter.curate.suspects import confident, logit_margin
 from rmadapter.data.names import CATCH_ALL, key, prompt_names
 from rmadapter.errors import UserError, did_you_mean
-from rmadapter.familiar import Familiarity
 from rmadapter.methods.ridge import Ridge, ridge
 from rmadapter.metrics import confusions, temperature, wilson
 from rmadapter.prompts import cosine_logits, zero_shot_weights
 from rmadapter.runs.features import class_means, distances
 from rmadapter.runs.folds import EXPECTED
 from rmadapter.task import TEMPLATES
+from rmadapter_studio.order import RANDOM, RULES, Pool, pick
 
 METHOD = Ridge()
 SURE = "sure"  # an order: the images with the surest proposals
-NEEDS_CLASSES = ("margin", "entropy", "mix", SURE)
-ORDERS = (DEFAULT, *(rule for rule in NEXT if rule != DEFAULT), SURE)
+ORDERS = (*RULES, SURE)
 MOST_POOL = 2_000  # images that a rule chooses from; of more, some are drawn
 
 
@@ -314,12 +313,20 @@ def choose(
 ) -> list[Chosen]:
     """Choose at most n images to label next, one of each group of near-duplicates.
 
-    open_rows: of images that have no label and were not skipped. order: a rule of `suggest`, or
-    SURE. Raises UserError for an unknown order, and for one that needs classes without any.
+    Args:
+        encoded: All images.
+        quick: What the labels say of them.
+        open_rows: Rows of images that have no label and were not skipped.
+        order: One of `ORDERS`.
+        n: Number of images.
+        seed: Seed of everything random.
+
+    Raises:
+        UserError: An unknown order, or one that needs classes without any.
     """
     if order not in ORDERS:
         raise UserError(f"unknown order {order!r:.80}{did_you_mean(order, ORDERS)}")
-    if order in NEEDS_CLASSES and not quick.table.shape[1]:
+    if order == SURE and not quick.table.shape[1]:
         raise UserError("name at least two classes first: this order needs proposals")
     rows = np.array(open_rows, int)
     if not len(rows):
@@ -327,13 +334,12 @@ def choose(
     if len(rows) > MOST_POOL and order != SURE:
         rows = np.sort(np.random.default_rng(seed).permutation(rows)[:MOST_POOL])
     together = encoded.together[rows]
-    table = quick.table[rows]
     if order == SURE:
-        picked, scores = _surest(table, together, n)
+        picked, scores = _surest(quick.table[rows], together, n)
     else:
         known = encoded.unit[np.flatnonzero(quick.labels >= 0)]
-        pool = Pool(encoded.unit[rows], known, table if table.shape[1] else table[:0], seed)
-        picked, scores = pick(NEXT[order], pool, n, together)
+        pool = Pool(encoded.unit[rows], known, seed)
+        picked, scores = pick(RULES[order], pool, n, together)
     copies = _copies(encoded.together, open_rows)
     found = []
     for i, score in zip(picked, scores, strict=True):

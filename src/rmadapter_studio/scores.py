@@ -14,9 +14,9 @@ from rmadapter.artifacts.predictions import Predictions, read_predictions
 from rmadapter.artifacts.record import Rates, Record, read_record
 from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.artifacts.summary import describe_tie
-from rmadapter.deploy.app.images import original_name
-from rmadapter.deploy.app.jobs import without_commands
 from rmadapter.runs.judge import ZERO_SHOT
+from rmadapter_studio.images import original_name
+from rmadapter_studio.jobs import without_commands
 
 MOST_WRONG = 24  # wrong images shown
 

@@ -27,14 +27,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from rmadapter.deploy.app import labelling
-from rmadapter.deploy.app.hosts import HostMiddleware
-from rmadapter.deploy.app.images import MOST_ZIP, safe_name
-from rmadapter.deploy.app.jobs import without_commands
-from rmadapter.deploy.app.session import Session
-from rmadapter.deploy.app.shared import Shared, visitors_folder
-from rmadapter.deploy.app.words import ASSETS, page
 from rmadapter.errors import UserError
+from rmadapter_studio import labelling
+from rmadapter_studio.hosts import HostMiddleware
+from rmadapter_studio.images import MOST_ZIP, safe_name
+from rmadapter_studio.jobs import without_commands
+from rmadapter_studio.session import Session
+from rmadapter_studio.shared import Shared, visitors_folder
+from rmadapter_studio.words import ASSETS, page
 
 MOST_IMAGE, MOST_JSON = 100_000_000, 100_000  # bytes of a request
 MINUTE = 60.0  # seconds between two checks for idle visitors

@@ -15,16 +15,9 @@ from rmadapter.artifacts.checkpoint import MOST_CLASSES, Saved, copy_run, load, 
 from rmadapter.artifacts.page import thumbnail
 from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.backbones.choice import advise
-from rmadapter.curate.project import Project
 from rmadapter.data.decode import load_image
 from rmadapter.data.formats.base import image_files
 from rmadapter.data.names import prompt_names, typed_name
-from rmadapter.deploy.app.images import IMAGES, MOST_BYTES, ImageStore, unzip
-from rmadapter.deploy.app.jobs import Job, without_commands
-from rmadapter.deploy.app.labelling import Labelling
-from rmadapter.deploy.app.promises import Seen, look, offers
-from rmadapter.deploy.app.scores import Scores, read_scores, record_of
-from rmadapter.deploy.app.shared import Shared
 from rmadapter.errors import UserError, did_you_mean, quoted
 from rmadapter.methods import AUTO, FOR_NEW_CLASSES, load_method
 from rmadapter.prompts import MOST_PROMPTS as ALL_PROMPTS
@@ -34,6 +27,13 @@ from rmadapter.runs.evaluate import refuse_stateful
 from rmadapter.support.files import atomic, last_part, user_path
 from rmadapter.task import TEMPLATES
 from rmadapter.training.contract import Known
+from rmadapter_studio.images import IMAGES, MOST_BYTES, ImageStore, unzip
+from rmadapter_studio.jobs import Job, without_commands
+from rmadapter_studio.labelling import Labelling
+from rmadapter_studio.project import Project
+from rmadapter_studio.promises import Seen, look, offers
+from rmadapter_studio.scores import Scores, read_scores, record_of
+from rmadapter_studio.shared import Shared
 
 METHODS = (AUTO, "linear-probe-pair", FOR_NEW_CLASSES)
 TARGETS = ("onnx", "web")

@@ -16,15 +16,15 @@ from rmadapter.artifacts.checkpoint import copy_run
 from rmadapter.artifacts.model_file import read_model
 from rmadapter.artifacts.run_folder import RunFolder, runs_below
 from rmadapter.backbones import Backbone
-from rmadapter.curate.project import Project
-from rmadapter.deploy.app.fitting import Fitting
-from rmadapter.deploy.app.images import safe_name
-from rmadapter.deploy.app.jobs import Jobs
-from rmadapter.deploy.app.labelling import Labelling
 from rmadapter.encoders import pausing
 from rmadapter.errors import UserError
 from rmadapter.prompts import MOST_PROMPTS, at_most
 from rmadapter.support.locks import exclusive
+from rmadapter_studio.fitting import Fitting
+from rmadapter_studio.images import safe_name
+from rmadapter_studio.jobs import Jobs
+from rmadapter_studio.labelling import Labelling
+from rmadapter_studio.project import Project
 
 KEPT = "runs"  # folder of a project, for what was trained on its labels
 PREFIX = "rmadapter-app-"  # of temporary folders

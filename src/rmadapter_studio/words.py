@@ -12,7 +12,7 @@ from starlette.requests import Request
 from rmadapter.support.files import read_json
 from rmadapter.support.html import template
 
-ASSETS = Path(__file__).parents[2] / "assets/app"
+ASSETS = Path(__file__).with_name("assets")
 PAGES = ("train", "label")
 ENGLISH = "words.en.json"
 MOST_HEADER = 1_000  # characters of an Accept-Language header that are read
@@ -33,7 +33,7 @@ def page(name: str, request: Request) -> str:
     if not query:
         code = preferred(request.headers.get("accept-language", ""), [*known])
     others = {other: words["language"] for other, words in known.items() if other != code}
-    return template(f"app/{name}.html.j2").render(
+    return template(f"{name}.html.j2", package="rmadapter_studio").render(
         words=words_of(name, known[code]), others=others, query=query
     )
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rmadapter.predict.answer import Answer, Levels, best, columns
+from rmadapter.answers.answer import Answer, Levels, best, columns
+from rmadapter.answers.taxonomy import Taxonomy
 from rmadapter.predict.write import kind_of
-from rmadapter.taxonomy import Taxonomy
 
 
 def test_a_row_keeps_the_guess_of_an_unsure_answer() -> None:

@@ -19,8 +19,8 @@ from torch import Tensor
 from rmadapter import FewShotClassifier, explain_images
 from rmadapter.artifacts.checkpoint import load
 from rmadapter.backbones import Backbone
-from rmadapter.deploy.hub import push
 from rmadapter.encoders import States
+from rmadapter.export.hub import push
 from rmadapter.runs import features
 from rmadapter.runs.features import examine
 from rmadapter.training.cache import BATCH
@@ -29,12 +29,12 @@ from tests.helpers.ray_cluster import ray_session
 from tests.helpers.serving import TestClient
 from tests.helpers.shell import Command, rmadapter
 
-from rmadapter.deploy.app.jobs import Jobs  # isort: skip
-from rmadapter.deploy.app.session import Session  # isort: skip
-from rmadapter.deploy.app.shared import Shared  # isort: skip
-from rmadapter.deploy.serve.model import ServeOptions, open_served  # isort: skip
-from rmadapter.deploy.serve.routes import create_app  # isort: skip
-from rmadapter.deploy.serve.service import Limits, Service  # isort: skip
+from rmadapter_studio.jobs import Jobs  # isort: skip
+from rmadapter_studio.session import Session  # isort: skip
+from rmadapter_studio.shared import Shared  # isort: skip
+from rmadapter_serve.model import ServeOptions, open_served  # isort: skip
+from rmadapter_serve.routes import create_app  # isort: skip
+from rmadapter_serve.service import Limits, Service  # isort: skip
 
 __all__ = ["ray_session", "rmadapter"]  # fixtures
 
@@ -253,8 +253,8 @@ def test_by_exports(
 ) -> None:  # fmt: skip
     for needed in NEEDED.get(to, ()):
         pytest.importorskip(needed)
-    from rmadapter.deploy.export.folder import export
-    from rmadapter.deploy.export.runtime import Model
+    from rmadapter.export.folder import export
+    from rmadapter.export.runtime import Model
 
     out = tmp_path / "model"
     export(calibrated, load(calibrated, tiny_clip), out, data=colors, to=to)
@@ -400,7 +400,7 @@ def test_levels_by_an_export(
 ) -> None:  # fmt: skip
     for needed in NEEDED["onnx"]:
         pytest.importorskip(needed)
-    from rmadapter.deploy.export.folder import export
+    from rmadapter.export.folder import export
 
     out = tmp_path / "model"
     export(tree_run, load(tree_run, tiny_clip), out, data=colors)

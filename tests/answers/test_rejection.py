@@ -10,8 +10,8 @@ from scipy.special import logit
 from scipy.stats import zscore
 from sklearn.metrics import roc_auc_score
 
+from rmadapter.answers.rejection import ODDS, Familiarity
 from rmadapter.errors import UserError
-from rmadapter.familiar import ODDS, Familiarity
 
 
 def draw(images: int, rng: np.random.Generator, strange: bool = False) -> tuple[np.ndarray, ...]:

@@ -8,7 +8,7 @@ from mapie.classification import SplitConformalClassifier
 from scipy.stats import binom, norm
 from sklearn.base import BaseEstimator, ClassifierMixin
 
-from rmadapter.conformal import (
+from rmadapter.answers.sets import (
     Calibration,
     chosen,
     decide,

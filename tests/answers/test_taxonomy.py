@@ -7,8 +7,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
+from rmadapter.answers.taxonomy import Place, Taxonomy, level_name
 from rmadapter.errors import UserError
-from rmadapter.taxonomy import Place, Taxonomy, level_name
 
 PARENTS = {
     "cat": "mammal", "dog": "mammal", "mammal": "animal", "trout": "fish", "fish": "animal",

@@ -184,7 +184,7 @@ def test_nothing_is_wider_than_a_narrow_screen(page: Page) -> None:
     assert tables
     assert all(re.match("scores|text|matrix", name) for name in tables)
     assert all(attributes.get("alt") for tag, attributes in page.tags if tag == "img")
-    css = files("rmadapter").joinpath("assets/report.css").read_text("utf-8")
+    css = files("rmadapter.support").joinpath("assets/report.css").read_text("utf-8")
     assert re.search(r"prefers-color-scheme: dark\) \{\s*:root \{[^}]*--paper: #1", css)
     assert "@media print" in css
     assert not re.search(r"[^-]width: \d{3,}px", css)

@@ -17,18 +17,18 @@ import pytest
 
 from rmadapter.artifacts.record import Score, parse_record, read_record
 from rmadapter.backbones import Backbone
-from rmadapter.bench.leaderboard import (
+from rmadapter.bench.report.write import write_reports
+from rmadapter.cli.bench import _show
+from rmadapter.cli.options import is_ray
+from rmadapter.errors import UserError
+from rmadapter_research.leaderboard import (
     HEIGHT,
     make_standings,
     printed_averages,
     scatter,
     write_leaderboard,
 )
-from rmadapter.bench.published import contradictions, explained
-from rmadapter.bench.report.write import write_reports
-from rmadapter.cli.bench import _show
-from rmadapter.cli.options import is_ray
-from rmadapter.errors import UserError
+from rmadapter_research.published import contradictions, explained
 from tests.helpers.shell import Command, refused, rmadapter
 from tests.helpers.shots import REQUIRED_SETTINGS
 from tests.helpers.synthetic_runs import VIT, record, write

@@ -1,23 +1,18 @@
-"""The verbs suspects and suggest."""
+"""The verb suspects."""
 
 from __future__ import annotations
 
 import csv
 import json
-import os
-import re
 import shlex
-import shutil
 from pathlib import Path
 
 import pytest
 
 from rmadapter.backbones import Backbone
-from rmadapter.cli.curate import _show_suggested
-from rmadapter.curate.suggest import Suggestions
 from tests.helpers.html import Page
 from tests.helpers.images import write_damaged_colors
-from tests.helpers.shell import Command, backbone_option, refused, rmadapter
+from tests.helpers.shell import Command, refused, rmadapter
 
 __all__ = ["rmadapter"]  # a fixture
 
@@ -139,99 +134,6 @@ def test_mistakes_in_suspects_are_named(rmadapter: Command, data: Path, tmp_path
         ([data, *apply, "--out", tmp_path / "clean", "--set", "shots=2"], trains),
     ):
         refused(rmadapter("suspects", *words), hint)
-
-
-# Suggest
-
-
-def test_suggestions_are_written_with_a_page(
-    rmadapter: Command, finished: Path, colors: Path, tmp_path: Path
-) -> None:
-    command = ["suggest", finished, colors, *backbone_option(finished)]
-    command += ["--n", 5, "--rule", "margin", "-q"]
-    done = rmadapter.done(*command, "--out", tmp_path / "s.csv")
-    assert done.err == ""
-    first = done.out.partition("\n")[0]
-    assert first.startswith("5 of 40 images, ")
-    assert {"margin", "16"} <= {*re.findall(r"\w+", first)}
-    assert done.out.endswith(f"list: {tmp_path / 's.csv'}\npage: {tmp_path / 's.html'}\n")
-    rows = read_rows(tmp_path / "s.csv")
-    assert [row["rank"] for row in rows] == ["1", "2", "3", "4", "5"]
-    facts = rmadapter.json(*command)
-    found = [Path(os.path.normpath(tmp_path / row["image"])) for row in rows]
-    assert [Path(one["image"]) for one in facts["suggestions"]] == found
-    guesses = [one["best"][0]["class"] for one in facts["suggestions"]]
-    assert [row["guess"] for row in rows] == guesses
-    assert (facts["rule"], facts["pool"], facts["known"]) == ("margin", 40, 16)
-    assert "looks like" in rmadapter(*command).out
-    refused(rmadapter(*command, "--out", tmp_path / "s.csv"), "already exists")
-
-
-def test_first_images_are_suggested_without_a_run(
-    rmadapter: Command, colors: Path, tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("rmadapter.curate.suggest.load_backbone", lambda name: tiny_clip)
-    command = ["suggest", "--start", colors / "train", "-q"]
-    facts = rmadapter.json(*command, "--n", 6)
-    assert len(facts["suggestions"]) == 6
-    assert facts["suggestions"][0]["best"] == []
-    named = rmadapter.json(*command, "--n", 6, "--names", "red, blue", "--rule", "balanced")
-    classes = {part["class"] for one in named["suggestions"] for part in one["best"]}
-    assert classes == {"red", "blue"}
-    assert "note: 24 images instead of 60" in rmadapter(*command[:-1], "--n", 60).err
-
-
-def test_a_list_of_suggestions_needs_labels_to_train_on(
-    rmadapter: Command, finished: Path, colors: Path, tmp_path: Path
-) -> None:
-    """A model is not trained on its own guesses because a user took the next step too early."""
-    pool = shutil.copytree(colors / "test", tmp_path / "new")
-    its, out = backbone_option(finished), tmp_path / "s.csv"
-    rmadapter.done("suggest", finished, pool, *its, "--n", 4, "--out", out, "-q")
-    add = ["add", finished, out, "--run-data", colors, *its, "--out", tmp_path / "next", "-q"]
-    refused(rmadapter(*add), "s.csv, line 2: the label is empty")
-    labelled = [{**row, "label": Path(row["image"]).parent.name} for row in read_rows(out)]
-    write_rows(out, labelled)
-    rmadapter.done(*add)
-
-
-def test_a_pool_may_be_a_table_with_bad_files(
-    rmadapter: Command, finished: Path, colors: Path, tmp_path: Path
-) -> None:
-    bad = tmp_path / "bad.png"
-    bad.write_bytes(b"no")
-    (tmp_path / "pool.csv").write_text(f"photo\n{colors / 'test/red/0.png'}\n{bad}\n")
-    command = ["suggest", finished, tmp_path / "pool.csv", *backbone_option(finished), "--n", 1]
-    refused(rmadapter(*command), "name one with --image-column")
-    command += ["--image-column", "photo", "-q"]
-    refused(rmadapter(*command), "lies outside the data's folder", "--allow-outside")
-    command.append("--allow-outside")
-    refused(rmadapter(*command), "bad.png: not an image", "--skip-bad")
-    assert "1 of 1 image," in rmadapter.done(*command, "--skip-bad").out
-
-
-def test_mistakes_in_suggest_are_named(rmadapter: Command, finished: Path, colors: Path) -> None:
-    for words, hint in (
-        ([finished], "--start"),
-        ([finished, colors, "--names", "a,b"], "--names needs --start"),
-        ([finished, colors, "--out", "list.txt"], "ends in .csv"),
-        ([colors, colors], "not a run"),
-        ([finished, colors, "--rule", "magic"], "unknown rule"),
-        (["--start", colors, "--device", "tpu9"], "tpu9"),
-        ([finished, colors, *backbone_option(finished), "--device", "tpu9"], "tpu9"),
-    ):
-        refused(rmadapter("suggest", *words), hint)
-
-
-@pytest.mark.parametrize(("copies", "words"), [(0, ""), (1, "1 image "), (2, "2 images ")])
-def test_left_out_images_are_counted_in_singular_and_plural(
-    capsys: pytest.CaptureFixture[str], copies: int, words: str
-) -> None:
-    _show_suggested(Suggestions("random", 1, 0, copies, ()), None, "pool", False)
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert "0 of 1 image," in last
-    assert "rule" not in last  # none applied
-    assert words in last
 
 
 # labels

@@ -10,7 +10,7 @@ import pytest
 from rmadapter.artifacts.record import read_record
 from rmadapter.backbones import Backbone
 from rmadapter.data.texts import read_texts
-from rmadapter.support.chat import KEY
+from rmadapter_research.chat import KEY
 from tests.helpers.chat_server import Model, model
 from tests.helpers.shell import Command, refused, rmadapter
 

@@ -23,11 +23,10 @@ from rmadapter.cli import machine
 from rmadapter.cli import main as cli
 from rmadapter.cli.checks import check_folder
 from rmadapter.cli.options import Columns, expand
-from rmadapter.curate.suggest import FIRST, NEXT
-from rmadapter.deploy.export.targets import TARGETS
-from rmadapter.deploy.serve.model import RUN_ENGINES
 from rmadapter.errors import UserError
+from rmadapter.export.targets import TARGETS
 from rmadapter.methods import EFFORTS
+from rmadapter_serve.model import RUN_ENGINES
 from tests.helpers.commands import assert_parses, parser
 from tests.helpers.shell import (
     Command,
@@ -65,7 +64,8 @@ def test_help_ends_with_examples_that_parse(
     assert rmadapter(verb, "-h").out == rmadapter("help", verb).out == done.out
     lines = [line.strip() for line in done.out.splitlines() if line.strip()]
     shown = lines[lines.index("Examples:") + 1 :]
-    assert shown == [*cli.EXAMPLES[verb]]
+    [command] = [command for command in cli.commands() if command.name == verb]
+    assert shown == [*command.examples]
     assert 1 <= len(shown) <= 3
     for line in shown:
         assert len(line) <= WIDTH
@@ -98,10 +98,6 @@ def test_help_shows_no_python(
     assert max(map(len, out.splitlines())) <= 80
 
 
-def test_every_example_is_of_a_verb() -> None:
-    assert {*cli.EXAMPLES} == {*VERBS}
-
-
 def test_help_groups_verbs(rmadapter: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     out = rmadapter("--help").out
@@ -127,7 +123,6 @@ def test_help_groups_verbs(rmadapter: Command, monkeypatch: pytest.MonkeyPatch) 
         ("serve", "engine", RUN_ENGINES),
         ("fit", "precision", ("fp32", "bf16", "fp16", "auto")),
         ("fit", "half", ("all", "base", "novel")),
-        ("suggest", "rule", {*FIRST, *NEXT}),
     ],
 )
 def test_help_shows_the_values_of_a_closed_list(
@@ -315,6 +310,7 @@ def test_ctrl_c_ends_with_one_line(rmadapter: Command, monkeypatch: pytest.Monke
 LOST = """
 import signal, sys, time
 from rmadapter.cli import machine
+from rmadapter.cli import main as cli
 from rmadapter.cli import main as cli
 from rmadapter.support import terminal
 terminal.GRACE = 1

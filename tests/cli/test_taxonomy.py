@@ -12,8 +12,8 @@ import pytest
 
 from rmadapter.artifacts.record import read_record
 from rmadapter.backbones import Backbone
-from rmadapter.deploy.export.runtime import Model
 from rmadapter.errors import UserError
+from rmadapter.export.runtime import Model
 from rmadapter.support.files import check_sums
 from tests.helpers.shell import Command, fit_command, refused, rmadapter
 

@@ -62,7 +62,7 @@ def test_copied_files_exist_and_reach_the_build(file: str) -> None:
 
 
 def test_the_build_gets_the_parts_of_the_wheel_and_no_more() -> None:
-    style = next((ROOT / "src/rmadapter/assets").glob("*.css")).relative_to(ROOT).as_posix()
+    style = next((ROOT / "src/rmadapter/support/assets").glob("*.css")).relative_to(ROOT).as_posix()
     for path in ("pyproject.toml", "README.md", "LICENSE", "src/rmadapter/cli/main.py", style):
         assert is_sent(path), path
     private = (".git/config", ".env", ".venv/bin/python", "runs/first/model.json")
@@ -119,10 +119,10 @@ import importlib, pkgutil, sys
 absent = "torch torchvision open_clip timm transformers safetensors sklearn matplotlib onnx"
 for name in [*absent.split(), "huggingface_hub"]:
     sys.modules[name] = None  # whoever imports it fails
-import rmadapter.deploy.export.runtime
-import rmadapter.deploy.serve as serve
+import rmadapter.export.runtime
+import rmadapter_serve as serve
 for module in pkgutil.iter_modules(serve.__path__):
-    importlib.import_module(f"rmadapter.deploy.serve.{module.name}")
+    importlib.import_module(f"rmadapter_serve.{module.name}")
 """
 
 

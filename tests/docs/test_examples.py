@@ -202,7 +202,7 @@ def test_python_and_paths_of_serve_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     serving = pytest.importorskip("tests.helpers.serving")
-    from rmadapter.deploy.serve.routes import create_app
+    from rmadapter_serve.routes import create_app
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "cat.jpg").write_bytes(serving.colour_image(250, 5, 5, kind="JPEG"))

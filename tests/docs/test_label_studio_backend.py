@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
+import torch
 from PIL import Image
 
 pytest.importorskip("fastapi", reason="pip install 'rmadapter[serve]'")
@@ -20,7 +22,7 @@ pytest.importorskip("fastapi", reason="pip install 'rmadapter[serve]'")
 import label_studio_backend as backend
 from fastapi.testclient import TestClient
 
-from rmadapter import load, suggest_images
+from rmadapter import load
 from rmadapter.artifacts.model_file import read_model
 from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
@@ -146,7 +148,7 @@ def test_an_image_is_not_asked_for_with_a_token_that_is_refused(studio: backend.
 
 
 @pytest.mark.parametrize("order", backend.ORDERS)
-def test_the_lowest_scores_are_the_first_that_suggest_picks(
+def test_the_lowest_scores_are_those_of_the_least_sure_answers(
     studio: backend.Studio, finished: Path, tmp_path: Path, tiny_clip: Backbone, order: str
 ) -> None:
     """On images between red and blue."""
@@ -163,10 +165,12 @@ def test_the_lowest_scores_are_the_first_that_suggest_picks(
     scores = [one["score"] for one in results]
     assert len({*scores}) == 9
     assert all(0 <= score <= 1 for score in scores)
-    found = suggest_images(finished, pool, 9, rule=order, backbone=tiny_clip, progress=False)
-    assert found.copies == 0
-    assert np.argsort(scores).tolist() == [int(one.image.stem) for one in found.suggestions]
-    best = [one.best[0] for one in sorted(found.suggestions, key=lambda one: one.image.name)]
+    saved = load(finished, tiny_clip)
+    tables = [*saved.fitted.probabilities([pool / f"{number}.png" for number in range(9)])]
+    table = torch.cat(tables).numpy().astype(float)
+    unsure = scipy.stats.entropy(table, axis=1) if order == "entropy" else -np.ptp(table, axis=1)
+    assert np.argsort(scores).tolist() == np.argsort(-unsure).tolist()
+    best = [(str(saved.labels[row.argmax()]), row.max()) for row in table]
     choices = [one["result"][0] for one in results]
     assert [one["value"]["choices"] for one in choices] == [[label] for label, _ in best]
     np.testing.assert_allclose([one["score"] for one in choices], [p for _, p in best], atol=1e-4)

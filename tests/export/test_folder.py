@@ -15,16 +15,16 @@ import numpy as np
 import pytest
 import torch
 
+from rmadapter.answers.answer import cell, columns
 from rmadapter.artifacts.checkpoint import Saved, load
 from rmadapter.artifacts.record import read_record
 from rmadapter.backbones import Backbone
 from rmadapter.data.read import load_image
-from rmadapter.deploy.export import folder as exporting
-from rmadapter.deploy.export import parity
-from rmadapter.deploy.export.folder import PREDICT, check_options, comparison_images, export, readme
-from rmadapter.deploy.export.runtime import Model
 from rmadapter.errors import UserError
-from rmadapter.predict.answer import cell, columns
+from rmadapter.export import folder as exporting
+from rmadapter.export import parity
+from rmadapter.export.folder import PREDICT, check_options, comparison_images, export, readme
+from rmadapter.export.runtime import Model
 from rmadapter.predict.stream import Predictor
 from rmadapter.runs.features import examine, known_images
 from rmadapter.support.files import check_sums
@@ -156,7 +156,7 @@ def test_a_full_disk_leaves_nothing(
     import onnx
 
     traced = onnx.load(exported / "model.onnx")  # only writing fails
-    monkeypatch.setattr("rmadapter.deploy.export.graph.trace", lambda *_: traced)
+    monkeypatch.setattr("rmadapter.export.graph.trace", lambda *_: traced)
 
     def export_to_full_disk() -> None:
         with limited_file_size(100_000):
@@ -352,8 +352,8 @@ def test_int8_says_what_became_of_the_promises(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """The limits are those of float32, and the decisions of both models are compared."""
-    monkeypatch.setattr("rmadapter.deploy.export.int8.LARGE", 2**10)
-    monkeypatch.setattr("rmadapter.deploy.export.int8.BLOCK", 32)
+    monkeypatch.setattr("rmadapter.export.int8.LARGE", 2**10)
+    monkeypatch.setattr("rmadapter.export.int8.BLOCK", 32)
     saved, out = load(calibrated, tiny_clip), tmp_path / "model"
     facts = export(calibrated, saved, out, "int8", data=colors, force=True)
     rows = facts["parity"]["decisions"]

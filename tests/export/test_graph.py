@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from rmadapter.backbones import Backbone
-from rmadapter.deploy.export import graph
 from rmadapter.encoders import States
 from rmadapter.errors import UserError
+from rmadapter.export import graph
 from rmadapter.methods import load_method
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.training.contract import Fitted, Known

@@ -15,6 +15,7 @@ from huggingface_hub import ModelCard
 from safetensors.numpy import load as stored
 
 from rmadapter import FewShotClassifier
+from rmadapter.answers.rejection import Familiarity
 from rmadapter.artifacts.checkpoint import EXAMPLES, load
 from rmadapter.artifacts.model_file import read_model
 from rmadapter.artifacts.record import (
@@ -26,7 +27,8 @@ from rmadapter.artifacts.record import (
 )
 from rmadapter.artifacts.value import Promise
 from rmadapter.backbones import Backbone
-from rmadapter.deploy.hub import (
+from rmadapter.errors import UserError
+from rmadapter.export.hub import (
     PushOptions,
     anonymise_command,
     anonymise_names,
@@ -35,8 +37,6 @@ from rmadapter.deploy.hub import (
     model_card,
     push,
 )  # fmt: skip
-from rmadapter.errors import UserError
-from rmadapter.familiar import Familiarity
 from rmadapter.support.files import check_sums, last_part
 from rmadapter.task import Question
 from tests.helpers.fake_hub import Hub, Repository, hub, point_to
@@ -68,7 +68,6 @@ def test_pushed_run_answers_like_the_run(
     its = backbone_option(finished)
     for words in (["predict", run, images[0]], ["eval", run, colors], ["explain", run, images[0]]):
         assert rmadapter(*words, *its, "--json").code == 0
-    assert rmadapter("suggest", run, colors / "test", "--n", 2, *its).code == 0
     assert rmadapter("add", run, "yellow", *its, "--out", tmp_path / "more").code == 0
 
 

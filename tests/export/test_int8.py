@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from rmadapter.backbones import Backbone
-from rmadapter.deploy.export import graph, int8
-from rmadapter.deploy.export.engines import GRAPH
-from rmadapter.deploy.export.folder import transform_facts
-from rmadapter.deploy.export.int8 import balance, behind_norms
-from rmadapter.deploy.export.runtime import LABELS, TRANSFORM, Model
+from rmadapter.export import graph, int8
+from rmadapter.export.engines import GRAPH
+from rmadapter.export.folder import transform_facts
+from rmadapter.export.int8 import balance, behind_norms
+from rmadapter.export.runtime import LABELS, TRANSFORM, Model
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.support.files import write_json
 from rmadapter.training.contract import Known

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from rmadapter.deploy.export import onefile
-from rmadapter.deploy.export.onefile import one_file
+from rmadapter.export import onefile
+from rmadapter.export.onefile import one_file
 
-RUNTIME = "rmadapter.deploy.export.runtime"
+RUNTIME = "rmadapter.export.runtime"
 # Torch and this package cannot be imported; numpy and Pillow can.
 ALONE = """
 import sys

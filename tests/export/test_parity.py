@@ -11,16 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rmadapter.answers.rejection import Familiarity
+from rmadapter.answers.sets import Calibration
 from rmadapter.artifacts.checkpoint import Saved, load
 from rmadapter.artifacts.record import read_record
 from rmadapter.backbones import Backbone
-from rmadapter.cli.deploy import SEARCHED
-from rmadapter.conformal import Calibration
+from rmadapter.cli.export import SEARCHED
 from rmadapter.data.image_set import relative
 from rmadapter.data.read import ImageSource
-from rmadapter.deploy.export.engines import Outputs
-from rmadapter.deploy.export.int8 import WAYS
-from rmadapter.deploy.export.parity import (
+from rmadapter.errors import UserError
+from rmadapter.export.engines import Outputs
+from rmadapter.export.int8 import WAYS
+from rmadapter.export.parity import (
     DECISIONS,
     HEADER,
     LIMITS,
@@ -34,8 +36,6 @@ from rmadapter.deploy.export.parity import (
     measure,
     training_images,
 )
-from rmadapter.errors import UserError
-from rmadapter.familiar import Familiarity
 
 BEFORE = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.5, 0.5]])
 
@@ -165,7 +165,7 @@ def test_drawn_images_are_compared_where_others_are_few(
 def test_own_data_without_drawn_images(
     saved: Saved, finished: Path, own_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rmadapter.deploy.export.parity.LEAST", 8)
+    monkeypatch.setattr("rmadapter.export.parity.LEAST", 8)
     held = compared_images(finished, saved, None, False, 100)
     assert held.title == "held out images of colors"
     assert len(held.images) == 4 * (6 - 4)
@@ -183,7 +183,7 @@ def test_own_data_without_drawn_images(
 def test_validation_images_are_not_held_out(
     saved: Saved, finished: Path, own_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rmadapter.deploy.export.parity.LEAST", 1)
+    monkeypatch.setattr("rmadapter.export.parity.LEAST", 1)
     run = Path(shutil.copytree(finished, tmp_path / "run"))
     before = paths(compared_images(run, saved, None, False, 100).images)
     split = json.loads((run / "split.json").read_text())
@@ -203,7 +203,7 @@ def test_generated_images_are_always_the_same() -> None:
 def test_table_with_other_column_names(
     saved: Saved, finished: Path, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rmadapter.deploy.export.parity.LEAST", 1)
+    monkeypatch.setattr("rmadapter.export.parity.LEAST", 1)
     run = Path(shutil.copytree(finished, tmp_path / "run"))
     home = Path(shutil.copytree(colors, tmp_path / "colors"))
     lines = ["foto;art;teil"]

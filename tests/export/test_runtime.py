@@ -19,12 +19,13 @@ import pytest
 import torch
 from PIL import Image
 
+from rmadapter.answers.sets import Calibration
 from rmadapter.artifacts.checkpoint import Saved
 from rmadapter.backbones import Backbone
-from rmadapter.conformal import Calibration
 from rmadapter.data.read import load_image
-from rmadapter.deploy.export import promised, runtime
-from rmadapter.deploy.export.engines import (
+from rmadapter.errors import UserError
+from rmadapter.export import promised, runtime
+from rmadapter.export.engines import (
     GRAPH,
     LITERT,
     OPENVINO,
@@ -34,11 +35,10 @@ from rmadapter.deploy.export.engines import (
     providers,
     told_apart,
 )
-from rmadapter.deploy.export.folder import export, transform_facts
-from rmadapter.deploy.export.onefile import one_file
-from rmadapter.deploy.export.runtime import Model, Transform
-from rmadapter.deploy.export.text_classes import TextClasses
-from rmadapter.errors import UserError
+from rmadapter.export.folder import export, transform_facts
+from rmadapter.export.onefile import one_file
+from rmadapter.export.runtime import Model, Transform
+from rmadapter.export.text_classes import TextClasses
 
 LABELS = ["red", "=green", "3"]
 SIZES = [(32, 32), (33, 32), (31, 47), (200, 33), (64, 500), (7, 5), (1, 40), (1001, 777)]

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from rmadapter.backbones import Backbone
-from rmadapter.deploy.export.text_classes import TextClasses
-from rmadapter.deploy.export.text_encoder import tokenizer_of, write_text_encoder
+from rmadapter.export.text_classes import TextClasses
+from rmadapter.export.text_encoder import tokenizer_of, write_text_encoder
 from rmadapter.methods import load_method
 from rmadapter.training.contract import Fitted, NotApplicable
 from tests.helpers.shots import noise_images, shots_of

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from rmadapter.deploy.export import torch_graph
-from rmadapter.deploy.export.engines import open_torch
-from rmadapter.deploy.export.torch_graph import checked
 from rmadapter.errors import UserError
+from rmadapter.export import torch_graph
+from rmadapter.export.engines import open_torch
+from rmadapter.export.torch_graph import checked
 from tests.hostile import graphs
 
 SYMBOL = graphs.SYMBOL

@@ -15,15 +15,15 @@ import PIL
 import pytest
 from PIL import Image
 
+from rmadapter.answers.rejection import Familiarity
+from rmadapter.answers.sets import Calibration, chosen, decide, needed
+from rmadapter.answers.taxonomy import Taxonomy
 from rmadapter.artifacts.checkpoint import Saved
-from rmadapter.conformal import Calibration, chosen, decide, needed
-from rmadapter.deploy.export import graph, web
-from rmadapter.deploy.export.folder import export
-from rmadapter.deploy.export.promised import Familiar
-from rmadapter.deploy.export.runtime import Transform
 from rmadapter.errors import UserError
-from rmadapter.familiar import Familiarity
-from rmadapter.taxonomy import Taxonomy
+from rmadapter.export import graph, web
+from rmadapter.export.folder import export
+from rmadapter.export.promised import Familiar
+from rmadapter.export.runtime import Transform
 from tests.helpers.web_pages import STATE, engine, needs_browser, served, tab
 
 NODE = shutil.which("node")

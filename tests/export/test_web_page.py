@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from rmadapter.deploy.export.engines import GRAPH
-from rmadapter.deploy.export.runtime import Model
+from rmadapter.export.engines import GRAPH
+from rmadapter.export.runtime import Model
 from tests.helpers.web_pages import (
     CAMERA,
     NAMES,

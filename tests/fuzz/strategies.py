@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from rmadapter.backbones.opcodes import KNOWN, SCRIPT
-from rmadapter.deploy.export.torch_graph import FUNCTIONS
+from rmadapter.export.torch_graph import FUNCTIONS
 from rmadapter.support.files import csv_text
 from tests.helpers import formats
 from tests.helpers.small_images import png

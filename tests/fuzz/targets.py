@@ -32,10 +32,8 @@ from rmadapter.data.formats.tables import header, scan_table
 from rmadapter.data.names import prompt_names, read_names, typed_name
 from rmadapter.data.taxonomies import parents_of, read_parents
 from rmadapter.data.texts import Named, read_answers, read_text_file
-from rmadapter.deploy.app.hosts import refusal
-from rmadapter.deploy.app.images import ImageStore, safe_name, unzip
-from rmadapter.deploy.export.torch_graph import FUNCTIONS, checked
 from rmadapter.errors import UserError, is_text, one_line, quoted
+from rmadapter.export.torch_graph import FUNCTIONS, checked
 from rmadapter.prompts import filled
 from rmadapter.runs.request import Request, read_config
 from rmadapter.settings import parse_overrides, settings_of
@@ -52,6 +50,8 @@ from rmadapter.support.files import (
 )
 from rmadapter.support.hub import check_repository
 from rmadapter.task import COMMON_SETTINGS, check_templates
+from rmadapter_studio.hosts import refusal
+from rmadapter_studio.images import ImageStore, safe_name, unzip
 from tests.fuzz import strategies
 from tests.fuzz.strategies import Bytes, changed_json, damaged, utf8, words
 from tests.helpers.formats import NAMES
@@ -435,8 +435,8 @@ def check_words(data: bytes, folder: Path) -> object:
 @cache
 def site() -> tuple[Any, Any]:
     """Return the application that `serve` runs, with a key, and its service."""
-    from rmadapter.deploy.serve.routes import create_app
-    from rmadapter.deploy.serve.service import Limits, Service
+    from rmadapter_serve.routes import create_app
+    from rmadapter_serve.service import Limits, Service
     from tests.helpers.serving import Toy
 
     service = Service({"toy": Toy().served}, Limits(body=0.05, seconds=4, images=8))

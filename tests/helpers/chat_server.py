@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from rmadapter.support.chat import KEY
+from rmadapter_research.chat import KEY
 from tests.helpers.http_server import Server
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from typer.main import get_command
 
+from rmadapter.bench.plan import common_and_own
 from rmadapter.bench.protocols import AXES, PROTOCOLS
-from rmadapter.cli.bench import common_and_own
 from rmadapter.methods import DEFAULT, default_for, load_method
 from rmadapter.runs.request import Request
 from rmadapter.settings import parse_overrides

@@ -1,4 +1,4 @@
-"""A finished run, loaded and exported once for all tests of deploy."""
+"""A finished run, loaded and exported once for tests of exports and of what serves them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rmadapter.answers.rejection import Familiarity
+from rmadapter.answers.sets import Calibration
 from rmadapter.artifacts.checkpoint import Saved, load
 from rmadapter.backbones import Backbone
-from rmadapter.conformal import Calibration
-from rmadapter.familiar import Familiarity
 from rmadapter.support.files import write_sums
 
 
@@ -29,7 +29,7 @@ def exported(
     """An ONNX export with features."""
     for needed in ("onnxruntime", "onnxscript"):
         pytest.importorskip(needed, reason="pip install 'rmadapter[export]'")
-    from rmadapter.deploy.export.folder import export
+    from rmadapter.export.folder import export
 
     out = tmp_path_factory.mktemp("exports") / "model"
     export(finished, saved, out, data=colors, command="as tested", embeddings=True)

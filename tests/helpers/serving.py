@@ -35,12 +35,12 @@ from starlette.exceptions import HTTPException  # noqa: E402
 from starlette.requests import Request  # noqa: E402
 from starlette.responses import Response  # noqa: E402
 
-from rmadapter.conformal import Calibration  # noqa: E402
-from rmadapter.deploy import sockets  # noqa: E402
-from rmadapter.deploy.export.engines import Outputs  # noqa: E402
-from rmadapter.deploy.export.promised import Familiar  # noqa: E402
-from rmadapter.deploy.serve.model import ServedModel  # noqa: E402
-from rmadapter.deploy.serve.service import Limits, Service  # noqa: E402
+from rmadapter.answers.sets import Calibration  # noqa: E402
+from rmadapter.export.engines import Outputs  # noqa: E402
+from rmadapter.export.promised import Familiar  # noqa: E402
+from rmadapter_serve import sockets  # noqa: E402
+from rmadapter_serve.model import ServedModel  # noqa: E402
+from rmadapter_serve.service import Limits, Service  # noqa: E402
 
 __all__ = ["HTTPException", "Headers", "Request", "Response", "Starlette", "TestClient"]
 
@@ -214,7 +214,7 @@ def running_server(toy: Toy, **options: Any) -> Iterator[str]:
     """Serve in a thread of this process; yield the address. options: of uvicorn."""
     import uvicorn
 
-    from rmadapter.deploy.serve.routes import create_app
+    from rmadapter_serve.routes import create_app
 
     with (
         running_service(toy, body=0.2, seconds=5) as service,

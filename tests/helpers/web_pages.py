@@ -13,13 +13,13 @@ import pytest
 from browser import BROWSER, STATE, Tab, served, tab
 from onnx import TensorProto, helper
 
-from rmadapter.conformal import Calibration
-from rmadapter.deploy.export import web
-from rmadapter.deploy.export.engines import GRAPH
-from rmadapter.deploy.export.promised import CALIBRATION, FAMILIARITY, TAXONOMY, Familiar
-from rmadapter.deploy.export.runtime import LABELS, TRANSFORM
+from rmadapter.answers.rejection import Familiarity
+from rmadapter.answers.sets import Calibration
 from rmadapter.errors import UserError
-from rmadapter.familiar import Familiarity
+from rmadapter.export import web
+from rmadapter.export.engines import GRAPH
+from rmadapter.export.promised import CALIBRATION, FAMILIARITY, TAXONOMY, Familiar
+from rmadapter.export.runtime import LABELS, TRANSFORM
 from rmadapter.support.files import write_sums
 
 __all__ = ["STATE", "Tab", "served", "tab"]  # for tests

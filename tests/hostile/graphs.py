@@ -39,7 +39,7 @@ def members() -> dict[str, bytes]:
     """Return the members of a sound graph: pixels [B, 3, 4, 4] -> [B, 2]."""
     import torch
 
-    from rmadapter.deploy.export.graph import write_torch
+    from rmadapter.export.graph import write_torch
     from tests.hostile.valid import place
 
     class Small(torch.nn.Module):
@@ -184,7 +184,7 @@ def cases(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
 
 
 def check(name: str, content: bytes, folder: Path) -> object:
-    from rmadapter.deploy.export.runtime import LABELS, TRANSFORM, Model
+    from rmadapter.export.runtime import LABELS, TRANSFORM, Model
 
     export = folder / "export"
     export.mkdir()

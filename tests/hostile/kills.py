@@ -61,10 +61,10 @@ HANG = 900.0  # seconds that a command may take on a busy machine
 PATIENCE = 60.0  # seconds that its children may outlive it
 IMPORTED = (
     "open_clip", "sklearn.linear_model", "rmadapter.runs.fit", "rmadapter.classifier",
-    "rmadapter.bench.runner", "rmadapter.deploy.export.folder", "rmadapter.deploy.export.graph",
-    "rmadapter.deploy.export.web", "rmadapter.deploy.export.int8", "onnxruntime", "onnxscript",
-    "torch.onnx", "rmadapter.backbones.convert", "rmadapter.bench.tune",
-    "rmadapter.deploy.serve.server",
+    "rmadapter.bench.runner", "rmadapter.export.folder", "rmadapter.export.graph",
+    "rmadapter.export.web", "rmadapter.export.int8", "onnxruntime", "onnxscript",
+    "torch.onnx", "rmadapter.backbones.convert", "rmadapter_research.tune",
+    "rmadapter_serve.server",
 )  # fmt: skip
 
 

@@ -37,9 +37,9 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from rmadapter.curate.quick import ORDERS
-from rmadapter.deploy.app.labelling import number_of
-from rmadapter.deploy.app.shared import PREFIX
+from rmadapter_studio.labelling import number_of
+from rmadapter_studio.quick import ORDERS
+from rmadapter_studio.shared import PREFIX
 from tests.hostile.servers import Faults, Server, show
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))

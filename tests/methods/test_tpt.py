@@ -11,8 +11,8 @@ from torch import Tensor
 
 from rmadapter.backbones import Backbone
 from rmadapter.data.read import ImageSet, load_image
-from rmadapter.deploy.export.graph import Answers
 from rmadapter.errors import UserError
+from rmadapter.export.graph import Answers
 from rmadapter.methods.parts import learned_prompts
 from rmadapter.methods.tpt import TPT, Tuned
 from rmadapter.runs.evaluate import predict_all

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rmadapter.answers.answer import Answer, Levels
+from rmadapter.answers.taxonomy import Taxonomy
 from rmadapter.artifacts.checkpoint import load
 from rmadapter.backbones import Backbone
 from rmadapter.cli.main import main
 from rmadapter.errors import UserError
-from rmadapter.predict.answer import Answer, Levels
 from rmadapter.predict.ray import (
     Worker,
     cluster,
@@ -31,7 +32,6 @@ from rmadapter.predict.ray import (
     unpacked_rows,
 )  # fmt: skip
 from rmadapter.predict.stream import Predictor
-from rmadapter.taxonomy import Taxonomy
 from tests.helpers.ray_cluster import ray_session
 
 __all__ = ["ray_session"]

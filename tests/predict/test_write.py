@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from rmadapter.answers.answer import Row
 from rmadapter.errors import UserError
-from rmadapter.predict.answer import Row
 from rmadapter.predict.write import AnswerFile, Sorter, only_writer
 from tests.helpers.shell import limited_file_size
 

@@ -6,7 +6,7 @@ import familiar
 import numpy as np
 import pytest
 
-from rmadapter.familiar import Familiarity
+from rmadapter.answers.rejection import Familiarity
 
 OURS, PARTS = familiar.OURS, familiar.PARTS
 

@@ -23,8 +23,7 @@ import pytest
 import reconstruction_tables
 import steps_drawing
 import suggest
-
-from rmadapter.curate.suggest import DEFAULT, FIRST, NEXT
+from suggest_rules import DEFAULT
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "research/results"
@@ -148,11 +147,6 @@ def test_the_defaults_of_suggest_follow_from_its_lines(kind: str) -> None:
     rules = [rule for rule in suggest.KINDS[kind] if rule != "random"]
     assert not any(suggest.proven(lines, kind, rule) for rule in rules)
     assert suggest.default(lines, kind) == DEFAULT
-
-
-def test_the_page_of_suggest_describes_every_rule() -> None:
-    described = page("docs/reference/curate.md")
-    assert all(f"\n| {rule} | " in described for rule in {*NEXT, *FIRST})
 
 
 def test_the_picture_of_fewer_steps_shows_the_lines() -> None:

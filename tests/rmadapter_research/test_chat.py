@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rmadapter.errors import UserError
-from rmadapter.support.chat import KEY, TRIES, Chat
+from rmadapter_research.chat import KEY, TRIES, Chat
 from tests.helpers.chat_server import Model, model
 
 __all__ = ["model"]  # a fixture

@@ -10,7 +10,14 @@ import pytest
 from scipy.special import log_softmax
 
 from rmadapter.backbones import Backbone
-from rmadapter.curate.describe import (
+from rmadapter.data.fewshot import split_digest
+from rmadapter.data.read import read_images
+from rmadapter.data.texts import Form, TextFile, read_texts
+from rmadapter.errors import UserError
+from rmadapter.runs.lab import Lab
+from rmadapter.settings import Machine
+from rmadapter.task import Task
+from rmadapter_research.describe import (
     ALL,
     HELPFUL,
     PROMPTS,
@@ -21,13 +28,6 @@ from rmadapter.curate.describe import (
     losses_without,
     measure,
 )
-from rmadapter.data.fewshot import split_digest
-from rmadapter.data.read import read_images
-from rmadapter.data.texts import Form, TextFile, read_texts
-from rmadapter.errors import UserError
-from rmadapter.runs.lab import Lab
-from rmadapter.settings import Machine
-from rmadapter.task import Task
 
 GROUPS = ["abc", "de", "f", "ghij"]
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from rmadapter.artifacts.record import Record
-from rmadapter.bench.leaderboard import DatasetResult, comparable, make_standings
 from rmadapter.bench.report import paper
 from rmadapter.methods.uses import Uses
+from rmadapter_research.leaderboard import DatasetResult, comparable, make_standings
 from tests.helpers.synthetic_runs import VIT, record, with_method
 
 SETS = ("dtd", "eurosat", "food101", "sun397")

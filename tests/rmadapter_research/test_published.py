@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from rmadapter.bench.published import Figure, contradictions, explained, published, sources
 from rmadapter.data.catalog.sets import CATALOG
 from rmadapter.methods import METHODS
+from rmadapter_research.published import Figure, contradictions, explained, published, sources
 
 PAPER = list(CATALOG)[:15]
 
@@ -39,7 +39,9 @@ def test_every_figure_has_a_source_that_is_described_and_a_place() -> None:
 
 
 def test_a_line_of_the_file_is_what_is_read() -> None:
-    text = (files("rmadapter") / "assets/published/figures.csv").read_text(encoding="utf-8")
+    text = (files("rmadapter_research") / "assets/published/figures.csv").read_text(
+        encoding="utf-8"
+    )
     rows = list(csv.DictReader(text.splitlines()))
     assert len([f for f in published() if f.source != "rmadapter"]) == len(rows)
     wanted = ("mmrl", "sun397", "hm", "vacsr")

@@ -15,7 +15,6 @@ from PIL import Image
 
 from rmadapter.artifacts.record import read_record
 from rmadapter.backbones import Backbone
-from rmadapter.bench import reproduce
 from rmadapter.bench.plan import Plan
 from rmadapter.bench.protocols import PROTOCOLS
 from rmadapter.bench.report import paper
@@ -23,6 +22,7 @@ from rmadapter.data.catalog.sets import CATALOG, find
 from rmadapter.methods import METHODS, load_method
 from rmadapter.settings import parse_overrides
 from rmadapter.task import Task
+from rmadapter_research import reproduce
 from tests.helpers import synthetic_runs
 from tests.helpers.shell import Command, refused, rmadapter
 

@@ -14,7 +14,7 @@ from rmadapter.methods import METHODS, load_method
 from rmadapter.settings import STRICT, configured
 
 optuna = pytest.importorskip("optuna", reason="needs the extra tune: `make scale` installs it")
-from rmadapter.bench.search_space import ON_REQUEST, make_space  # noqa: E402
+from rmadapter_research.search_space import ON_REQUEST, make_space  # noqa: E402
 
 
 def ends(one: Any) -> tuple[Any, ...]:

@@ -16,13 +16,20 @@ from PIL import Image
 
 from rmadapter.artifacts.record import parse_record
 from rmadapter.backbones import Backbone
-from rmadapter.bench import tune as module
 from rmadapter.bench.protocols import Job, expand
 from rmadapter.bench.report.costs import uses_tables
 from rmadapter.bench.report.groups import group_records
 from rmadapter.bench.runner import with_search
-from rmadapter.bench.search_space import make_space
-from rmadapter.bench.tune import (
+from rmadapter.data.read import read_images
+from rmadapter.errors import UserError
+from rmadapter.methods import load_method
+from rmadapter.runs.folds import Folds
+from rmadapter.runs.lab import Lab
+from rmadapter.runs.request import Request, requested
+from rmadapter.settings import Machine, read_yaml, settings_of
+from rmadapter_research import tune as module
+from rmadapter_research.search_space import make_space
+from rmadapter_research.tune import (
     BEST,
     FILE,
     PICTURE,
@@ -36,13 +43,6 @@ from rmadapter.bench.tune import (
     tune,
     tune_job,
 )
-from rmadapter.data.read import read_images
-from rmadapter.errors import UserError
-from rmadapter.methods import load_method
-from rmadapter.runs.folds import Folds
-from rmadapter.runs.lab import Lab
-from rmadapter.runs.request import Request, requested
-from rmadapter.settings import Machine, read_yaml, settings_of
 from tests.helpers.ray_cluster import ray_session
 from tests.helpers.shell import Command, refused, rmadapter
 from tests.helpers.shots import noisy_colors

@@ -16,27 +16,27 @@ import pytest
 import torch
 from PIL import Image
 
+from rmadapter.answers.rejection import Familiarity
 from rmadapter.artifacts.checkpoint import Saved, load, save
 from rmadapter.artifacts.record import Score, read_record
 from rmadapter.backbones import Backbone
 from rmadapter.data.decode import load_image
-from rmadapter.deploy.export import folder as exporting
-from rmadapter.deploy.export import graph
-from rmadapter.deploy.export.engines import Outputs
-from rmadapter.deploy.export.promised import Familiar
-from rmadapter.deploy.serve import model as serving
-from rmadapter.deploy.serve.model import (
+from rmadapter.errors import UserError
+from rmadapter.export import folder as exporting
+from rmadapter.export import graph
+from rmadapter.export.engines import Outputs
+from rmadapter.export.promised import Familiar
+from rmadapter.methods import load_method
+from rmadapter.support.files import sign
+from rmadapter.training.contract import Known, NotApplicable
+from rmadapter_serve import model as serving
+from rmadapter_serve.model import (
     ServeOptions,
     accuracy_of,
     answers_module,
     cached_export,
     open_served,
 )  # fmt: skip
-from rmadapter.errors import UserError
-from rmadapter.familiar import Familiarity
-from rmadapter.methods import load_method
-from rmadapter.support.files import sign
-from rmadapter.training.contract import Known, NotApplicable
 from tests.helpers import external_methods
 from tests.helpers.shots import shots_of
 
@@ -47,7 +47,7 @@ LABELS = ["blue", "green", "night_sky", "red"]
 ALONE = """
 import json, sys
 from pathlib import Path
-from rmadapter.deploy.serve.model import ServeOptions, open_served
+from rmadapter_serve.model import ServeOptions, open_served
 served = open_served(ServeOptions(Path(sys.argv[1])))
 print(json.dumps([served.labels, served.facts, "torch" in sys.modules]))
 """

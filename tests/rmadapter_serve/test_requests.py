@@ -21,8 +21,8 @@ from tests.helpers.serving import (
     running_service,
 )  # fmt: skip
 
-from rmadapter.deploy.serve.requests import AccessMiddleware, keys, read_uploads  # isort: skip
-from rmadapter.deploy.serve.service import Limits, Service  # isort: skip
+from rmadapter_serve.requests import AccessMiddleware, keys, read_uploads  # isort: skip
+from rmadapter_serve.service import Limits, Service  # isort: skip
 
 # Keys and sizes
 

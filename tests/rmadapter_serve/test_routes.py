@@ -13,10 +13,10 @@ import pytest
 
 from tests.helpers.serving import FACTS, TestClient, Toy, colour_image, running_service, wait_for
 
-from rmadapter.conformal import Calibration  # isort: skip
-from rmadapter.deploy.export.promised import Familiar  # isort: skip
-from rmadapter.deploy.serve.routes import create_app  # isort: skip
-from rmadapter.familiar import Familiarity  # isort: skip
+from rmadapter.answers.sets import Calibration  # isort: skip
+from rmadapter.export.promised import Familiar  # isort: skip
+from rmadapter_serve.routes import create_app  # isort: skip
+from rmadapter.answers.rejection import Familiarity  # isort: skip
 
 RED = ("red.png", colour_image(250, 50, 0))
 GREEN = ("green.jpg", colour_image(0, 250, 0, (30, 8), "JPEG"))

@@ -20,13 +20,13 @@ import pytest
 import uvicorn
 
 from rmadapter.artifacts.checkpoint import load, save
-from rmadapter.deploy.serve import server
-from rmadapter.deploy.serve.model import ServedModel, ServeOptions
-from rmadapter.deploy.serve.server import PatientProtocol, Reloader
-from rmadapter.deploy.serve.service import Service
-from rmadapter.deploy.sockets import bind
 from rmadapter.errors import UserError
 from rmadapter.support.files import sign, write_sums
+from rmadapter_serve import server
+from rmadapter_serve.model import ServedModel, ServeOptions
+from rmadapter_serve.server import PatientProtocol, Reloader
+from rmadapter_serve.service import Service
+from rmadapter_serve.sockets import bind
 from tests.helpers.serving import (
     Process,
     Toy,

@@ -18,10 +18,10 @@ from tests.helpers.serving import HTTPException, Toy, colour_image, read, runnin
 
 from prometheus_client.parser import text_string_to_metric_families  # isort: skip
 
-from rmadapter.deploy.serve import service as service_module
-from rmadapter.deploy.serve.model import ServeOptions, open_served
-from rmadapter.deploy.serve.service import Batcher, Counters, Limits, Service, Upload
-from rmadapter.deploy.serve.waiting import QueueFull
+from rmadapter_serve import service as service_module
+from rmadapter_serve.model import ServeOptions, open_served
+from rmadapter_serve.service import Batcher, Counters, Limits, Service, Upload
+from rmadapter_serve.waiting import QueueFull
 
 RED = Upload("red.png", colour_image(255, 0, 0))
 BAD = Upload("bad.png", b"\x89PNG")

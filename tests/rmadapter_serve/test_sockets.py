@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from rmadapter.deploy.sockets import address, bind, share
 from rmadapter.errors import UserError
+from rmadapter_serve.sockets import address, bind, share
 
 
 def test_unavailable_address() -> None:

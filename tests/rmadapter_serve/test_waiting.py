@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from rmadapter.deploy.serve import waiting
-from rmadapter.deploy.serve.waiting import Queue, QueueFull, too_busy
+from rmadapter_serve import waiting
+from rmadapter_serve.waiting import Queue, QueueFull, too_busy
 
 
 class Clock:

@@ -15,8 +15,8 @@ from rmadapter.errors import UserError
 from tests.helpers.serving import Process, Toy, colour_image, post, wait_for
 from tests.helpers.shell import backbone_option
 
-from rmadapter.deploy.serve import workers  # isort: skip
-from rmadapter.deploy.serve.service import Limits  # isort: skip
+from rmadapter_serve import workers  # isort: skip
+from rmadapter_serve.service import Limits  # isort: skip
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers need Linux")
 IMAGE = [("a.png", colour_image(1, 2, 3))]

@@ -23,8 +23,8 @@ pytest.importorskip("uvicorn", reason="pip install 'rmadapter[app]'")
 
 from rmadapter import load
 from rmadapter.backbones import Backbone
-from rmadapter.deploy.app.images import SHOWN
-from rmadapter.deploy.app.words import languages
+from rmadapter_studio.images import SHOWN
+from rmadapter_studio.words import languages
 from tests.helpers.web_pages import (
     CAMERA,
     STATE,

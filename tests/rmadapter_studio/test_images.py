@@ -11,8 +11,9 @@ from PIL import Image
 
 from rmadapter.data.archives import listing_size
 from rmadapter.data.read import read_images
-from rmadapter.deploy.app import images as module
-from rmadapter.deploy.app.images import (
+from rmadapter.errors import UserError
+from rmadapter_studio import images as module
+from rmadapter_studio.images import (
     FILES,
     IMAGES,
     SHOWN,
@@ -21,7 +22,6 @@ from rmadapter.deploy.app.images import (
     safe_name,
     unzip,
 )  # fmt: skip
-from rmadapter.errors import UserError
 
 
 def png(color: str = "red") -> bytes:

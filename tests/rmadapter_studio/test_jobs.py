@@ -15,9 +15,9 @@ import pytest
 from rmadapter.backbones.choice import BETTER
 from rmadapter.data.decode import advice
 from rmadapter.data.image_set import SKIP_BAD
-from rmadapter.deploy.app import jobs as module
-from rmadapter.deploy.app.jobs import COMMAND_WORDS, Job, Jobs, without_commands
 from rmadapter.errors import UserError
+from rmadapter_studio import jobs as module
+from rmadapter_studio.jobs import COMMAND_WORDS, Job, Jobs, without_commands
 
 # The last word is the folder that it writes.
 SCRIPT = """
@@ -177,7 +177,7 @@ def test_a_job_ends_with_a_killed_server(tmp_path: Path) -> None:
     script = """
 import os, sys, time
 from pathlib import Path
-from rmadapter.deploy.app import jobs
+from rmadapter_studio import jobs
 module = "import os, sys; from rmadapter.support.terminal import end_with_parent as end; end()"
 wait = "; print(os.getpid(), file=sys.stderr, flush=True); import time; time.sleep(60)"
 jobs.COMMAND = (sys.executable, "-c", module + wait)

@@ -21,12 +21,12 @@ pytest.importorskip("uvicorn", reason="pip install 'rmadapter[app]'")
 import uvicorn
 
 from rmadapter.backbones import Backbone
-from rmadapter.curate.project import Project
-from rmadapter.deploy.app.jobs import Jobs
-from rmadapter.deploy.app.labelling import number_of
-from rmadapter.deploy.app.server import build
-from rmadapter.deploy.app.shared import Shared
-from rmadapter.deploy.sockets import address, bind
+from rmadapter_serve.sockets import address, bind
+from rmadapter_studio.jobs import Jobs
+from rmadapter_studio.labelling import number_of
+from rmadapter_studio.project import Project
+from rmadapter_studio.server import build
+from rmadapter_studio.shared import Shared
 from tests.helpers.web_pages import (
     CAMERA,
     Tab,
@@ -42,7 +42,7 @@ from tests.helpers.web_pages import (
 __all__ = ["axe"]  # a fixture
 
 LABELS = ("red", "blue", "green")
-WORDS = Path(__file__).parents[3] / "src/rmadapter/assets/app/words.en.json"
+WORDS = Path(__file__).parents[2] / "src/rmadapter_studio/assets/words.en.json"
 SETTLED = (
     "document.querySelectorAll('#grid > li').length && document.getElementById('encoding').hidden"
 )

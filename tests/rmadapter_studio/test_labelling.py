@@ -25,16 +25,16 @@ pytest.importorskip("starlette", reason="pip install 'rmadapter[app]'")
 from starlette.testclient import TestClient
 
 from rmadapter.backbones import Backbone
-from rmadapter.curate.project import ADDED, TABLE, Project
 from rmadapter.data.formats.registry import open_source
 from rmadapter.data.read import read_images
-from rmadapter.deploy.app import fitting as module
-from rmadapter.deploy.app import session as sessions
-from rmadapter.deploy.app.jobs import Jobs
-from rmadapter.deploy.app.labelling import number_of
-from rmadapter.deploy.app.server import build
-from rmadapter.deploy.app.shared import Shared
 from rmadapter.errors import UserError
+from rmadapter_studio import fitting as module
+from rmadapter_studio import session as sessions
+from rmadapter_studio.jobs import Jobs
+from rmadapter_studio.labelling import number_of
+from rmadapter_studio.project import ADDED, TABLE, Project
+from rmadapter_studio.server import build
+from rmadapter_studio.shared import Shared
 
 ADDRESS = "http://127.0.0.1:8080"
 LABELS = ("red", "blue", "green")

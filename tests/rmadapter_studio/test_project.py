@@ -14,11 +14,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rmadapter.curate import project as module
-from rmadapter.curate.project import ADDED, FACTS, TABLE, Project, unlistable
 from rmadapter.data.formats.registry import open_source
 from rmadapter.data.read import read_images
 from rmadapter.errors import UserError
+from rmadapter_studio import project as module
+from rmadapter_studio.project import ADDED, FACTS, TABLE, Project, unlistable
 from tests.helpers.small_images import picture, png, write_images
 
 NAMES = ("cat_1.png", "cat_2.png", "sub/deep/owl_1.png", "sub/dog_1.png", "sub/dog_2.png")
@@ -142,7 +142,7 @@ def test_a_killed_process_loses_nothing(photos: Path) -> None:
     """It is killed while it labels and skips in an endless loop."""
     code = """
 import sys
-from rmadapter.curate.project import Project
+from rmadapter_studio.project import Project
 project = Project(sys.argv[1])
 with project.alone():
     for turn in range(10**9):

@@ -9,9 +9,19 @@ import numpy as np
 import pytest
 import torch
 
+from rmadapter.answers.rejection import Familiarity
 from rmadapter.backbones import Backbone
-from rmadapter.curate import quick as module
-from rmadapter.curate.quick import (
+from rmadapter.encoders import Grid, States
+from rmadapter.errors import UserError
+from rmadapter.methods.ridge import HEAD, Ridge, ridge
+from rmadapter.methods.zero_shot import SEVEN
+from rmadapter.metrics import wilson
+from rmadapter.prompts import cosine_logits, zero_shot_weights
+from rmadapter.runs.features import class_means, distances
+from rmadapter.task import TEMPLATES
+from rmadapter.training.contract import Known
+from rmadapter_studio import quick as module
+from rmadapter_studio.quick import (
     ORDERS,
     SURE,
     Encoded,
@@ -22,16 +32,6 @@ from rmadapter.curate.quick import (
     neighbours,
     strangest,
 )
-from rmadapter.encoders import Grid, States
-from rmadapter.errors import UserError
-from rmadapter.familiar import Familiarity
-from rmadapter.methods.ridge import HEAD, Ridge, ridge
-from rmadapter.methods.zero_shot import SEVEN
-from rmadapter.metrics import wilson
-from rmadapter.prompts import cosine_logits, zero_shot_weights
-from rmadapter.runs.features import class_means, distances
-from rmadapter.task import TEMPLATES
-from rmadapter.training.contract import Known
 
 CLASSES = ("cat", "dog", "owl")
 

@@ -22,13 +22,13 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from rmadapter.backbones import Backbone
-from rmadapter.deploy.app import server as module
-from rmadapter.deploy.app.hosts import HostMiddleware, refusal
-from rmadapter.deploy.app.jobs import Jobs
-from rmadapter.deploy.app.server import Visitors, build
-from rmadapter.deploy.app.session import Base, Session
-from rmadapter.deploy.app.shared import Shared
 from rmadapter.errors import UserError
+from rmadapter_studio import server as module
+from rmadapter_studio.hosts import HostMiddleware, refusal
+from rmadapter_studio.jobs import Jobs
+from rmadapter_studio.server import Visitors, build
+from rmadapter_studio.session import Base, Session
+from rmadapter_studio.shared import Shared
 
 ADDRESS = "http://127.0.0.1:8080"
 

@@ -25,15 +25,15 @@ from rmadapter.artifacts.predictions import Guess, Predictions
 from rmadapter.artifacts.record import Score, read_record
 from rmadapter.artifacts.summary import describe_tie
 from rmadapter.backbones import Backbone
-from rmadapter.deploy.app.jobs import COMMAND_WORDS, Jobs
-from rmadapter.deploy.app.scores import MOST_WRONG, read_scores, wrong_images
-from rmadapter.deploy.app.session import Session, write_zip
-from rmadapter.deploy.app.shared import FairLock, Shared
 from rmadapter.errors import UserError
 from rmadapter.methods import load_method
 from rmadapter.methods.linear_probe import LinearProbe
 from rmadapter.metrics import wilson
 from rmadapter.predict.stream import Predictor
+from rmadapter_studio.jobs import COMMAND_WORDS, Jobs
+from rmadapter_studio.scores import MOST_WRONG, read_scores, wrong_images
+from rmadapter_studio.session import Session, write_zip
+from rmadapter_studio.shared import FairLock, Shared
 
 
 @pytest.fixture(autouse=True)
@@ -533,12 +533,12 @@ def test_a_strangers_run_has_bounds_of_its_own(
     session: Session, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     classes = len(load(finished, session.shared.backbone).labels)
-    monkeypatch.setattr("rmadapter.deploy.app.session.MOST_PROMPTS", classes - 1)
+    monkeypatch.setattr("rmadapter_studio.session.MOST_PROMPTS", classes - 1)
     with pytest.raises(UserError, match="prompts"):
         session.add_zip(zip_run(finished, session.folder / "x.zip"))
     session.open("colours")  # the server's own
     session.add(["kiwi"])
-    monkeypatch.setattr("rmadapter.deploy.app.session.MOST_PROMPTS", classes)
+    monkeypatch.setattr("rmadapter_studio.session.MOST_PROMPTS", classes)
     session.add_zip(zip_run(finished, session.folder / "x.zip"))
     with pytest.raises(UserError, match="prompts"):
         session.add(["kiwi"])

@@ -14,10 +14,10 @@ from rmadapter import load
 from rmadapter.artifacts.checkpoint import copy_run
 from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.backbones import Backbone
-from rmadapter.curate.project import Project
-from rmadapter.deploy.app.jobs import Jobs
-from rmadapter.deploy.app.shared import KEPT, PREFIX, Shared, visitors_folder
 from rmadapter.errors import UserError
+from rmadapter_studio.jobs import Jobs
+from rmadapter_studio.project import Project
+from rmadapter_studio.shared import KEPT, PREFIX, Shared, visitors_folder
 
 
 @pytest.fixture

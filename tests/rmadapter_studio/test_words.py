@@ -13,13 +13,13 @@ pytest.importorskip("starlette", reason="pip install 'rmadapter[app]'")
 
 from starlette.requests import Request
 
-from rmadapter.curate.quick import ORDERS
 from rmadapter.data.formats.write import SUFFIXES
-from rmadapter.deploy.app import words as module
-from rmadapter.deploy.app.labelling import VIEWS
-from rmadapter.deploy.app.session import METHODS, TARGETS
-from rmadapter.deploy.app.words import ASSETS, PAGES, languages, preferred, words_of
 from rmadapter.support.html import template
+from rmadapter_studio import words as module
+from rmadapter_studio.labelling import VIEWS
+from rmadapter_studio.quick import ORDERS
+from rmadapter_studio.session import METHODS, TARGETS
+from rmadapter_studio.words import ASSETS, PAGES, languages, preferred, words_of
 
 # a text in a script: a capital, and another word
 PAGES_TEXT = re.compile(r"[\"`][A-Z][a-z]+ [a-z]")
@@ -103,7 +103,11 @@ def test_pages_have_no_words_of_their_own(name: str) -> None:
 
     blank = {key: _blank(value) for key, value in words.items()}
     reader = Text()
-    reader.feed(template(f"app/{name}.html.j2").render(words=blank, others={"xx": "¤"}, query=""))
+    reader.feed(
+        template(f"{name}.html.j2", package="rmadapter_studio").render(
+            words=blank, others={"xx": "¤"}, query=""
+        )
+    )
     assert {*"".join(reader.found.split())} == {"¤"}
 
 

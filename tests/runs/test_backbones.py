@@ -15,8 +15,8 @@ from rmadapter.backbones.choice import megabytes_of, on_disk
 from rmadapter.backbones.names import is_choice
 from rmadapter.data.fewshot import half
 from rmadapter.data.read import read_images
-from rmadapter.deploy.hub import anonymise_record
 from rmadapter.errors import UserError
+from rmadapter.export.hub import anonymise_record
 from rmadapter.methods.linear_probe import LinearProbe
 from rmadapter.runs import backbones as choosing
 from rmadapter.runs.backbones import choose_backbone, prepare_backbone

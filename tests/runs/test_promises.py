@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rmadapter.conformal import Calibration
+from rmadapter.answers.sets import Calibration
+from rmadapter.answers.taxonomy import Taxonomy
 from rmadapter.metrics import most_missed, most_of_any, wilson
 from rmadapter.runs.promises import Answered, halves
-from rmadapter.taxonomy import Taxonomy
 
 
 def answered(

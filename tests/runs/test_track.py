@@ -369,9 +369,9 @@ def test_each_trial_of_a_search_is_a_run(
     tiny_clip: Backbone, colors: Path, tmp_path: Path, memory: list[Memory]
 ) -> None:
     pytest.importorskip("optuna", reason="needs the extra tune: `make scale` installs it")
-    from rmadapter.bench.search_space import make_space
-    from rmadapter.bench.tune import Search, tune
     from rmadapter.runs.request import Request
+    from rmadapter_research.search_space import make_space
+    from rmadapter_research.tune import Search, tune
 
     given = {"shots": 4, "device": "cpu", "epochs": 2, "backbone": tiny_clip.name}
     request = Request.make(given, "clip-adapter", data=str(colors))

@@ -19,11 +19,11 @@ pytestmark = pytest.mark.real_plots
 
 
 def test_a_template_escapes_values_and_refuses_missing_ones() -> None:
-    page = template("suggest.html.j2", percent=str)
+    page = template("suspects.html.j2", percent=str)
     with pytest.raises(UndefinedError):
         page.render()
     assert template("report.css").render().startswith(":root")
-    environment = template("serve.html.j2").environment
+    environment = template("serve.html.j2", package="rmadapter_serve").environment
     assert environment.from_string("{{ text }}").render(text="<b>&") == "&lt;b&gt;&amp;"
 
 
@@ -38,9 +38,10 @@ def test_a_template_of_markdown_does_not_escape() -> None:
 
 def test_no_page_loads_images_lazily() -> None:
     """They would be missing in print."""
-    assets = files("rmadapter").joinpath("assets")
-    pages = [file for file in assets.iterdir() if file.name.endswith(".j2")]
-    assert len(pages) > 6
+    packages = ("rmadapter.support", "rmadapter_studio", "rmadapter_serve", "rmadapter_research")
+    assets = [file for package in packages for file in (files(package) / "assets").iterdir()]
+    pages = [file for file in assets if file.name.endswith(".j2")]
+    assert len(pages) > 9
     for page in pages:
         assert 'loading="lazy"' not in page.read_text("utf-8")
 

@@ -13,7 +13,8 @@ import typer
 
 import rmadapter
 from rmadapter.artifacts.record import Record
-from rmadapter.cli.main import EXAMPLES, app
+from rmadapter.cli.main import app
+from rmadapter.cli.main import commands as all_commands
 from rmadapter.methods import METHODS, load_method
 from rmadapter.settings import settings_of
 from rmadapter.task import Task
@@ -34,6 +35,9 @@ def section(page: str, title: str) -> str:
 @pytest.fixture(scope="module")
 def commands() -> str:
     return reference.commands()
+
+
+EXAMPLES = {command.name: command.examples for command in all_commands()}
 
 
 @pytest.mark.parametrize("verb", EXAMPLES)

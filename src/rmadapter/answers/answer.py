@@ -10,10 +10,10 @@ from typing import TypedDict
 
 import numpy as np
 
-from rmadapter.conformal import ANSWER, UNSURE, decide
-from rmadapter.familiar import NONE
+from rmadapter.answers.rejection import NONE
+from rmadapter.answers.sets import ANSWER, UNSURE, decide
+from rmadapter.answers.taxonomy import Place, Taxonomy, level_name
 from rmadapter.support.files import inert, inert_path
-from rmadapter.taxonomy import Place, Taxonomy, level_name
 
 Cell = str | float | bool | None
 Row = dict[str, Cell]

@@ -11,7 +11,7 @@ from typing import get_args
 
 import numpy as np
 
-from rmadapter.conformal import (
+from rmadapter.answers.sets import (
     ERRORS,
     ESTIMATED,
     CalibrationFacts,

@@ -21,12 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rmadapter.answers.sets import Calibration
+from rmadapter.answers.taxonomy import Taxonomy
 from rmadapter.artifacts.model_file import Model, Transform, read_model, read_weights
 from rmadapter.artifacts.record import BackboneName, MethodName, Record, read_record
 from rmadapter.artifacts.run_folder import RunFolder, check_model, find_run
 from rmadapter.backbones import Backbone
 from rmadapter.backbones.load import again, is_published, load_known, name_it
-from rmadapter.conformal import Calibration
 from rmadapter.data.names import Label, custom_names
 from rmadapter.errors import UserError
 from rmadapter.methods import is_outside, load_method
@@ -43,7 +44,6 @@ from rmadapter.support.files import (
 from rmadapter.support.locks import exclusive
 from rmadapter.support.machine import find_device, versions
 from rmadapter.task import TASK_SETTINGS, Task, qualified_settings
-from rmadapter.taxonomy import Taxonomy
 from rmadapter.training.contract import Fitted, Known, Method
 
 EXAMPLES = "fitted to"  # the name of `Fitted.examples` in the file; no method's tensor can have it

@@ -16,15 +16,15 @@ from pydantic import (
     model_validator,
 )
 
+from rmadapter.answers.rejection import Familiarity
+from rmadapter.answers.sets import Calibration
+from rmadapter.answers.taxonomy import Taxonomy
 from rmadapter.artifacts.record import LONGEST, BackboneName, MethodName
 from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.artifacts.value import Text
-from rmadapter.conformal import Calibration
 from rmadapter.errors import UserError, first_fault
-from rmadapter.familiar import Familiarity
 from rmadapter.support.files import read_bytes, read_json, sha256
 from rmadapter.task import check_templates
-from rmadapter.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
+from rmadapter.answers.taxonomy import level_name
 from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.methods import name_with_settings
 from rmadapter.support.terminal import escape, note, table
-from rmadapter.taxonomy import level_name
 
 if TYPE_CHECKING:
     from rmadapter.artifacts.record import (

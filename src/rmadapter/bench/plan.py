@@ -12,9 +12,10 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
+from importlib.metadata import entry_points
 from importlib.resources import files
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypedDict
 
 import yaml
 
@@ -24,9 +25,17 @@ from rmadapter.bench.protocols import PROTOCOLS, Job
 from rmadapter.data.catalog.sets import ELEVEN, find
 from rmadapter.errors import UserError, quoted
 from rmadapter.methods.uses import PUBLISHED, named_sums
-from rmadapter.settings import Machine, settings_of
+from rmadapter.runs.request import machine_of
+from rmadapter.settings import Machine, configured, parse_overrides, settings_of
 from rmadapter.support.files import read_json, user_path
 from rmadapter.support.machine import shared_gpus
+from rmadapter.task import (
+    COMMON_SETTINGS,
+    MACHINE_SETTINGS,
+    TASK_SETTINGS,
+    Task,
+    check_views,
+)
 
 if TYPE_CHECKING:
     from rmadapter.runs.lab import Lab
@@ -38,7 +47,31 @@ EVALUATION = 16  # shots per class that an evaluation on the test images counts 
 CHOOSE = "choose another --out, or delete that file"
 CHANGED = f"the method, or a file that it reads, has changed since {{}} was run: {CHOOSE}"
 
-Tuner: TypeAlias = "Callable[[Method, Job, Lab], tuple[Method, str, float]]"
+PLANNED_SETTINGS = ("shots", "seed", "classes")  # set by the protocol, by --shots and by --seeds
+Settings: TypeAlias = dict[str, object]  # by name
+Tune: TypeAlias = "Callable[[Method, Job, Lab], tuple[Method, str, float]]"
+
+
+class Tuner(NamedTuple):
+    """What searches for settings of methods, as an entry point of `rmadapter.tuners` names it.
+
+    Attributes:
+        add_rows: Follows each job by its tuned variant, given the number of trials and the values
+            of settings, as in `Plan`.
+        tune: Returns the tuned method of a job, a sentence on the search, and its seconds.
+    """
+
+    add_rows: Callable[[Iterable[Job], int, Mapping[str, Settings]], Iterator[Job]]
+    tune: Tune
+
+
+def find_tuner() -> Tuner:
+    """Return what searches for settings. Raises UserError if nothing that does is installed."""
+    found = next(iter(entry_points(group="rmadapter.tuners")), None)
+    if found is None:
+        raise UserError("--tune: no package that searches for settings is installed")
+    tuner: Tuner = found.load()
+    return tuner
 
 
 @dataclass(frozen=True)
@@ -57,7 +90,7 @@ class Plan:
     values: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     outside: bool = False
     crops: bool = False
-    tune: Tuner | None = None
+    tune: Tune | None = None
     trackers: tuple[str, ...] = ()
 
     def lab(self) -> Lab:
@@ -194,7 +227,7 @@ class PublishedSettings(TypedDict):
 @cache
 def published_settings() -> dict[str, PublishedSettings]:
     """Return the constants that authors set for each data set of the catalogue, by method."""
-    text = (files("rmadapter") / "assets/per_set.yaml").read_text(encoding="utf-8")
+    text = (files("rmadapter.bench") / "per_set.yaml").read_text(encoding="utf-8")
     settings: dict[str, PublishedSettings] = yaml.safe_load(text)
     return settings
 
@@ -319,3 +352,50 @@ def select_shard(jobs: Sequence[Job], number: int, count: int) -> list[Job]:
         if lightest == number - 1:
             selected.add(images)
     return [job for job in jobs if job.images in selected]
+
+
+# Settings
+
+
+def of_run(method: str, values: dict[str, object]) -> dict[str, object]:
+    """Convert the values of a run's config.yaml for a bench. A file that names no method is for a
+    bench already."""
+
+    if not method:
+        return values
+    kept = {name: value for name, value in values.items() if name not in PLANNED_SETTINGS}
+    return {
+        name if name in COMMON_SETTINGS or "." in name else f"{method}.{name}": value
+        for name, value in kept.items()
+    }
+
+
+def configure(
+    values: Mapping[str, object], templates: str, sets: list[str] | None
+) -> tuple[Task, Machine, dict[str, Settings]]:
+    """Return what --templates and --set leave of the values: what is common to all tasks, the
+    machine, and {method: {setting: value}}."""
+
+    own_templates = {} if templates in ("", "dataset") else {"templates": templates}
+    task, machine, own = common_and_own({**values, **own_templates, **parse_overrides(sets or [])})
+    return check_views(configured(Task(), task)), machine_of(machine), own
+
+
+def common_and_own(values: Settings) -> tuple[Settings, Settings, dict[str, Settings]]:
+    """Split settings into the tasks', the machine's and {method: {setting: value}}. Raises
+    UserError for others."""
+
+    own: dict[str, Settings] = {}
+    for name, value in values.items():
+        method, dot, setting = name.rpartition(".")
+        if dot:
+            own.setdefault(method, {})[setting] = value
+        elif name not in COMMON_SETTINGS or name in PLANNED_SETTINGS:
+            common = ", ".join(other for other in COMMON_SETTINGS if other not in PLANNED_SETTINGS)
+            raise UserError(
+                f"--set {name}: write METHOD.{name} for a method's setting; the common ones are "
+                f"{common}"
+            )
+    task = {name: value for name, value in values.items() if name in TASK_SETTINGS}
+    machine = {name: value for name, value in values.items() if name in MACHINE_SETTINGS}
+    return task, machine, own

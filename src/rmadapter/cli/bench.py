@@ -1,11 +1,11 @@
-"""The verbs `bench`, `plan` and `reproduce`; slow imports wait until a verb runs."""
+"""The verbs `bench` and `plan`; slow imports wait until a verb runs."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,6 @@ from rmadapter.cli.options import (
     Quiet,
     Seeds,
     Templates,
-    Tolerance,
     Track,
     is_ray,
     numbers,
@@ -44,12 +43,9 @@ if TYPE_CHECKING:
     from rmadapter.artifacts.record import Record
     from rmadapter.bench.plan import Plan
     from rmadapter.bench.protocols import Job
-    from rmadapter.bench.reproduce import ReproduceOptions, Verdict
-    from rmadapter.settings import Machine
     from rmadapter.task import Task
 
 Settings: TypeAlias = dict[str, object]  # by name
-PLANNED = ("shots", "seed", "classes")  # set by the protocol, by --shots and by --seeds
 
 
 @dataclass(frozen=True)
@@ -111,7 +107,7 @@ class BenchOptions:
     def plan(self) -> Plan:
         """Return the runs to do. Raises UserError for options that do not fit together."""
         trackers = trackers_in(self.track, self.on_ray)
-        from rmadapter.bench.plan import Plan, add_published_rows
+        from rmadapter.bench.plan import Plan, add_published_rows, configure, of_run
         from rmadapter.runs.request import read_config
 
         fitted, values = read_config(self.config, parts(self.methods))
@@ -119,15 +115,16 @@ class BenchOptions:
             value = getattr(self, name)
             if value is not None:
                 values[name] = value
-        task, machine, own = _configured(_of_run(fitted, values), self.templates, self.sets)
+        task, machine, own = configure(of_run(fitted, values), self.templates, self.sets)
         jobs = self._jobs(parts(self.methods or fitted), task)
         if self.per_set:
             jobs = list(add_published_rows(jobs, own))
         search = None
         if self.tune:
-            from rmadapter.bench.tune import add_tuned_rows, tune_job
+            from rmadapter.bench.plan import find_tuner
 
-            jobs, search = list(add_tuned_rows(jobs, self.tune, own)), tune_job
+            tuner = find_tuner()
+            jobs, search = list(tuner.add_rows(jobs, self.tune, own)), tuner.tune
         jobs, elsewhere = self._part(jobs)
         own = {name: values for name, values in own.items() if name not in elsewhere}
         return Plan(
@@ -242,55 +239,6 @@ def plan(options: BenchOptions, quiet: Quiet = False, as_json: Json = False) -> 
         )
 
 
-def _of_run(method: str, values: dict[str, object]) -> dict[str, object]:
-    """Convert the values of a run's config.yaml for a bench. A file that names no method is for a
-    bench already."""
-    from rmadapter.task import COMMON_SETTINGS
-
-    if not method:
-        return values
-    kept = {name: value for name, value in values.items() if name not in PLANNED}
-    return {
-        name if name in COMMON_SETTINGS or "." in name else f"{method}.{name}": value
-        for name, value in kept.items()
-    }
-
-
-def _configured(
-    values: Mapping[str, object], templates: str, sets: list[str] | None
-) -> tuple[Task, Machine, dict[str, Settings]]:
-    """Return what --templates and --set leave of the values: what is common to all tasks, the
-    machine, and {method: {setting: value}}."""
-    from rmadapter.runs.request import machine_of
-    from rmadapter.settings import configured, parse_overrides
-    from rmadapter.task import Task, check_views
-
-    own_templates = {} if templates in ("", "dataset") else {"templates": templates}
-    task, machine, own = common_and_own({**values, **own_templates, **parse_overrides(sets or [])})
-    return check_views(configured(Task(), task)), machine_of(machine), own
-
-
-def common_and_own(values: Settings) -> tuple[Settings, Settings, dict[str, Settings]]:
-    """Split settings into the tasks', the machine's and {method: {setting: value}}. Raises
-    UserError for others."""
-    from rmadapter.task import COMMON_SETTINGS, MACHINE_SETTINGS, TASK_SETTINGS
-
-    own: dict[str, Settings] = {}
-    for name, value in values.items():
-        method, dot, setting = name.rpartition(".")
-        if dot:
-            own.setdefault(method, {})[setting] = value
-        elif name not in COMMON_SETTINGS or name in PLANNED:
-            common = ", ".join(other for other in COMMON_SETTINGS if other not in PLANNED)
-            raise UserError(
-                f"--set {name}: write METHOD.{name} for a method's setting; the common ones are "
-                f"{common}"
-            )
-    task = {name: value for name, value in values.items() if name in TASK_SETTINGS}
-    machine = {name: value for name, value in values.items() if name in MACHINE_SETTINGS}
-    return task, machine, own
-
-
 def _show(records: Sequence[Record]) -> None:
     """Print means over seeds: one row per data set, method, variant and number of shots."""
     from statistics import fmean
@@ -321,100 +269,3 @@ def _show(records: Sequence[Record]) -> None:
         f"{record.method.name}: {record.reason}" for record in records if record.reason
     ):
         note(reason)
-
-
-@dataclass(frozen=True)
-class PaperOptions:
-    """What to reproduce of the paper, and how."""
-
-    root: Annotated[Path, typer.Option(help="Folder of data sets.")]
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder for results; repeat the command to resume.")
-    ]
-    tables: Annotated[str, typer.Option(help="Tables of the paper, by number.")] = "1,2,3,4,5,6"
-    methods: Annotated[
-        str,
-        typer.Option(
-            help="Names from `rmadapter methods`, package:Class or file.py:Class; by default those "
-            "of the tables."
-        ),
-    ] = ""
-    seeds: Seeds = "1,2,3"
-    backbone: Annotated[
-        str, typer.Option(help="Name or folder of the backbone; the paper's by default.")
-    ] = "ViT-B-16/openai"
-    templates: Templates = ""
-    per_set: PerSet = False
-    sets: BenchSets = None
-    device: Device = None
-    precision: Precision = None
-
-    def chosen(self) -> ReproduceOptions:
-        """Return the options as the bench takes them. Raises UserError for impossible ones."""
-        from rmadapter.bench.reproduce import ReproduceOptions
-
-        wanted = {"backbone": self.backbone, "device": self.device, "precision": self.precision}
-        values = {name: value for name, value in wanted.items() if value is not None}
-        task, machine, own = _configured(values, self.templates, self.sets)
-        return ReproduceOptions(
-            self.root, self.out, parts(self.tables), parts(self.methods),
-            numbers("seeds", self.seeds), self.per_set, self.templates == "dataset", task, machine,
-            own,
-        )  # fmt: skip
-
-
-def reproduce(
-    options: PaperOptions,
-    jobs: Jobs = 1,
-    plan: Annotated[
-        bool, typer.Option("--plan", help="Show what would run, without running it.")
-    ] = False,
-    tolerance: Tolerance = None,
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> None:
-    """Run the paper's tables and judge each printed figure.
-
-    The verdicts: within the tolerance, off by some points, or not run. Exit code 1 if one is off.
-    """
-    from rmadapter.bench import reproduce as work
-    from rmadapter.bench.report import paper
-
-    chosen = options.chosen()
-    absent = work.missing_data(chosen)
-    for key, why in absent.items():
-        how = f"`rmadapter data {key} --root {options.root}` says how to get it"
-        note(f"{key} is incomplete ({why}); {how}")
-    if plan:
-        lines = work.outline(work.make_plans(chosen, ()), absent)
-        if as_json:
-            print(json.dumps([dict(zip(work.OUTLINE, line, strict=True)) for line in lines]))
-        else:
-            table(work.OUTLINE, [line.row() for line in lines])
-            print(work.describe_left(lines))
-        return
-    made = work.make_plans(chosen, absent)
-    records = work.run_plans(made, jobs)
-    judged = work.judge(chosen, made, paper.TOLERANCE if tolerance is None else tolerance)
-    _show_verdicts(judged, as_json, options.out / work.VERDICTS)
-    failed = [record for record in records if record.status == "failed"]
-    if failed:
-        counts = f"{len(failed)} of {len(records)} runs failed ({failed[0].reason})"
-        raise UserError(f"{counts}; the same command retries them")
-    if any(row["within"] is False for row in judged):
-        raise typer.Exit(1)
-
-
-def _show_verdicts(judged: Sequence[Verdict], as_json: bool, where: Path) -> None:
-    if as_json:
-        print(json.dumps(judged))
-        return
-    kinds = ("within", "off", "some seeds", "not run")
-    counts: dict[str, Counter[str]] = {}
-    for row in judged:
-        verdict = row["verdict"]
-        kind = "off" if verdict.startswith("off") else verdict if verdict in kinds else "some seeds"
-        counts.setdefault(row["table"], Counter())[kind] += 1
-    rows = [[name, *(str(count[kind]) for kind in kinds)] for name, count in counts.items()]
-    table(["table", *kinds], rows)
-    print(f"{len(judged)} verdicts, one on each printed figure for each of our entries: {where}")

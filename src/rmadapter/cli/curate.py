@@ -4,8 +4,7 @@ wait until a verb runs."""
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,14 +14,10 @@ from rmadapter.cli.options import (
     Backbone,
     Columns,
     Device,
-    FileOptions,
-    ImageColumn,
     Json,
     Outside,
     Quiet,
-    Seed,
     Sets,
-    parts,
 )
 from rmadapter.errors import UserError
 from rmadapter.support.files import check_new, user_path
@@ -30,7 +25,6 @@ from rmadapter.support.terminal import note, table
 
 if TYPE_CHECKING:
     from rmadapter.curate.apply import Cleaned
-    from rmadapter.curate.suggest import Suggestions
     from rmadapter.curate.suspects import Suspects
 
 SHOWN = 20  # images in a table
@@ -40,21 +34,6 @@ Judge = Annotated[
     typer.Option(
         "--method",
         help="Name from `rmadapter methods`, package:Class or file.py:Class; it judges labels.",
-    ),
-]
-Rule = Annotated[
-    str,
-    typer.Option(
-        "--rule",
-        metavar="typicality | margin | entropy | coverage | mix | random | balanced",
-        help="typicality is the default; no rule was shown to be better than random. balanced "
-        "only with --start; typicality, coverage and random also with it.",
-    ),
-]
-SomeBackbone = Annotated[
-    str | None,
-    typer.Option(
-        help="Name or folder of the backbone; with --start any, else the run's, if a folder."
     ),
 ]
 
@@ -202,162 +181,3 @@ def _show_cleaned(out: Path, cleaned: Cleaned, as_json: bool) -> None:
         return
     counts = f"{cleaned.relabelled:,} with another label; {cleaned.dropped:,} left out"
     print(f"{out}: {cleaned.images:,} images, {counts}")
-
-
-def labels(
-    data: Annotated[
-        Path, typer.Argument(help="Labelled images in any format, such as a labelled folder.")
-    ],
-    to: Annotated[
-        str,
-        typer.Option(
-            "--to", metavar="csv | coco | label-studio | folders", help="Format to write."
-        ),
-    ] = "csv",
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="New file, or folder of copied images.")
-    ] = None,
-    table_columns: Columns = Columns(),
-    outside: Outside = False,
-    as_json: Json = False,
-) -> None:
-    """Count the labels of images, or write them in another format."""
-    from rmadapter.data.formats.registry import check_source, open_source
-    from rmadapter.data.formats.write import write_labels
-
-    columns = table_columns.named()
-    check_source(data, columns)
-    splits = open_source(data, outside, columns).splits
-    if out:
-        count = write_labels(splits, to, user_path(out))
-        facts = {"labels": str(out), "format": to, "images": count}
-        print(json.dumps(facts) if as_json else f"labels: {out}, {_images(count)}")
-        return
-    counts = {split: Counter(row.label for row in rows) for split, rows in splits.items()}
-    if as_json:
-        print(json.dumps(counts))
-        return
-    names = sorted({label for one in counts.values() for label in one})
-    rows = [[name, *(f"{one[name]:,}" for one in counts.values())] for name in names]
-    table(["label", *("images" if split == "all" else split for split in counts)], rows)
-
-
-def suggest(
-    words: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="RUN POOL...",
-            help="Folder written by `fit`, then files, folders, tables, archives, COCO ...",
-        ),
-    ],
-    n: Annotated[int, typer.Option("--n", min=1, help="Number of images to suggest.")] = 50,
-    start: Annotated[
-        bool, typer.Option("--start", help="Without a run: suggest the images to label first.")
-    ] = False,
-    names: Annotated[
-        str, typer.Option("--names", help='Class names, such as "cat,dog,zebra"; with --start.')
-    ] = "",
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help=".csv file for the list; its page is written beside it."),
-    ] = None,
-    rule: Rule = "",
-    seed: Seed = None,
-    backbone: SomeBackbone = None,
-    device: Device = None,
-    image_column: ImageColumn = "",
-    reading: FileOptions = FileOptions(),
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> None:
-    """Suggest which unlabelled images to label next, or first."""
-    from rmadapter.cli.checks import check_backbones
-    from rmadapter.data.formats.registry import check_words
-
-    files = _suggest_files(out) if out else None
-    pool = words if start else _pool(words, names)
-    check_words(pool)
-    check_backbones(backbone)
-    from rmadapter.curate.suggest import first_images, suggest_images
-
-    chosen = 1 if seed is None else seed
-    if start:
-        result = first_images(
-            pool, n, names=parts(names), rule=rule, seed=chosen, backbone=backbone or "pocket",
-            skip_bad=reading.skip_bad, column=image_column, outside=reading.outside,
-            device=device or "auto",
-        )  # fmt: skip
-    else:
-        result = suggest_images(
-            words[0], pool, n, rule=rule, seed=chosen, backbone=backbone,
-            skip_bad=reading.skip_bad, column=image_column, outside=reading.outside,
-            device=device or "auto",
-        )  # fmt: skip
-    if len(result.suggestions) < n:
-        note(f"{len(result.suggestions)} images instead of {n}: the pool has no more new ones")
-    _show_suggested(result, files, " ".join(pool), as_json)
-
-
-def _pool(words: Sequence[str], names: str) -> Sequence[str]:
-    """Return the words after the run. Raises UserError unless the words are a run and images to
-    choose from."""
-    from rmadapter.cli.checks import check_runs
-
-    if names:
-        raise UserError("--names needs --start: a run has its own classes")
-    if len(words) < 2:
-        raise UserError("name a run and the images to choose from, or give --start")
-    check_runs(words[0])
-    return words[1:]
-
-
-def _suggest_files(out: Path) -> tuple[Path, Path]:
-    """Return the paths of the list and its page. Raises UserError if one exists, or if `out` is no
-    .csv."""
-    if out.suffix.lower() != ".csv":
-        raise UserError(f"{out}: give --out a name that ends in .csv")
-    files = out, out.with_suffix(".html")
-    check_new(*files)
-    return files
-
-
-def _show_suggested(
-    result: Suggestions, files: tuple[Path, Path] | None, pool: str, as_json: bool
-) -> None:
-    from rmadapter.curate.suggest import UNPROVEN, write_csv, write_page
-
-    if files:
-        write_page(files[1], result, pool, files[0])
-        write_csv(files[0], result)
-    if as_json:
-        facts = {**vars(result), "suggestions": [one.json() for one in result.suggestions]}
-        where = {"list": str(files[0]), "page": str(files[1])} if files else {}
-        print(json.dumps({**facts, **where}))
-        return
-    if not files:
-        rows = []
-        for one in result.suggestions[:SHOWN]:
-            best = ", ".join(f"{label} {100 * share:.0f} %" for label, share in one.best)
-            score = [] if one.score is None else [f"{one.score:.3f}"]
-            rows.append([str(one.rank), str(one.image), *score, best])
-        table(["rank", "image", *["score"] * result.scored, "looks like"], rows)
-    how = f"chosen by the rule {result.rule}" if result.scored else "drawn at random"
-    print(f"{len(result.suggestions):,} of {_images(result.pool)}, {how}{_left_out(result)}")
-    if result.scored:
-        print(UNPROVEN)
-    if files:
-        print(f"list: {files[0]}\npage: {files[1]}")
-    elif len(result.suggestions) > SHOWN:
-        print("--out suggest.csv writes all of them, and a page with the images")
-
-
-def _left_out(result: Suggestions) -> str:
-    """Say which images of the pool could not be suggested."""
-    known, copies = _images(result.known), _images(result.copies)
-    parts = [f"{known} that the model was trained on"] if result.known else []
-    parts += [f"{copies} nearly identical to another"] if result.copies else []
-    return f"; left out: {' and '.join(parts)}" if parts else ""
-
-
-def _images(count: int) -> str:
-    return f"{count:,} image{'' if count == 1 else 's'}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.metadata import entry_points
 from typing import Annotated
 
 import typer
@@ -11,15 +12,14 @@ from rmadapter.cli import (
     bench,
     curate,
     demo,
-    deploy,
-    describe,
     explain,
+    export,
     machine,
     predict,
     report,
     runs,
 )
-from rmadapter.cli.options import Verb, Verbs, expand
+from rmadapter.cli.options import Command, Verb, Verbs, expand
 from rmadapter.errors import user_message
 from rmadapter.support import distributed
 from rmadapter.support.files import at_home
@@ -34,112 +34,147 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-# Groups and verbs in the order a new user needs them.
-VERBS = {
-    "Make a model": (
-        demo.demo, runs.fit, runs.evaluate, runs.add, runs.compare, runs.tune, deploy.app,
+# The library's own verbs, in the order a new user needs them. The other packages of this wheel add
+# theirs as entry points, as any installed package may.
+COMMANDS = (
+    Command("demo", demo.demo, "Make a model", ("rmadapter demo --out runs/demo",)),
+    Command(
+        "fit",
+        runs.fit,
+        "Make a model",
+        (
+            "rmadapter fit my-images --out runs/first",
+            "rmadapter fit photos.csv --label-column species --out runs/species",
+            "rmadapter fit my-images --backbone ViT-B-16/openai --out runs/clip",
+        ),
     ),
-    "Look at data": (
-        curate.suspects, curate.suggest, curate.labels, describe.describe, machine.data,
+    Command(
+        "eval",
+        runs.evaluate,
+        "Make a model",
+        (
+            "rmadapter eval runs/first new-images",
+            "rmadapter eval runs/first my-images --split heldout --json",
+        ),
     ),
-    "Use a model": (predict.predict, explain.explain, deploy.export, deploy.push, deploy.serve),
-    "Research": (
-        bench.bench, bench.plan, report.report, report.leaderboard, bench.reproduce,
-        machine.methods, machine.params,
+    Command(
+        "add",
+        runs.add,
+        "Make a model",
+        (
+            "rmadapter add runs/first zebra --out runs/wider",
+            "rmadapter add runs/first new-photos --out runs/grown",
+        ),
     ),
-    "This machine": (machine.backbones, machine.convert, machine.cache, machine.doctor),
-}  # fmt: skip
-NAMES = {"evaluate": "eval"}  # of verbs that Python or this package calls otherwise
-
-# Below the options in each verb's --help: working commands to begin with.
-EXAMPLES: dict[str, tuple[str, ...]] = {
-    "demo": ("rmadapter demo --out runs/demo",),
-    "suspects": (
-        "rmadapter suspects my-images --out suspects",
-        "rmadapter suspects photos.csv --method rmadapter",
+    Command(
+        "compare",
+        runs.compare,
+        "Make a model",
+        ("rmadapter compare runs/first runs/second --data new-images",),
     ),
-    "fit": (
-        "rmadapter fit my-images --out runs/first",
-        "rmadapter fit photos.csv --label-column species --out runs/species",
-        "rmadapter fit my-images --backbone ViT-B-16/openai --out runs/clip",
+    Command(
+        "suspects",
+        curate.suspects,
+        "Look at data",
+        (
+            "rmadapter suspects my-images --out suspects",
+            "rmadapter suspects photos.csv --method rmadapter",
+        ),
     ),
-    "predict": (
-        "rmadapter predict runs/first photos --top 3",
-        "rmadapter predict runs/first photos --out answers.csv",
-        "rmadapter predict runs/first photos --sort-into sorted --unsure 0.9",
+    Command(
+        "data",
+        machine.data,
+        "Look at data",
+        ("rmadapter data", "rmadapter data dtd --root data --download"),
     ),
-    "eval": (
-        "rmadapter eval runs/first new-images",
-        "rmadapter eval runs/first my-images --split heldout --json",
+    Command(
+        "predict",
+        predict.predict,
+        "Use a model",
+        (
+            "rmadapter predict runs/first photos --top 3",
+            "rmadapter predict runs/first photos --out answers.csv",
+            "rmadapter predict runs/first photos --sort-into sorted --unsure 0.9",
+        ),
     ),
-    "add": (
-        "rmadapter add runs/first zebra --out runs/wider",
-        "rmadapter add runs/first new-photos --out runs/grown",
+    Command(
+        "explain",
+        explain.explain,
+        "Use a model",
+        ("rmadapter explain runs/first photos/001.jpg --out why",),
     ),
-    "compare": ("rmadapter compare runs/first runs/second --data new-images",),
-    "export": (
-        "rmadapter export runs/first --out my-model",
-        "rmadapter export runs/first --to web",
-        "rmadapter export runs/first --precision int8 --data my-images",
+    Command(
+        "export",
+        export.export,
+        "Use a model",
+        (
+            "rmadapter export runs/first --out my-model",
+            "rmadapter export runs/first --to web",
+            "rmadapter export runs/first --precision int8 --data my-images",
+        ),
     ),
-    "serve": (
-        "rmadapter serve runs/first",
-        "rmadapter serve my-model birds=runs/second --port 8080",
+    Command(
+        "push",
+        export.push,
+        "Use a model",
+        (
+            "rmadapter push runs/first anna/sea-horses --out look-at-it",
+            "rmadapter push runs/first anna/sea-horses --private --licence cc-by-4.0",
+        ),
     ),
-    "push": (
-        "rmadapter push runs/first anna/sea-horses --out look-at-it",
-        "rmadapter push runs/first anna/sea-horses --private --licence cc-by-4.0",
+    Command(
+        "bench",
+        bench.bench,
+        "Research",
+        (
+            "rmadapter bench few-shot --datasets my-images --methods mma,coop --out few",
+            "rmadapter bench base-to-novel --datasets dtd --root data --out results",
+            "rmadapter bench few-shot --datasets my-images --methods mma --tune 10 --out t",
+        ),
     ),
-    "app": (
-        "rmadapter app --open",
-        "rmadapter app photos --open",
-        "rmadapter app --runs runs --backbone ViT-B-16/openai",
+    Command(
+        "plan",
+        bench.plan,
+        "Research",
+        (
+            "rmadapter plan few-shot --datasets my-images --methods mma,coop --out few",
+            "rmadapter plan base-to-novel --datasets dtd --root data --out results",
+        ),
     ),
-    "explain": ("rmadapter explain runs/first photos/001.jpg --out why",),
-    "suggest": (
-        "rmadapter suggest runs/first unlabelled --n 20 --out next.csv",
-        "rmadapter suggest unlabelled --start --names cat,dog,zebra",
+    Command(
+        "report",
+        report.report,
+        "Research",
+        ("rmadapter report results --out report", "rmadapter report runs/first"),
     ),
-    "describe": (
-        "rmadapter describe my-images --out texts.json",
-        "rmadapter describe my-images --out texts.json --answers answers.txt",
-        "rmadapter describe my-images --out texts.json --measure",
+    Command(
+        "methods",
+        machine.methods,
+        "Research",
+        ("rmadapter methods", "rmadapter methods rmadapter-plus", "rmadapter methods --json"),
     ),
-    "labels": (
-        "rmadapter labels photos",
-        "rmadapter labels photos --to coco --out photos/labels.json",
+    Command("params", machine.params, "Research", ("rmadapter params --method mma --classes 50",)),
+    Command(
+        "backbones",
+        machine.backbones,
+        "This machine",
+        ("rmadapter backbones", "rmadapter backbones get pocket"),
     ),
-    "tune": (
-        "rmadapter tune my-images --out tuned --method clip-lora --trials 20",
-        "rmadapter tune my-images --out tuned --search rank=8,16,32 --search alpha",
+    Command(
+        "convert",
+        machine.convert,
+        "This machine",
+        ("rmadapter convert clip.pt --architecture ViT-B-32 --out my-clip",),
     ),
-    "bench": (
-        "rmadapter bench few-shot --datasets my-images --methods mma,coop --out few",
-        "rmadapter bench base-to-novel --datasets dtd --root data --out results",
-        "rmadapter bench few-shot --datasets my-images --methods mma --tune 10 --out t",
+    Command(
+        "cache",
+        machine.cache,
+        "This machine",
+        ("rmadapter cache", "rmadapter cache unpacked --clear", "rmadapter cache --clear"),
     ),
-    "plan": (
-        "rmadapter plan few-shot --datasets my-images --methods mma,coop --out few",
-        "rmadapter plan base-to-novel --datasets dtd --root data --out results",
-    ),
-    "report": ("rmadapter report results --out report", "rmadapter report runs/first"),
-    "leaderboard": ("rmadapter leaderboard results --out board",),
-    "reproduce": (
-        "rmadapter reproduce --root data --out results --plan",
-        "rmadapter reproduce --root data --out results --tables 1,2",
-    ),
-    "methods": (
-        "rmadapter methods",
-        "rmadapter methods rmadapter-plus",
-        "rmadapter methods --json",
-    ),
-    "params": ("rmadapter params --method mma --classes 50",),
-    "data": ("rmadapter data", "rmadapter data dtd --root data --download"),
-    "backbones": ("rmadapter backbones", "rmadapter backbones get pocket"),
-    "convert": ("rmadapter convert clip.pt --architecture ViT-B-32 --out my-clip",),
-    "cache": ("rmadapter cache", "rmadapter cache unpacked --clear", "rmadapter cache --clear"),
-    "doctor": ("rmadapter doctor",),
-}
+    Command("doctor", machine.doctor, "This machine", ("rmadapter doctor",)),
+)
+GROUP = "rmadapter.commands"  # of entry points whose values are `Command`s
 
 
 def main() -> None:
@@ -180,12 +215,12 @@ def _options(
     distributed.enter(str(context.invoked_subcommand))
 
 
-def epilog(verb: str) -> str:
-    """Return the examples as paragraphs, which Typer keeps apart."""
-    return "\n\n".join(("Examples:", *EXAMPLES.get(verb, ())))
+def commands() -> list[Command]:
+    """Return all verbs: those of the library, and those that entry points name."""
+    return [*COMMANDS, *(found.load() for found in entry_points(group=GROUP))]
 
 
-for panel, verbs in VERBS.items():
-    for verb in verbs:
-        name = NAMES.get(verb.__name__, verb.__name__)
-        app.command(name, cls=Verb, epilog=epilog(name), rich_help_panel=panel)(expand(verb))
+for command in commands():
+    epilog = "\n\n".join(("Examples:", *command.examples))  # Typer keeps paragraphs apart
+    add = app.command(command.name, cls=Verb, epilog=epilog, rich_help_panel=command.panel)
+    add(expand(command.run))

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, NamedTuple, cast, get_args, get_type_hints
 
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
@@ -283,7 +283,7 @@ def parts(text: str) -> list[str]:
 
 def share(text: str | float) -> float:
     """Parse a share such as 5% or 0.05. Raises typer.BadParameter for others."""
-    from rmadapter.conformal import parse_share  # takes NumPy, which --help needs not
+    from rmadapter.answers.sets import parse_share  # takes NumPy, which --help needs not
 
     try:
         return parse_share(str(text))
@@ -302,6 +302,22 @@ def numbers(name: str, text: str) -> list[int]:
 def command() -> str:
     """Return the running command, quoted for a shell."""
     return shlex.join(["rmadapter", *sys.argv[1:]])
+
+
+class Command(NamedTuple):
+    """A verb of the command line, as the entry points of `rmadapter.commands` name it.
+
+    Attributes:
+        name: What the user types.
+        run: Function whose parameters are the verb's options.
+        panel: Group of verbs in which `--help` lists it.
+        examples: Working commands to begin with, below the options in the verb's own `--help`.
+    """
+
+    name: str
+    run: Callable[..., None]
+    panel: str
+    examples: tuple[str, ...]
 
 
 # What --help shows as the value of an option.

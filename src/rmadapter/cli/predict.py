@@ -28,12 +28,12 @@ from rmadapter.errors import UserError
 from rmadapter.support.terminal import note, table, track
 
 if TYPE_CHECKING:
+    from rmadapter.answers.answer import Answer
+    from rmadapter.answers.taxonomy import Taxonomy
     from rmadapter.artifacts.checkpoint import Saved
     from rmadapter.data.formats.base import Inputs
-    from rmadapter.predict.answer import Answer
     from rmadapter.predict.stream import Predictor
     from rmadapter.predict.write import AnswerFile, Counts, Sorter
-    from rmadapter.taxonomy import Taxonomy
     from rmadapter.training.contract import Fitted
 
 SHOWN = 20  # images in a table
@@ -97,8 +97,8 @@ class SortOptions:
     def sorter(self, labels: Sequence[str]) -> Sorter | None:
         """Return what sorts the images, if anything. Raises UserError for options that contradict
         the labels. labels: that answers may have, those of parents among them."""
-        from rmadapter.conformal import UNSURE
-        from rmadapter.familiar import NONE
+        from rmadapter.answers.rejection import NONE
+        from rmadapter.answers.sets import UNSURE
         from rmadapter.predict.write import Sorter
 
         options = {"--unsure": self.unsure, "--error": self.error, "--turn-away": self.turn_away}
@@ -145,8 +145,8 @@ class AnswerOptions:
     def tree(self, saved: Saved, labels: Sequence[str]) -> Taxonomy | None:
         """Return the tree of the labels, if they have one. Raises UserError for a taxonomy that
         does not fit them."""
+        from rmadapter.answers.taxonomy import Taxonomy
         from rmadapter.data.taxonomies import parents_of, read_parents
-        from rmadapter.taxonomy import Taxonomy
 
         parents = saved.parents
         if self.taxonomy:
@@ -357,7 +357,7 @@ def _answer_file(
     unsure: float, on_ray: bool,
 ) -> AnswerFile:  # fmt: skip
     """Return the file of answers, which resumes only with the same settings."""
-    from rmadapter.predict.answer import columns
+    from rmadapter.answers.answer import columns
     from rmadapter.predict.write import AnswerFile
 
     decider = predictor.decider
@@ -452,7 +452,7 @@ def _shown(answer: Answer, unsure: float) -> str:
 
 
 def _answer_json(answer: Answer, unsure: float, unfamiliar: bool) -> dict[str, object]:
-    from rmadapter.conformal import UNSURE
+    from rmadapter.answers.sets import UNSURE
 
     facts: dict[str, object] = {"image": str(answer.image), **answer.json(unsure)}
     if "decision" in facts:

@@ -84,20 +84,3 @@ def _rewrite_page(run: Path, out: Path | None, of_bench: bool, as_json: bool) ->
         )
     page = rewrite_page(run)
     print(json.dumps({"report": str(page)}) if as_json else f"report: {page}")
-
-
-def leaderboard(
-    results: Annotated[
-        Path, typer.Argument(help="Folder written by `bench`, or a file of records.")
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the page.")],
-    as_json: Json = False,
-) -> None:
-    """Rank all measured methods by track on one page.
-
-    What their papers print stands beside the measured figures.
-    """
-    from rmadapter.bench.leaderboard import write_leaderboard
-
-    written = write_leaderboard(results, out)
-    print(json.dumps(written) if as_json else f"leaderboard: {out / 'index.html'}")

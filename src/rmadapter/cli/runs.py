@@ -21,11 +21,9 @@ from rmadapter.cli.options import (
     FileOptions,
     Half,
     Json,
-    MethodName,
     Out,
     Precision,
     Quiet,
-    RayOptions,
     Run,
     RunData,
     RunOptions,
@@ -42,11 +40,9 @@ from rmadapter.support.terminal import note, table
 
 if TYPE_CHECKING:
     from rmadapter.artifacts.record import Record
-    from rmadapter.bench.tune import Tuned
     from rmadapter.data.image_set import ImageSet
     from rmadapter.runs.request import Request
 
-SHOWN = 10  # trials in the table of `tune`
 Data = Annotated[
     Path,
     typer.Argument(
@@ -393,106 +389,3 @@ def compare(
     header = ["run", "method", "accuracy in %", "difference", "95 % interval", "p"]
     table(header, [line.row() for line in lines])
     print(f"{len(images):,} images of {len(images.classes):,} classes; p by McNemar's exact test")
-
-
-def tune(
-    data: Annotated[
-        Path,
-        typer.Argument(
-            help="Folder of class folders, table, or a format in docs/reference/formats.md."
-        ),
-    ],
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder for results; repeat the command to resume.")
-    ],
-    method: MethodName = "",
-    trials: Annotated[
-        int, typer.Option(min=2, help="Number of settings to try, the given ones first.")
-    ] = 20,
-    search: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--search",
-            metavar="FIELD[=LOW..HIGH]",
-            help="What to try; also FIELD=A,B,C. May be repeated.",
-        ),
-    ] = None,
-    folds: Annotated[
-        int, typer.Option(min=2, help="Number of folds; of the shots, to judge each setting by.")
-    ] = 4,
-    backbone: Backbone = None,
-    shots: Shots = None,
-    seed: Seed = None,
-    device: Device = None,
-    precision: Precision = None,
-    ray: RayOptions = RayOptions(),
-    track: Track = "",
-    crops: Crops = False,
-    settings: SettingOptions = SettingOptions(),
-    files: FileOptions = FileOptions(),
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> None:
-    """Search for better settings of a method on your images.
-
-    Each trial is judged on folds of the training images; no test image is read.
-    """
-    trackers = trackers_in(track, ray.on_ray)
-    from rmadapter.bench.search_space import make_space
-    from rmadapter.bench.tune import Search
-    from rmadapter.bench.tune import tune as run_tune
-    from rmadapter.methods import DEFAULT
-    from rmadapter.runs.request import Request, read_config
-    from rmadapter.settings import parse_overrides
-
-    cluster = ray.address if ray.chosen() else None
-    named, values = read_config(settings.config, (method,))
-    flags = {
-        "backbone": backbone, "shots": shots, "seed": seed, "device": device,
-        "precision": precision,
-    }  # fmt: skip
-    values |= {flag: value for flag, value in flags.items() if value is not None}
-    values |= parse_overrides(settings.sets or [])
-    request = Request.make(values, method or named or DEFAULT, data=str(data))
-    ranges = make_space(request.method, request.name, search or ())
-    read = {"skip_bad": files.skip_bad, "outside": files.outside, "crops": crops}
-    searched = Search(request, values, folds, read)
-    tuned = run_tune(searched, ranges, trials, out, ray.jobs, cluster, trackers=trackers)
-    _show_tuned(tuned, [*ranges], out, as_json)
-
-
-def _show_tuned(tuned: Tuned, names: list[str], out: Path, as_json: bool) -> None:
-    from rmadapter.bench.tune import BEST, FILE, PICTURE
-
-    best, gain = tuned.best, tuned.gain
-    places = {"config": str(out / BEST), "picture": str(out / PICTURE), "trials": str(out / FILE)}
-    for trial in tuned.trials:
-        if trial.reason:
-            note(f"trial {trial.number}: {trial.reason}")
-    if as_json:
-        facts = {"number": best.number, "params": best.params, "accuracy": best.accuracy}
-        points = {"gain": gain and gain[0], "error": gain and gain[1]}
-        print(json.dumps({"best": facts, **points, **places}))
-        return
-    ordered = sorted(
-        (trial for trial in tuned.trials if trial.right), key=lambda trial: -(trial.accuracy or 0)
-    )
-    rows = []
-    for trial in ordered[:SHOWN]:
-        number = f"{trial.number}" if trial.number else "0 (as given)"
-        values = [_cell(trial.params.get(name)) for name in names]
-        rows.append([number, *values, f"{trial.accuracy:.1f}", f"{trial.seconds:.0f}"])
-    table(["trial", *names, "accuracy in %", "seconds"], rows)
-    print(f"judged by {len(best.right):,} training images in folds; no model read a test image")
-    if gain:
-        print(f"the best is {gain[0]:.1f} ± {gain[1]:.1f} points ahead of the given settings")
-        if gain[0] <= 2 * gain[1]:
-            note(
-                "that is within two standard errors, so it may be chance alone: no reason to "
-                "leave the given settings"
-            )
-    print("\n".join(f"{what}: {place}" for what, place in places.items()))
-
-
-def _cell(value: object) -> str:
-    return "" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
 
 import numpy as np
 
+from rmadapter.answers.taxonomy import Taxonomy
 from rmadapter.data.decode import ImageSource, content, load_hashed, load_image
 from rmadapter.data.duplicates import looks, thumbprint
 from rmadapter.data.formats.base import only_label, order
@@ -24,7 +25,6 @@ from rmadapter.data.names import Label, class_indices, prompt_names
 from rmadapter.errors import UserError, quoted
 from rmadapter.support.machine import cores
 from rmadapter.support.terminal import track
-from rmadapter.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
     from PIL import Image

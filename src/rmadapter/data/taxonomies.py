@@ -7,12 +7,12 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+from rmadapter.answers.taxonomy import Taxonomy
 from rmadapter.data.formats.tables import read_rows
 from rmadapter.data.image_set import ImageSet
 from rmadapter.data.names import Label, key, nfc
 from rmadapter.errors import UserError, did_you_mean, quoted
 from rmadapter.support.files import read_json, user_path
-from rmadapter.taxonomy import Taxonomy
 
 FORM = '{"label": "parent"} or {"label": ["parent", "grandparent"]}'
 

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from rmadapter.deploy.export.torch_graph import checked
 from rmadapter.errors import UserError
+from rmadapter.export.torch_graph import checked
 
 GRAPH, OPENVINO, TORCH, LITERT = "model.onnx", "model.xml", "model.pt2", "model.tflite"
 INPUT, PROBABILITIES, FEATURES, DISTANCE = "pixels", "probabilities", "features", "distance"

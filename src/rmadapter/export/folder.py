@@ -6,28 +6,28 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple, TypedDict
 
+from rmadapter.answers.sets import CalibrationFacts, describe_images, least_share
+from rmadapter.answers.taxonomy import Taxonomy, level_name
 from rmadapter.artifacts.checkpoint import Saved
 from rmadapter.artifacts.record import BackboneName, MethodName, Record, read_record
 from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.backbones import Backbone
 from rmadapter.backbones.choice import licence_of
-from rmadapter.conformal import CalibrationFacts, describe_images, least_share
-from rmadapter.deploy.export import FACTS, graph, int8, parity, web
-from rmadapter.deploy.export.engines import GRAPH, LITERT, OPENVINO, TORCH
-from rmadapter.deploy.export.onefile import one_file
-from rmadapter.deploy.export.promised import CALIBRATION, FAMILIARITY, TAXONOMY, Familiar
-from rmadapter.deploy.export.runtime import LABELS, TRANSFORM, Model
-from rmadapter.deploy.export.targets import TARGETS, check_options
-from rmadapter.deploy.export.text_encoder import write_text_encoder
-from rmadapter.deploy.hub import README, anonymise_command, anonymise_names
 from rmadapter.errors import UserError
+from rmadapter.export import FACTS, graph, int8, parity, web
+from rmadapter.export.engines import GRAPH, LITERT, OPENVINO, TORCH
+from rmadapter.export.hub import README, anonymise_command, anonymise_names
+from rmadapter.export.onefile import one_file
+from rmadapter.export.promised import CALIBRATION, FAMILIARITY, TAXONOMY, Familiar
+from rmadapter.export.runtime import LABELS, TRANSFORM, Model
+from rmadapter.export.targets import TARGETS, check_options
+from rmadapter.export.text_encoder import write_text_encoder
 from rmadapter.runs.features import known_images
 from rmadapter.support.files import sha256, write_json, write_sums, write_text
 from rmadapter.support.html import template
 from rmadapter.support.locks import staged_folder
 from rmadapter.support.machine import version_of, versions
 from rmadapter.support.terminal import note
-from rmadapter.taxonomy import Taxonomy, level_name
 from rmadapter.training.contract import NotApplicable
 
 PREDICT, REQUIREMENTS = "predict.py", "requirements.txt"
@@ -105,7 +105,7 @@ def export(
         facts, record = _write_model(stage, run, saved, images, options)
         facts["command"] = anonymise_command(command)
         write_json(stage / FACTS, facts)
-        write_text(stage / PREDICT, one_file("rmadapter.deploy.export.runtime", header))
+        write_text(stage / PREDICT, one_file("rmadapter.export.runtime", header))
         write_text(stage / REQUIREMENTS, TARGETS[to].requirements + FOR_TEXT * text)
         write_text(stage / README, readme(facts, record, saved.fitted.backbone.image_size))
     return facts

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmadapter.adapter import at_least_float32
-from rmadapter.deploy.export.engines import (
+from rmadapter.errors import UserError
+from rmadapter.export.engines import (
     DISTANCE,
     FEATURES,
     GRAPH,
@@ -28,7 +29,6 @@ from rmadapter.deploy.export.engines import (
     OPENVINO,
     PROBABILITIES,
 )
-from rmadapter.errors import UserError
 from rmadapter.prompts import OfFeatures
 from rmadapter.runs.evaluate import refuse_stateful
 from rmadapter.runs.features import distances, image_features, known_images

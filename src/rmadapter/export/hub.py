@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
+from rmadapter.answers.sets import describe_images, least_share
 from rmadapter.artifacts.checkpoint import EXAMPLES, config_of, to_half
 from rmadapter.artifacts.model_file import Model, read_model, read_weights
 from rmadapter.artifacts.record import BackboneName, Choice, MethodName, Record, read_record
@@ -27,7 +28,6 @@ from rmadapter.artifacts.value import BackboneChoice
 from rmadapter.backbones.choice import licence_of
 from rmadapter.backbones.load import is_published
 from rmadapter.backbones.names import HF_HUB
-from rmadapter.conformal import describe_images, least_share
 from rmadapter.errors import UserError
 from rmadapter.methods.uses import USES
 from rmadapter.settings import to_yaml

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from rmadapter.data.read import ImageSource
-from rmadapter.deploy.export.engines import GRAPH, INPUT
-from rmadapter.deploy.export.runtime import BATCH, Model
+from rmadapter.export.engines import GRAPH, INPUT
+from rmadapter.export.runtime import BATCH, Model
 from rmadapter.support.terminal import silenced
 
 if TYPE_CHECKING:

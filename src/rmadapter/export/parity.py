@@ -12,10 +12,10 @@ from typing import TypedDict, cast
 import numpy as np
 import torch
 
+from rmadapter.answers.sets import in_sets, least_share
 from rmadapter.artifacts.checkpoint import Saved
 from rmadapter.artifacts.record import read_record
 from rmadapter.artifacts.run_folder import RunFolder
-from rmadapter.conformal import in_sets, least_share
 from rmadapter.data.decode import image_error
 from rmadapter.data.fewshot import read_split
 from rmadapter.data.formats.base import Row, Source
@@ -24,10 +24,10 @@ from rmadapter.data.image_set import relative
 from rmadapter.data.names import key
 from rmadapter.data.read import ImageSource
 from rmadapter.data.transforms import decode_batches
-from rmadapter.deploy.export.engines import Outputs, told_apart
-from rmadapter.deploy.export.graph import Answers
-from rmadapter.deploy.export.runtime import BATCH, Model
 from rmadapter.errors import UserError
+from rmadapter.export.engines import Outputs, told_apart
+from rmadapter.export.graph import Answers
+from rmadapter.export.runtime import BATCH, Model
 from rmadapter.metrics import accuracy
 from rmadapter.runs.features import known_images
 from rmadapter.support.files import user_path

@@ -11,13 +11,13 @@ from typing import TypeVar
 
 import numpy as np
 
-from rmadapter.conformal import Calibration
-from rmadapter.deploy.export import FACTS
-from rmadapter.deploy.export.engines import Outputs
+from rmadapter.answers.rejection import Familiarity
+from rmadapter.answers.sets import Calibration
+from rmadapter.answers.taxonomy import Taxonomy
 from rmadapter.errors import UserError
-from rmadapter.familiar import Familiarity
+from rmadapter.export import FACTS
+from rmadapter.export.engines import Outputs
 from rmadapter.support.files import read_json
-from rmadapter.taxonomy import Taxonomy
 
 CALIBRATION, FAMILIARITY = "calibration.json", "familiarity.json"
 TAXONOMY = "taxonomy.json"

@@ -23,24 +23,24 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from rmadapter.conformal import UNSURE, chosen, limits_of, parse_share
+from rmadapter.answers.answer import Answer, Levels, best, cell, columns
+from rmadapter.answers.rejection import NONE, strangest
+from rmadapter.answers.sets import UNSURE, chosen, limits_of, parse_share
+from rmadapter.answers.taxonomy import Taxonomy
 from rmadapter.data.decode import ImageSource, load_image
 from rmadapter.data.formats.base import image_files
-from rmadapter.deploy.export.engines import CPU, ENGINES, GRAPH, Outputs, told_apart
-from rmadapter.deploy.export.promised import (
+from rmadapter.errors import UserError
+from rmadapter.export.engines import CPU, ENGINES, GRAPH, Outputs, told_apart
+from rmadapter.export.promised import (
     calibration_of,
     damaged,
     familiar_of,
     in_8_bits,
     parents_in,
 )
-from rmadapter.deploy.export.text_classes import WEIGHTS, TextClasses
-from rmadapter.errors import UserError
-from rmadapter.familiar import NONE, strangest
-from rmadapter.predict.answer import Answer, Levels, best, cell, columns
+from rmadapter.export.text_classes import WEIGHTS, TextClasses
 from rmadapter.support.files import check_sums, csv_text
 from rmadapter.support.machine import cores
-from rmadapter.taxonomy import Taxonomy
 
 LABELS, TRANSFORM = "labels.json", "preprocess.json"
 BATCH = 32  # images

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from rmadapter.data.names import OR, default_name, key
-from rmadapter.deploy.export.promised import damaged
 from rmadapter.errors import UserError
+from rmadapter.export.promised import damaged
 
 TEXT_ENCODER, TOKENIZER = "text.onnx", "tokenizer.json"
 PROMPTS, WEIGHTS = "prompts.json", "weights.npy"

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
-from rmadapter.deploy.export import graph
-from rmadapter.deploy.export.text_classes import (
+from rmadapter.errors import UserError
+from rmadapter.export import graph
+from rmadapter.export.text_classes import (
     PROMPTS,
     TEXT_ENCODER,
     TOKENIZER,
@@ -26,7 +27,6 @@ from rmadapter.deploy.export.text_classes import (
     WEIGHTS,
     TextClasses,
 )  # fmt: skip
-from rmadapter.errors import UserError
 from rmadapter.prompts import Cosines
 from rmadapter.support.files import write_json
 from rmadapter.support.terminal import silenced

@@ -12,11 +12,11 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from rmadapter.deploy.export.graph import BESIDE
 from rmadapter.errors import UserError
+from rmadapter.export.graph import BESIDE
 from rmadapter.support.files import cache_folder
 
-PAGE = Path(__file__).parents[2] / "assets/web"
+PAGE = Path(__file__).parents[1] / "support/assets/web"
 NAME, VERSION = "onnxruntime-web", "1.30.0"
 INTEGRITY = (
     "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="

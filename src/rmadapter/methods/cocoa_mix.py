@@ -44,7 +44,7 @@ from rmadapter.training.traits import Recipe
 
 HALVINGS = 20  # finds a share to within a millionth
 # The authors draw words from a package; these are our own.
-WORDS = tuple(read_text(Path(__file__).parents[1] / "assets/words.txt").split())
+WORDS = tuple(read_text(Path(__file__).with_name("words.txt")).split())
 
 
 def other_names(classes: Sequence[str], seed: int) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from rmadapter.conformal import Source, chosen, limits_of
+from rmadapter.answers.sets import Source, chosen, limits_of
 from rmadapter.encoders import States
 from rmadapter.metrics import most_missed, most_of_any
 from rmadapter.runs.features import distances, shared_features, strangest

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from rmadapter.answers.answer import Answer, Levels
 from rmadapter.artifacts.checkpoint import Saved, load
 from rmadapter.artifacts.page import neighbour_cards, thumbnail, write_html
 from rmadapter.artifacts.predictions import (
@@ -24,7 +25,6 @@ from rmadapter.data.formats.registry import images_root
 from rmadapter.data.transforms import decode_batches, with_hint
 from rmadapter.errors import UserError
 from rmadapter.methods.zero_shot import ZeroShot
-from rmadapter.predict.answer import Answer, Levels
 from rmadapter.predict.decide import Decider
 from rmadapter.support.files import user_path
 from rmadapter.support.terminal import note, track

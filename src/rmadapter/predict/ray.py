@@ -20,6 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rmadapter.answers.answer import Answer, Levels
+from rmadapter.answers.taxonomy import Place, Taxonomy
 from rmadapter.bench.ray import connected, ray_module, settle, shares
 from rmadapter.data.formats.base import Inputs
 from rmadapter.data.formats.columnar import pyarrow
@@ -27,10 +29,8 @@ from rmadapter.data.formats.registry import find_images
 from rmadapter.data.formats.tables import USUAL
 from rmadapter.data.image_set import SKIP_BAD
 from rmadapter.errors import UserError
-from rmadapter.predict.answer import Answer, Levels
 from rmadapter.predict.stream import BadImages, Predictor
 from rmadapter.support.files import JsonObject, user_path
-from rmadapter.taxonomy import Place, Taxonomy
 from rmadapter.training.cache import BATCH
 
 if TYPE_CHECKING:

@@ -9,12 +9,12 @@ from typing import Protocol
 
 from torch import Tensor
 
+from rmadapter.answers.answer import Answer, Levels
+from rmadapter.answers.taxonomy import Taxonomy
 from rmadapter.data.transforms import decode_batches, with_hint
 from rmadapter.encoders import States
 from rmadapter.methods.zero_shot import ZeroShot
-from rmadapter.predict.answer import Answer, Levels
 from rmadapter.predict.decide import Decider
-from rmadapter.taxonomy import Taxonomy
 from rmadapter.training.contract import Fitted, Known, answers
 
 BadImages = list[tuple[Path, str]]  # unreadable images, each with the reason

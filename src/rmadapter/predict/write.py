@@ -20,9 +20,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict, TypeGuard
 
+from rmadapter.answers.answer import Cell, Row, cell
 from rmadapter.data.formats.columnar import pyarrow
 from rmadapter.errors import UserError
-from rmadapter.predict.answer import Cell, Row, cell
 from rmadapter.support.files import atomic, cache_folder, check_new, csv_text, folder_name, opened
 from rmadapter.support.locks import exclusive, hold
 from rmadapter.support.terminal import bar

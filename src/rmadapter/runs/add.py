@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
+from rmadapter.answers.taxonomy import Taxonomy
 from rmadapter.artifacts.checkpoint import Saved, save
 from rmadapter.artifacts.record import Record, read_record
 from rmadapter.artifacts.run_folder import RunFolder, check_no_model
@@ -29,7 +30,6 @@ from rmadapter.runs.request import Request, read_config
 from rmadapter.settings import configured, settings_of
 from rmadapter.support.files import csv_text, path_from, user_path, write_json, write_text
 from rmadapter.support.locks import exclusive
-from rmadapter.taxonomy import Taxonomy
 from rmadapter.training.contract import NotApplicable
 
 

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rmadapter import familiar
-from rmadapter.conformal import NOTHING
+from rmadapter.answers import rejection as familiar
+from rmadapter.answers.rejection import Familiarity
+from rmadapter.answers.sets import NOTHING
 from rmadapter.data.read import ImageSet, ImageSource
 from rmadapter.data.transforms import decode_batches
 from rmadapter.encoders import States
 from rmadapter.errors import UserError
-from rmadapter.familiar import Familiarity
 from rmadapter.prompts import OfFeatures, untouched
 from rmadapter.support.terminal import track
 from rmadapter.training.cache import Cache

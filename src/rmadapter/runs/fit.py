@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from rmadapter.answers.sets import ERRORS, NOTHING, describe_images, least_share, needed
 from rmadapter.artifacts.checkpoint import find_finished, save_run
 from rmadapter.artifacts.model_file import read_model
 from rmadapter.artifacts.page import write_run_page
@@ -20,7 +21,6 @@ from rmadapter.artifacts.predictions import (
 from rmadapter.artifacts.record import Choice, HeldOut, Record
 from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.artifacts.value import BackboneChoice
-from rmadapter.conformal import ERRORS, NOTHING, describe_images, least_share, needed
 from rmadapter.data.fewshot import FewShot, half, read_split, save_split
 from rmadapter.data.names import Label
 from rmadapter.data.read import ImageSet

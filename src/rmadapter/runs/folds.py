@@ -23,14 +23,14 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from rmadapter import metrics
+from rmadapter.answers.rejection import Familiarity
+from rmadapter.answers.sets import Calibration, Source
 from rmadapter.artifacts.record import Candidate, Choice
 from rmadapter.backbones import Backbone
-from rmadapter.conformal import Calibration, Source
 from rmadapter.data.duplicates import groups
 from rmadapter.data.fewshot import FewShot, half
 from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError
-from rmadapter.familiar import Familiarity
 from rmadapter.methods.uses import cost_of
 from rmadapter.runs.evaluate import predict_all
 from rmadapter.runs.features import class_means, distances, features_of, image_features

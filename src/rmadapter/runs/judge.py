@@ -10,11 +10,11 @@ from dataclasses import replace
 import numpy as np
 
 from rmadapter import metrics
+from rmadapter.answers.sets import Calibration
 from rmadapter.artifacts.predictions import Evaluation
 from rmadapter.artifacts.record import LEVEL, Judgement, Rates, Record, Score
 from rmadapter.artifacts.summary import describe_tie
 from rmadapter.artifacts.value import Balanced, Promise, Split
-from rmadapter.conformal import Calibration
 from rmadapter.data.duplicates import pairs
 from rmadapter.data.fewshot import FewShot, split_digest
 from rmadapter.data.read import ImageSet

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from rmadapter import metrics
+from rmadapter.answers.sets import ERRORS, Calibration, Source, in_sets, needed
+from rmadapter.answers.taxonomy import Taxonomy
 from rmadapter.artifacts.predictions import Evaluation
 from rmadapter.artifacts.value import Promise, Split
-from rmadapter.conformal import ERRORS, Calibration, Source, in_sets, needed
 from rmadapter.data.read import ImageSet
 from rmadapter.runs.evaluate import used_by
 from rmadapter.support.terminal import note
-from rmadapter.taxonomy import Taxonomy
 from rmadapter.training.contract import Fitted
 
 

@@ -26,17 +26,30 @@ if TYPE_CHECKING:
 
 
 @cache
-def template(name: str, escape: bool = True, **filters: Callable[..., object]) -> Template:
-    """Load a template of the package, once. It escapes values for HTML and raises on missing ones.
+def template(
+    name: str,
+    escape: bool = True,
+    package: str = "rmadapter.support",
+    **filters: Callable[..., object],
+) -> Template:
+    """Load a template, once. It escapes values for HTML and raises on missing ones.
 
-    filters: added to Jinja2's and to `count`, which marks the thousands of a number.
+    Args:
+        name: File of the template.
+        escape: Whether values are escaped for HTML.
+        package: Package whose `assets` hold the template. It may include those of this room.
+        **filters: Added to Jinja2's and to `count`, which marks the thousands of a number.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
+    packages = dict.fromkeys((package, "rmadapter.support"))
     environment = Environment(
-        loader=PackageLoader("rmadapter", "assets"), autoescape=escape, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=ChoiceLoader([PackageLoader(each, "assets") for each in packages]),
+        autoescape=escape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters.update(filters, count=lambda number: f"{number:,}")
     return environment.get_template(name)
 

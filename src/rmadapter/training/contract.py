@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rmadapter.answers.rejection import Familiarity
+from rmadapter.answers.sets import Calibration
 from rmadapter.backbones import Backbone
-from rmadapter.conformal import Calibration
 from rmadapter.data.read import ImageSource
 from rmadapter.encoders import States
 from rmadapter.errors import UserError
-from rmadapter.familiar import Familiarity
 from rmadapter.support.terminal import track
 from rmadapter.training.cache import test_batch, test_transform
 from rmadapter.training.shots import Known as Known

@@ -19,7 +19,7 @@ HALVES = ("base", "novel", "HM")
 
 
 def raw(name: str) -> list[dict[str, str]]:
-    path = files("rmadapter") / "assets/paper" / name
+    path = files("rmadapter.bench.report") / "printed" / name
     return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
 
 

@@ -11,12 +11,12 @@ import pytest
 from scipy.stats import ttest_1samp
 
 from rmadapter.artifacts.record import Record
-from rmadapter.bench.leaderboard import write_leaderboard
 from rmadapter.bench.report.groups import group_records
 from rmadapter.bench.report.write import summarise, write_reports
 from rmadapter.errors import UserError
 from rmadapter.support.locks import exclusive
 from rmadapter.task import SHARED_GROUPS
+from rmadapter_research.leaderboard import write_leaderboard
 from tests.helpers.html import Page
 from tests.helpers.synthetic_runs import VIT, record, with_method, write
 

@@ -1,7 +1,7 @@
 """The printed figures of the RMAdapter paper (AAAI-26, pp. 23594-23602), their contradictions, and
 our figures beside them.
 
-The CSV files under assets/paper hold the tables as they are printed; no figure is typed here.
+The CSV files in the folder `printed` hold the tables as they are printed; no figure is typed here.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class Check(TypedDict):
 
 @cache
 def _table(name: str) -> list[dict[str, str]]:
-    text = (files("rmadapter") / "assets/paper" / f"{name}.csv").read_text(encoding="utf-8")
-    return list(csv.DictReader(io.StringIO(text)))
+    table = files("rmadapter.bench.report") / "printed" / f"{name}.csv"
+    return list(csv.DictReader(io.StringIO(table.read_text(encoding="utf-8"))))
 
 
 @cache
