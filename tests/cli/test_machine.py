@@ -105,9 +105,11 @@ def test_params_of_other_settings_classes_and_a_config(
 
 
 def test_mistakes_in_convert_are_named(rmadapter: Command) -> None:
-    refused(rmadapter("convert", "a.pt", "--out", "b"), "--architecture")
+    refused(rmadapter("backbones", "convert", "a.pt", "--out", "b"), "--architecture")
+    refused(rmadapter("backbones", "convert", "a.pt", "--architecture", "ViT-B-16"), "--out")
+    refused(rmadapter("backbones", "get", "pocket", "--out", "b"), "--out")
     refused(
-        rmadapter("convert", "a.pt", "--architecture", "ViT-B-16", "--out", "b"),
+        rmadapter("backbones", "convert", "a.pt", "--architecture", "ViT-B-16", "--out", "b"),
         "a.pt: not a checkpoint",
     )
 

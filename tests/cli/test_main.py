@@ -103,7 +103,7 @@ def test_help_groups_verbs(rmadapter: Command, monkeypatch: pytest.MonkeyPatch) 
     out = rmadapter("--help").out
     order = (
         "Make a model; demo; fit; eval; Look at data; suspects; Use a model; predict; export; "
-        "Research; bench; This machine; backbones; convert; doctor"
+        "Research; bench; This machine; backbones; doctor"
     )
     places = [out.index(f" {word} ") for word in order.split("; ")]
     assert places == sorted(places)

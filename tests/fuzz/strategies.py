@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import pickletools
 import struct
 import tarfile
 import tempfile
@@ -17,12 +16,11 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from rmadapter.backbones.opcodes import KNOWN, SCRIPT
 from rmadapter.export.torch_graph import FUNCTIONS
 from rmadapter.support.files import csv_text
 from tests.helpers import formats
 from tests.helpers.small_images import png
-from tests.hostile import graphs, mutate, pickles
+from tests.hostile import graphs, mutate
 from tests.hostile.mutate import NUMBERS, TEXTS
 
 Bytes = SearchStrategy[bytes]
@@ -71,42 +69,6 @@ def written(writer: Callable[[Path], Path], file: str = "") -> bytes:
 
 
 # Weights
-
-
-def pickled() -> Bytes:
-    """Return strategy: checkpoints, damaged or of any instructions with their arguments."""
-    (place,) = (code for code in pickletools.opcodes if code.name == "STOP")
-    programs = st.lists(st.sampled_from(pickletools.opcodes).flatmap(instruction), max_size=30)
-    whole = programs.map(lambda parts: b"\x80\x02" + b"".join(parts) + place.code.encode())
-    sound = (pickles.sound(False), pickles.sound(True))
-    return st.one_of(damaged(*sound), whole, whole.map(pickles.with_pickle))
-
-
-def instruction(code: pickletools.OpcodeInfo) -> Bytes:
-    """Return strategy: an instruction of a pickle with an argument of its form."""
-    start = code.code.encode("latin-1")
-    kind = code.arg.name if code.arg else ""
-    names = [*sorted(KNOWN), f"{SCRIPT}a.QuickGELU", "os.system"]
-    texts = words.map(utf8)
-    form: Bytes
-    if not kind:
-        form = st.just(b"")
-    elif kind.endswith("_pair"):
-        form = st.sampled_from(names).map(
-            lambda name: "\n".join(name.rsplit(".", 1)).encode() + b"\n"
-        )
-    elif kind.startswith("decimalnl"):
-        form = st.sampled_from(NUMBERS).map(lambda number: f"{number!s:.400}\n".encode())
-    elif kind.endswith("nl") or kind.startswith("stringnl"):
-        form = texts.map(lambda text: text.replace(b"\n", b"") + b"\n")
-    elif kind[-1].isdigit() and not kind.startswith(("uint", "int")):  # a length, then bytes
-        size = int(kind[-1])
-        form = texts.map(lambda text: (len(text) % 256).to_bytes(size, "little") + text[:255])
-    elif kind == "float8":
-        form = st.floats().map(lambda number: struct.pack(">d", number))
-    else:
-        form = st.integers(0, 255).map(lambda number: number.to_bytes(int(kind[-1]), "little"))
-    return form.map(lambda argument: start + argument)
 
 
 def expressions() -> SearchStrategy[str]:

@@ -106,12 +106,6 @@ def own_cache(folder: Path) -> Iterator[None]:
 # Weights
 
 
-def check_pickle(data: bytes, folder: Path) -> object:
-    from tests.hostile import pickles
-
-    return pickles.check("", data, folder)
-
-
 def check_graph(data: bytes, folder: Path) -> object:
     """What was accepted is accepted again, unchanged, and its sizes are sums and the like."""
     file = folder / "model.pt2"
@@ -493,7 +487,6 @@ def check_record(data: bytes, folder: Path) -> object:
 
 
 TARGETS: dict[str, Target] = {
-    "pickles": Target(strategies.pickled, check_pickle),
     "graphs": Target(strategies.graph_files, check_graph),
     "headers": Target(strategies.headers, check_weights),
     "model_configs": Target(model_configs, check_model_config),

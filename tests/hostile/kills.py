@@ -305,7 +305,7 @@ def all_kinds(root: Path, only: str) -> Iterator[list[Kind]]:
             words, prepare = reloads.changing_run(root, backbone)
             kinds.append(Kind("serve", words, "RMADAPTER_CACHE", prepare, SERVED))
         if "convert".startswith(only):
-            words = ("convert", *offline.checkpoint(root / "architectures"))
+            words = ("backbones", "convert", *offline.checkpoint(root / "architectures"))
             kinds.append(Kind("convert", words, equal=CONVERTED, whole=True))
         if "data".startswith(only):
             prepare = stack.enter_context(offline.data_set())

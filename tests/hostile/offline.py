@@ -99,7 +99,7 @@ def wheels(folder: Path) -> Callable[[Path, Path], None]:
 
 def checkpoint(folder: Path) -> tuple[str, ...]:
     """Write a pickled checkpoint of 20 MB with the architecture that it fits; return the arguments
-    of `convert`."""
+    of `backbones convert`."""
     import open_clip
     import torch
 

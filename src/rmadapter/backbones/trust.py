@@ -67,7 +67,7 @@ def how_to_convert(file: Path, architecture: str = "NAME") -> str:
     """Return what to do with a pickle."""
     return (
         "opening a pickle can run any code in it; convert it with a reader that accepts only "
-        f"tensors: rmadapter convert {file} --architecture {architecture} --out FOLDER"
+        f"tensors: rmadapter backbones convert {file} --architecture {architecture} --out FOLDER"
     )
 
 

@@ -260,8 +260,22 @@ def data(
 
 def backbones(
     words: Annotated[
-        list[str] | None, typer.Argument(metavar="get NAME", help="Download one now.")
+        list[str] | None,
+        typer.Argument(
+            metavar="get NAME or convert FILE",
+            help="Download one now, or make one of a checkpoint that torch.save wrote.",
+        ),
     ] = None,
+    architecture: Annotated[
+        str, typer.Option(help="convert: of open_clip, as ViT-B-16 or ViT-B-16-quickgelu.")
+    ] = "",
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="convert: new folder, to open with --backbone FOLDER."),
+    ] = None,
+    digest: Annotated[
+        str, typer.Option(help="convert: SHA-256 that the file must have, in hex.")
+    ] = "",
     speed: Annotated[
         bool,
         typer.Option("--speed", help="Measure the speed of the listed ones; takes about a minute."),
@@ -270,21 +284,52 @@ def backbones(
 ) -> None:
     """List the backbones on this disk, and what can be downloaded.
 
-    Most models of open_clip can be named, too.
+    Most models of open_clip can be named, too. `convert` runs no code that a checkpoint asks for.
     """
+    action = words[0] if words else ""
+    if words and (len(words) != 2 or action not in ("get", "convert")):
+        raise UserError(
+            f"{' '.join(words)[:100]!r}: write `rmadapter backbones get NAME` or `rmadapter "
+            "backbones convert FILE`, as in get pocket"
+        )
+    if action != "convert" and (architecture or out or digest):
+        raise UserError("--architecture, --out and --digest are options of `backbones convert`")
+    if words and action == "get":
+        _get_backbone(words[1], as_json)
+    elif words:
+        if not architecture or out is None:
+            raise UserError("`backbones convert` needs --architecture and --out")
+        _convert_checkpoint(Path(words[1]), architecture, out, digest, as_json)
+    else:
+        _list_backbones(speed, as_json)
+
+
+def _get_backbone(name: str, as_json: bool) -> None:
     from rmadapter.backbones import load_backbone
+
+    loaded = load_backbone(name)
+    facts = {"name": loaded.name, "digest": loaded.digest}
+    print(json.dumps(facts) if as_json else f"{loaded.name} is ready")
+
+
+def _convert_checkpoint(
+    file: Path, architecture: str, out: Path, digest: str, as_json: bool
+) -> None:
+    from rmadapter.backbones.convert import convert
+
+    done = convert(file, architecture, out, digest)
+    if as_json:
+        print(json.dumps(done))
+        return
+    if done["left_out"]:
+        note(f"left out, not weights: {', '.join(done['left_out'][:5])}")
+    print(f"{out} is ready: --backbone {out}; made from the file with SHA-256 {done['sha256']}")
+
+
+def _list_backbones(speed: bool, as_json: bool) -> None:
     from rmadapter.backbones.choice import BATCH, as_table, listed, measured
     from rmadapter.support.machine import find_device, named
 
-    if words:
-        if len(words) != 2 or words[0] != "get":
-            raise UserError(
-                f"{' '.join(words)[:100]!r}: write `rmadapter backbones get NAME`, as in get pocket"
-            )
-        loaded = load_backbone(words[1])
-        facts = {"name": loaded.name, "digest": loaded.digest}
-        print(json.dumps(facts) if as_json else f"{loaded.name} is ready")
-        return
     device = find_device("auto")
     found = measured(listed(), device) if speed else listed()
     if as_json:
@@ -293,32 +338,6 @@ def backbones(
     table(*as_table(found, speed))
     if speed:
         print(f"images/s: encoded in batches of {BATCH} on {named(device)}")
-
-
-def convert(
-    file: Annotated[Path, typer.Argument(help="Pickled checkpoint: .pt, .bin, .pth or .ckpt.")],
-    architecture: Annotated[
-        str, typer.Option(help="open_clip architecture, such as ViT-B-16 or ViT-B-16-quickgelu.")
-    ],
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="New folder, to open with --backbone FOLDER.")
-    ],
-    digest: Annotated[str, typer.Option(help="SHA-256 that the file must have, in hex.")] = "",
-    as_json: Json = False,
-) -> None:
-    """Convert weights in a pickle to safetensors, running no code.
-
-    Whatever code the pickle asks for is refused.
-    """
-    from rmadapter.backbones.convert import convert as convert_file
-
-    done = convert_file(file, architecture, out, digest)
-    if as_json:
-        print(json.dumps(done))
-        return
-    if done["left_out"]:
-        note(f"left out, not weights: {', '.join(done['left_out'][:5])}")
-    print(f"{out} is ready: --backbone {out}; made from the file with SHA-256 {done['sha256']}")
 
 
 def cache(

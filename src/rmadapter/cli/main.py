@@ -158,13 +158,11 @@ COMMANDS = (
         "backbones",
         machine.backbones,
         "This machine",
-        ("rmadapter backbones", "rmadapter backbones get pocket"),
-    ),
-    Command(
-        "convert",
-        machine.convert,
-        "This machine",
-        ("rmadapter convert clip.pt --architecture ViT-B-32 --out my-clip",),
+        (
+            "rmadapter backbones",
+            "rmadapter backbones get pocket",
+            "rmadapter backbones convert clip.pt --architecture ViT-B-32 --out my-clip",
+        ),
     ),
     Command(
         "cache",
