@@ -151,8 +151,8 @@ def test_names_of_modules_exist(page: Path) -> None:
             assert pkgutil.resolve_name(f"rmadapter.{name}") is not None
 
 
-def test_files_of_the_readmes_tree_exist() -> None:
-    [tree] = re.findall(r"^src/rmadapter/\n(.*?)^```", text_of("README.md"), re.M | re.S)
+def test_files_of_the_tree_of_contributing_exist() -> None:
+    [tree] = re.findall(r"^src/\n(.*?)^```", text_of("CONTRIBUTING.md"), re.M | re.S)
     names = {*re.findall(r"(?:^| )(\w+\.py)", tree, re.M)}
     assert names
     assert names <= {path.name for path in PACKAGE.rglob("*.py")}
