@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from drawing import METHOD
-from figures import RESULTS, ROOT, both, costs, parts
+from figures import RESULTS, ROOT
+from past_figures import both, costs, parts
 from studies import markdown, show
 
 from rmadapter.support.files import read_json

@@ -108,5 +108,5 @@ def test_inference_compares_every_engine_with_open_clip(
 
 def test_the_figures_of_the_readme_are_those_of_the_result_files() -> None:
     text = figures.README.read_text(encoding="utf-8")
-    assert figures.updated(text) == text, "run python benchmarks/figures.py"
-    assert "share of matmul rate" in figures.figures(figures.RESULTS)
+    assert figures.updated(text, figures.SECTIONS) == text, "run python benchmarks/figures.py"
+    assert "share of matmul rate" in figures.figures(figures.RESULTS, figures.SECTIONS)

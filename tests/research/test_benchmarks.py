@@ -9,9 +9,11 @@ from pathlib import Path
 
 import batching
 import cpu_parts
+import figures
 import first_step
 import folder
 import growth
+import past_figures
 import predict_many
 import profiling
 import protocol
@@ -26,6 +28,12 @@ from tests.helpers.benchmarks import ONCE, Printed, run, tiny_model
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [*ONCE, "--backbone", tiny_model(tmp_path_factory.mktemp("benchmarks"))]
+
+
+def test_the_figures_of_the_page_are_those_of_the_result_files() -> None:
+    text = past_figures.README.read_text(encoding="utf-8")
+    now = figures.updated(text, past_figures.SECTIONS)
+    assert now == text, "run python research/benchmarks/past_figures.py"
 
 
 def test_the_first_step_needs_only_the_drawn_images(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import figures
 import pytest
 
 from rmadapter.methods import METHODS
@@ -12,6 +11,7 @@ from rmadapter.settings import settings_of
 from tests.helpers.benchmarks import ONCE, Printed, run, tiny_model
 from tests.helpers.slow import slow_except
 
+import past_figures  # isort: skip
 import peers  # isort: skip
 
 
@@ -36,7 +36,7 @@ def test_the_lean_pass_is_the_plain_one(
     given = (*tiny, "--classes", "3", "--largest", "3", "--methods", name, "--json")
     found = json.loads(run(peers, monkeypatch, capsys, *given))
     (row,) = found[0]["methods"]
-    assert f"| {name} |" in figures.peers(found)
+    assert f"| {name} |" in past_figures.peers(found)
     assert row["batch"] == (1 if name == "cocoop" else 3)
     assert row["loss_difference"] < 1e-5
     assert row["gradient_difference"] < 1e-4
