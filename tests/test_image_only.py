@@ -25,13 +25,12 @@ from rmadapter.curate.suspects import find_suspects
 from rmadapter.data.read import read_images
 from rmadapter.encoders import States
 from rmadapter.errors import UserError
-from rmadapter.methods import METHODS, load_method
+from rmadapter.methods import load_method
 from rmadapter.methods.gda import precision
 from rmadapter.methods.linear_probe import LinearProbe
 from rmadapter.predict.explain import explain_images
 from rmadapter.runs.fit import fit
 from rmadapter.runs.judge import BASELINES
-from rmadapter.task import WITHOUT_TEXT
 from rmadapter.training.contract import Fitted, NotApplicable
 from tests.helpers.html import Page
 from tests.helpers.labs import prepare
@@ -40,6 +39,7 @@ from tests.helpers.shots import noise_images, shots_of
 from tests.helpers.slow import slow_except
 
 __all__ = ["rmadapter"]  # a fixture
+WITHOUT_TEXT = ("linear-probe", "ridge", "gda", "proker")
 
 
 def run_of(
@@ -66,11 +66,6 @@ def run(tiny_timm: Backbone, colors: Path, tmp_path_factory: pytest.TempPathFact
 
 
 # The methods
-
-
-def test_the_list_of_methods_is_that_of_their_traits() -> None:
-    named = [name for name in METHODS if load_method(name).traits.without_text]
-    assert sorted(named) == sorted(WITHOUT_TEXT)
 
 
 def fitted_on(

@@ -11,7 +11,7 @@ import inspect
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -25,7 +25,7 @@ from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.cli import main as command_line
 from rmadapter.cli.options import Command
 from rmadapter.methods import METHODS, load_method
-from rmadapter.settings import Machine, settings_of
+from rmadapter.settings import Machine, members, settings_of
 from rmadapter.support.files import write_text
 from rmadapter.task import Task
 
@@ -143,7 +143,7 @@ def rows_of(owner: Any) -> Iterator[list[str]]:
     hints = get_type_hints(type(owner))
     documented = getattr(type(owner), "__pydantic_fields__", {})
     names, written = settings_of(owner), meanings(type(owner))
-    for field in fields(owner):
+    for field in members(owner):
         value = getattr(owner, field.name)
         if is_dataclass(value) and not isinstance(value, type):
             yield from rows_of(value)

@@ -34,7 +34,7 @@ from studies import (
     with_verdicts,
 )
 
-from rmadapter.methods.uses import USES
+from rmadapter.methods.uses import track_of
 from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
 from rmadapter.runs.run import run_task
@@ -121,7 +121,7 @@ def chosen(lines: Lines, shots: int) -> dict[str, str]:
     found = scores(lines, CHOOSING, shots)
     best = {}
     for family, names in FAMILIES.items():
-        ranked = [name for name in names if name in found and USES[name].track == "ranked"]
+        ranked = [name for name in names if name in found and track_of(name, {}) == "ranked"]
         if ranked:
             best[family] = max(ranked, key=lambda name: average(found[name]))
     return best
@@ -143,7 +143,8 @@ def accuracy_table(lines: Lines, sets: Sequence[str]) -> str:
                 whole = len(table[name]) == max(map(len, table.values()))
                 text = f"{average(table[name]):.1f}" if whole else "–"
                 cells.append(f"**{text}**" if pick.get(family) == name else text)
-            track = "" if USES[name].track == "ranked" else USES[name].track
+            track = track_of(name, {})
+            track = "" if track == "ranked" else track
             rows.append([family, f"`{name}`", *cells, track])
     heads = [f"{shots} shot{'s' * (shots > 1)}" for shots in few]
     return markdown(["family", "method", *heads, "track"], rows)

@@ -23,7 +23,7 @@ from rmadapter.support.files import JsonObject, read_text
 
 T = TypeVar("T")
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
-NOT_SETTINGS = ("title", "source")  # name and origin of a method
+NOT_SETTINGS = ("title", "source", "traits")  # what a method says about itself
 Size = Annotated[int, Field(ge=1, le=4096)]  # a width, a rank, a depth, a number of tokens
 Count = Annotated[int, Field(ge=0, le=1_000_000)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -160,8 +160,9 @@ class Machine:
 
 
 def members(owner: object) -> tuple[Member[object], ...]:
-    """Return the fields of a group or method, which is a dataclass."""
-    return fields(owner)  # type: ignore[arg-type]
+    """Return the fields of a group or method, which is a dataclass, that are settings or groups of
+    them."""
+    return tuple(f for f in fields(owner) if f.name not in NOT_SETTINGS)  # type: ignore[arg-type]
 
 
 def settings_of(owner: object) -> JsonObject:
@@ -171,7 +172,7 @@ def settings_of(owner: object) -> JsonObject:
         value = getattr(owner, f.name)
         if is_dataclass(value):
             settings |= settings_of(value)
-        elif f.name not in NOT_SETTINGS:
+        else:
             settings[f.name] = value
     return settings
 
@@ -223,7 +224,7 @@ def _replaced(owner: T, values: Mapping[str, object], where: str) -> T:
             value = values[f.name]
             single = isinstance(value, str) and get_origin(hints[f.name]) is tuple
             changed[f.name] = (value,) if single else value
-    shallow = {f.name: getattr(owner, f.name) for f in members(owner) if f.init}
+    shallow = {f.name: getattr(owner, f.name) for f in fields(owner) if f.init}  # type: ignore[arg-type]
     try:
         return TypeAdapter(type(owner)).validate_python({**shallow, **changed})
     except ValidationError as error:

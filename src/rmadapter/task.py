@@ -18,18 +18,6 @@ BALANCED = ("draw", "balanced")
 TEMPLATES = ("a photo of a {}.",)
 MOST_TEMPLATES, LONGEST_TEMPLATE = 1_000, 1_000  # characters; CLIP reads 77 tokens
 SHARED_GROUPS = "train and test share the group"  # begins a run's note
-# Methods that use only the features of both encoders, and those that also reach into the text
-# encoder's blocks.
-FEATURES_ALONE = (
-    *("zero-shot", "zero-shot-ensemble", "zero-shot-descriptions", "tda", "stata"),
-    *("linear-probe", "linear-probe-zero-shot", "linear-probe-pair"),
-    *("ridge", "clap", "lp-plus-plus"),
-    *("clip-adapter", "hoso-adapter", "tip-adapter", "tip-adapter-f"),
-    *("gda", "proker", "rehark", "ss-text", "ss-text-plus", "ss-text-u"),
-)
-# Of the first, those that also work without a text encoder, for classes that have images.
-WITHOUT_TEXT = ("linear-probe", "ridge", "gda", "proker")
-TEXT_TOO = ("tpt", "coop", "coop-few-shot", "cocoop", "kgcoop", "prograd", "cocoa-mix", "tcp")
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -42,11 +42,11 @@ from rmadapter.bench.report.tables import (
 )
 from rmadapter.data.catalog.sets import ELEVEN
 from rmadapter.errors import UserError
-from rmadapter.methods.uses import TRACKS, UNKNOWN
 from rmadapter.support.files import write_text
 from rmadapter.support.html import template
 from rmadapter.support.locks import exclusive
 from rmadapter.support.terminal import note
+from rmadapter.training.traits import TRACKS, UNKNOWN
 from rmadapter_research.published import (
     AVERAGE,
     Figure,

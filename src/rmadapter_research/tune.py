@@ -24,12 +24,11 @@ import numpy as np
 
 from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.bench.plan import Tuner
-from rmadapter.bench.protocols import Job
+from rmadapter.bench.protocols import TUNED, Job
 from rmadapter.bench.ray import SAME_PATH, connected, ray_module, settle, share, shares
 from rmadapter.data.read import ImageSet, read_images
 from rmadapter.errors import UserError
 from rmadapter.methods import changed_settings, load_method, name_with_settings
-from rmadapter.methods.uses import TUNED
 from rmadapter.runs.folds import FOLDS, Folds, behind
 from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request

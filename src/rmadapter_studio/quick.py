@@ -29,8 +29,8 @@ from rmadapter.methods.ridge import Ridge, ridge
 from rmadapter.metrics import confusions, temperature, wilson
 from rmadapter.prompts import cosine_logits, zero_shot_weights
 from rmadapter.runs.features import class_means, distances
-from rmadapter.runs.folds import EXPECTED
 from rmadapter.task import TEMPLATES
+from rmadapter.training.traits import Expected
 from rmadapter_studio.order import RANDOM, RULES, Pool, pick
 
 METHOD = Ridge()
@@ -224,7 +224,7 @@ def _probabilities(logits: np.ndarray, labels: np.ndarray, judged: np.ndarray) -
     """Return probabilities [N, C], calibrated on the judged images."""
     heat = 1.0
     if judged.any():
-        expected, spread = EXPECTED
+        expected, spread = Expected()
         rows = np.flatnonzero(judged)
         heat = temperature(_softmax(logits[rows]), labels[rows], expected=expected, spread=spread)
     return _softmax(logits / heat)

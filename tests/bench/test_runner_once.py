@@ -10,7 +10,7 @@ import pytest
 from torch import Tensor
 
 from rmadapter.encoders import ImageEncoder
-from rmadapter.methods import METHODS, ON_FEATURES, load_method
+from rmadapter.methods import METHODS, load_method, traits_of
 from rmadapter.settings import settings_of
 from tests.helpers.bench_runs import QUICK, Bench, bench
 from tests.helpers.decodes import count_decodes
@@ -21,7 +21,7 @@ IN_BLOCKS = ("rmadapter", "mma")  # whose adapters begin at the same block
 ELSEWHERE = ("clip-lora", "2sfs", "maple", "dept", "mmrl", "skip-tuning", "lweib")
 # one needs texts about its classes, the other reads crops of each test image
 APART = ("zero-shot-descriptions", "tpt")
-FREE = tuple(name for name in ON_FEATURES if name not in APART)
+FREE = tuple(name for name in METHODS if traits_of(name).reads != "tokens" and name not in APART)
 
 
 @pytest.mark.parametrize(

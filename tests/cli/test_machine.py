@@ -15,7 +15,6 @@ from rmadapter.backbones import Backbone
 from rmadapter.cli.machine import diagnose
 from rmadapter.data.catalog.sets import CATALOG
 from rmadapter.methods import METHODS, load_method
-from rmadapter.methods.uses import ABOUT
 from rmadapter.settings import settings_of
 from rmadapter_pocket import TEXT, VISION
 from tests.helpers.shell import Command, refused, rmadapter
@@ -43,7 +42,6 @@ def test_methods_lists_all_with_the_papers_counts(rmadapter: Command) -> None:
 def test_methods_fits_80_columns_and_names_all(rmadapter: Command) -> None:
     out = rmadapter.done("methods").out
     assert max(map(len, out.splitlines())) <= 80
-    assert {*ABOUT} == {*METHODS}
     for name in (*METHODS, "auto"):
         assert f" {name} " in out
 

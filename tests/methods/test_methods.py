@@ -20,13 +20,11 @@ from rmadapter.errors import UserError
 from rmadapter.methods import (
     EFFORTS,
     METHODS,
-    ON_FEATURES,
     entry_points,
     explain_effort,
     is_outside,
     load_method,
 )
-from rmadapter.methods.uses import ABOUT
 from rmadapter.settings import settings_of
 from rmadapter.task import COMMON_SETTINGS
 from rmadapter.training.contract import Fitted, Known, Method, NotApplicable
@@ -90,12 +88,14 @@ def test_a_method_answers_and_leaves_the_backbone_as_it_was(
     assert (
         fitted.parameters == fitted.method.parameters(tiny_clip, len(images.classes), shots).trained
     )
-    assert (fitted.parameters > 0) == (name not in UNTRAINED) == (ABOUT[name].cost != "nothing")
-    assert (fitted.first is None) == (name in ON_FEATURES)
+    traits = fitted.method.traits
+    assert (fitted.parameters > 0) == (name not in UNTRAINED) == (traits.cost != "nothing")
+    assert (fitted.first is None) == (traits.reads != "tokens")
     assert blocks_read([fitted.method], tiny_clip) == {fitted.first} - {None}
     assert len(fitted.trained.history) == fitted.trained.step
     assert (fitted.trained.step > 0) == (name in TRAINED)
-    assert ABOUT[name].new_classes == (name not in CLOSED)
+    assert traits.about
+    assert traits.about.new_classes == (name not in CLOSED)
     if name in CLOSED:
         # A product's columns may be added in an order that depends on their place; another class is
         # off by all digits.

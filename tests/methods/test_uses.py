@@ -13,8 +13,9 @@ from rmadapter.artifacts.record import parse_record
 from rmadapter.backbones import Backbone
 from rmadapter.bench.plan import published_settings
 from rmadapter.methods import METHODS, load_method
-from rmadapter.methods.uses import TRACKS, USES, Uses, named_sums, uses_of
+from rmadapter.methods.uses import named_sums, uses_of
 from rmadapter.settings import settings_of
+from rmadapter.training.traits import TRACKS, Uses
 from tests.helpers.shell import Command, refused, rmadapter
 
 __all__ = ["rmadapter"]  # a fixture
@@ -25,11 +26,14 @@ PAGE = Path(__file__).parents[2] / "docs/reference/methods.md"
 def test_every_method_declares_what_it_uses_and_the_page_says_the_same() -> None:
     text = PAGE.read_text(encoding="utf-8").split("## What each uses")[1].split("\n## ")[0]
     rows = re.findall(r"^\| `(\S+)` \| (.*?) \| (.*?) \|$", text, re.M)
-    assert rows == [(name, USES[name].track, USES[name].words) for name in METHODS]
+    declared = {name: uses_of(name, {}) for name in METHODS}
+    known = {name: uses for name, uses in declared.items() if uses}
+    assert rows == [(name, uses.track, uses.words) for name, uses in known.items()]
+    assert known.keys() == METHODS.keys()
     assert all(f"`{track}`" in text for track in TRACKS)
     files = {
         name: (*uses.files, *uses.backbones)
-        for name, uses in USES.items()
+        for name, uses in known.items()
         if uses.files or uses.backbones
     }
     assert all(
@@ -38,7 +42,8 @@ def test_every_method_declares_what_it_uses_and_the_page_says_the_same() -> None
 
 
 def test_constants_that_were_read_belong_to_methods_that_say_so() -> None:
-    assert all(USES[name].constants for name in published_settings())
+    uses = [uses_of(name, {}) for name in published_settings()]
+    assert all(one and one.constants for one in uses)
 
 
 @pytest.mark.parametrize("track", TRACKS[1:])
@@ -63,7 +68,7 @@ def test_a_file_of_texts_moves_a_method_to_another_track() -> None:
     own = Uses(track="teacher", teacher="ViT-L/14", tuned="nothing")
     assert uses_of("theirs.py:Method", {}, own) == own
     assert uses_of("theirs.py:Method", {}) is None
-    assert uses_of("mma", {}, own) == USES["mma"]  # a name of ours stays ours
+    assert uses_of("mma", {}, own) == load_method("mma").traits.uses  # a name of ours stays ours
 
 
 def test_files_in_settings_are_identified_by_content(tmp_path: Path, tiny_clip: Backbone) -> None:

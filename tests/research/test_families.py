@@ -10,7 +10,7 @@ import pytest
 from studies import REPORT_ALL
 
 from rmadapter.backbones import Backbone
-from rmadapter.methods.registry import ON_FEATURES
+from rmadapter.methods import traits_of
 from rmadapter.runs.lab import Lab
 from rmadapter.settings import Machine
 
@@ -96,7 +96,7 @@ def test_sets_with_many_classes_have_a_table_of_their_own() -> None:
 def test_all_methods_of_the_families_read_features_alone() -> None:
     names = [name for some in families.FAMILIES.values() for name in some]
     assert len({*names}) == len(names)
-    assert {*names} <= {*ON_FEATURES}
+    assert all(traits_of(name).reads == "features" for name in names)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 
 from rmadapter.artifacts.record import Record
 from rmadapter.bench.report import paper
-from rmadapter.methods.uses import Uses
+from rmadapter.training.traits import Uses
 from rmadapter_research.leaderboard import DatasetResult, comparable, make_standings
 from tests.helpers.synthetic_runs import VIT, record, with_method
 

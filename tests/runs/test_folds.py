@@ -19,13 +19,11 @@ from rmadapter.artifacts.summary import choice_table, describe_choice
 from rmadapter.backbones import Backbone
 from rmadapter.data.read import ImageSet, read_images
 from rmadapter.errors import UserError
-from rmadapter.methods import METHODS
+from rmadapter.methods import METHODS, load_method
 from rmadapter.methods.auto import CANDIDATES, FEW, FOR_FEW, Auto, preferred
 from rmadapter.methods.linear_probe import LinearProbe
 from rmadapter.runs.fit import fit
 from rmadapter.runs.folds import (
-    EXPECTED,
-    EXPECTED_OF,
     Answers,
     Folds,
     OutOfTime,
@@ -38,6 +36,7 @@ from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
 from rmadapter.runs.run import learn
 from rmadapter.training.contract import Choices, answers
+from rmadapter.training.traits import Expected
 from tests.helpers.labs import prepare
 from tests.helpers.shots import grouped_noise
 
@@ -154,7 +153,7 @@ def test_answers_are_those_of_fits_to_the_other_folds(tiny_clip: Backbone, color
     expected = np.concatenate(parts)
     np.testing.assert_allclose(found.table[: len(expected)], expected, atol=1e-5)
     temperature = folds.temperature(wanted.method, wanted.name)
-    assert temperature == fitted_temperature(found.table, folds.judged.labels, wanted.name)
+    assert temperature == fitted_temperature(found.table, folds.judged.labels, Expected())
 
 
 def test_folds_of_base_classes_are_of_their_shots(tiny_clip: Backbone, colors: Path) -> None:
@@ -175,11 +174,12 @@ def test_few_images_do_not_overrule_what_is_expected() -> None:
     table = np.where(np.eye(3)[labels] > 0, 0.6, 0.2)
     table[::4] = np.roll(table[::4], 1, axis=1)  # wrong about a quarter: 0.6 was too unsure
     alone = metrics.temperature(table, labels)
-    for name, (expected, spread) in {"linear-probe": EXPECTED, **EXPECTED_OF}.items():
-        assert fitted_temperature(table, labels, name) == pytest.approx(alone, rel=0.02)
-        few = fitted_temperature(table[:4], labels[:4], name)
-        assert metrics.temperature(table[:4], labels[:4]) < few < expected
-        assert few > expected * np.exp(-2 * spread)
+    for name in ("linear-probe", "rmadapter-plus"):
+        expected = load_method(name).traits.expected
+        assert fitted_temperature(table, labels, expected) == pytest.approx(alone, rel=0.02)
+        few = fitted_temperature(table[:4], labels[:4], expected)
+        assert metrics.temperature(table[:4], labels[:4]) < few < expected.temperature
+        assert few > expected.temperature * np.exp(-2 * expected.deviation)
 
 
 def test_a_method_that_answers_slowly_is_not_calibrated_by_all_folds(
@@ -187,7 +187,7 @@ def test_a_method_that_answers_slowly_is_not_calibrated_by_all_folds(
 ) -> None:
     train = read_images(colors)["train"]
     wanted, _, folds = folds_of(tiny_clip, train, method="tpt")
-    assert folds.temperature(wanted.method, wanted.name) == EXPECTED[0]
+    assert folds.temperature(wanted.method, wanted.name) == Expected().temperature
     assert not fits
 
 
@@ -196,7 +196,7 @@ def test_a_slow_method_is_calibrated_by_the_folds_it_has_answered(
 ) -> None:
     train = read_images(colors)["train"]
     wanted, _, folds = folds_of(tiny_clip, train, tmp_path)
-    assert folds.temperature(wanted.method, wanted.name) == EXPECTED[0]
+    assert folds.temperature(wanted.method, wanted.name) == Expected().temperature
     assert not fits
     first = folds.answers(wanted.method, wanted.name, count=1).table
     part = folds.judged.labels[: len(first)]
@@ -205,7 +205,7 @@ def test_a_slow_method_is_calibrated_by_the_folds_it_has_answered(
     for some in (folds, again):
         assert some.answered(wanted.method, wanted.name) == 1
         found = some.temperature(wanted.method, wanted.name)
-        assert found == fitted_temperature(first, part, wanted.name)
+        assert found == fitted_temperature(first, part, Expected())
     assert len(fits) == 1
     folds.temperature(wanted.method, wanted.name, whole=True)
     assert len(fits) == 3

@@ -26,7 +26,7 @@ from rmadapter.runs.folds import Folds, fitted_temperature
 from rmadapter.runs.judge import BASELINES, calibrated, judge
 from rmadapter.runs.run import run_task
 from rmadapter.task import Task
-from rmadapter.training.traits import Traits
+from rmadapter.training.traits import Expected, Traits
 from tests.helpers.external_methods import ExternalMethod
 from tests.helpers.labs import prepare
 from tests.helpers.shots import grouped_noise
@@ -342,12 +342,12 @@ def test_no_image_is_calibrated_on_itself(tiny_clip: Backbone, colors: Path) -> 
     wanted, lab = prepare(tiny_clip, {"all": read_images(colors)["train"]})
     folds = Folds.make(wanted.task, lab.draw(wanted.task), lab, 3)
     table = np.random.default_rng(0).dirichlet([0.3] * 4, len(folds.rows))
-    found, labels = calibrated(table, folds, "mma"), np.array(folds.judged.labels)
+    found, labels = calibrated(table, folds, Expected()), np.array(folds.judged.labels)
     start = 0
     for part in folds.parts:
         mine = slice(start, start := start + len(part))
         others = np.delete(np.arange(len(table)), range(*mine.indices(len(table))))
-        temperature = fitted_temperature(table[others], labels[others], "mma")
+        temperature = fitted_temperature(table[others], labels[others], Expected())
         expected = metrics.tempered(table[mine], temperature)
         np.testing.assert_allclose(found[mine], expected)
     assert (found.argmax(1) == table.argmax(1)).all()

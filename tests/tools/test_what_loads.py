@@ -12,7 +12,7 @@ import what_loads
 from what_loads import END, START, ask
 
 from rmadapter.encoders.layouts import Packed
-from rmadapter.task import FEATURES_ALONE, TEXT_TOO
+from rmadapter.methods import METHODS, traits_of
 
 PAGE = Path(__file__).parents[2] / "docs/reference/backbones.md"
 ALL = "all"
@@ -20,6 +20,13 @@ OPAQUE = (
     "all but text-refiner, clip-lora, maple, dept, promptsrc, coprompt, hicropl, prompt-kd, mmrl, "
     "mmrl-plus-plus, lweib, heba, mail"
 )
+
+
+def reading(*what: str) -> str:
+    """Name the methods that read no more of a backbone than this."""
+    return ", ".join(name for one in what for name in METHODS if traits_of(name).reads == one)
+
+
 SOME = {
     "ViT-B-16-quickgelu": ALL,
     "ViT-H-14-CLIPA": "all but text-refiner",
@@ -27,10 +34,10 @@ SOME = {
     "EVA02-B-16": OPAQUE,
     "ViTamin-S": "all but text-refiner, lweib, heba, mail",  # whose MLPs have a gate
     "xlm-roberta-base-ViT-B-32": ALL,
-    "RN50": ", ".join([*FEATURES_ALONE, *TEXT_TOO]),
-    "MobileCLIP-S1": ", ".join([*FEATURES_ALONE, *TEXT_TOO]),
-    "mt5-base-ViT-B-32": ", ".join(FEATURES_ALONE),
-    "coca_ViT-B-32": ", ".join(FEATURES_ALONE),
+    "RN50": reading("features", "text"),
+    "MobileCLIP-S1": reading("features", "text"),
+    "mt5-base-ViT-B-32": reading("features"),
+    "coca_ViT-B-32": reading("features"),
 }
 
 

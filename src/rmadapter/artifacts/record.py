@@ -31,10 +31,10 @@ from rmadapter.artifacts.value import (
 )
 from rmadapter.errors import UserError, first_fault
 from rmadapter.methods import changed_settings, name_with_settings
-from rmadapter.methods.uses import Uses
 from rmadapter.metrics import harmonic_mean, sure_from
 from rmadapter.support.files import read_text, write_text
 from rmadapter.task import Question, Task, without_balanced
+from rmadapter.training.traits import Uses
 
 if TYPE_CHECKING:
     from rmadapter.data.read import ImageSet

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import NamedTuple
@@ -18,7 +18,6 @@ from rmadapter.encoders.image import WholeImage
 from rmadapter.encoders.text import WholeText
 from rmadapter.errors import UserError
 from rmadapter.support.files import JsonObject
-from rmadapter.task import FEATURES_ALONE, TEXT_TOO, WITHOUT_TEXT
 
 
 class Facts(NamedTuple):
@@ -116,19 +115,23 @@ class Backbone:
         object.__setattr__(self, "facts", facts)
         return self
 
-    def with_text(self, what: str = "a class without images") -> Backbone:
+    def with_text(
+        self, what: str = "a class without images", others: Sequence[str] = ()
+    ) -> Backbone:
         """Return the backbone itself, if it has a text encoder.
 
         Args:
             what: What needs it.
+            others: Methods that do without one, to be named in the error.
 
         Raises:
             UserError: It has none.
         """
         if not self.has_text:
+            instead = f", or one of {', '.join(others)} with images of every class"
             raise UserError(
                 f"backbone {self.name!r} has no text encoder, which {what} needs; use another "
-                f"backbone, or one of {', '.join(WITHOUT_TEXT)} with images of every class"
+                f"backbone{instead if others else ''}"
             )
         return self
 
@@ -144,11 +147,11 @@ class Backbone:
         for side in sides:
             encoder = self.image if side == "image" else self.text
             if isinstance(encoder, (WholeImage, WholeText)):
-                usable = [*FEATURES_ALONE, *([] if isinstance(self.text, WholeText) else TEXT_TOO)]
                 raise UserError(
                     f"backbone {self.name!r}: this method needs transformer blocks, which its "
                     f"{encoder.side} encoder, a {encoder.kind}, does not have; use another "
-                    f"backbone, or one of {', '.join(usable)}"
+                    f"backbone, or a method for which `rmadapter methods --backbone {self.name}` "
+                    "counts parameters"
                 )
         return self
 

@@ -24,7 +24,7 @@ from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.bench.protocols import PROTOCOLS, Job
 from rmadapter.data.catalog.sets import ELEVEN, find
 from rmadapter.errors import UserError, quoted
-from rmadapter.methods.uses import PUBLISHED, named_sums
+from rmadapter.methods.uses import named_sums
 from rmadapter.runs.request import machine_of
 from rmadapter.settings import Machine, configured, parse_overrides, settings_of
 from rmadapter.support.files import read_json, user_path
@@ -36,6 +36,7 @@ from rmadapter.task import (
     Task,
     check_views,
 )
+from rmadapter.training.traits import PUBLISHED
 
 if TYPE_CHECKING:
     from rmadapter.runs.lab import Lab

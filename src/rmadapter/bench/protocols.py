@@ -15,6 +15,8 @@ from rmadapter.task import Half, Question, Task
 
 Tests: TypeAlias = Literal["halves", "targets", "accuracy", "together"]  # what a protocol tests on
 Values: TypeAlias = "tuple[tuple[str, object], ...]"  # (setting, value)
+# in the variant of a row of `bench --tune N`, followed by the trials on folds of its shots
+TUNED = "tuned by"
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 from rmadapter.artifacts.record import Record, read_record
 from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.bench.plan import CHANGED, CHOOSE, Plan, Progress, finished_records, mark_copied
-from rmadapter.bench.protocols import Job
+from rmadapter.bench.protocols import TUNED, Job
 from rmadapter.errors import UserError
-from rmadapter.methods.uses import TUNED, named_sums
+from rmadapter.methods.uses import named_sums
 from rmadapter.runs.trackers import prepare
 from rmadapter.settings import settings_of
 from rmadapter.support.files import parts
@@ -310,12 +310,14 @@ def blocks_read(methods: Iterable[Method], backbone: Backbone) -> set[int]:
 def in_order(jobs: Sequence[Job]) -> list[Job]:
     """Sort jobs so that those on the same images are together, and those that need only features
     come last: methods on tokens compute features anyway."""
-    from rmadapter.methods import ON_FEATURES
+    from rmadapter.methods import traits_of
 
     first: dict[tuple[str, int, int, str], int] = {}
     for job in jobs:
         first.setdefault(job.images, len(first))
-    return sorted(jobs, key=lambda job: (first[job.images], job.method in ON_FEATURES))
+    return sorted(
+        jobs, key=lambda job: (first[job.images], traits_of(job.method).reads != "tokens")
+    )
 
 
 def _lock(plan: Plan, job: Job) -> Path:

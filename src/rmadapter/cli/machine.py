@@ -78,7 +78,7 @@ def methods(
 
 def _listed(name: str, backbone: Backbone) -> Listed:
     from rmadapter.methods import load_method
-    from rmadapter.methods.uses import ABOUT, uses_of
+    from rmadapter.methods.uses import uses_of
     from rmadapter.settings import settings_of
 
     method, count, reason = load_method(name, choosing=True), None, ""
@@ -90,7 +90,7 @@ def _listed(name: str, backbone: Backbone) -> Listed:
     uses = uses_of(name, settings, method.traits.uses)
     return Listed(
         name, method.title, method.source, count, reason, settings,
-        uses.model_dump() if uses else None, ABOUT.get(name, method.traits.about),
+        uses.model_dump() if uses else None, method.traits.about,
     )  # fmt: skip
 
 
@@ -122,7 +122,7 @@ def _show_method(method: Listed, counted: str) -> None:
     from rmadapter.methods import AUTO, load_method
     from rmadapter.methods.uses import uses_of
     from rmadapter.settings import documentation
-    from rmadapter.training.traits import COSTS
+    from rmadapter.training.traits import COSTS, READS
 
     trains, new = _about("", method.about)
     known = load_method(method.name, choosing=True)
@@ -130,6 +130,7 @@ def _show_method(method: Listed, counted: str) -> None:
     facts = {
         "what it does": CHOOSES if method.name == AUTO else trains,
         "cost": COSTS[method.about.cost] if method.about else "",
+        "what it reads": READS[known.traits.reads],
         "trained parameters": method.reason,
         "new classes": new,
         "track": uses.track if uses else "",

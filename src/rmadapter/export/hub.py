@@ -15,6 +15,7 @@ import shlex
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
@@ -29,7 +30,8 @@ from rmadapter.backbones.choice import licence_of
 from rmadapter.backbones.load import is_published
 from rmadapter.backbones.names import HF_HUB
 from rmadapter.errors import UserError
-from rmadapter.methods.uses import USES
+from rmadapter.methods import METHODS, traits_of
+from rmadapter.methods.uses import uses_of
 from rmadapter.settings import to_yaml
 from rmadapter.support.files import (
     SUMS,
@@ -54,8 +56,6 @@ FILES = (*(file.name for file in RunFolder(Path()).shared), README)
 OURS = {*FILES, SUMS}
 FILES_OF_THE_HUB = {".gitattributes"}  # in every repository
 LIBRARY, TASK = "rmadapter", "image-classification"
-# settings that name a file or a backbone
-FILE_SETTINGS = {name for uses in USES.values() for name in (*uses.files, *uses.backbones)}
 MOST = 50  # classes listed at most in the model card
 
 
@@ -295,7 +295,7 @@ def _result(data: str, split: str, kind: str, value: float) -> EvalResult:
 def anonymise_names(method: MethodName, backbone: BackboneName) -> tuple[MethodName, BackboneName]:
     """Strip folders from a custom method's file, from files in its settings, and from an
     unpublished backbone."""
-    uses = USES.get(method.name, method.uses)
+    uses = uses_of(method.name, method.settings, method.uses)
     named = () if uses is None else (*uses.files, *uses.backbones)
 
     def anonymise(name: str, value: object) -> object:
@@ -376,6 +376,13 @@ def _anonymise_backbones(choice: BackboneChoice | None) -> BackboneChoice | None
     return choice.model_copy(update={"rows": tuple(rows), "chosen": chosen})
 
 
+@cache
+def _file_settings() -> set[str]:
+    """Return the settings of all methods that name a file or a backbone."""
+    every = [traits_of(name).uses for name in METHODS]
+    return {name for uses in every if uses for name in (*uses.files, *uses.backbones)}
+
+
 def anonymise_command(command: str) -> str:
     """Return the command with each path cut to its last part; backbones and repositories keep their
     whole names."""
@@ -384,7 +391,8 @@ def anonymise_command(command: str) -> str:
         name, equals, value = word.rpartition("=")
         if value[:1] in ("/", "~", ".") or PureWindowsPath(value).drive:
             return name + equals + last_part(value)
-        names_file = not equals or name.startswith("--") or name.rpartition(".")[2] in FILE_SETTINGS
+        setting = name.rpartition(".")[2]
+        names_file = not equals or name.startswith("--") or setting in _file_settings()
         return name + equals + anonymise_word(value) if names_file else word  # others may be texts
 
     return shlex.join(map(anonymise, shlex.split(command)))

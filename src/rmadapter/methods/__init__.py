@@ -7,9 +7,9 @@ from rmadapter.methods.registry import (
     EFFORTS,
     FOR_NEW_CLASSES,
     METHODS,
-    ON_FEATURES,
     changed_settings,
     check_named,
+    check_text,
     default_for,
     entry_points,
     explain_effort,
@@ -17,7 +17,10 @@ from rmadapter.methods.registry import (
     load_method,
     may_run,
     name_with_settings,
+    need_text,
     published_settings,
+    traits_of,
+    usable,
 )
 
 __all__ = [
@@ -26,9 +29,9 @@ __all__ = [
     "EFFORTS",
     "FOR_NEW_CLASSES",
     "METHODS",
-    "ON_FEATURES",
     "changed_settings",
     "check_named",
+    "check_text",
     "default_for",
     "entry_points",
     "explain_effort",
@@ -36,5 +39,8 @@ __all__ = [
     "load_method",
     "may_run",
     "name_with_settings",
+    "need_text",
     "published_settings",
+    "traits_of",
+    "usable",
 ]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
-from rmadapter.methods import load_method
+from rmadapter.methods import load_method, usable
 from rmadapter.settings import STRICT, option
 from rmadapter.training.contract import (
     Choices,
@@ -20,7 +20,6 @@ from rmadapter.training.contract import (
     Method,
     Parameters,
     Shots,
-    usable,
 )
 from rmadapter.training.traits import Traits
 

@@ -33,7 +33,7 @@ from rmadapter.training.contract import (
     ToLogits,
 )
 from rmadapter.training.loop import Batch, minimise
-from rmadapter.training.traits import Recipe
+from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
 
 PAPER = (
     "Silva-Rodriguez et al., CVPR 2024 (arXiv 2312.12730); SGD_lr1e-1_B256_ep300 of "
@@ -49,6 +49,16 @@ class ZeroShotProbe(Method):
 
     title: ClassVar[str] = "linear probe, zero-shot start"
     source: ClassVar[str] = f"ZS-LP of {PAPER}"
+    traits: ClassVar[Traits] = Traits(
+        uses=Uses(tuned=PUBLISHED),
+        about=About(
+            "features",
+            "a linear probe that starts as the class prompts",
+            "class names that mean something",
+            new_classes=False,
+        ),
+        reads="features",
+    )
     recipe: Recipe = RECIPE
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
@@ -69,6 +79,16 @@ class CLAP(Method):
 
     title: ClassVar[str] = "CLAP"
     source: ClassVar[str] = PAPER
+    traits: ClassVar[Traits] = Traits(
+        uses=Uses(tuned=PUBLISHED),
+        about=About(
+            "features",
+            "a linear probe held near the class prompts",
+            "few shots of classes whose names CLIP knows",
+            new_classes=False,
+        ),
+        reads="features",
+    )
     recipe: Recipe = RECIPE
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:

@@ -17,7 +17,7 @@ from rmadapter.settings import Share, Size
 from rmadapter.support.machine import seeded
 from rmadapter.training.contract import Fitted, Known, Learner, ModuleMethod, Shots, ToLogits
 from rmadapter.training.loop import Batch, minimise
-from rmadapter.training.traits import Recipe
+from rmadapter.training.traits import About, Recipe, Traits, Uses
 
 
 class Bottleneck(Learner):
@@ -66,6 +66,19 @@ class CLIPAdapter(ModuleMethod):
     source: ClassVar[str] = (
         "Gao et al., IJCV 2024 (arXiv 2110.04544); ratio and reduction of "
         "github.com/gaopengcuhk/CLIP-Adapter, optimisation of CoOp's vit_b16_ep50"
+    )
+    traits: ClassVar[Traits] = Traits(
+        uses=Uses(
+            constants="the ratio",
+            tuned="as published for ImageNet",
+            on_test="perhaps the ratio, as in most methods with one (abstract of arXiv 2603.04341)",
+        ),
+        about=About(
+            "features",
+            "a small network behind the image encoder",
+            "cheap training that keeps new classes working",
+        ),
+        reads="features",
     )
     ratio: Share = 0.2
     reduction: Size = 4

@@ -31,7 +31,7 @@ from rmadapter.settings import Share, Size
 from rmadapter.support.machine import seeded
 from rmadapter.training.contract import Fitted, Known, Learner, ModuleMethod, Shots, ToLogits
 from rmadapter.training.loop import Batch, minimise
-from rmadapter.training.traits import Recipe
+from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
 
 
 class LowRank(nn.Module):
@@ -189,6 +189,14 @@ class CLIPLoRA(ModuleMethod):
     source: ClassVar[str] = (
         "Zanella and Ben Ayed, CVPRW 2024 (arXiv 2405.18541); defaults of "
         "github.com/MaxZanella/CLIP-LoRA"
+    )
+    traits: ClassVar[Traits] = Traits(
+        uses=Uses(tuned=PUBLISHED),
+        about=About(
+            "encoders",
+            "low-rank updates of attention in every block",
+            "images far from natural photographs",
+        ),
     )
     rank: Size = 2
     alpha: float = 1.0

@@ -40,7 +40,7 @@ from rmadapter.settings import Size
 from rmadapter.support.files import read_text
 from rmadapter.training.contract import Fitted, Known, ModuleMethod, Shots, ToLogits
 from rmadapter.training.loop import Batch, minimise
-from rmadapter.training.traits import Recipe
+from rmadapter.training.traits import About, Recipe, Traits, Uses
 
 HALVINGS = 20  # finds a share to within a millionth
 # The authors draw words from a package; these are our own.
@@ -153,6 +153,12 @@ class CoCoAMix(ModuleMethod):
     source: ClassVar[str] = (
         "Hong et al., ICML 2025 (arXiv 2506.07484), by a summary of its equations; w, d and epochs "
         "are ours"
+    )
+    traits: ClassVar[Traits] = Traits(
+        uses=Uses(extra="148 general words", tuned="as published, as far as known"),
+        about=About("text", "CoOp's vectors, mixed with hand-written prompts"),
+        reads="text",
+        own_reading="from the abstract and a summary of the equations, as no code was released",
     )
     context: str = ""
     tokens: Size = 16

@@ -18,7 +18,7 @@ from rmadapter.settings import Size
 from rmadapter.support.machine import seeded
 from rmadapter.training.contract import Fitted, Known, Learner, ModuleMethod, Shots, ToLogits
 from rmadapter.training.loop import Batch, minimise
-from rmadapter.training.traits import Recipe
+from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
 
 
 class Conditional(Learner):
@@ -69,6 +69,15 @@ class CoCoOp(ModuleMethod):
     source: ClassVar[str] = (
         "Zhou et al., CVPR 2022 (arXiv 2203.05557); vit_b16_c4_ep10_batch1_ctxv1 of "
         "github.com/KaiyangZhou/CoOp"
+    )
+    traits: ClassVar[Traits] = Traits(
+        uses=Uses(tuned=PUBLISHED),
+        about=About(
+            "text",
+            "CoOp's vectors, shifted for each image",
+            "studies of prompts that follow the image",
+        ),
+        reads="text",
     )
     context: str = "a photo of a"
     tokens: Size = 4

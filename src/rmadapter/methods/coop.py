@@ -20,7 +20,7 @@ from rmadapter.methods.parts.learned_prompts import (
 )
 from rmadapter.settings import Size
 from rmadapter.training.contract import Fitted, ModuleMethod, Shots
-from rmadapter.training.traits import Recipe
+from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
 
 
 class Context(ContextLearner):
@@ -49,6 +49,15 @@ class CoOp(ModuleMethod):
         "the configuration "
         "of its base-to-new script for all data sets but ImageNet, where it trains 50 epochs"
     )
+    traits: ClassVar[Traits] = Traits(
+        uses=Uses(constants="epochs, on ImageNet", tuned=PUBLISHED),
+        about=About(
+            "text",
+            "word vectors before the class name",
+            "trained classes alone; the reference for prompts",
+        ),
+        reads="text",
+    )
     context: str = "a photo of a"
     tokens: Size = 4
     recipe: Recipe = Recipe(epochs=200)
@@ -72,6 +81,13 @@ class CoOpFewShot(CoOp):
     source: ClassVar[str] = (
         "Zhou et al., IJCV 2022 (arXiv 2109.01134); COOP.md of github.com/KaiyangZhou/CoOp: "
         "M = 16, one context for all classes, the class name at its end"
+    )
+    traits: ClassVar[Traits] = Traits(
+        uses=Uses(constants="epochs, on ImageNet", tuned=PUBLISHED),
+        about=About(
+            "text", "16 word vectors from noise before the class name", "CoOp's few-shot tables"
+        ),
+        reads="text",
     )
     context: str = ""
     tokens: Size = 16

@@ -31,7 +31,7 @@ from rmadapter.settings import Share, Size
 from rmadapter.support.machine import seeded
 from rmadapter.training.contract import Fitted, ModuleMethod, Shots
 from rmadapter.training.loop import Batch, minimise
-from rmadapter.training.traits import Recipe
+from rmadapter.training.traits import About, Recipe, Traits, Uses
 
 
 class AdaptedPrompts(Prompted):
@@ -95,6 +95,20 @@ class CoPrompt(ModuleMethod):
     source: ClassVar[str] = (
         "Roy & Etemad, ICLR 2024 (arXiv 2306.01195); configs/trainers/coprompt.yaml and the "
         "ImageNet entry of trainers/constants.py of github.com/ShuvenduRoy/CoPrompt"
+    )
+    traits: ClassVar[Traits] = Traits(
+        uses=Uses(
+            extra="generated descriptions of the trained classes, in a file; without it "
+            "the run's prompts",
+            files=("descriptions",),
+            constants="number and depth of prompts, weight of consistency, epochs",
+            tuned="as published for ImageNet",
+        ),
+        about=About(
+            "encoders",
+            "MaPLe, held near descriptions of the classes",
+            "classes that you have descriptions of",
+        ),
     )
     n_ctx: Size = 4
     depth: Size = 12

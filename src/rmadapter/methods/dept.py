@@ -41,7 +41,7 @@ from rmadapter.training.contract import (
     count,
 )
 from rmadapter.training.loop import Batch, minimise
-from rmadapter.training.traits import Recipe
+from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
 
 FIRST, PROMPTS = CoupledPrompts.first, "prompts."
 
@@ -116,6 +116,10 @@ class DePT(Method):
         "Zhang et al., CVPR 2024 (arXiv 2309.07439); "
         "ExtrasLinearProbeMaPLe/vit_b16_c2_ep10_batch4_2ctx.yaml and "
         "train.py of github.com/Koorye/DePT"
+    )
+    traits: ClassVar[Traits] = Traits(
+        uses=Uses(tuned=PUBLISHED),
+        about=About("encoders", "MaPLe, and a head for the trained classes"),
     )
     n_ctx: Size = 2
     depth: Size = 9

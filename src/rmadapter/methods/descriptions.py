@@ -37,6 +37,7 @@ from rmadapter.training.contract import (
     ToLogits,
     Trained,
 )
+from rmadapter.training.traits import About, Traits, Uses
 
 WEIGHTS, TEXTS = "weights", "texts"
 # first words of a descriptor
@@ -59,6 +60,20 @@ class Descriptions(Method):
         "github.com/sarahpratt/CuPL; "
         "form=descriptors: Menon & Vondrick, ICLR 2023 (arXiv 2210.07183), load.py and main.py of "
         "github.com/sachit-menon/classify_by_description_release"
+    )
+    traits: ClassVar[Traits] = Traits(
+        uses=Uses(
+            track="extra data",
+            extra="generated texts about each class, in a file",
+            files=("descriptions",),
+            tuned="nothing",
+        ),
+        about=About(
+            "nothing",
+            "zero-shot with texts about each class from a file",
+            "classes that you have texts about",
+        ),
+        reads="features",
     )
     descriptions: str = ""
     form: Form = "sentences"

@@ -31,7 +31,7 @@ from rmadapter.methods.parts.tensors import shaped
 from rmadapter.prompts import cosine_logits, linear_logits, prior_weights
 from rmadapter.settings import Positive
 from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits
-from rmadapter.training.traits import Traits
+from rmadapter.training.traits import HELD_OUT, About, Traits, Uses
 
 ALPHAS = tuple(10.0**exponent for exponent in range(-4, 3))
 NEAREST, REPEATED = 64, 16  # features nearest to the prompt of a class without shots; its prompt
@@ -44,10 +44,19 @@ class GDA(Method):
     released code takes ten."""
 
     title: ClassVar[str] = "GDA"
-    traits: ClassVar[Traits] = Traits(without_text=True)
     source: ClassVar[str] = (
         "Wang et al., ICLR 2024 (arXiv 2402.04087); main_few_shots.py and main_base2new.py of "
         "github.com/mrflogs/ICLR24"
+    )
+    traits: ClassVar[Traits] = Traits(
+        uses=Uses(tuned=HELD_OUT),
+        about=About(
+            "nothing",
+            "normal distributions of the shots' features add to zero-shot answers",
+            "an answer in a second, from four shots on",
+        ),
+        reads="features",
+        without_text=True,
     )
     alpha: Positive = 0.1
     search: bool = True

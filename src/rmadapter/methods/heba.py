@@ -25,7 +25,7 @@ from rmadapter.encoders import Packed
 from rmadapter.methods.descriptions import packed
 from rmadapter.methods.lweib import Convolutions, LwEIB, among_patches, on_patches
 from rmadapter.settings import Count, Positive, Share
-from rmadapter.training.traits import Recipe
+from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
 
 REDUCTION = 4  # of the width
 
@@ -82,6 +82,18 @@ class HeBA(LwEIB):
     source: ClassVar[str] = (
         "Islam, 2026 (arXiv 2603.16653); trainers/heba.py and configs/trainers/HeBA/base2new.yaml "
         "of github.com/Jahid12012021/VLM-HeBA"
+    )
+    traits: ClassVar[Traits] = Traits(
+        uses=Uses(
+            extra="generated texts about each class, in a file; without it the run's prompts",
+            files=("descriptions",),
+            tuned=PUBLISHED,
+        ),
+        about=About(
+            "encoders",
+            "bottlenecks in all blocks, and texts about the classes",
+            "classes that you have texts about",
+        ),
     )
     fast: Positive = 2.25
     negatives: Count = 5

@@ -40,7 +40,7 @@ from rmadapter.settings import Size
 from rmadapter.support.machine import seeded
 from rmadapter.training.contract import Fitted, Known, ModuleMethod, Shots, ToLogits
 from rmadapter.training.loop import Batch, minimise
-from rmadapter.training.traits import Recipe
+from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
 
 HEADS = 8
 
@@ -196,6 +196,15 @@ class HiCroPL(ModuleMethod):
     source: ClassVar[str] = (
         "Zheng et al., ICCV 2025 (arXiv 2507.14976); vit_b16_c2_ep50_batch32_16ctx.yaml of "
         "github.com/zzeoZheng/HiCroPL"
+    )
+    traits: ClassVar[Traits] = Traits(
+        uses=Uses(
+            extra="descriptions of all classes, where they have some; without them the "
+            "run's prompts",
+            constants="epochs and batch on ImageNet",
+            tuned=PUBLISHED,
+        ),
+        about=About("encoders", "prompts of both encoders that guide each other"),
     )
     n_ctx: Size = 16
     depth: Size = 12

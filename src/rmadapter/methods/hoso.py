@@ -25,7 +25,7 @@ from rmadapter.settings import Size
 from rmadapter.support.machine import seeded
 from rmadapter.training.contract import Fitted, ModuleMethod, Shots
 from rmadapter.training.loop import Batch, minimise
-from rmadapter.training.traits import Recipe
+from rmadapter.training.traits import About, Recipe, Traits, Uses
 
 
 class Blend(Bottleneck):
@@ -50,6 +50,16 @@ class HOSOAdapter(ModuleMethod):
     source: ClassVar[str] = (
         "Vorster et al., 2026 (arXiv 2603.04341), from the abstract, as the repository holds no "
         "code; ratio, reduction and recipe of CLIP-Adapter"
+    )
+    traits: ClassVar[Traits] = Traits(
+        uses=Uses(tuned="one shot of each class, in every fit; the rest as for ImageNet"),
+        about=About(
+            "features",
+            "CLIP-Adapter, with its ratio learned from one shot of each class",
+            "cheap training that decides how far to trust the shots",
+        ),
+        reads="features",
+        own_reading="from the abstract, with CLIP-Adapter's recipe, as no code was released",
     )
     ratio: Annotated[float, Field(gt=0, lt=1)] = 0.2
     reduction: Size = 4

@@ -16,7 +16,7 @@ from rmadapter.methods.parts.learned_prompts import train_context
 from rmadapter.prompts import zero_shot_weights
 from rmadapter.settings import Size
 from rmadapter.training.contract import Fitted, ModuleMethod, Shots
-from rmadapter.training.traits import Recipe
+from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
 
 
 def knowledge(backbone: Backbone, shots: Shots, weight: float) -> Callable[[Tensor], Tensor]:
@@ -38,6 +38,15 @@ class KgCoOp(ModuleMethod):
     source: ClassVar[str] = (
         "Yao et al., CVPR 2023 (arXiv 2303.13283); vit_b16_ep100_ctxv1 and weight 8.0 of "
         "scripts/run.sh of github.com/htyao89/KgCoOp"
+    )
+    traits: ClassVar[Traits] = Traits(
+        uses=Uses(constants="the words of the prompt", tuned=PUBLISHED),
+        about=About(
+            "text",
+            "CoOp's vectors, held near hand-written prompts",
+            "new classes, at a price on trained ones",
+        ),
+        reads="text",
     )
     context: str = "a photo of a"
     tokens: Size = 4

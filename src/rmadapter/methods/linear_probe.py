@@ -20,7 +20,7 @@ from rmadapter.methods.parts.tensors import shaped
 from rmadapter.metrics import temperature
 from rmadapter.settings import Count, Positive
 from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, Trained
-from rmadapter.training.traits import Traits
+from rmadapter.training.traits import HELD_OUT, About, Traits, Uses
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
@@ -40,10 +40,20 @@ class LinearProbe(Method):
     """
 
     title: ClassVar[str] = "linear probe"
-    traits: ClassVar[Traits] = Traits(without_text=True)
     source: ClassVar[str] = (
         "Radford et al., ICML 2021 (arXiv 2103.00020), appendix A.3: L-BFGS and the search of C; "
         "C without a search as in the example of openai/CLIP"
+    )
+    traits: ClassVar[Traits] = Traits(
+        uses=Uses(tuned=HELD_OUT),
+        about=About(
+            "features",
+            "a logistic regression that ignores class names",
+            "many shots, or class names that say little",
+            new_classes=False,
+        ),
+        reads="features",
+        without_text=True,
     )
     iterations: Count = 1000  # of L-BFGS, at most
     search_steps: Count = 4  # down to eight steps per decade; 0 takes C without a search

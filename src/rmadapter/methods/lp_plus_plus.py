@@ -28,7 +28,7 @@ from rmadapter.prompts import linear_logits, zero_shot_weights
 from rmadapter.settings import Positive, Size
 from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots
 from rmadapter.training.loop import Batch, minimise
-from rmadapter.training.traits import WHOLE, Recipe
+from rmadapter.training.traits import PUBLISHED, WHOLE, About, Recipe, Traits, Uses
 
 
 class Blend(nn.Module):
@@ -88,6 +88,13 @@ class LPPlusPlus(Method):
     source: ClassVar[str] = (
         "Huang et al., CVPR 2024 (arXiv 2404.02285); methods/linear_probe_p2.py and "
         "configs/base.yaml of github.com/FereshteShakeri/FewShot-CLIP-Strong-Baseline"
+    )
+    traits: ClassVar[Traits] = Traits(
+        uses=Uses(tuned=PUBLISHED),
+        about=About(
+            "features", "a linear classifier plus a share of text features", new_classes=False
+        ),
+        reads="features",
     )
     start: Positive = 250.0
     every: Size = 10

@@ -40,7 +40,7 @@ from rmadapter.settings import Count, Positive, Share
 from rmadapter.support.machine import seeded
 from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits, count
 from rmadapter.training.loop import Batch, minimise
-from rmadapter.training.traits import Recipe
+from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
 
 FIRST = 1  # block of the image encoder whose input is read
 CHUNK = 256  # prompts encoded at once: whole sentences
@@ -244,6 +244,19 @@ class LwEIB(Method):
     source: ClassVar[str] = (
         "Yang et al., IJCV 2025; configs/trainers/LwEIB/base2new.yaml of "
         "github.com/ZjjConan/VLM-LwEIB"
+    )
+    traits: ClassVar[Traits] = Traits(
+        uses=Uses(
+            extra="generated texts about each class, in a file; without it the run's prompts",
+            files=("descriptions",),
+            constants="scales, batch, rate and epochs where a model of ImageNet goes to other sets",
+            tuned=PUBLISHED,
+        ),
+        about=About(
+            "encoders",
+            "small convolutions, and texts about the classes",
+            "classes that you have texts about",
+        ),
     )
     scale: Positive = 0.025
     fast: Positive = 2.5

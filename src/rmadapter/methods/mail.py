@@ -38,7 +38,7 @@ from rmadapter.settings import Size
 from rmadapter.support.machine import seeded
 from rmadapter.training.contract import Fitted, Known, Learner, ModuleMethod, Shots, ToLogits
 from rmadapter.training.loop import Batch, minimise
-from rmadapter.training.traits import Recipe
+from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
 
 Affine: TypeAlias = tuple[Tensor, Tensor]  # a [d] and b [d]
 PLACES = ("norm", "attention", "norm2", "mlp")  # in a block, each followed by an agent layer
@@ -293,6 +293,16 @@ class MAIL(ModuleMethod):
     source: ClassVar[str] = (
         "NeurIPS 2025 (openreview.net/forum?id=rHt6tt5RNF); configs/trainers/MAILSRC_Trainer/"
         "base2new.yaml of github.com/pSGAme/MAIL-for-Classification"
+    )
+    traits: ClassVar[Traits] = Traits(
+        uses=Uses(
+            constants="the words of the prompt; on eight sets rate, rank, batch, epochs, "
+            "optimiser, crops or which projections learn",
+            tuned=PUBLISHED,
+        ),
+        about=About(
+            "encoders", "factors and shifts behind each part of both encoders, tied together"
+        ),
     )
     rank: Size = 32
     projections: bool = True

@@ -20,7 +20,7 @@ from rmadapter.settings import Size
 from rmadapter.support.machine import seeded
 from rmadapter.training.contract import Fitted, ModuleMethod, Shots
 from rmadapter.training.loop import Batch, minimise
-from rmadapter.training.traits import Recipe
+from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
 
 
 class CoupledPrompts(Prompted):
@@ -68,6 +68,14 @@ class MaPLe(ModuleMethod):
     source: ClassVar[str] = (
         "Khattak et al., CVPR 2023 (arXiv 2210.03117); vit_b16_c2_ep5_batch4_2ctx.yaml of "
         "github.com/muzairkhattak/multimodal-prompt-learning"
+    )
+    traits: ClassVar[Traits] = Traits(
+        uses=Uses(tuned=PUBLISHED),
+        about=About(
+            "encoders",
+            "prompt tokens, the image's made from the text's",
+            "studies: the reference for prompts in blocks",
+        ),
     )
     n_ctx: Size = 2
     depth: Size = 9

@@ -45,7 +45,7 @@ from rmadapter.settings import Share, Size
 from rmadapter.support.machine import seeded
 from rmadapter.training.contract import Fitted, Known, Learner, ModuleMethod, Shots, ToLogits
 from rmadapter.training.loop import Batch, minimise
-from rmadapter.training.traits import Recipe
+from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
 
 
 @dataclass(frozen=True)
@@ -250,6 +250,17 @@ class MMRL(ModuleMethod):
     projection_rank: Rank = 0
     beta: Share = 1.0
     recipe: Recipe = Recipe(optimizer="adamw", learning_rate=0.001, epochs=10, batch_size=4)
+    traits: Traits = Traits(
+        uses=Uses(
+            constants="weight of regularisation, width on EuroSAT, epochs on ImageNet",
+            tuned=PUBLISHED,
+        ),
+        about=About(
+            "blocks",
+            "tokens that both encoders share",
+            "trained classes first, but new ones must work",
+        ),
+    )
 
     def module(self, backbone: Backbone, seed: int = 1) -> Representations:
         return Representations(backbone, self, seed)
@@ -293,4 +304,11 @@ MMRL_PLUS_PLUS = MMRL(
     rank=4,
     projection_rank=64,
     beta=0.9,
+    traits=Traits(
+        uses=Uses(
+            constants="weight of regularisation, beta, epochs on ImageNet",
+            tuned=PUBLISHED,
+        ),
+        about=About("blocks", "MMRL with shared and low-rank maps"),
+    ),
 )

@@ -17,7 +17,7 @@ from rmadapter.encoders import States
 from rmadapter.methods.clap import ZeroShotProbe
 from rmadapter.methods.linear_probe import LinearProbe
 from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits
-from rmadapter.training.traits import Recipe
+from rmadapter.training.traits import HELD_OUT, About, Recipe, Traits, Uses
 
 PROBE = LinearProbe()
 
@@ -31,6 +31,11 @@ class ProbePair(Method):
     source: ClassVar[str] = (
         "of this project; product of experts: Hinton, Neural Computation 2002; probes: "
         f"{PROBE.source}; {ZeroShotProbe.source}"
+    )
+    traits: ClassVar[Traits] = Traits(
+        uses=Uses(tuned=HELD_OUT),
+        about=About("features", "both linear probes, and answers by their mean", new_classes=False),
+        reads="features",
     )
     recipe: Recipe = ZeroShotProbe().recipe
 

@@ -25,7 +25,7 @@ from rmadapter.settings import Size
 from rmadapter.support.distributed import add_up, several
 from rmadapter.training.contract import Fitted, ModuleMethod, Shots
 from rmadapter.training.loop import Batch, minimise
-from rmadapter.training.traits import Recipe
+from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
 
 
 class Aligned(Function):
@@ -70,6 +70,14 @@ class ProGrad(ModuleMethod):
     source: ClassVar[str] = (
         "Zhu et al., ICCV 2023 (arXiv 2205.14865); rn50_ep100 and "
         "scripts/base2new_train_prograd.sh of github.com/BeierZhu/Prompt-align"
+    )
+    traits: ClassVar[Traits] = Traits(
+        uses=Uses(
+            constants="the words of the prompt, strength and epochs by shots",
+            tuned=PUBLISHED,
+        ),
+        about=About("text", "CoOp's vectors, with no step against CLIP's answers"),
+        reads="text",
     )
     context: str = "a photo of a"
     tokens: Size = 16

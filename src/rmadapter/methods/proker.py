@@ -28,7 +28,7 @@ from rmadapter.methods.parts.tensors import shaped
 from rmadapter.prompts import prior_weights
 from rmadapter.settings import STRICT, option
 from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits
-from rmadapter.training.traits import Traits
+from rmadapter.training.traits import HELD_OUT, About, Traits, Uses
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
@@ -54,9 +54,19 @@ class ProKeR(Method):
     for the classes of its shots."""
 
     title: ClassVar[str] = "ProKeR"
-    traits: ClassVar[Traits] = Traits(without_text=True)
     source: ClassVar[str] = (
         "Bendou et al., CVPR 2025 (arXiv 2501.11175); trainers/proker.py of the released code"
+    )
+    traits: ClassVar[Traits] = Traits(
+        uses=Uses(constants="the grids of beta and lambda", tuned=HELD_OUT),
+        about=About(
+            "nothing",
+            "a kernel regression of what zero-shot gets wrong on the shots",
+            "an answer in a second for classes with shots",
+            new_classes=False,
+        ),
+        reads="features",
+        without_text=True,
     )
     grid: Grid = field(default_factory=Grid)
 

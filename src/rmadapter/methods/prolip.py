@@ -25,7 +25,7 @@ from rmadapter.settings import Positive
 from rmadapter.training.cache import Held
 from rmadapter.training.contract import Fitted, Known, Learner, ModuleMethod, Shots, ToLogits
 from rmadapter.training.loop import Batch, minimise
-from rmadapter.training.traits import WHOLE, Recipe
+from rmadapter.training.traits import PUBLISHED, WHOLE, About, Recipe, Traits, Uses
 
 
 class Projector(Learner):
@@ -74,6 +74,10 @@ class ProLIP(ModuleMethod):
     source: ClassVar[str] = (
         "Fahes et al., 2024 (arXiv 2410.05270); configs/experiments/base_to_new_VITB16.yaml of "
         "github.com/astra-vision/ProLIP"
+    )
+    traits: ClassVar[Traits] = Traits(
+        uses=Uses(tuned=PUBLISHED),
+        about=About("features", "the projection behind the image encoder"),
     )
     strength: Positive = 1.0
     recipe: Recipe = Recipe(

@@ -36,7 +36,7 @@ from rmadapter.training.cache import Cache
 from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits, count
 from rmadapter.training.loop import Batch, key_of, minimise
 from rmadapter.training.shots import Unfinished
-from rmadapter.training.traits import Recipe, Traits
+from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
 
 FIRST = 1  # block of both image encoders whose input is read
 STUDENT, TEACHER, CLASSES, DIGEST = "student.", "teacher.", "classes", "digest"  # of tensors
@@ -97,9 +97,23 @@ class PromptKD(Method):
         "scripts/promptkd/base2new_train.sh of github.com/zhengli97/PromptKD"
     )
     traits: ClassVar[Traits] = Traits(
+        uses=Uses(
+            track="teacher",
+            extra="all train images without labels, 20 general templates",
+            teacher="PromptSRC, fitted to the same shots, on another backbone where one is named",
+            backbones=("teacher",),
+            constants="weight of the loss",
+            tuned=PUBLISHED,
+            on_test="the epoch (authors' code), here the last",
+        ),
         unlabelled=True,
         whole_batches=True,  # for its batch norm
         in_epochs=("teaching",),
+        about=About(
+            "encoders",
+            "a student's prompts that copy a teacher's answers",
+            "many images without labels",
+        ),
     )
     teacher: str = ""
     teaching: Size = 20

@@ -34,7 +34,7 @@ from rmadapter.settings import Size
 from rmadapter.task import check_templates
 from rmadapter.training.contract import Fitted, ModuleMethod, Shots
 from rmadapter.training.loop import Batch, minimise
-from rmadapter.training.traits import Recipe, Traits
+from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
 
 # Our own list; the released code averages 60 templates of CLIP's ImageNet ensemble. Both mix
 # medium, quality and size.
@@ -130,7 +130,15 @@ class PromptSRC(ModuleMethod):
         "Khattak et al., ICCV 2023 (arXiv 2307.06948); vit_b16_c2_ep20_batch4_4+4ctx.yaml of "
         "github.com/muzairkhattak/PromptSRC, with templates of our own"
     )
-    traits: ClassVar[Traits] = Traits(in_epochs=("mean", "std"))
+    traits: ClassVar[Traits] = Traits(
+        uses=Uses(extra="20 general templates", tuned=PUBLISHED),
+        in_epochs=("mean", "std"),
+        about=About(
+            "encoders",
+            "separate prompt tokens, held near CLIP",
+            "new classes, when training time does not matter",
+        ),
+    )
     n_text: Size = 4
     n_image: Size = 4
     depth: Size = 9

@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Literal, cast
 from rmadapter.errors import UserError, did_you_mean, quoted
 from rmadapter.settings import configured, settings_of
 from rmadapter.support.files import JsonObject, user_path
-from rmadapter.task import FEATURES_ALONE, TEXT_TOO
 
 if TYPE_CHECKING:
-    from rmadapter.training.contract import Method
+    from rmadapter.backbones import Backbone
+    from rmadapter.training.contract import Choices, Method
+    from rmadapter.training.traits import Traits
 
 METHODS: dict[str, str] = {
     "zero-shot": "zero_shot:ZeroShot",
@@ -80,9 +81,6 @@ METHODS: dict[str, str] = {
     "rmadapter-plain": "rmadapter:PLAIN",
     "rmadapter-plus": "rmadapter_plus:RMAdapterPlus",
 }
-# Methods that read only image features, and so can reuse those computed along with another method's
-# tokens.
-ON_FEATURES = (*FEATURES_ALONE, *TEXT_TOO)
 DEFAULT = "rmadapter"  # of the paper's experiments: `bench` and `tune`
 AUTO = "auto"
 FOR_NEW_CLASSES = "rmadapter-plus"
@@ -270,6 +268,44 @@ def _as_method(kind: type) -> type[Method]:
     traits = Traits(**{name: getattr(kind, name) for name in known if hasattr(kind, name)})
     body = {"traits": getattr(kind, "traits", traits), "__module__": kind.__module__}
     return cast("type[Method]", ABCMeta(kind.__name__, (kind, Method), body))
+
+
+# What a method says about itself
+
+
+@cache
+def traits_of(name: str) -> Traits:
+    """Return the traits of a method with its published settings."""
+    return load_method(name, choosing=True).traits
+
+
+def check_text(method: Method, backbone: Backbone) -> None:
+    """Raise UserError for a method that needs a text encoder on a backbone that has none."""
+    if not method.traits.without_text:
+        need_text(backbone, method.title)
+
+
+def need_text(backbone: Backbone, what: str) -> None:
+    """Raise UserError for a backbone without a text encoder; it names the methods that need none.
+
+    Args:
+        backbone: Backbone to use.
+        what: What needs a text encoder.
+    """
+    if not backbone.has_text:
+        backbone.with_text(what, [name for name in METHODS if traits_of(name).without_text])
+
+
+def usable(choices: Choices, backbone: Backbone) -> Choices:
+    """Return the choices that work on a backbone. Raises UserError if there are none."""
+    methods = {
+        name: method
+        for name, method in choices.methods.items()
+        if backbone.has_text or method.traits.without_text
+    }
+    if not methods:
+        need_text(backbone, "every candidate")
+    return choices._replace(methods=methods)
 
 
 # Effort

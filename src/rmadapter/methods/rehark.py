@@ -28,6 +28,7 @@ from rmadapter.methods.parts.tensors import shaped
 from rmadapter.prompts import zero_shot_weights
 from rmadapter.settings import STRICT, Count, option
 from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits
+from rmadapter.training.traits import HELD_OUT, About, Traits, Uses
 
 # Where the released code draws the numbers from; `penalty` on a logarithmic scale.
 RANGES = {
@@ -65,6 +66,21 @@ class ReHARK(Method):
     title: ClassVar[str] = "ReHARK"
     source: ClassVar[str] = (
         "Islam, 2026 (arXiv 2603.11542); trainers/rehark.py of github.com/Jahid12012021/ReHARK"
+    )
+    traits: ClassVar[Traits] = Traits(
+        uses=Uses(
+            constants="the numbers, searched on validation images",
+            tuned=HELD_OUT,
+            on_test="the numbers for ImageNet (authors' code), here searched on held-out shots",
+        ),
+        about=About(
+            "nothing",
+            "two kernels of what prompts and class means get wrong on the shots",
+            "an answer at once for classes with shots",
+            new_classes=False,
+        ),
+        reads="features",
+        left_out="texts of a language model, and mean and spread of all test images",
     )
     numbers: Numbers = field(default_factory=Numbers)
     trials: Count = 100

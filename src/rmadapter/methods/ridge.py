@@ -35,7 +35,7 @@ from rmadapter.training.contract import (
     Shots,
     Trained,
 )
-from rmadapter.training.traits import Traits
+from rmadapter.training.traits import About, Traits, Uses
 
 HEAD = "head"
 
@@ -47,7 +47,19 @@ class Ridge(Method):
 
     title: ClassVar[str] = "ridge regression beside zero-shot"
     source: ClassVar[str] = "of this project: RMAdapter+ without adapters"
-    traits: ClassVar[Traits] = Traits(without_text=True)
+    traits: ClassVar[Traits] = Traits(
+        uses=Uses(
+            extra="7 general templates",
+            tuned="this project's choosing sets (docs/studies/plus.md)",
+        ),
+        about=About(
+            "features",
+            "a closed-form regression of the shots added to zero-shot answers",
+            "an answer at once that also knows new classes by name",
+        ),
+        reads="features",
+        without_text=True,
+    )
     head: float = 2.0
     penalty: Positive = 1.0
     general: tuple[str, ...] = SEVEN

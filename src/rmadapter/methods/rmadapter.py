@@ -24,7 +24,7 @@ from rmadapter.prompts import Cosines, prompts_each, tokenize
 from rmadapter.settings import AdapterSettings, LossSettings
 from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits
 from rmadapter.training.loop import Batch, minimise
-from rmadapter.training.traits import Recipe
+from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
 
 ADAMW = Recipe(
     optimizer="adamw",
@@ -50,6 +50,7 @@ class RMAdapter(Method):
         recipe: Optimiser and its schedule.
         forward: "lean" computes nothing twice, "reference" uses the backbone's own forward pass;
             both give the same loss.
+        traits: What it says about itself.
 
     Example:
         >>> from rmadapter import AdapterSettings, RMAdapter, load_backbone
@@ -66,6 +67,15 @@ class RMAdapter(Method):
     loss: LossSettings = field(default_factory=LossSettings)
     recipe: Recipe = ADAMW
     forward: Literal["lean", "reference"] = "lean"
+    traits: Traits = Traits(
+        uses=Uses(tuned="this project's choosing sets (docs/studies/defaults.md)"),
+        about=About(
+            "blocks",
+            "adapters with reconstruction and a pull to CLIP",
+            "trained and new classes, as in the paper",
+        ),
+        own_reading="from the paper, as no code was released, with settings of this project",
+    )
 
     def model(self, backbone: Backbone, seed: int = 1) -> AdaptedCLIP:
         """Return a backbone with untrained adapters.
@@ -165,6 +175,14 @@ MMA = RMAdapter(
         schedule="epoch",
         warmup_epochs=0,
     ),
+    traits=Traits(
+        uses=Uses(constants="batch, on ImageNet", tuned=PUBLISHED),
+        about=About(
+            "blocks",
+            "adapters beside blocks, tied across encoders",
+            "trained classes, with nothing to preserve",
+        ),
+    ),
 )
 # RMAdapter, following MMA (optimisation) and PromptSRC (consistency) as its paper says. MMA's norm
 # is not in its
@@ -176,6 +194,13 @@ PAPER = RMAdapter(
     AdapterSettings(norm="block", init="kaiming", alpha=0.001, decouple_scale=True),
     LossSettings(1.0, 1.0, lambda_image_con=10.0, lambda_text_con=25.0, consistency_unit="feature"),
     MMA.recipe,
+    traits=Traits(
+        uses=Uses(tuned="as MMA and PromptSRC published"),
+        about=About(
+            "blocks", "RMAdapter, optimised as its paper suggests", "comparisons with the paper"
+        ),
+        own_reading="from the paper, as no code was released, with settings of MMA and PromptSRC",
+    ),
 )
 # Controls: how much of a difference comes from the adapters rather than the losses, and how much
 # from optimisation.
@@ -184,6 +209,10 @@ PLAIN = RMAdapter(
     "Lin et al., AAAI-26, without reconstruction and consistency; optimised with the defaults of "
     "this package",
     loss=MMA.loss,
+    traits=Traits(
+        uses=Uses(tuned="this project's choosing sets (docs/studies/defaults.md)"),
+        about=About("blocks", "RMAdapter's adapters without its two losses", "studies: a control"),
+    ),
 )
 MMA_ADAMW = RMAdapter(
     "MMA, trained as RMAdapter",
@@ -191,4 +220,8 @@ MMA_ADAMW = RMAdapter(
     AdapterSettings(norm="block", cross_modal=True, activation="relu"),
     MMA.loss,
     ADAMW,
+    traits=Traits(
+        uses=Uses(tuned="this project's choosing sets (docs/studies/defaults.md)"),
+        about=About("blocks", "MMA with RMAdapter's optimiser", "studies: a control"),
+    ),
 )

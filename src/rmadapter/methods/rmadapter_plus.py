@@ -29,7 +29,7 @@ from rmadapter.prompts import zero_shot_weights
 from rmadapter.settings import AdapterSettings, LossSettings, Positive, Share
 from rmadapter.task import check_templates
 from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits
-from rmadapter.training.traits import Recipe
+from rmadapter.training.traits import About, Expected, Recipe, Traits, Uses
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,18 @@ class RMAdapterPlus(Method):
     penalty: Positive = 1.0
     keep: Share = 0.4
     general: tuple[str, ...] = SEVEN
+    traits: Traits = Traits(
+        uses=Uses(
+            extra="7 general templates",
+            tuned="this project's choosing sets (docs/studies/plus.md)",
+        ),
+        about=About(
+            "blocks",
+            "RMAdapter's adapters and a regression of the shots",
+            "trained and new classes; the default of `--half`",
+        ),
+        expected=Expected(3.0, 0.4),
+    )
 
     def __post_init__(self) -> None:
         if self.general:

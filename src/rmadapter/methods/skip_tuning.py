@@ -37,7 +37,7 @@ from rmadapter.prompts import (
 from rmadapter.settings import Positive, Share
 from rmadapter.training.contract import Fitted, Known, Learner, ModuleMethod, Shots, ToLogits
 from rmadapter.training.loop import Batch, minimise
-from rmadapter.training.traits import Recipe
+from rmadapter.training.traits import About, Recipe, Traits, Uses
 
 
 class Prompts:
@@ -141,6 +141,12 @@ class SkipTuning(ModuleMethod):
     source: ClassVar[str] = (
         "Wu et al., CVPR 2025 (arXiv 2412.11509); what it leaves open is listed in "
         "docs/reference/methods.md"
+    )
+    traits: ClassVar[Traits] = Traits(
+        uses=Uses(tuned="as published where that is known to us, the rest by nothing"),
+        about=About("blocks", "the upper blocks themselves"),
+        own_reading="from the abstract and notes on the paper, with optimiser, rate, epochs "
+        "and weight decay of this project",
     )
     skipped: Share = 0.75
     ratio: Annotated[float, Field(gt=0, le=1)] = 0.05

@@ -30,7 +30,7 @@ from rmadapter.methods.parts.tensors import shaped
 from rmadapter.prompts import Cosines, cosine_logits, untouched, zero_shot_weights
 from rmadapter.settings import Positive, Size
 from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, Trained
-from rmadapter.training.traits import Traits
+from rmadapter.training.traits import PUBLISHED, About, Traits, Uses
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,15 @@ class SSText(Method):
     source: ClassVar[str] = (
         "Silva-Rodriguez et al., MICCAI 2025 (arXiv 2506.17500); solvers/sstext.py of "
         "github.com/jusiro/SS-Text"
+    )
+    traits: ClassVar[Traits] = Traits(
+        uses=Uses(tuned=PUBLISHED),
+        about=About(
+            "nothing",
+            "sums of the shots' features, with the prompt as one more",
+            "an answer at once, without choosing anything",
+        ),
+        reads="features",
     )
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
@@ -73,6 +82,15 @@ class SSTextPlus(SSText):
     code runs by default."""
 
     title: ClassVar[str] = "SS-Text+"
+    traits: ClassVar[Traits] = Traits(
+        uses=Uses(tuned=PUBLISHED),
+        about=About(
+            "nothing",
+            "sums of the shots' features, weighed by their number and moved apart",
+            "classes with very different numbers of images",
+        ),
+        reads="features",
+    )
 
     def weights(self, backbone: Backbone, shots: Shots) -> Tensor:
         prompts = zero_shot_weights(backbone, shots.classes, shots.templates)
@@ -95,7 +113,20 @@ class SSTextU(SSText):
         "Silva-Rodriguez and Konukoglu, 2026 (arXiv 2603.02959); libs/solvers/sstextu.py of "
         "github.com/jusiro/SS-Text-U"
     )
-    traits: ClassVar[Traits] = Traits(unlabelled=True)
+    traits: ClassVar[Traits] = Traits(
+        uses=Uses(
+            track="extra data",
+            extra="all train images without labels, and the names of all classes",
+            tuned=PUBLISHED,
+        ),
+        unlabelled=True,
+        about=About(
+            "nothing",
+            "sums of features of the shots and of images without labels",
+            "few labels and many images without",
+        ),
+        reads="features",
+    )
     rounds: Size = 3
     sinkhorn: Size = 10
     rare: Positive = 4.0

@@ -30,6 +30,7 @@ from rmadapter.methods.parts.features import unit
 from rmadapter.prompts import cosine_logits, zero_shot_weights
 from rmadapter.settings import Positive, Size
 from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits, Trained
+from rmadapter.training.traits import PUBLISHED, About, Traits, Uses
 
 STEPS = 5  # of the shares, between two steps of means and variances
 SMOOTH = 50.0  # divisor of the log-densities
@@ -48,6 +49,20 @@ class StatA(Method):
     source: ClassVar[str] = (
         "Zanella et al., CVPR 2025 (arXiv 2501.03729); solvers/StatA.py and main.py of "
         "github.com/MaxZanella/StatA"
+    )
+    traits: ClassVar[Traits] = Traits(
+        uses=Uses(
+            track="test time",
+            constants="the words of the prompt",
+            test_time="features of the other images of a batch, in a random order",
+            tuned=PUBLISHED,
+        ),
+        about=About(
+            "nothing",
+            "zero-shot whose classes move towards a batch of images",
+            "many unlabelled images asked about at once",
+        ),
+        reads="features",
     )
     anchor: Positive = 1.0
     strength: Annotated[float, Field(ge=0)] = 1.0

@@ -25,7 +25,7 @@ from rmadapter.prompts import zero_shot_weights
 from rmadapter.settings import Size
 from rmadapter.support.machine import seeded
 from rmadapter.training.contract import Fitted, ModuleMethod, Shots
-from rmadapter.training.traits import Recipe
+from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
 
 
 class ClassAware(ContextLearner):
@@ -90,6 +90,13 @@ class TCP(ModuleMethod):
     source: ClassVar[str] = (
         "Yao et al., CVPR 2024 (arXiv 2311.18231); vit_b16_ep100_ctxv1, scripts/base2new_train.sh "
         "and Adam's eps of the README of github.com/htyao89/Textual-based_Class-aware_prompt_tuning"
+    )
+    traits: ClassVar[Traits] = Traits(
+        uses=Uses(constants="the words of the prompt, the epoch tested", tuned=PUBLISHED),
+        about=About(
+            "text", "KgCoOp's vectors, made from each class's name", "trained and new classes alike"
+        ),
+        reads="text",
     )
     context: str = ""
     tokens: Size = 4

@@ -26,6 +26,7 @@ from rmadapter.methods.parts.features import unit
 from rmadapter.prompts import cosine_logits, zero_shot_weights
 from rmadapter.settings import Positive, Share, Size
 from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits, Trained
+from rmadapter.training.traits import About, Traits, Uses
 
 
 class Memory:
@@ -66,6 +67,20 @@ class TDA(Method):
     source: ClassVar[str] = (
         "Karmanov et al., CVPR 2024 (arXiv 2403.18293); "
         "tda_runner.py and configs/imagenet.yaml of github.com/kdiAAA/TDA"
+    )
+    traits: ClassVar[Traits] = Traits(
+        uses=Uses(
+            track="test time",
+            constants="alpha and beta, the words of the prompts",
+            test_time="features of the test images before, in a random order",
+            tuned="as published for ImageNet",
+        ),
+        about=About(
+            "nothing",
+            "zero-shot that remembers test images in their order",
+            "many unlabelled images asked about at once",
+        ),
+        reads="features",
     )
     alpha: Annotated[float, Field(ge=0)] = 2.0
     beta: Positive = 5.0

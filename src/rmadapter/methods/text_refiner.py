@@ -40,7 +40,7 @@ from rmadapter.training.contract import (
     count,
 )
 from rmadapter.training.loop import Batch, minimise
-from rmadapter.training.traits import Recipe
+from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
 
 
 class Refiner(Learner):
@@ -156,6 +156,10 @@ class TextRefiner(ModuleMethod):
     source: ClassVar[str] = (
         "Xie et al., AAAI 2025 (arXiv 2412.08176); vit_b16_ep10_ctxv1 and the defaults of train.py "
         "of github.com/xjjxmu/TextRefiner"
+    )
+    traits: ClassVar[Traits] = Traits(
+        uses=Uses(constants="the rate, by files that name no set", tuned=PUBLISHED),
+        about=About("text", "CoOp's vectors, refined by image tokens"),
     )
     context: str = "a photo of a"
     tokens: Size = 4

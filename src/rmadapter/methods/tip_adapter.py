@@ -35,12 +35,13 @@ from rmadapter.training.contract import (
     Trained,
 )
 from rmadapter.training.loop import Batch, minimise
-from rmadapter.training.traits import Recipe
+from rmadapter.training.traits import HELD_OUT, About, Recipe, Traits, Uses
 
 PAPER = (
     "Zhang et al., ECCV 2022 (arXiv 2207.09519); configs/imagenet.yaml of "
     "github.com/gaopengcuhk/Tip-Adapter"
 )
+ON_TEST = "alpha and beta for ImageNet (authors' main_imagenet.py), here searched on held-out shots"
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
@@ -66,6 +67,20 @@ class TipAdapter(Method):
 
     title: ClassVar[str] = "Tip-Adapter"
     source: ClassVar[str] = PAPER
+    traits: ClassVar[Traits] = Traits(
+        uses=Uses(
+            constants="alpha and the grids of alpha and beta",
+            tuned=HELD_OUT,
+            on_test=ON_TEST,
+        ),
+        about=About(
+            "nothing",
+            "similar shots add to zero-shot answers",
+            "machines that cannot train at all",
+            new_classes=False,
+        ),
+        reads="features",
+    )
     grid: Search = field(default_factory=Search)
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
@@ -89,6 +104,20 @@ class TipAdapterF(Method):
 
     title: ClassVar[str] = "Tip-Adapter-F"
     source: ClassVar[str] = PAPER
+    traits: ClassVar[Traits] = Traits(
+        uses=Uses(
+            constants="alpha, the grids of alpha and beta, epochs on EuroSAT",
+            tuned=HELD_OUT,
+            on_test=f"{ON_TEST}; the epoch (their main.py, issue 11), here the last",
+        ),
+        about=About(
+            "features",
+            "Tip-Adapter's stored features of the shots",
+            "few classes: its size grows with shots and classes",
+            new_classes=False,
+        ),
+        reads="features",
+    )
     grid: Search = field(default_factory=Search)
     recipe: Recipe = Recipe(
         optimizer="adamw", learning_rate=1e-3, weight_decay=0.01, eps=1e-4, epochs=20,

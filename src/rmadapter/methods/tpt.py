@@ -26,6 +26,7 @@ from rmadapter.methods.parts.learned_prompts import encoder_of, init_words
 from rmadapter.prompts import cosine_logits
 from rmadapter.settings import Positive, Share
 from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits, Trained
+from rmadapter.training.traits import PUBLISHED, About, Traits, Uses
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,20 @@ class TPT(Method):
     source: ClassVar[str] = (
         "Shu et al., NeurIPS 2022 (arXiv 2209.07511); tpt_classification.py and "
         "scripts/test_tpt.sh of github.com/azshue/TPT, with the crops of ImageNet and its variants"
+    )
+    traits: ClassVar[Traits] = Traits(
+        uses=Uses(
+            track="test time",
+            test_time="none: the prompt takes a step by crops of each image alone, and forgets it",
+            tuned=PUBLISHED,
+        ),
+        about=About(
+            "nothing",
+            "zero-shot whose prompt takes a step for each image, by 64 crops of it",
+            "studies of single images: each takes 64 passes of the image encoder",
+        ),
+        reads="text",
+        left_out="AugMix of the crops, on sets other than ImageNet and its variants",
     )
     views: Annotated[int, Field(ge=2, le=4096)] = 64
     share: Share = 0.1

@@ -24,7 +24,7 @@ from rmadapter.methods.parts.features import FixedFeatures
 from rmadapter.prompts import CHUNK, Cosines, cosine_logits, learnt_weights, prompts_each, tokenize
 from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits, count
 from rmadapter.training.loop import Batch, minimise
-from rmadapter.training.traits import Recipe
+from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
 
 FIRST = 1  # block of the image encoder whose input is read; nothing before it is trained
 
@@ -108,6 +108,10 @@ class TwoStages(Method):
     source: ClassVar[str] = (
         "Farina et al., CVPR 2025 (arXiv 2503.11609); defaults of "
         "github.com/FarinaMatteo/rethinking_fewshot_vlms"
+    )
+    traits: ClassVar[Traits] = Traits(
+        uses=Uses(tuned=PUBLISHED),
+        about=About("encoders", "LayerNorms, and then the class features"),
     )
     recipe: Recipe = Recipe(
         optimizer="adamw", learning_rate=2e-4, weight_decay=0.01, iterations=300, batch_size=32,

@@ -11,6 +11,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.prompts import Cosines, untouched, zero_shot_weights
 from rmadapter.task import check_templates
 from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, Trained
+from rmadapter.training.traits import About, Traits, Uses
 
 PAPER = "Radford et al., ICML 2021 (arXiv 2103.00020)"
 # The templates that CLIP's authors chose for ImageNet.
@@ -33,6 +34,15 @@ class ZeroShot(Method):
     title: str = "zero-shot CLIP"
     source: str = PAPER
     templates: tuple[str, ...] = ()
+    traits: Traits = Traits(
+        uses=Uses(tuned="nothing"),
+        about=About(
+            "nothing",
+            "an image goes to the class with the nearest prompt",
+            "tasks without labelled images",
+        ),
+        reads="features",
+    )
 
     def __post_init__(self) -> None:
         if self.templates:
@@ -58,4 +68,13 @@ ENSEMBLE = ZeroShot(
     f"{PAPER}; templates of notebooks/Prompt_Engineering_for_ImageNet.ipynb in openai/CLIP, "
     "whatever the data",
     SEVEN,
+    traits=Traits(
+        uses=Uses(extra="7 general templates", tuned="ImageNet, by CLIP's authors"),
+        about=About(
+            "nothing",
+            "zero-shot with seven general templates",
+            "tasks without labels or a template of your own",
+        ),
+        reads="features",
+    ),
 )

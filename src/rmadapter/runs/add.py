@@ -22,7 +22,7 @@ from rmadapter.data.names import beside_splits, classnames_json, key, nfc, promp
 from rmadapter.data.read import ImageSet, image_errors, read_images
 from rmadapter.data.taxonomies import with_parents
 from rmadapter.errors import UserError
-from rmadapter.methods import FOR_NEW_CLASSES
+from rmadapter.methods import FOR_NEW_CLASSES, need_text
 from rmadapter.methods.uses import backbones_in
 from rmadapter.runs.fit import fit
 from rmadapter.runs.lab import Lab
@@ -40,7 +40,7 @@ def add_names(saved: Saved, names: Sequence[str], out: Path) -> tuple[str, ...]:
     Raises UserError for a name that it already has or that is a parent in its taxonomy, for a
     method that cannot take classes by name, and if `out` already holds a model.
     """
-    saved.fitted.backbone.with_text()
+    need_text(saved.fitted.backbone, "a class without images")
     labels = [
         label if isinstance(label, str) else name
         for label, name in zip(saved.labels, saved.names, strict=True)

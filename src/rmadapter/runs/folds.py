@@ -31,7 +31,7 @@ from rmadapter.data.duplicates import groups
 from rmadapter.data.fewshot import FewShot, half
 from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError
-from rmadapter.methods.uses import cost_of
+from rmadapter.methods import check_text, usable
 from rmadapter.runs.evaluate import predict_all
 from rmadapter.runs.features import class_means, distances, features_of, image_features
 from rmadapter.runs.lab import Lab
@@ -40,25 +40,15 @@ from rmadapter.support.files import read_json, write_json, write_tensors
 from rmadapter.support.terminal import note
 from rmadapter.task import Task
 from rmadapter.training.cache import Cache
-from rmadapter.training.contract import (
-    Choices,
-    Fitted,
-    Method,
-    NotApplicable,
-    check_text,
-    usable,
-)
+from rmadapter.training.contract import Choices, Fitted, Method, NotApplicable
 from rmadapter.training.shots import Callback, Figures
-from rmadapter.training.traits import COSTS, Cost
+from rmadapter.training.traits import COSTS, Cost, Expected
 
 FOLDS = 4  # divides 4, 8 and 16 shots per class evenly
 CHEAP: tuple[Cost, ...] = ("nothing", "features")  # to train: judged on all folds
 ERRORS = 2  # standard errors; by chance alone, one of several candidates is often ahead by one
 
 
-# Expected temperature and standard deviation of its logarithm; RMAdapter+ has its own
-# (docs/studies/choice.md).
-EXPECTED, EXPECTED_OF = (1.5, 0.5), {"rmadapter-plus": (3.0, 0.4)}
 FIRST_STEPS = 5  # by which the pace of a training is known
 MOST = 20.0  # the highest temperature, and one over the lowest
 
@@ -247,12 +237,12 @@ class Folds:
         """
         if not self.parts:
             return None
-        whole = whole or _is_cheap(name, method)
+        whole = whole or _is_cheap(method)
         count = len(self) if whole else self.answered(method, name)
         if not count:
-            return EXPECTED_OF.get(name, EXPECTED)[0]
+            return method.traits.expected.temperature
         table = self.answers(method, name, count=count).table
-        return fitted_temperature(table, self.judged.labels[: len(table)], name)
+        return fitted_temperature(table, self.judged.labels[: len(table)], method.traits.expected)
 
     def tempered(self, method: Method, name: str, temperature: float) -> HeldOutAnswers | None:
         """Return the answers of a method on the folds that it has answered, calibrated; None if
@@ -337,11 +327,10 @@ def split(
     return parts if len(parts) > 1 else []
 
 
-def fitted_temperature(table: np.ndarray, labels: ArrayLike, name: str) -> float:
+def fitted_temperature(table: np.ndarray, labels: ArrayLike, expected: Expected) -> float:
     """Return the temperature that suits answers [N, C] on held-out images and what is expected of
-    the method of this name."""
-    expected, spread = EXPECTED_OF.get(name, EXPECTED)
-    return metrics.temperature(table, labels, MOST, expected, spread)
+    their method."""
+    return metrics.temperature(table, labels, MOST, *expected)
 
 
 # Choosing a method
@@ -383,7 +372,7 @@ def choose(folds: Folds, choices: Choices) -> Choice:
     deadline = time.monotonic() + 60 * minutes
     hits: dict[str, np.ndarray] = {}
     rows = {name: Candidate(name=name, title=method.title) for name, method in methods.items()}
-    order = sorted(methods, key=lambda name: [*COSTS].index(cost_of(name, methods[name])))
+    order = sorted(methods, key=lambda name: [*COSTS].index(methods[name].traits.cost))
     for place, name in enumerate(order, 1):
         note(f"auto: {name} ({place} of {len(methods)})")
         try:
@@ -424,7 +413,7 @@ def _judge(
     """Return which images a candidate is right about, and its seconds. others: the same of those
     before."""
     labels, method = np.array(folds.judged.labels), methods[name]
-    first = len(folds) if _is_cheap(name, method) else 1
+    first = len(folds) if _is_cheap(method) else 1
     for count in range(first, len(folds) + 1):
         answers = folds.answers(method, name, deadline=deadline, count=count)
         right = answers.table.argmax(1) == labels[: len(answers.table)]
@@ -433,9 +422,9 @@ def _judge(
     return right, answers.seconds
 
 
-def _is_cheap(name: str, method: Method) -> bool:
+def _is_cheap(method: Method) -> bool:
     """Return whether a method is judged on all folds: it trains and answers in little time."""
-    return cost_of(name, method) in CHEAP and not method.test_views
+    return method.traits.cost in CHEAP and not method.test_views
 
 
 def _settled(

@@ -32,6 +32,7 @@ from rmadapter.support.files import user_path
 from rmadapter.task import Task
 from rmadapter.training.cache import Cache
 from rmadapter.training.contract import Fitted, Method
+from rmadapter.training.traits import Expected
 
 ZERO_SHOT = "zero-shot"
 BASELINES = {"linear-probe": LinearProbe()}  # by the name that --method takes
@@ -169,20 +170,20 @@ def cross_validated(folds: Folds, method: Method, name: str) -> Evaluation:
         title: folds.answers(other, title, baseline=True).table
         for title, other in BASELINES.items()
     }
-    table = calibrated(answers.table, folds, name)
+    table = calibrated(answers.table, folds, method.traits.expected)
     title = "cross-validated, all classes"
     return Evaluation(title, folds.judged, table, untouched, beside=others)
 
 
-def calibrated(table: np.ndarray, folds: Folds, name: str) -> np.ndarray:
+def calibrated(table: np.ndarray, folds: Folds, expected: Expected) -> np.ndarray:
     """Return probabilities [M, C] over the folds, each fold at the temperature that suits the
-    others best. name: of the method."""
+    others best and what is expected of the method."""
     labels = np.array(folds.judged.labels)
     result: np.ndarray = table.copy()
     which = np.repeat(np.arange(len(folds)), [len(part) for part in folds.parts])
     for number in range(len(folds)):
         held_out = which == number
-        best = fitted_temperature(table[~held_out], labels[~held_out], name)
+        best = fitted_temperature(table[~held_out], labels[~held_out], expected)
         result[held_out] = metrics.tempered(table[held_out], best)
     return result
 

@@ -17,7 +17,7 @@ from rmadapter.backbones.load import identity_of, is_published
 from rmadapter.data.fewshot import FewShot, half, order_digest, split_digest
 from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError, quoted
-from rmadapter.methods import METHODS, published_settings
+from rmadapter.methods import METHODS, check_text, published_settings
 from rmadapter.methods.uses import named_sums
 from rmadapter.runs.evaluate import evaluate
 from rmadapter.runs.lab import Lab, Sets
@@ -26,7 +26,7 @@ from rmadapter.support.files import own_name
 from rmadapter.support.machine import all_seeded, describe, peak, reset_peak, versions
 from rmadapter.task import SHARED_GROUPS, Task
 from rmadapter.training.cache import Cache
-from rmadapter.training.contract import Fitted, Method, Shots, check_text
+from rmadapter.training.contract import Fitted, Method, Shots
 from rmadapter.training.shots import Callback, Unfinished
 
 
@@ -219,11 +219,16 @@ def describe_run(
     """Build the record of a finished or failed run. few: the shots, if they were drawn."""
     backbone = lab.backbone(task.backbone)
     settings = json.loads(json.dumps(settings_of(method)))
+    ours = name in METHODS  # whose code says the rest
     described = MethodName(
-        name=name, title=method.title, source=method.source, settings=settings,
-        uses=method.traits.uses, sums=tuple(named_sums(name, settings)) if few else (),
-        published={} if name in METHODS else published_settings(name),
-    )  # fmt: skip
+        name=name,
+        title=method.title,
+        source=method.source,
+        settings=settings,
+        uses=None if ours else method.traits.uses,
+        sums=tuple(named_sums(name, settings)) if few else (),
+        published={} if ours else published_settings(name),
+    )
     return Record(
         format=FORMAT,
         task=task,

@@ -275,7 +275,10 @@ class Method(ABC):
         16
     """
 
-    traits: ClassVar[Traits] = Traits()
+    @property
+    def traits(self) -> Traits:
+        """Return what it says about itself."""
+        return Traits()
 
     @property
     @abstractmethod
@@ -346,24 +349,6 @@ class Method(ABC):
             labels: Labels of the shots.
         """
         return None
-
-
-def check_text(method: Method, backbone: Backbone) -> None:
-    """Raise UserError for a method that needs a text encoder on a backbone that has none."""
-    if not method.traits.without_text:
-        backbone.with_text(method.title)
-
-
-def usable(choices: Choices, backbone: Backbone) -> Choices:
-    """Return the choices that work on a backbone. Raises UserError if there are none."""
-    methods = {
-        name: method
-        for name, method in choices.methods.items()
-        if backbone.has_text or method.traits.without_text
-    }
-    if not methods:
-        backbone.with_text("every candidate")
-    return choices._replace(methods=methods)
 
 
 @torch.no_grad()

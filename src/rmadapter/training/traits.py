@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, get_args
 
 import pydantic.dataclasses
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 Track = Literal["ranked", "extra data", "teacher", "test time"]
 TRACKS: tuple[Track, ...] = get_args(Track)
+UNKNOWN = "not stated"  # track of methods that do not say what they use: shown, not ranked
+# What settings were chosen on, as `Uses.tuned` says it.
+PUBLISHED = "as published"
+HELD_OUT = "held-out shots, in every fit"
 
 WHOLE = 1_000_000  # batch size that means all images
 RESTART = 0.6  # share of the epochs after which the schedule `twice` starts again, as in 2SFS
@@ -108,9 +112,11 @@ COSTS: Mapping[Cost, str] = {
 class About:
     """What a user must know to choose a method, in plain words.
 
-    cost: what a training step runs through. trains: what is trained, or what answers where nothing
-    is. prefer: for what, after "For". new_classes: whether a model can be asked about classes that
-    it was not trained on.
+    Args:
+        cost: What a training step runs through.
+        trains: What is trained, or what answers where nothing is.
+        prefer: What to prefer it for; follows "For".
+        new_classes: Whether a model can be asked about classes that it was not trained on.
     """
 
     cost: Cost
@@ -119,9 +125,29 @@ class About:
     new_classes: bool = True
 
 
+Reads = Literal["features", "text", "tokens"]
+READS: Mapping[Reads, str] = {
+    "features": "Features of both encoders: works on every backbone",
+    "text": "Features of images, and the blocks of a text encoder",
+    "tokens": "Tokens inside the image encoder, and its blocks",
+}
+
+
+class Expected(NamedTuple):
+    """The temperature that calibrates most models of a method.
+
+    Attributes:
+        temperature: Median over models.
+        deviation: Standard deviation of its logarithm.
+    """
+
+    temperature: float = 1.5
+    deviation: float = 0.5
+
+
 @dataclass(frozen=True)
 class Traits:
-    """Facts about a method's class, whatever its settings.
+    """Facts about a method, whatever its settings.
 
     Args:
         uses: What it uses beyond the shots; None if a method from outside does not say.
@@ -129,8 +155,13 @@ class Traits:
         whole_batches: Whether its loss depends on a whole batch, which several processes must not
             split.
         in_epochs: Fields outside `recipe` that count epochs, which `--effort` scales.
-        about: Description of a method from outside, for `rmadapter methods`.
+        about: Description for `rmadapter methods`.
+        reads: What it reads of a backbone: features, also blocks of the text encoder, or tokens
+            inside the image encoder.
         without_text: Whether it works on a backbone without a text encoder.
+        expected: Temperature that its answers are expected to need.
+        own_reading: What it was written from, where that is not the authors' code.
+        left_out: Parts of the authors' code that it leaves out.
 
     Example:
         >>> from rmadapter import load_method
@@ -143,7 +174,16 @@ class Traits:
     whole_batches: bool = False
     in_epochs: tuple[str, ...] = ()
     about: About | None = None
+    reads: Reads = "tokens"
     without_text: bool = False
+    expected: Expected = field(default_factory=Expected)
+    own_reading: str = ""
+    left_out: str = ""
+
+    @property
+    def cost(self) -> Cost:
+        """Return what a training step runs through; the most, if the method does not say."""
+        return self.about.cost if self.about else "encoders"
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)

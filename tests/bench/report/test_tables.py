@@ -16,7 +16,7 @@ from rmadapter.bench.report.format import Row, Table
 from rmadapter.bench.report.groups import Group, group_records, total_seconds
 from rmadapter.bench.report.paper import TEST_IMAGES, halves
 from rmadapter.bench.report.tables import make_tables, reference
-from rmadapter.methods.uses import Uses
+from rmadapter.training.traits import Uses
 from tests.helpers.synthetic_runs import TITLES, VIT, record, with_method
 
 METHODS = ("zero-shot", "mma", "rmadapter")

@@ -21,7 +21,7 @@ from rmadapter.bench.report.groups import (
     slug,
 )
 from rmadapter.bench.report.tables import Column, chance_row, columns_of, departures
-from rmadapter.methods.uses import TRACKS
+from rmadapter.training.traits import TRACKS
 
 NOTE = (
     "Mean over the data sets and seeds that every method has on every backbone that it was run on, "

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from statistics import median
 
 from rmadapter.artifacts.record import Record
+from rmadapter.bench.protocols import TUNED
 from rmadapter.bench.report.format import Cell, Row, Table
 from rmadapter.bench.report.groups import (
     Group,
@@ -16,7 +17,8 @@ from rmadapter.bench.report.groups import (
     machines,
     rows_of,
 )
-from rmadapter.methods.uses import PUBLISHED, TRACKS, TUNED, UNKNOWN, Uses, uses_of
+from rmadapter.methods.uses import uses_of
+from rmadapter.training.traits import PUBLISHED, TRACKS, UNKNOWN, Uses
 
 COST_NOTE = (
     "Medians over the runs, of the data sets and seeds that every row has if there are any. Memory "

@@ -16,8 +16,9 @@ from typing import TypeAlias
 from rmadapter.artifacts.record import BackboneName, Record
 from rmadapter.bench.protocols import PROTOCOLS
 from rmadapter.methods import name_with_settings
-from rmadapter.methods.uses import TRACKS, UNKNOWN, track_of
+from rmadapter.methods.uses import track_of
 from rmadapter.support.html import duration
+from rmadapter.training.traits import TRACKS, UNKNOWN
 
 # what runs must share to be compared
 SHARED = ("task.templates", "task.augmentation", "task.views", "precision")

@@ -39,7 +39,8 @@ from rmadapter.bench.report.stats import (
     rank_methods,
     rank_table,
 )
-from rmadapter.methods.uses import DEPARTURES
+from rmadapter.methods import METHODS, traits_of
+from rmadapter.training.traits import Traits
 
 PRINTED = ", as printed"
 AVERAGE = ("average", f"{BALANCED}average")
@@ -202,14 +203,13 @@ def departures(group: Group) -> list[str]:
     """Write notes on the methods of a group that are not written from their authors' code, or that
     leave out parts of it."""
     methods = {record.method.name: record.method.title for record in group.records}
-    notes = []
-    for text, reasons in DEPARTURES.items():
-        these = [
-            f"{title or name} ({reasons[name]})"
-            for name, title in methods.items()
-            if name in reasons
-        ]
-        notes += [f"{text}: {'; '.join(these)}."] if these else []
+    unseen, left_out = [], []
+    for name, title in methods.items():
+        traits = traits_of(name) if name in METHODS else Traits()
+        unseen += [f"{title or name} ({traits.own_reading})"] if traits.own_reading else []
+        left_out += [f"{title or name} ({traits.left_out})"] if traits.left_out else []
+    notes = [f"Not written from the authors' code: {'; '.join(unseen)}."] if unseen else []
+    notes += [f"Parts of the authors' code left out: {'; '.join(left_out)}."] if left_out else []
     return notes
 
 
