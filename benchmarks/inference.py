@@ -7,7 +7,7 @@ it, in turns.
 All take pixels and give probabilities. The reference is open_clip's own encoder in float32 with
 class features computed beforehand; with adapters it is untrained RMAdapter in its default blocks.
 Single images are repeated more often, for their latency. 8-bit weights are those of the first way
-in deploy/export/int8.py. OpenVINO is left out if it is not installed, and its 8-bit form without
+in export/int8.py. OpenVINO is left out if it is not installed, and its 8-bit form without
 NNCF.
 """
 

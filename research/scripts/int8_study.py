@@ -1,5 +1,5 @@
 """Measure what 8-bit weights cost and save: a linear probe of each data set, with every candidate
-of `deploy/export/int8.py`, on test images.
+of `export/int8.py`, on test images.
 
     python research/scripts/int8_study.py grocery pacs/photo --root DATA \\
         --out research/results/int8.jsonl

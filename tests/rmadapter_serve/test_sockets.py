@@ -1,5 +1,5 @@
 """Addresses that can be had, and those that cannot; how a server ends there,
-tests/deploy/serve/test_server.py has."""
+tests/rmadapter_serve/test_server.py has."""
 
 from __future__ import annotations
 
