@@ -125,7 +125,7 @@ def trial(lab: Lab, data: str, shots: int, seed: int, method: str, backbone: str
     temperature = folds.temperature(request.method, method, whole=True)
     held_out = folds.tempered(request.method, method, temperature or 1.0)
     assert held_out is not None
-    outcome = run_task(task, request.method, lab, method, temperature=temperature, few=few)
+    outcome = run_task(task, request.method, lab, method, temperature=temperature)
     [evaluation] = outcome.evaluations
     table, labels = evaluation.probabilities, evaluation.labels
     line: dict[str, Any] = {"data": data, "shots": shots, "seed": seed, "method": method}

@@ -32,8 +32,8 @@ from rmadapter.methods import changed_settings, load_method, name_with_settings
 from rmadapter.runs.folds import FOLDS, Folds, behind
 from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
-from rmadapter.runs.run import run_key
-from rmadapter.runs.track import track_task
+from rmadapter.runs.run import describe_run, run_key
+from rmadapter.runs.track import Tracking, settings_to_track
 from rmadapter.settings import configured, settings_of, to_yaml
 from rmadapter.support.files import JsonObject, own_name, parts, read_json, write_json, write_text
 from rmadapter.support.html import COLOURS, canvas
@@ -134,11 +134,14 @@ def run_trial(
     task, name, files = search.request.task, search.request.name, RunFolder(out)
     try:
         method = configured(search.request.method, params, name)
-        with track_task(
-            trackers, f"{own_name(str(out))}/trial-{number}",
-            files.tensorboard / f"trial-{number}", _tracking(out, number),
-            task, method, folds.lab, name, folds.few,
-        ) as tracked:  # fmt: skip
+        tracking = Tracking(
+            trackers,
+            f"{own_name(str(out))}/trial-{number}",
+            files.tensorboard / f"trial-{number}",
+            settings_to_track(describe_run(task, method, folds.lab, name, folds.few)),
+            _tracking(out, number),
+        )
+        with tracking as tracked:
             answers = folds.answers(method, name, callbacks=tracked.callbacks)
             if not np.isfinite(answers.table).all():
                 raise UserError("its answers contain NaN or infinity")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from rmadapter.data.fewshot import read_split
 from rmadapter.data.read import read_images
 from rmadapter.errors import UserError
 from rmadapter.methods import load_method
-from rmadapter.runs.add import add_images, add_names, can_add_names
+from rmadapter.runs.add import NewImages, add_images, add_names, can_add_names
 from rmadapter.runs.evaluate import trained_on
 from rmadapter.support.files import check_sums
 from rmadapter.training.contract import Known
@@ -54,8 +55,10 @@ def run(rmadapter: Command, colors: Path, tmp_path: Path, tiny_clip: Backbone) -
     return tmp_path / "run"
 
 
-def grown(run: Path, backbone: Backbone, data: Path, out: Path, **more: object) -> Record:
-    return add_images(run, load(run, backbone), data, out, **more)  # type: ignore[arg-type]
+def grown(run: Path, backbone: Backbone, data: Path, out: Path, **more: Any) -> Record:
+    old = more.pop("old", None)
+    images = NewImages(data, **more)
+    return add_images(run, load(run, backbone), images, out, old)
 
 
 def everything(folder: Path) -> dict[str, bytes]:

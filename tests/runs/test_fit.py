@@ -26,7 +26,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.data.fewshot import few_shot
 from rmadapter.data.read import ImageSet, read_images
 from rmadapter.errors import UserError
-from rmadapter.runs.fit import fit
+from rmadapter.runs.fit import Origin, fit
 from rmadapter.runs.folds import Folds
 from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
@@ -50,7 +50,9 @@ def again(finished: Path, splits: Mapping[str, ImageSet], out: Path, **settings:
     lab = Lab(wanted.machine, progress=False)
     lab.add("colors", splits)
     names = {"label": "art"}
-    return fit(wanted.task, wanted.method, out, lab, wanted.name, columns=names, folds=folds)
+    return fit(
+        wanted.task, wanted.method, out, lab, wanted.name, folds=folds, origin=Origin(columns=names)
+    )
 
 
 def content(run: Path) -> bytes:
@@ -175,7 +177,7 @@ import rmadapter.training.loop as train
 from rmadapter.training.traits import Recipe
 from rmadapter.data.read import read_images
 from rmadapter.runs.request import Request
-from rmadapter.runs.fit import fit
+from rmadapter.runs.fit import Origin, fit
 from rmadapter.runs.lab import Lab
 train.SAVE_SECONDS = -1.0
 rate = Recipe.rate

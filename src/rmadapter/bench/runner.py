@@ -346,7 +346,7 @@ def make_record(job: Job, plan: Plan, lab: Lab, finished: dict[str, Record]) -> 
     repeated; its record says where the figures are from.
     """
     from rmadapter.runs.run import describe_run, run_key, run_task
-    from rmadapter.runs.track import track_task
+    from rmadapter.runs.track import Tracking, settings_to_track
     from rmadapter.training.contract import NotApplicable
 
     task = job.task
@@ -364,11 +364,15 @@ def make_record(job: Job, plan: Plan, lab: Lab, finished: dict[str, Record]) -> 
         old = finished.get(key)  # of another protocol
         # folders of the same name may share only their training images
         same = old and old.task.data == task.data and not old.other_images(lab.tests(task))
-        with track_task(
-            plan.trackers, job.path.with_suffix("").as_posix(),
-            RunFolder(plan.out).tensorboard / job.path.with_suffix(""), _tracking(plan, job),
-            task, method, lab, job.method, few,
-        ) as tracked:  # fmt: skip
+        place = job.path.with_suffix("")
+        tracking = Tracking(
+            plan.trackers,
+            place.as_posix(),
+            RunFolder(plan.out).tensorboard / place,
+            settings_to_track(describe_run(task, method, lab, job.method, few)),
+            _tracking(plan, job),
+        )
+        with tracking as tracked:
             record = (
                 old
                 if old and same
@@ -385,8 +389,8 @@ def make_record(job: Job, plan: Plan, lab: Lab, finished: dict[str, Record]) -> 
             print(escape(traceback.format_exc()), end="", file=sys.stderr)
             reason = f"{type(error).__name__}: {error}"
         record = describe_run(task, method, lab, job.method, few, status="failed", reason=reason)
-    place = {"protocol": job.protocol, "variant": job.variant, "axis": job.axis, "value": job.value}
-    record = with_search(record.model_copy(update={**place, "crops": plan.crops}), search, spent)
+    facts = {"protocol": job.protocol, "variant": job.variant, "axis": job.axis, "value": job.value}
+    record = with_search(record.model_copy(update={**facts, "crops": plan.crops}), search, spent)
     _remove([_tracking(plan, job)])  # only a killed run goes on
     if record.status == "finished":
         finished.setdefault(record.key, mark_copied(record, job.path))

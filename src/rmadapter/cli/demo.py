@@ -48,7 +48,7 @@ def run_demo(
     """
     from rmadapter.data.catalog.openmoji import ATTRIBUTION, load_openmoji
     from rmadapter.methods.registry import default_for
-    from rmadapter.runs.fit import fit
+    from rmadapter.runs.fit import Origin, fit
     from rmadapter.runs.lab import Lab
     from rmadapter.runs.request import Request
     from rmadapter.settings import configured
@@ -68,4 +68,5 @@ def run_demo(
         Question("line art, novel classes", line_art, "novel"),
     )
     task = configured(request.task, {"tests": questions})
-    return fit(task, request.method, out, lab, request.name, command, (ATTRIBUTION,))
+    origin = Origin(command, (ATTRIBUTION,))
+    return fit(task, request.method, out, lab, request.name, origin=origin)

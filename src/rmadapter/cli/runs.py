@@ -145,8 +145,8 @@ def fit(
     with importing():
         from rmadapter.backbones.choice import advise
         from rmadapter.runs.backbones import prepare_backbone
+        from rmadapter.runs.fit import Origin, join_fit
         from rmadapter.runs.fit import fit as run_fit
-        from rmadapter.runs.fit import join_fit
         from rmadapter.runs.lab import Lab, Team
 
     request = options.request(data, settings)
@@ -168,11 +168,17 @@ def fit(
             join_fit(task, request.method, folder, lab, request.name)
             team.leave()
             return
+        origin = Origin(command(), (), images.named(), images.crops, chosen)
         record = run_fit(
-            task, request.method, folder, lab, request.name, command(),
-            folds=folds, columns=images.named(), crops=images.crops, trackers=trackers,
-            backbones=chosen,
-        )  # fmt: skip
+            task,
+            request.method,
+            folder,
+            lab,
+            request.name,
+            folds=folds,
+            trackers=trackers,
+            origin=origin,
+        )
     team.leave()
     _show(record, folder, as_json)
 
@@ -303,16 +309,16 @@ def add(
         _check_class_names(what)
         if out:
             check_no_model(out)
-    from rmadapter.runs.add import add_images, add_names
+    from rmadapter.runs.add import NewImages, add_images, add_names
 
     found = find_run(run)
     saved = options.load(found)
     with run_folder(out, run) as folder:
         if trains:
-            record = add_images(
-                found, saved, data, folder, run_data, shots, files.skip_bad, files.outside,
-                command(), images.named(), images.crops,
-            )  # fmt: skip
+            new = NewImages(
+                data, shots, images.named(), images.crops, files.skip_bad, files.outside
+            )
+            record = add_images(found, saved, new, folder, run_data, command())
         else:
             labels = add_names(saved, what, folder)
     if trains:
@@ -320,8 +326,8 @@ def add(
     elif as_json:
         print(json.dumps({"run": str(folder), "labels": labels}))
     else:
-        new = f"{len(what)} of them new and known by name alone: {', '.join(what)}"
-        print(f"{folder}: {len(labels)} classes, {new}")
+        added = f"{len(what)} of them new and known by name alone: {', '.join(what)}"
+        print(f"{folder}: {len(labels)} classes, {added}")
 
 
 def _check_class_names(words: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from rmadapter.data.taxonomies import with_parents
 from rmadapter.errors import UserError
 from rmadapter.methods import FOR_NEW_CLASSES, need_text
 from rmadapter.methods.uses import backbones_in
-from rmadapter.runs.fit import fit
+from rmadapter.runs.fit import Origin, fit
 from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request, read_config
 from rmadapter.settings import configured, settings_of
@@ -71,27 +72,52 @@ def can_add_names(saved: Saved) -> bool:
     return True
 
 
+@dataclass(frozen=True)
+class NewImages:
+    """Images of old and new classes that a run is extended by.
+
+    Attributes:
+        data: Images in any layout that `read_images` accepts.
+        shots: Images that are drawn of each class; None for as many as for the run.
+        columns: Columns of a table, as for `read_images`.
+        crops: Whether boxes are images, as for `read_images`.
+        skip_bad: Whether unreadable images are left out, also of the run's own.
+        outside: Whether files outside the data's folder are read, also of the run's own.
+    """
+
+    data: Path
+    shots: int | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    crops: bool = False
+    skip_bad: bool = False
+    outside: bool = False
+
+
 def add_images(
     run: Path,
     saved: Saved,
-    data: Path,
+    images: NewImages,
     out: Path,
     old: Path | None = None,
-    shots: int | None = None,
-    skip_bad: bool = False,
-    outside: bool = False,
     command: str = "",
-    columns: Mapping[str, str] | None = None,
-    crops: bool = False,
 ) -> Record:
     """Train again on the images that a run was trained on plus new ones, and evaluate again.
 
-    data: images of old and new classes, in any layout that `read_images` accepts; `shots` of each
-    class are drawn, by default as many as for the run. Its test split, or what was not drawn, joins
-    the images that the run was tested on; without a test split of all classes, the run is judged as
-    `fit` judges one on undrawn images. old: where the run's own data is now. columns, crops: of
-    the new data, as for `read_images`. Raises UserError if the old data is missing or has changed,
-    if a class would occur twice, and if `out` holds another run.
+    The test split of the new data, or what was not drawn, joins the images that the run was tested
+    on; without a test split of all classes, the run is judged as `fit` judges one on undrawn
+    images.
+
+    Args:
+        run: Folder of the run.
+        saved: Its model.
+        images: The new images.
+        out: Folder of the new run.
+        old: Where the run's own data is now.
+        command: Command line that was given.
+
+    Raises:
+        UserError: The old data is missing or has changed, a class would occur twice, or `out` holds
+            another run.
     """
     if not RunFolder(run).record.is_file():
         raise UserError(
@@ -99,10 +125,11 @@ def add_images(
             "`fit`"
         )
     record = read_record(RunFolder(run).record)
-    shots = record.task.shots if shots is None else shots
+    data, outside = images.data, images.outside
+    shots = record.task.shots if images.shots is None else images.shots
     source = open_source(_data_of(run, record, old), outside, record.columns, record.crops)
-    added = open_source(data, outside, columns, crops)
-    if skip_bad:
+    added = open_source(data, outside, images.columns, images.crops)
+    if images.skip_bad:
         source, added = _readable(source), _readable(added)
     kept = _images_of_run(run, saved, source)
     added_splits = _with_labels(added.splits, data, saved)
@@ -126,10 +153,10 @@ def add_images(
     with _removing_list(out):
         with exclusive(out):
             _write_list(out, splits, {**new, **saved.custom_names})
-        images = read_images(RunFolder(out).images, skip_bad=skip_bad, outside=True)
-        images = with_parents(images, saved.parents)
-        lab.add(task.data, images, leftover=not _has_test_split(record, added_splits, splits))
-        return fit(task, request.method, out, lab, name, command, tuple(notes))
+        listed = read_images(RunFolder(out).images, skip_bad=images.skip_bad, outside=True)
+        listed = with_parents(listed, saved.parents)
+        lab.add(task.data, listed, leftover=not _has_test_split(record, added_splits, splits))
+        return fit(task, request.method, out, lab, name, origin=Origin(command, tuple(notes)))
 
 
 def _readable(source: Source) -> Source:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,8 +31,8 @@ from rmadapter.runs.folds import FOLDS, Folds, choices_of, choose, choose_once
 from rmadapter.runs.judge import BASELINES, enough, judge
 from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
-from rmadapter.runs.run import Outcome, learn, learnt_from, run_key, run_task
-from rmadapter.runs.track import track_task
+from rmadapter.runs.run import Outcome, describe_run, learn, learnt_from, run_key, run_task
+from rmadapter.runs.track import Tracking, settings_to_track
 from rmadapter.support.files import own_name, parts
 from rmadapter.support.locks import exclusive
 from rmadapter.support.terminal import note
@@ -42,21 +42,54 @@ from rmadapter.training.contract import Fitted, Method
 from rmadapter.training.shots import Callback, Unfinished
 
 
+@dataclass(frozen=True)
+class Origin:
+    """How a run came about, as its record says.
+
+    Attributes:
+        command: Command line that was given.
+        notes: What a reader must know, after the notes of the run itself.
+        columns: Columns of the table of images, as for `read_images`.
+        crops: Whether boxes were read as images, as for `read_images`.
+        backbones: How the backbone of the task was chosen.
+    """
+
+    command: str = ""
+    notes: tuple[str, ...] = ()
+    columns: Mapping[str, str] = field(default_factory=dict)
+    crops: bool = False
+    backbones: BackboneChoice | None = None
+
+
 def fit(
-    task: Task, method: Method, out: Path, lab: Lab, name: str = "", command: str = "",
-    notes: tuple[str, ...] = (), folds: int | None = None,
-    columns: Mapping[str, str] | None = None, crops: bool = False, trackers: Sequence[str] = (),
-    backbones: BackboneChoice | None = None,
-) -> Record:  # fmt: skip
+    task: Task,
+    method: Method,
+    out: Path,
+    lab: Lab,
+    name: str = "",
+    *,
+    folds: int | None = None,
+    trackers: Sequence[str] = (),
+    origin: Origin = Origin(),
+) -> Record:
     """Do a task, and keep the model, the record and the report in a folder; resume a killed run,
     return a finished one.
 
-    folds: of the cross-validation that chooses, calibrates, and judges if there are too few other
-    images; None for 4, on which a method that trains through an encoder is fitted only as far as
-    that needs it; 0 for no judgement. columns, crops: how the task's images were read, as in
-    `read_images`. trackers: to log to, as for `Tracking`. backbones: how that of the task was
-    chosen. Raises UserError if `out` holds another
-    run, another process is at work there, or nothing can be written there.
+    Args:
+        task: What to learn from, and what to test.
+        method: Method that is fitted to the shots.
+        out: Folder of the run.
+        lab: Lab that holds the data and the backbone.
+        name: Name of the method, which `load_method` accepts.
+        folds: Number of folds of the cross-validation that chooses, calibrates, and judges if there
+            are too few other images. None for 4, on which a method that trains through an encoder
+            is fitted only as far as that needs it; 0 for no judgement.
+        trackers: Trackers to log to, as for `Tracking`.
+        origin: What the record says of how the run came about.
+
+    Raises:
+        UserError: `out` holds another run, another process is at work there, or nothing can be
+            written there.
     """
     files = RunFolder(out)
     with exclusive(out):
@@ -69,52 +102,112 @@ def fit(
         if record is not None:
             _check_finished(record, out, lab, few, trackers)
         else:
-            choices = choices_of(method, half(few.train, task.classes), backbone)
-            few.read(backbone.preprocess, lab.progress)
-            save_split(few, files.split)
-            lab.work_in(files.activations)
-            unfinished = Unfinished(files.training, training_key)
-            train = half(few.train, task.classes)
-            judged = folds != 0 and task.classes == "all" and not task.tests
-            judging = judged and not enough(lab.tests(task, few), few.train)
-            validation = _validation(task, few, lab, folds, judging, bool(choices))
-            choice = None
-            if choices and validation is not None:
-                choice = choose_once(validation, choices, files.activations, training_key)
-                method, name = choices.methods[choice.chosen], choice.chosen
-            whole = judging or bool(folds)
-            temperature = validation.temperature(method, name, whole) if validation else None
-            with track_task(
-                trackers, own_name(str(out)), files.tensorboard, files.tracking,
-                task, method, lab, name, few, command,
-            ) as tracked:  # fmt: skip
-                outcome = run_task(
-                    task, method, lab, name, unfinished, BASELINES if judged else None,
-                    temperature, few, tracked.callbacks,
-                ).with_facts(choice=choice, backbones=backbones)  # fmt: skip
-                fitted = with_means(outcome.fitted, train, lab.train_cache(task))
-                outcome = _with_answers(replace(outcome, fitted=fitted), method, validation)
-                if judged:
-                    outcome = judge(task, method, lab, outcome, few, validation)
-                outcome = outcome.with_facts(
-                    key=key, command=command, columns=dict(columns or {}), crops=crops,
-                    notes=(
-                        *outcome.record.notes,
-                        *_promised(outcome, method, validation if judged else None),
-                        *notes, *_no_images(outcome.record, folds),
-                    ),
-                )  # fmt: skip
-                record = outcome.record
-                save_split(few, files.split, _others(outcome, task, method, few, lab))
-                _save(outcome, out, train, lab.test_cache(task))
-                tracked.add_record(record, files.page)
+            run = _Run(task, few, lab, files, Unfinished(files.training, training_key), folds)
+            record = run.do(method, name, trackers, key, origin)
         _remove_unfinished(files)
     return record
 
 
+@dataclass(frozen=True)
+class _Run:
+    """A run of `fit` that is not finished."""
+
+    task: Task
+    few: FewShot
+    lab: Lab
+    files: RunFolder
+    unfinished: Unfinished
+    folds: int | None
+
+    @property
+    def judged(self) -> bool:
+        """Whether the run is judged, on held-out images or by folds."""
+        return self.folds != 0 and self.task.classes == "all" and not self.task.tests
+
+    def do(
+        self, method: Method, name: str, trackers: Sequence[str], key: str, origin: Origin
+    ) -> Record:
+        """Choose, train, test, judge and save."""
+        task, few, lab, files = self.task, self.few, self.lab, self.files
+        train = half(few.train, task.classes)
+        backbone = lab.backbone(task.backbone)
+        choices = choices_of(method, train, backbone)
+        few.read(backbone.preprocess, lab.progress)
+        save_split(few, files.split)
+        lab.work_in(files.activations)
+        judging = self.judged and not enough(lab.tests(task, few), few.train)
+        validation = self._validation(judging, bool(choices))
+        choice = None
+        if choices and validation is not None:
+            choice = choose_once(validation, choices, files.activations, self.unfinished.key)
+            method, name = choices.methods[choice.chosen], choice.chosen
+        whole = judging or bool(self.folds)
+        temperature = validation.temperature(method, name, whole) if validation else None
+        begun = describe_run(task, method, lab, name, few, command=origin.command)
+        tracking = Tracking(
+            trackers,
+            own_name(str(files.path)),
+            files.tensorboard,
+            settings_to_track(begun),
+            files.tracking,
+        )
+        with tracking as tracked:
+            outcome = run_task(
+                task,
+                method,
+                lab,
+                name,
+                self.unfinished,
+                BASELINES if self.judged else None,
+                temperature,
+                tracked.callbacks,
+            )
+            outcome = outcome.with_facts(choice=choice, backbones=origin.backbones)
+            fitted = with_means(outcome.fitted, train, lab.train_cache(task))
+            outcome = _with_answers(replace(outcome, fitted=fitted), method, validation)
+            if self.judged:
+                outcome = judge(task, method, lab, outcome, few, validation)
+            promised = _promised(outcome, method, validation if self.judged else None)
+            no_images = _no_images(outcome.record, self.folds)
+            outcome = outcome.with_facts(
+                key=key,
+                command=origin.command,
+                columns=dict(origin.columns),
+                crops=origin.crops,
+                notes=(*outcome.record.notes, *promised, *origin.notes, *no_images),
+            )
+            save_split(few, files.split, _others(outcome, task, method, few, lab))
+            _save(outcome, files, train, lab.test_cache(task))
+            tracked.add_record(outcome.record, files.page)
+        return outcome.record
+
+    def _validation(self, judging: bool, choosing: bool) -> Folds | None:
+        """Return folds; None without any if no method is to be chosen.
+
+        Args:
+            judging: Whether the run is judged by them.
+            choosing: Whether a method is chosen on them.
+        """
+        if self.folds == 0 and not choosing:
+            return None
+        folds = Folds.make(self.task, self.few, self.lab, self.folds or FOLDS)
+        if folds and judging:
+            note(
+                f"no full test split: judging by {len(folds)}-fold cross-validation of the "
+                f"{len(folds.images):,} training images"
+            )
+        return folds
+
+
 class Learnt(NamedTuple):
-    """A fitted model and what was chosen for it. name: of the method. choice, backbones: of the
-    method and of the backbone; None where it was named."""
+    """A fitted model and what was chosen for it.
+
+    Attributes:
+        fitted: The model.
+        name: Name of its method.
+        choice: How the method was chosen; None where it was named.
+        backbones: How the backbone was chosen; None where it was named.
+    """
 
     fitted: Fitted
     name: str
@@ -123,14 +216,24 @@ class Learnt(NamedTuple):
 
 
 def fit_images(
-    request: Request, images: ImageSet, class_weight: Mapping[Label, float] | str | None,
-    progress: bool, callbacks: Sequence[Callback] = (),
-) -> Learnt:  # fmt: skip
+    request: Request,
+    images: ImageSet,
+    class_weight: Mapping[Label, float] | str | None,
+    progress: bool,
+    callbacks: Sequence[Callback] = (),
+) -> Learnt:
     """Do a task on images in memory and keep nothing but the model, which is calibrated on folds of
     the shots.
 
-    class_weight: of a natural draw, whose counts are known only once it is drawn. progress: whether
-    to show bars. Raises UserError as `prepare_backbone`, `Lab.draw` and the method do.
+    Args:
+        request: What to do.
+        images: Images to draw from.
+        class_weight: Weights of a natural draw, whose counts are known only once it is drawn.
+        progress: Whether to show bars.
+        callbacks: Functions that follow the training.
+
+    Raises:
+        UserError: As for `prepare_backbone`, `Lab.draw` and the method.
     """
     lab = Lab(request.machine, progress=progress)
     lab.add(request.task.data, {"train": images, "test": images.subset([])})
@@ -206,22 +309,6 @@ def _check_finished(
         note(f"{out} was finished before, so --track logs nothing")
 
 
-def _validation(
-    task: Task, few: FewShot, lab: Lab, count: int | None, judging: bool, choosing: bool
-) -> Folds | None:
-    """Return folds; None if count, as `folds` of `fit`, is 0 and no method is to be chosen.
-    judging: whether the run is judged by them."""
-    if count == 0 and not choosing:
-        return None
-    folds = Folds.make(task, few, lab, count or FOLDS)
-    if folds and judging:
-        note(
-            f"no full test split: judging by {len(folds)}-fold cross-validation of the "
-            f"{len(folds.images):,} training images"
-        )
-    return folds
-
-
 def _no_images(record: Record, folds: int | None) -> list[str]:
     """Return a note if there was nothing to evaluate on."""
     if record.scores:
@@ -235,7 +322,13 @@ def _no_images(record: Record, folds: int | None) -> list[str]:
 
 def _promised(outcome: Outcome, method: Method, folds: Folds | None) -> list[str]:
     """Return a note that says how small an error a run can promise, and whether more folds would
-    allow a smaller one; none for a run without both. folds: of a run on all classes, if any."""
+    allow a smaller one; none for a run without both.
+
+    Args:
+        outcome: The run.
+        method: Its method.
+        folds: Folds of a run on all classes, if there are any.
+    """
     if outcome.fitted.remembers:
         return [NOTHING] if folds else []
     calibration, name = outcome.fitted.calibration, outcome.record.method.name
@@ -258,9 +351,15 @@ def _promised(outcome: Outcome, method: Method, folds: Folds | None) -> list[str
     return [text] if calibration or most else []
 
 
-def _save(outcome: Outcome, out: Path, train: ImageSet, cache: Cache) -> None:
-    """Write the files of a run to its folder. train: the shots. cache: of images as they are."""
-    files = RunFolder(out)
+def _save(outcome: Outcome, files: RunFolder, train: ImageSet, cache: Cache) -> None:
+    """Write the files of a run to its folder.
+
+    Args:
+        outcome: The run.
+        files: Where to write.
+        train: The shots.
+        cache: Cache of images without augmentation.
+    """
     record, fitted, evaluations = outcome.record, outcome.fitted, outcome.evaluations
     rows = predictions_of(record, evaluations)
     write_predictions(files.predictions, rows)
@@ -269,7 +368,7 @@ def _save(outcome: Outcome, out: Path, train: ImageSet, cache: Cache) -> None:
     counts = read_split(files.split).counts(record.task.classes)
     history = fitted.trained.history
     write_run_page(files.page, record, rows, history, wrong=wrong, counts=counts)
-    save_run(out, fitted, record.method.name, record, train.written, train.parents)
+    save_run(files.path, fitted, record.method.name, record, train.written, train.parents)
 
 
 def join_fit(task: Task, method: Method, out: Path, lab: Lab, name: str) -> None:

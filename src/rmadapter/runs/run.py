@@ -51,7 +51,6 @@ def run_task(
     unfinished: Unfinished | None = None,
     baselines: Mapping[str, Method] | None = None,
     temperature: float | None = None,
-    few: FewShot | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> Outcome:
     """Run a task with a method: draw the shots, fit, and only then look at test images.
@@ -64,7 +63,6 @@ def run_task(
         unfinished: File to save progress in.
         baselines: Other methods to fit to the same shots; the evaluations hold their answers, too.
         temperature: Divisor of the logits, as in `Fitted`.
-        few: The shots, if they are drawn already.
         callbacks: Functions that follow the training of the method, but not of baselines.
 
     Returns:
@@ -84,7 +82,7 @@ def run_task(
     """
     # a method made in Python was not checked yet
     check_range(settings_of(method), f"{name}: " if name else "")
-    few = few or lab.draw(task)
+    few = lab.draw(task)
     sets, train, cache = lab.tests(task, few), half(few.train, task.classes), lab.train_cache(task)
     reset_peak(cache.device)
     frozen_before, started = cache.seconds, time.perf_counter()

@@ -22,10 +22,6 @@ from rmadapter.support.terminal import note, silenced
 
 if TYPE_CHECKING:
     from rmadapter.artifacts.record import Record
-    from rmadapter.data.fewshot import FewShot
-    from rmadapter.runs.lab import Lab
-    from rmadapter.task import Task
-    from rmadapter.training.contract import Method
     from rmadapter.training.shots import Callback, Figures
 
 SECONDS = 1.0  # between two messages to a tracker
@@ -235,22 +231,7 @@ def _figures(record: Record) -> dict[str, float]:
     return {name: value for name, value in figures.items() if value is not None}
 
 
-def track_task(
-    trackers: Sequence[str], name: str, folder: Path, state: Path,
-    task: Task, method: Method, lab: Lab, method_name: str, few: FewShot | None = None,
-    command: str = "",
-) -> Tracking:  # fmt: skip
-    """Return the tracking of a run of a task. name, folder, state: as for `Tracking`. few: the
-    shots, if they were drawn."""
-    if not trackers:
-        return Tracking((), name)
-    from rmadapter.runs.run import describe_run
-
-    record = describe_run(task, method, lab, method_name, few, command=command)
-    return Tracking(trackers, name, folder, _settings(record), state)
-
-
-def _settings(record: Record) -> dict[str, object]:
+def settings_to_track(record: Record) -> dict[str, object]:
     """Return what a record says of a run before it has begun."""
     kept = {"task", "precision", "versions", "command", "key", "split_digest"}
     method, backbone = record.method, record.backbone
