@@ -23,7 +23,7 @@ from rmadapter.adapter import at_least_float32
 from rmadapter.backbones import Backbone
 from rmadapter.data.fewshot import split_digest
 from rmadapter.data.names import descriptions, key
-from rmadapter.data.texts import Form, Named, Source, TextFile, ask_about, digest, texts_of_all
+from rmadapter.data.texts import texts_of_all
 from rmadapter.errors import UserError
 from rmadapter.methods.descriptions import text_weights, whole_texts
 from rmadapter.prompts import text_features, zero_shot_weights
@@ -32,6 +32,7 @@ from rmadapter.runs.lab import Lab
 from rmadapter.support.files import JsonObject, opened
 from rmadapter.support.terminal import track
 from rmadapter.task import Task
+from rmadapter_research.texts import Form, Named, Origin, TextFile, ask_about, digest
 
 PARTIAL = ".partial"
 PROMPTS, ALL, HELPFUL = "prompts alone", "all texts", "texts that help"
@@ -75,10 +76,10 @@ class Measured:
         return asdict(self)
 
 
-def source_of(who: str, question: str, texts: Mapping[str, list[str]]) -> Source:
-    """Return the source of texts that are written now."""
+def origin_of(who: str, question: str, texts: Mapping[str, list[str]]) -> Origin:
+    """Return where texts that are written now are from."""
     when = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return Source(who, when, question, tuple(texts), digest(texts))
+    return Origin(who, when, question, tuple(texts), digest(texts))
 
 
 def full_texts(

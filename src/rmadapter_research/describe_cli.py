@@ -30,9 +30,9 @@ from rmadapter.support.terminal import note, table
 if TYPE_CHECKING:
     from rmadapter.backbones import Backbone as Loaded
     from rmadapter.data.image_set import ImageSet
-    from rmadapter.data.texts import Checked, Form, Named, TextFile
     from rmadapter.runs.request import Request
     from rmadapter_research.describe import Measured
+    from rmadapter_research.texts import Checked, Form, Named, TextFile
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class QuestionOptions:
 
     def kind(self) -> Form:
         """Return the kind of the texts. Raises UserError for an unknown one."""
-        from rmadapter.data.texts import QUESTIONS
+        from rmadapter_research.texts import QUESTIONS
 
         for form in QUESTIONS:
             if form == self.form:
@@ -138,7 +138,7 @@ def describe(
     Writes the questions, checks and stores the answers, and leaves out texts that do not help.
     """
     from rmadapter.cli.checks import check_backbones
-    from rmadapter.data.texts import TextFile, question_of, read_text_file
+    from rmadapter_research.texts import TextFile, question_of, read_text_file
 
     answering.check()
     form = asking.kind()
@@ -175,7 +175,7 @@ def _classes(
     from rmadapter.data.formats.registry import check_source
     from rmadapter.data.names import descriptions, prompt_names
     from rmadapter.data.read import read_images
-    from rmadapter.data.texts import Named
+    from rmadapter_research.texts import Named
 
     is_data = False
     with suppress(UserError):  # a list of many names is no possible path
@@ -201,7 +201,7 @@ def _write_questions(
     """Write the questions about classes that have no texts yet: as one text to paste, and as an
     object a line."""
     from rmadapter.data.names import key
-    from rmadapter.data.texts import ask_about, pasted
+    from rmadapter_research.texts import ask_about, pasted
 
     answered = {key(name) for name in known.texts}
     names = [one.name for one in classes if key(one.name) not in answered]
@@ -226,9 +226,9 @@ def _answer(
 ) -> tuple[TextFile, Checked]:  # fmt: skip
     """Read answers, or ask for those that are missing, and write the file of texts."""
     from rmadapter.data.names import key
-    from rmadapter.data.texts import check_answers, read_answers
     from rmadapter_research.chat import Chat
-    from rmadapter_research.describe import ask_all, source_of
+    from rmadapter_research.describe import ask_all, origin_of
+    from rmadapter_research.texts import check_answers, read_answers
 
     who, file = options.model, options.answers
     if options.ask:
@@ -244,7 +244,7 @@ def _answer(
         note(text)
     if not checked.texts:
         raise UserError(f"{file}: has no texts")
-    known = known.extended(checked.texts, source_of(who, question, checked.texts))
+    known = known.extended(checked.texts, origin_of(who, question, checked.texts))
     known.write(out)
     if options.ask:
         file.unlink()

@@ -31,7 +31,6 @@ from rmadapter.data.formats.registry import list_images, open_source, refuse_add
 from rmadapter.data.formats.tables import header, scan_table
 from rmadapter.data.names import prompt_names, read_names, typed_name
 from rmadapter.data.taxonomies import parents_of, read_parents
-from rmadapter.data.texts import Named, read_answers, read_text_file
 from rmadapter.errors import UserError, is_text, one_line, quoted
 from rmadapter.export.torch_graph import FUNCTIONS, checked
 from rmadapter.prompts import filled
@@ -50,6 +49,7 @@ from rmadapter.support.files import (
 )
 from rmadapter.support.hub import check_repository
 from rmadapter.task import COMMON_SETTINGS, check_templates
+from rmadapter_research.texts import Named, read_answers, read_text_file
 from rmadapter_studio.hosts import refusal
 from rmadapter_studio.images import ImageStore, safe_name, unzip
 from tests.fuzz import strategies

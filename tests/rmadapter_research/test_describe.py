@@ -12,7 +12,7 @@ from scipy.special import log_softmax
 from rmadapter.backbones import Backbone
 from rmadapter.data.fewshot import split_digest
 from rmadapter.data.read import read_images
-from rmadapter.data.texts import Form, TextFile, read_texts
+from rmadapter.data.texts import read_texts
 from rmadapter.errors import UserError
 from rmadapter.runs.lab import Lab
 from rmadapter.settings import Machine
@@ -28,6 +28,7 @@ from rmadapter_research.describe import (
     losses_without,
     measure,
 )
+from rmadapter_research.texts import Form, TextFile
 
 GROUPS = ["abc", "de", "f", "ghij"]
 

@@ -19,12 +19,12 @@ from rmadapter.artifacts.value import Balanced
 from rmadapter.backbones import Backbone
 from rmadapter.data.fewshot import split_digest
 from rmadapter.data.read import ImageSet, read_images
-from rmadapter.data.texts import TextFile
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.runs import judge as judging
 from rmadapter.runs.folds import Folds, fitted_temperature
 from rmadapter.runs.judge import BASELINES, calibrated, judge
 from rmadapter.runs.run import run_task
+from rmadapter.support.files import write_json
 from rmadapter.task import Task
 from rmadapter.training.traits import Expected, Traits
 from tests.helpers.external_methods import ExternalMethod
@@ -80,7 +80,7 @@ def test_texts_that_were_chosen_on_images_that_judge_are_doubted(
     ]
     for number, (splits, measured, left_out, doubted) in enumerate(cases):
         path = tmp_path / f"{number}.json"
-        TextFile(texts, left_out=left_out, measured=measured).write(path)
+        write_json(path, {"texts": texts, "left_out": left_out, "measured": measured})
         method = {"method": "zero-shot-descriptions", "descriptions": str(path)}
         found = judgement_of(judged(tiny_clip, splits, shots=3, **method)).doubts
         assert any(path.name in doubt for doubt in found) == doubted, number

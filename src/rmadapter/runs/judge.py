@@ -18,7 +18,7 @@ from rmadapter.artifacts.value import Balanced, Promise, Split
 from rmadapter.data.duplicates import pairs
 from rmadapter.data.fewshot import FewShot, split_digest
 from rmadapter.data.read import ImageSet
-from rmadapter.data.texts import read_text_file
+from rmadapter.data.texts import selection_in
 from rmadapter.errors import UserError
 from rmadapter.methods import load_method
 from rmadapter.methods.linear_probe import LinearProbe
@@ -95,9 +95,9 @@ def _doubts_of_choices(record: Record, method: Method, few: FewShot, split: Spli
     if split == "test" or not isinstance(name, str) or not name:
         return
     with suppress(UserError):  # the file may be gone after a long training
-        file = read_text_file(user_path(name))
-        undrawn = split == "held out" and file.measured.get("split_digest") == split_digest(few)
-        if file.measured and file.left_out and not undrawn:
+        selected_on = selection_in(user_path(name))
+        undrawn = split == "held out" and selected_on == split_digest(few)
+        if selected_on is not None and not undrawn:
             yield (
                 f"the texts in {name} were chosen on images that may judge here: "
                 f"{record.method.title} is likely to be a little worse elsewhere"
