@@ -140,11 +140,11 @@ def serve(
     """
     check_extra("serve", NEEDED_BY_SERVE)
     from rmadapter.cli.checks import check_backbones, check_runs
-    from rmadapter.export.engines import ENGINES
+    from rmadapter.export.engines import find_graph
 
     folders = named(runs)
     for folder in folders.values():
-        if not any((folder / name).is_file() for name in ENGINES):
+        if not find_graph(folder):
             check_runs(folder)
     check_backbones(options.backbone)
     from rmadapter_serve.model import ServeOptions

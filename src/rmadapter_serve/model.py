@@ -27,13 +27,12 @@ from rmadapter.errors import UserError, did_you_mean
 from rmadapter.export import FACTS
 from rmadapter.export.engines import (
     CPU,
-    ENGINES,
     GRAPH,
     LITERT,
     OPENVINO,
-    TORCH,
     Outputs,
-    told_apart,
+    find_graph,
+    parse_outputs,
 )
 from rmadapter.export.promised import Familiar
 from rmadapter.export.runtime import Model
@@ -58,7 +57,7 @@ if TYPE_CHECKING:
     from rmadapter.artifacts.checkpoint import Saved
     from rmadapter.export.graph import Answers
 
-ENGINE_NAMES = {GRAPH: "onnx", OPENVINO: "openvino", TORCH: "torch", LITERT: "litert"}
+ENGINE_NAMES = {GRAPH: "onnx", OPENVINO: "openvino", LITERT: "litert"}
 RUN_ENGINES = ("torch", "onnx", "openvino")
 # packages of engines, where their names differ
 LIBRARIES = {"onnx": "onnxruntime", "litert": "ai-edge-litert"}
@@ -178,10 +177,10 @@ def open_served(options: ServeOptions) -> ServedModel:
     before = sign(folder)
     if engine and engine not in RUN_ENGINES:
         raise UserError(f"--engine {engine}{did_you_mean(engine, RUN_ENGINES)}")
-    graph = next((name for name in ENGINES if (folder / name).is_file()), None)
-    if graph is None and engine in ("", "torch"):
+    graph = find_graph(folder)
+    if not graph and engine in ("", "torch"):
         return _with_torch(folder, options, before)
-    if graph is None:
+    if not graph:
         export, source = cached_export(folder, options), run_source(folder)
     elif engine in ("", ENGINE_NAMES[graph]):
         export, source = folder, _export_source(folder)
@@ -199,7 +198,7 @@ def _with_runtime(
     """folder: as the user named it. export: the folder to open."""
     device = CPU if options.device == "auto" else options.device
     model = Model(export, options.threads, device=device)
-    engine = ENGINE_NAMES[next(name for name in ENGINES if (export / name).is_file())]
+    engine = ENGINE_NAMES[find_graph(export)]
     size = model.transform.size
     grey = check_finite(folder, model.grey)
     features, calibration, known = grey.features is not None, model.calibration, model.known
@@ -238,7 +237,7 @@ def _with_torch(folder: Path, options: ServeOptions, before: Sign | None) -> Ser
     def predict(pixels: np.ndarray, wanted: bool) -> Outputs:
         outputs = (module if wanted else probabilities)(torch.from_numpy(pixels))
         parts = outputs if isinstance(outputs, tuple) else (outputs,)
-        return told_apart([part.cpu().numpy() for part in parts])
+        return parse_outputs([part.cpu().numpy() for part in parts])
 
     size = backbone.image_size
     check_finite(folder, predict(np.zeros((1, 3, size, size), np.float32), features))

@@ -62,7 +62,7 @@ def test_export_shows_what_it_changed_in_decisions(
 
 @needs_onnx
 def test_mistakes_in_export_are_named(rmadapter: Command, finished: Path, tmp_path: Path) -> None:
-    targets = "--to tflite: choose one of onnx, web, torch, litert, openvino"
+    targets = "--to tflite: choose one of onnx, web, litert, openvino"
     refused(rmadapter("export", finished, "--to", "tflite"), targets)
     gone = ["--data", tmp_path / "gone", *backbone_option(finished)]
     for words, hint in (

@@ -44,7 +44,7 @@ PAGES = [
         if folder.name != "reference" or page.name not in reference.PAGES
     ),
 ]
-ENDINGS = "py md json yaml html csv safetensors onnx data pt2 tflite xml"  # of files
+ENDINGS = "py md json yaml html csv safetensors onnx data tflite xml"  # of files
 OTHERS = "pip python cd export mv pre-commit hf docker git uv uvx pipx twine torchrun sbatch"
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
 

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -195,42 +194,20 @@ def test_existing_folders_and_missing_packages_are_refused(
         check_options(tmp_path / "new", "onnx", "fp32")
 
 
-@pytest.mark.parametrize("to", ["onnx", pytest.param("torch", marks=pytest.mark.slow)])
 def test_exported_features_equal_those_of_the_run(
-    to: str, finished: Path, saved: Saved, exported: Path, colors: Path, images: list[Path],
-    tmp_path: Path,
-) -> None:  # fmt: skip
-    out = exported
-    if to == "torch":
-        out = tmp_path / "model"
-        export(finished, saved, out, data=colors, to=to, embeddings=True)
-    assert json.loads((out / "export.json").read_text())["parity"]["features"] < 1e-5
-    model = Model(out, threads=1)
+    saved: Saved, exported: Path, images: list[Path], tmp_path: Path
+) -> None:
+    assert json.loads((exported / "export.json").read_text())["parity"]["features"] < 1e-5
+    model = Model(exported, threads=1)
     features = model.embed(images[:3])
     whole = saved.fitted.for_classes(saved.names)
     pixels = np.stack([model.transform(load_image(image)) for image in images[:3]])
     states = saved.fitted.states(torch.from_numpy(pixels))
     expected = torch.nn.functional.normalize(whole.features(states), dim=-1)  # type: ignore[attr-defined]
     assert np.abs(features - expected.detach().numpy()).max() < 1e-5
-    run_alone(out, *images, "--embeddings", tmp_path / "all.npy", absent="rmadapter")
+    run_alone(exported, *images, "--embeddings", tmp_path / "all.npy")
     assert np.abs(np.load(tmp_path / "all.npy")[:3] - features).max() < 1e-5
-    assert "`features` [batch, length]" in (out / "README.md").read_text()
-
-
-@pytest.mark.slow
-def test_torch_without_this_package(
-    finished: Path, saved: Saved, colors: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "model"
-    facts = export(finished, saved, out, data=colors, to="torch")
-    assert names(out) == ADDED | {"model.pt2"}
-    assert facts["parity"]["same"] == 1
-    lines = run_alone(out, colors / "test/red", absent="rmadapter open_clip")
-    assert len(lines) == 1 + 4
-    with zipfile.ZipFile(out / "model.pt2") as parts:
-        for name in parts.namelist():
-            assert not name.endswith(".pkl")
-            assert b"\x80\x02}" not in parts.read(name)[:4]
+    assert "`features` [batch, length]" in (exported / "README.md").read_text()
 
 
 @pytest.mark.slow
@@ -251,18 +228,16 @@ def test_class_added_by_name(
         assert answers == pytest.approx(dict(zip(labels, shares, strict=True)), abs=1e-4)
 
 
-@pytest.mark.parametrize("to", ["onnx", pytest.param("torch", marks=pytest.mark.slow)])
 def test_the_same_sets_as_predict(
-    to: str, calibrated: Path, tiny_clip: Backbone, blends: list[Path], colors: Path, tmp_path: Path
+    calibrated: Path, tiny_clip: Backbone, blends: list[Path], colors: Path, tmp_path: Path
 ) -> None:
     saved, out = load(calibrated, tiny_clip), tmp_path / "model"
-    facts = export(calibrated, saved, out, data=colors, to=to)
+    facts = export(calibrated, saved, out, data=colors)
     assert facts["calibration"] == {"images": 40, "source": "held out", "grouped": False}
     check_sums(out, ["calibration.json"])
     assert "--error 5%" in (out / "README.md").read_text()
     command = [out / PREDICT, *blends, "--error", "10%", "--top", "2"]
-    absent = "rmadapter" if to == "torch" else "torch rmadapter"
-    rows = list(csv.DictReader(run_alone(out, *command[1:], absent=absent)))
+    rows = list(csv.DictReader(run_alone(out, *command[1:])))
     predictor = Predictor(saved.fitted, saved.names, [*map(str, saved.labels)], 2, error=0.1)
     answers = [answer for batch in predictor.predict(blends) for answer in batch]
     header = columns(2, zero_shot=False, sets=True)
@@ -276,14 +251,18 @@ def test_the_same_sets_as_predict(
     assert json.loads(rows[0]["set"])
 
 
-@pytest.mark.parametrize("to", ["onnx", pytest.param("torch", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("embeddings", [False, True])
 def test_the_same_strange_images_as_predict(
-    to: str, embeddings: bool, calibrated: Path, tiny_clip: Backbone, blends: list[Path],
-    noise: Path, colors: Path, tmp_path: Path,
-) -> None:  # fmt: skip
+    embeddings: bool,
+    calibrated: Path,
+    tiny_clip: Backbone,
+    blends: list[Path],
+    noise: Path,
+    colors: Path,
+    tmp_path: Path,
+) -> None:
     saved, out = load(calibrated, tiny_clip), tmp_path / "model"
-    facts = export(calibrated, saved, out, data=colors, to=to, embeddings=embeddings)
+    facts = export(calibrated, saved, out, data=colors, embeddings=embeddings)
     assert facts["familiarity"] == {"images": 40, "source": "held out", "grouped": False}
     assert facts["parity"]["distances"] < 1e-4
     check_sums(out, ["familiarity.json"])
@@ -299,9 +278,8 @@ def test_the_same_strange_images_as_predict(
     assert familiar
     expected = familiar.familiar(table, far, familiar.strangest(0.1), len(saved.names))
     assert model.is_familiar(images, turn_away=0.1) == expected.tolist()
-    absent = "rmadapter" if to == "torch" else "torch rmadapter"
     command = [*images, "--turn-away", "10%", "--error", "10%", "--top", "1"]
-    rows = list(csv.DictReader(run_alone(out, *command, absent=absent)))
+    rows = list(csv.DictReader(run_alone(out, *command)))
     assert [*rows[0]] == columns(1, zero_shot=False, sets=True, familiar=True)
     predictor = Predictor(saved.fitted, saved.names, [*map(str, saved.labels)], 1, 0.1, 0.1)
     answers = [answer for batch in predictor.predict(images) for answer in batch]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -136,23 +135,6 @@ def products(model: Any) -> tuple[int, int]:
     """How many there are, and numbers in all weights."""
     count = sum(node.op_type in ("MatMul", "Gemm") for node in model.graph.node)
     return count, sum(int(np.prod(weight.dims)) for weight in model.graph.initializer)
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="only POSIX limits the size of files")
-def test_torch_graph_on_a_full_disk_gives_an_error(tiny_clip: Backbone, tmp_path: Path) -> None:
-    """In another process, which torch would end."""
-    program = graph.program(zero_shot(tiny_clip), ("cat", "dog"), False)
-    child = os.fork()
-    if not child:
-        code = 1
-        try:
-            with limited_file_size(2000):
-                graph.write_torch(program, tmp_path / "model.pt2")
-        except OSError:
-            code = 0
-        finally:
-            os._exit(code)
-    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_openvino_on_a_full_disk_gives_an_error(tiny_clip: Backbone, tmp_path: Path) -> None:

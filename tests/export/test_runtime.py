@@ -31,9 +31,8 @@ from rmadapter.export.engines import (
     OPENVINO,
     PROVIDERS,
     TORCH,
-    open_torch,
+    parse_outputs,
     providers,
-    told_apart,
 )
 from rmadapter.export.folder import export, transform_facts
 from rmadapter.export.onefile import one_file
@@ -264,7 +263,7 @@ def test_providers_of_a_device() -> None:
             providers(wrong, every)
 
 
-@pytest.mark.parametrize("name", [OPENVINO, TORCH, LITERT])
+@pytest.mark.parametrize("name", [OPENVINO, LITERT])
 def test_other_engines_have_no_choice_of_devices(folder: Path, tmp_path: Path, name: str) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
@@ -448,12 +447,12 @@ def test_a_graph_without_distances(folder: Path, tmp_path: Path) -> None:
         Model(copy).is_familiar([noise(9, 9)], turn_away=0.1)
 
 
-def test_outputs_are_told_apart() -> None:
+def test_outputs_are_parse_outputs() -> None:
     table, features, distances = np.ones((3, 2)), np.ones((3, 5)), np.ones(3)
-    assert told_apart([table]) == (table, None, None)
-    assert told_apart([table, features]) == (table, features, None)
-    assert told_apart([table, distances]) == (table, None, distances)
-    assert told_apart([table, features, distances]) == (table, features, distances)
+    assert parse_outputs([table]) == (table, None, None)
+    assert parse_outputs([table, features]) == (table, features, None)
+    assert parse_outputs([table, distances]) == (table, None, distances)
+    assert parse_outputs([table, features, distances]) == (table, features, distances)
 
 
 # Classes added by name
@@ -569,20 +568,11 @@ def test_class_names_are_those_of_the_package(monkeypatch: pytest.MonkeyPatch) -
 # Engines
 
 
-def test_a_pickle_in_a_graph_of_torch_is_not_opened(tmp_path: Path) -> None:
-    class Doubled(torch.nn.Module):
-        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-            return 2 * pixels
-
-    program = torch.export.export(Doubled(), (torch.ones(2),))
-    torch.export.save(program, tmp_path / "model.pt2")  # with its example, pickled
-    with pytest.raises(UserError, match=r"model\.pt2"):
-        open_torch(tmp_path / "model.pt2", 1)
-    program.example_inputs = None
-    torch.export.save(program, tmp_path / "model.pt2")
-    run, size = open_torch(tmp_path / "model.pt2", 0)
-    assert size == 2
-    assert run(np.ones(2, np.float32))[0].tolist() == [2, 2]
+def test_an_export_to_torch_of_an_earlier_version_is_refused(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    (copy / GRAPH).rename(copy / TORCH)
+    with pytest.raises(UserError, match=r"copy: .*export the run again"):
+        Model(copy)
 
 
 def test_litert(finished: Path, saved: Saved, colors: Path, tmp_path: Path) -> None:

@@ -16,11 +16,10 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from rmadapter.export.torch_graph import FUNCTIONS
 from rmadapter.support.files import csv_text
 from tests.helpers import formats
 from tests.helpers.small_images import png
-from tests.hostile import graphs, mutate
+from tests.hostile import mutate
 from tests.hostile.mutate import NUMBERS, TEXTS
 
 Bytes = SearchStrategy[bytes]
@@ -69,47 +68,6 @@ def written(writer: Callable[[Path], Path], file: str = "") -> bytes:
 
 
 # Weights
-
-
-def expressions() -> SearchStrategy[str]:
-    """Return strategy: sizes of a graph, most as `export` writes them."""
-    leaves = st.one_of(
-        st.integers(-9, 2**70).map(lambda number: f"Integer({number})"),
-        st.just("Symbol('s81', positive=True, integer=True)"),
-        st.just("Symbol('s0')"),
-        words,
-    )
-    functions = st.sampled_from((*FUNCTIONS, "Pow", "eval", "Integer"))
-    calls = st.recursive(
-        leaves,
-        lambda inner: st.builds(
-            lambda name, parts, end: f"{name}({', '.join(parts)}{end}",
-            functions,
-            st.lists(inner, max_size=3),
-            st.sampled_from((")", ")", ")", ")", "", ", )", ").x", "))")),
-        ),
-        max_leaves=6,
-    )
-    return calls.filter(lambda text: len(text) < 5000)
-
-
-def graph_files() -> Bytes:
-    """Return strategy: .pt2 files with changed tables, sizes, or bytes."""
-    members = graphs.members()
-
-    def with_size(text: str, rng: Random) -> bytes:
-        program = json.loads(members[graphs.PROGRAM])
-        rng.choice([one for one in graphs.objects(program) if "expr_str" in one])["expr_str"] = text
-        return mutate.packed({**members, graphs.PROGRAM: json.dumps(program).encode()})
-
-    tables = [
-        changed_json(json.loads(members[name])).map(
-            lambda data, name=name: mutate.packed({**members, name: data})
-        )
-        for name in (graphs.PROGRAM, graphs.CONSTANTS, graphs.WEIGHTS)
-    ]
-    sizes = st.builds(with_size, expressions(), randoms)
-    return st.one_of(sizes, *tables, damaged(mutate.packed(members)))
 
 
 @cache

@@ -3,13 +3,10 @@ and memory."""
 
 from __future__ import annotations
 
-import ast
 import asyncio
-import io
 import json
 import os
 import re
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -32,7 +29,6 @@ from rmadapter.data.formats.tables import header, scan_table
 from rmadapter.data.names import prompt_names, read_names, typed_name
 from rmadapter.data.taxonomies import parents_of, read_parents
 from rmadapter.errors import UserError, is_text, one_line, quoted
-from rmadapter.export.torch_graph import FUNCTIONS, checked
 from rmadapter.prompts import filled
 from rmadapter.runs.request import Request, read_config
 from rmadapter.settings import parse_overrides, settings_of
@@ -104,40 +100,6 @@ def own_cache(folder: Path) -> Iterator[None]:
 
 
 # Weights
-
-
-def check_graph(data: bytes, folder: Path) -> object:
-    """What was accepted is accepted again, unchanged, and its sizes are sums and the like."""
-    file = folder / "model.pt2"
-    file.write_bytes(data)
-    copy = checked(file).getvalue()
-    file.write_bytes(copy)
-    members, again = (_members(one) for one in (copy, checked(file).getvalue()))
-    require(members == again, "another graph when it is checked again")
-    for text in re.findall(rb'"expr_str": "([^"]*)"', b"".join(members.values())):
-        require(_is_plain(text.decode()), f"accepted {text!r}")
-    return members
-
-
-def _members(data: bytes) -> dict[str, bytes]:
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        return {name: archive.read(name) for name in archive.namelist()}
-
-
-def _is_plain(text: str) -> bool:
-    """Return whether Python's own parser finds only calls of known functions on constants."""
-    for node in ast.walk(ast.parse(text, mode="eval")):
-        if isinstance(node, ast.Call):
-            if not isinstance(node.func, ast.Name):
-                return False
-            if node.func.id not in (*FUNCTIONS, "Integer", "Symbol"):
-                return False
-        elif not isinstance(
-            node,
-            (ast.Expression, ast.Name, ast.Load, ast.Constant, ast.keyword, ast.UnaryOp, ast.USub),
-        ):
-            return False
-    return True
 
 
 def check_weights(data: bytes, folder: Path) -> object:
@@ -487,7 +449,6 @@ def check_record(data: bytes, folder: Path) -> object:
 
 
 TARGETS: dict[str, Target] = {
-    "graphs": Target(strategies.graph_files, check_graph),
     "headers": Target(strategies.headers, check_weights),
     "model_configs": Target(model_configs, check_model_config),
     "csv": Target(strategies.csv_files, check_table(".csv")),

@@ -30,7 +30,7 @@ from tests.hostile import valid
 KINDS = {
     "sets": 14, "templates": 6, "configs": 14, "records": 14, "runs": 14, "backbones": 5,
     "paths": 4, "special_files": 3, "names": 5, "matlab": 1, "images": 12, "tables": 6,
-    "graphs": 4, "pickles": 4, "bulky": 1,
+    "pickles": 4, "bulky": 1,
 }  # fmt: skip
 SECONDS, MEGABYTES = 5.0, 300.0  # that an input may take
 LINE = 1200  # characters of a message at most

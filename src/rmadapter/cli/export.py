@@ -35,7 +35,7 @@ class ExportOptions:
         str,
         typer.Option(
             "--to",
-            metavar="onnx | openvino | torch | litert | web",
+            metavar="onnx | openvino | litert | web",
             help="What to write; litert is for phones, web a page.",
         ),
     ] = "onnx"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -10,9 +9,9 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from rmadapter.errors import UserError
-from rmadapter.export.torch_graph import checked
 
-GRAPH, OPENVINO, TORCH, LITERT = "model.onnx", "model.xml", "model.pt2", "model.tflite"
+GRAPH, OPENVINO, LITERT = "model.onnx", "model.xml", "model.tflite"
+TORCH = "model.pt2"  # which earlier versions wrote
 INPUT, PROBABILITIES, FEATURES, DISTANCE = "pixels", "probabilities", "features", "distance"
 HINT = ["rmadapter", "precision"]  # where an OpenVINO model says in which precision to compute
 GROUPS = ["rmadapter", "group"]  # and how many activations share a range in 8 bits
@@ -111,33 +110,6 @@ def _runtime_info(model: Any, place: list[str]) -> str:
     return str(model.get_rt_info(place).astype(str))
 
 
-def open_torch(file: Path, threads: int, device: str = CPU) -> Engine:
-    """Raises UserError as `checked`."""
-    only_cpu(file, device)
-    import torch
-
-    graph = checked(file)
-    if threads:
-        torch.set_num_threads(threads)
-    log = logging.getLogger("torch.export")  # has the traceback of an error that is raised anyway
-    before, log.disabled = log.disabled, True
-    try:
-        program = torch.export.load(graph)
-    finally:
-        log.disabled = before
-    (name,) = program.graph_signature.user_inputs
-    (size,) = [node.meta["val"].shape[0] for node in program.graph.nodes if node.name == name]
-    module = program.module()
-
-    def run(pixels: np.ndarray) -> Sequence[np.ndarray]:
-        with torch.no_grad():
-            outputs = module(torch.from_numpy(pixels))
-        tensors = outputs if isinstance(outputs, (tuple, list)) else [outputs]
-        return [tensor.numpy() for tensor in tensors]
-
-    return run, size if isinstance(size, int) else 0
-
-
 def open_litert(file: Path, threads: int, device: str = CPU) -> Engine:
     """Open a graph that takes one image at a time."""
     only_cpu(file, device)
@@ -156,7 +128,21 @@ def open_litert(file: Path, threads: int, device: str = CPU) -> Engine:
     return run, 1
 
 
-ENGINES = {OPENVINO: open_openvino, TORCH: open_torch, LITERT: open_litert, GRAPH: open_onnx}
+ENGINES = {OPENVINO: open_openvino, LITERT: open_litert, GRAPH: open_onnx}
+
+
+def find_graph(folder: Path) -> str:
+    """Return the name of the graph in an exported folder, "" if there is none. Raises UserError for
+    an export to torch of an earlier version."""
+    for name in ENGINES:
+        if (folder / name).is_file():
+            return name
+    if (folder / TORCH).is_file():
+        raise UserError(
+            f"{folder}: an export for torch, which is not read any more; export the run again, or "
+            "serve the run itself"
+        )
+    return ""
 
 
 class Outputs(NamedTuple):
@@ -171,7 +157,7 @@ class Outputs(NamedTuple):
     distances: np.ndarray | None = None
 
 
-def told_apart(outputs: Sequence[np.ndarray]) -> Outputs:
+def parse_outputs(outputs: Sequence[np.ndarray]) -> Outputs:
     """Return outputs, in the order of the graph, by their names. (Engines give them no names that
     last, but only distances have a single axis.)"""
     probabilities, *more = outputs

@@ -15,7 +15,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.backbones.choice import licence_of
 from rmadapter.errors import UserError
 from rmadapter.export import FACTS, graph, int8, parity, web
-from rmadapter.export.engines import GRAPH, LITERT, OPENVINO, TORCH
+from rmadapter.export.engines import GRAPH, LITERT, OPENVINO
 from rmadapter.export.hub import README, anonymise_command, anonymise_names
 from rmadapter.export.onefile import one_file
 from rmadapter.export.promised import CALIBRATION, FAMILIARITY, TAXONOMY, Familiar
@@ -135,9 +135,6 @@ def _write_graph(stage: Path, run: Path, saved: Saved, options: ExportOptions) -
     to, precision = options.to, options.precision
     fitted, names = saved.fitted, saved.names
     try:
-        if to == "torch":
-            graph.write_torch(graph.program(fitted, names, options.embeddings), stage / TORCH)
-            return []
         if to == "litert":
             graph.write_litert(fitted, names, stage / LITERT)
             return []
@@ -185,7 +182,7 @@ def _write_model(
         known = Familiar(familiarity, len(saved.fitted.classes))
         write_json(stage / FAMILIARITY, known.json())
     search = _write_graph(stage, run, saved, options)
-    names = (GRAPH, graph.BESIDE, OPENVINO, graph.WEIGHTS, TORCH, LITERT)
+    names = (GRAPH, graph.BESIDE, OPENVINO, graph.WEIGHTS, LITERT)
     files = [name for name in names if (stage / name).exists()]
     others = _write_text_encoder(stage, run, saved) if options.text else ()
     beside = (LABELS, TRANSFORM, CALIBRATION, FAMILIARITY, TAXONOMY)
@@ -220,7 +217,7 @@ def _facts(
         "format": 1,
         "to": options.to,
         "precision": options.precision,
-        "opset": None if options.to in ("torch", "litert") else graph.OPSET,
+        "opset": None if options.to == "litert" else graph.OPSET,
         "embeddings": options.embeddings,
         "text": options.text,
         "files": files,
@@ -257,7 +254,7 @@ def transform_facts(backbone: Backbone) -> dict[str, object]:
 
 def readme(facts: ExportFacts, record: Record | None, size: int) -> str:
     """Return README.md. size: of an image, in pixels."""
-    forms = {"openvino": "OpenVINO", "torch": "a graph of torch", "litert": "LiteRT"}
+    forms = {"openvino": "OpenVINO", "litert": "LiteRT"}
     every = record.scores if record else ()
     text = template("export.md.j2", escape=False).render(
         facts=facts,

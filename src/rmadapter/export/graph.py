@@ -1,4 +1,4 @@
-"""A fitted method as one graph, of ONNX or torch: pixels [B, 3, H, W] in, probabilities [B, C] out.
+"""A fitted method as one graph: pixels [B, 3, H, W] in, probabilities [B, C] out.
 
 No code here depends on the method: its own scoring is traced, and what does not depend on the image
 (class features, a cache of shots, learned tokens) becomes constants in the graph.
@@ -6,7 +6,6 @@ No code here depends on the method: its own scoring is traced, and what does not
 
 from __future__ import annotations
 
-import io
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,7 +31,6 @@ from rmadapter.export.engines import (
 from rmadapter.prompts import OfFeatures
 from rmadapter.runs.evaluate import refuse_stateful
 from rmadapter.runs.features import distances, image_features, known_images
-from rmadapter.support.files import reserve
 from rmadapter.support.terminal import silenced
 from rmadapter.training.contract import Fitted
 
@@ -47,7 +45,6 @@ GROUP = 64  # numbers that share a range
 IMAGES = 200  # images to compare an export on, at most
 LARGEST = 2_000_000_000  # most bytes of a graph in one file: protobuf's limit is 2^31
 BESIDE = f"{GRAPH}.data"  # the weights of a larger graph
-SPARE = 2**20  # bytes that torch's file may have beyond what it has in memory
 WEIGHTS = "model.bin"  # the weights of an OpenVINO model
 
 
@@ -114,13 +111,6 @@ def trace(fitted: Fitted, names: Sequence[str], embeddings: bool = False) -> Mod
     return _traced(Answers(fitted, names, embeddings), _onnx, "an ONNX graph")
 
 
-def program(
-    fitted: Fitted, names: Sequence[str], embeddings: bool = False
-) -> torch.export.ExportedProgram:
-    """Trace a method like `trace`, but as torch's own graph."""
-    return _traced(Answers(fitted, names, embeddings), _program, "a torch graph")
-
-
 def _traced(module: Answers, make: Callable[..., T], what: str) -> T:
     fitted = module.eval().fitted
     pixels = torch.zeros(2, 3, *[fitted.backbone.image_size] * 2, device=fitted.backbone.device)
@@ -138,15 +128,12 @@ def _traced(module: Answers, make: Callable[..., T], what: str) -> T:
             ) from error
 
 
-def _program(module: nn.Module, pixels: Tensor, batch: BatchAxis) -> torch.export.ExportedProgram:
-    return torch.export.export(module, (pixels,), dynamic_shapes=batch, strict=False)
-
-
 def _onnx(module: Answers, pixels: Tensor, batch: BatchAxis) -> ModelProto:
     from onnxscript.optimizer import fold_constants
 
+    program = torch.export.export(module, (pixels,), dynamic_shapes=batch, strict=False)
     exported = torch.onnx.export(
-        _program(module, pixels, batch), (), dynamo=True, opset_version=OPSET, verbose=False,
+        program, (), dynamo=True, opset_version=OPSET, verbose=False,
         optimize=True, input_names=[INPUT],
         output_names=list(module.outputs),
         dynamic_shapes=batch and ({0: "batch"},),
@@ -165,20 +152,6 @@ def write(model: ModelProto, file: Path) -> None:
         file.write_bytes(model.SerializeToString())
     else:
         onnx.save(model, str(file), save_as_external_data=True, location=BESIDE)
-
-
-def write_torch(program: torch.export.ExportedProgram, file: Path) -> None:
-    """Write torch's graph, without the example inputs that torch would pickle. Raises OSError."""
-    program.example_inputs = None
-    content = io.BytesIO()
-    with _written_by_a_library(), silenced(logging.WARNING, output=True):
-        # On a full disk, torch's writer of files ends the process, so its space is reserved.
-        # In memory the members have other names, so only the size is used.
-        torch.export.save(program, content)
-        file.touch()
-        reserve(file, content.tell() + SPARE)
-        del content
-        torch.export.save(program, file)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from rmadapter.data.names import key
 from rmadapter.data.read import ImageSource
 from rmadapter.data.transforms import decode_batches
 from rmadapter.errors import UserError
-from rmadapter.export.engines import Outputs, told_apart
+from rmadapter.export.engines import Outputs, parse_outputs
 from rmadapter.export.graph import Answers
 from rmadapter.export.runtime import BATCH, Model
 from rmadapter.metrics import accuracy
@@ -172,14 +172,14 @@ def fitted_outputs(saved: Saved, images: Sequence[ImageSource], embeddings: bool
     stream = decode_batches(images, saved.fitted.backbone.preprocess, BATCH)
     parts = [module(pixels) for _, pixels in stream]
     rows = [part if isinstance(part, tuple) else (part,) for part in parts]
-    return told_apart([torch.cat(part).cpu().numpy() for part in zip(*rows, strict=True)])
+    return parse_outputs([torch.cat(part).cpu().numpy() for part in zip(*rows, strict=True)])
 
 
 def exported_outputs(model: Model, images: Sequence[ImageSource]) -> Outputs:
     """Return what an exported model gives for all images."""
     rows = [outputs for _, outputs in model.outputs(images)]
     parts = [[each for each in part if each is not None] for part in zip(*rows, strict=True)]
-    return told_apart([np.concatenate(part) for part in parts if part])
+    return parse_outputs([np.concatenate(part) for part in parts if part])
 
 
 def exported_table(model: Model, images: Sequence[ImageSource]) -> np.ndarray:

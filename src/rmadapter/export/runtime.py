@@ -1,5 +1,5 @@
-"""Answers of an exported model; needs only NumPy, Pillow and its engine: onnxruntime, OpenVINO,
-torch or LiteRT.
+"""Answers of an exported model; needs only NumPy, Pillow and its engine: onnxruntime, OpenVINO or
+LiteRT.
 
     python predict.py IMAGES > answers.csv
 
@@ -30,7 +30,7 @@ from rmadapter.answers.taxonomy import Taxonomy
 from rmadapter.data.decode import ImageSource, load_image
 from rmadapter.data.formats.base import image_files
 from rmadapter.errors import UserError
-from rmadapter.export.engines import CPU, ENGINES, GRAPH, Outputs, told_apart
+from rmadapter.export.engines import CPU, ENGINES, GRAPH, Outputs, find_graph, parse_outputs
 from rmadapter.export.promised import (
     calibration_of,
     damaged,
@@ -106,7 +106,7 @@ class Model:
         device: str = CPU,
     ) -> None:  # fmt: skip
         folder = Path(folder)
-        graph = graph or next((name for name in ENGINES if (folder / name).is_file()), GRAPH)
+        graph = graph or find_graph(folder) or GRAPH
         if not (folder / graph).is_file():
             raise UserError(f"{folder}: not an exported model; {graph} is missing")
         check_sums(folder)
@@ -167,7 +167,7 @@ class Model:
         """float32 [B, 3, size, size] -> all that the model gives."""
         parts = [self._run(pixels[i : i + self.batch]) for i in range(0, len(pixels), self.batch)]
         joined = [np.concatenate(part) for part in zip(*parts, strict=True)]
-        outputs = told_apart(joined or [part[:0] for part in self.grey if part is not None])
+        outputs = parse_outputs(joined or [part[:0] for part in self.grey if part is not None])
         if self.classes and outputs.features is not None:
             probabilities = self.classes.probabilities(outputs.features)
             return outputs._replace(probabilities=probabilities)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,11 +22,9 @@ class Target(NamedTuple):
 
 
 ONNX = ("onnx", "onnxruntime", "onnxscript")
-TORCH_VERSION = ".".join(metadata.version("torch").split(".")[:2])
 TARGETS = {
     "onnx": Target(("fp32", "fp16", "int8"), ONNX, f"{COMMON}onnxruntime>=1.22\n"),
     "web": Target(("fp32", "fp16"), ONNX, f"{COMMON}onnxruntime>=1.22\n"),
-    "torch": Target(("fp32",), ("torch",), f"{COMMON}torch>={TORCH_VERSION}\n"),
     "litert": Target(("fp32",), ("litert_torch",), f"{COMMON}ai-edge-litert>=2\n"),
     "openvino": Target(
         ("fp32", "fp16", "bf16", "int8"), (*ONNX, "openvino"), f"{COMMON}openvino>=2025\n"
