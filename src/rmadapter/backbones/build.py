@@ -41,13 +41,15 @@ def build_model(
     """Build an open_clip model without its weights. source: for open_clip's create_model, a name or
     local-dir:FOLDER. draw: fill it with random weights, always the same ones. Raises UserError if
     open_clip cannot build it."""
-    from rmadapter.backbones.lean import bring_in, open_clip
+    import open_clip
+
+    from rmadapter.backbones.importing import import_needed
 
     fill = nullcontext() if draw else Unfilled()
     config = {key: transform[key] for key in TRANSFORM if key in transform} if transform else None
     with silenced(), fill, seeded(0):
         try:
-            bring_in(_config_of(source))
+            import_needed(_config_of(source))
             model: nn.Module = open_clip.create_model(
                 source, load_weights=False, pretrained_text=False, force_quick_gelu=quick_gelu,
                 force_preprocess_cfg=config,
@@ -65,7 +67,9 @@ def build_front(name: str, config: JsonObject) -> nn.Module:
     """Build the image encoder and the logit scale of an open_clip model, without their weights,
     and with a stand-in for its text encoder. config: of its folder. Raises UserError if open_clip
     cannot build it."""
-    from rmadapter.backbones.lean import bring_in, open_clip
+    import open_clip
+
+    from rmadapter.backbones.importing import import_needed
 
     model, transform = open_clip.model, open_clip.transform
     parts = {**config["model_cfg"], "text_cfg": STAND_IN}
@@ -73,7 +77,7 @@ def build_front(name: str, config: JsonObject) -> nn.Module:
     parts.pop("custom_text", None)
     try:
         with silenced(), Unfilled(), seeded(0):
-            bring_in(parts)
+            import_needed(parts)
             front: nn.Module = model.CustomTextCLIP(**parts)
         own = config.get("preprocess_cfg") or {}
         merged = transform.merge_preprocess_dict(transform.PreprocessCfg(), own)
@@ -88,7 +92,7 @@ def build_front(name: str, config: JsonObject) -> nn.Module:
 
 def _config_of(source: str) -> JsonObject:
     """Return the configuration of a model that `build_model` may build."""
-    from rmadapter.backbones.lean import open_clip
+    import open_clip
 
     folder = source.removeprefix(LOCAL)
     if folder == source:
@@ -107,9 +111,8 @@ def load_weights(
 
     Raises UserError if the file is damaged, or holds other names or shapes than the model.
     """
+    import open_clip
     from safetensors import SafetensorError, safe_open
-
-    from rmadapter.backbones.lean import open_clip
 
     shown = shown or file
     expected = model.state_dict()
@@ -167,7 +170,7 @@ def files_of(place: Path) -> list[Path]:
 @cache
 def _clip_tokenizer(settings: str) -> Split:
     """Load CLIP's tokenizer with settings in JSON, once; its vocabulary takes long to read."""
-    from rmadapter.backbones.lean import open_clip
+    import open_clip
 
     tokenizer: Split = open_clip.SimpleTokenizer(**json.loads(settings))
     return tokenizer
@@ -179,7 +182,7 @@ def load_tokenizer(name: str, text: JsonObject, place: Path | None = None) -> To
 
     Raises UserError if it cannot be read, or if `place` holds or asks for code.
     """
-    from rmadapter.backbones.lean import open_clip
+    import open_clip
 
     settings = {"context_length": text.get("context_length") or 77}
     settings |= text.get("tokenizer_kwargs") or {}

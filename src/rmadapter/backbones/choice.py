@@ -273,7 +273,7 @@ def _packaged() -> Iterator[JsonObject]:
 def _published(cached: dict[str, Path]) -> Iterator[JsonObject]:
     """Yield the models in the hub's cache, under open_clip's names where it has one, and the absent
     ones of KNOWN."""
-    from rmadapter.backbones.lean import open_clip
+    import open_clip
 
     for architecture, tag in open_clip.list_pretrained():
         name = f"{architecture}/{tag}"

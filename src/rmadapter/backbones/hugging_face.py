@@ -56,10 +56,9 @@ def load_hf(name: str, folder: Path) -> tuple[nn.Module, Tokenizer]:
     Raises UserError if the folder is of another kind, if its weights are damaged or do not fit, or
     if it uses something that open_clip cannot compute.
     """
+    import open_clip
     import transformers
     from open_clip.transform import PreprocessCfg
-
-    from rmadapter.backbones.lean import open_clip
 
     file = folder / "config.json"
     family = FAMILIES[_kind(folder)]
@@ -199,13 +198,15 @@ def _metaclip_2(config: Config, file: Path, scratch: Path) -> Built:
 
 def _chinese_clip(config: Config, file: Path, scratch: Path) -> Built:
     """Build a CLIP with a BERT for text, which is read at its first token."""
-    from rmadapter.backbones.lean import bring_in, open_clip
+    import open_clip
+
+    from rmadapter.backbones.importing import import_needed
 
     text = config.text_config
     (scratch / "config.json").write_text(json.dumps({**text.to_dict(), "model_type": "bert"}))
     named = {"hf_model_name": str(scratch), "hf_model_pretrained": False, "hf_proj_type": "linear"}
     named["hf_pooler_type"] = "cls_last_hidden_state_pooler"
-    bring_in({"text_cfg": named})
+    import_needed({"text_cfg": named})
     quick_gelu = _quick_gelu(file, config.vision_config)
     model = open_clip.CustomTextCLIP(
         config.projection_dim, _vision(config.vision_config), named, quick_gelu
@@ -262,7 +263,7 @@ def _vision(config: Config) -> JsonObject:
 
 
 def _build_clip(config: Config, file: Path, **pooling: str | int) -> Built:
-    from rmadapter.backbones.lean import open_clip
+    import open_clip
 
     text = {
         **_tower(config.text_config),
@@ -354,7 +355,9 @@ def _rename_siglip(weights: Weights) -> Weights:
 
 
 def _build_siglip(config: Config, file: Path, scratch: Path, image_size: int) -> Built:
-    from rmadapter.backbones.lean import bring_in, open_clip
+    import open_clip
+
+    from rmadapter.backbones.importing import import_needed
 
     vision, words = config.vision_config, config.text_config
     for act in (vision.hidden_act, words.hidden_act):
@@ -383,7 +386,7 @@ def _build_siglip(config: Config, file: Path, scratch: Path, image_size: int) ->
         "context_length": words.max_position_embeddings, "no_causal_mask": True, "proj_bias": True,
         "pool_type": "last", "act_kwargs": ACTS[words.hidden_act][1],
     }  # fmt: skip
-    bring_in({"vision_cfg": image})
+    import_needed({"vision_cfg": image})
     model = open_clip.CustomTextCLIP(words.projection_size, image, text, init_logit_bias=0.0)
     for module in model.visual.modules():
         if isinstance(module, nn.LayerNorm):

@@ -161,7 +161,7 @@ def is_published(name: str) -> bool:
         return True
     if name.startswith(TIMM):
         return is_published_timm(name)
-    from rmadapter.backbones.lean import open_clip
+    import open_clip
 
     architecture, _, tag = name.partition("/")
     drawn = tag == "none" and architecture in open_clip.list_models()
@@ -286,7 +286,7 @@ def _snapshot(repository: str, *patterns: str) -> Path:
 def architecture_config(name: str, architecture: str) -> tuple[JsonObject, list[str]]:
     """Return open_clip's configuration of an architecture, and the tags of its published weights.
     name: for messages. Raises UserError if the architecture is unknown."""
-    from rmadapter.backbones.lean import open_clip
+    import open_clip
 
     if architecture not in open_clip.list_models():
         raise UserError(unknown_architecture(name, architecture, open_clip.list_models()))
@@ -298,7 +298,7 @@ def architecture_config(name: str, architecture: str) -> tuple[JsonObject, list[
 def transform_of(architecture: str, tags: list[str]) -> JsonObject:
     """Return the transform for random weights and local files: that of the architecture's first
     published weights, if any."""
-    from rmadapter.backbones.lean import open_clip
+    import open_clip
 
     return open_clip.get_pretrained_cfg(architecture, tags[0]) if tags else {}
 
@@ -327,7 +327,7 @@ def _from_architecture(name: str) -> Backbone:
 def _published(architecture: str, tag: str, tags: list[str]) -> JsonObject:
     """Return open_clip's record of a published checkpoint: its location, transform and
     activation."""
-    from rmadapter.backbones.lean import open_clip
+    import open_clip
 
     record: JsonObject = open_clip.get_pretrained_cfg(architecture, tag)
     if record:

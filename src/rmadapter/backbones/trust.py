@@ -183,7 +183,7 @@ def _check_text(file: Path, name: object) -> None:
         raise UserError(f"{file}: hf_model_name leads out of the folder, to {str(name)[:200]!r}")
     folder = Path(str(name))
     if folder.is_dir():
-        from rmadapter.backbones.lean import open_clip
+        import open_clip
 
         arch_dict = open_clip.hf_configs.arch_dict
         config = read_json(folder / "config.json")
@@ -215,7 +215,7 @@ def is_plain(name: str, field: str) -> bool:
 
 @cache
 def _names(field: str) -> frozenset[str]:
-    from rmadapter.backbones.lean import open_clip
+    import open_clip
 
     texts = [open_clip.get_model_config(name)["text_cfg"] for name in open_clip.list_models()]
     return frozenset(text[field] for text in texts if text.get(field))

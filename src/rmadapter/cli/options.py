@@ -225,12 +225,12 @@ class SavedOptions:
 
     def load_on(self, run: Path, device: str) -> Saved:
         """Load the run on a device."""
-        from rmadapter.support.machine import importing
+        from rmadapter.backbones.importing import import_for_command
 
-        with importing():
-            from rmadapter.artifacts.checkpoint import load
+        import_for_command()
+        from rmadapter.artifacts.checkpoint import load
 
-            return load(run, self.backbone, method=self.code, device=device)
+        return load(run, self.backbone, method=self.code, device=device)
 
 
 @dataclass(frozen=True)

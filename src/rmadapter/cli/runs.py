@@ -140,14 +140,15 @@ def fit(
     check_folder(out)
     known = read_names(names_from) if names_from else {}
     check_source(data, images.named(), images.crops)
-    from rmadapter.support.machine import find_device, importing
+    from rmadapter.backbones.importing import import_for_command
 
-    with importing():
-        from rmadapter.backbones.choice import advise
-        from rmadapter.runs.backbones import prepare_backbone
-        from rmadapter.runs.fit import Origin, join_fit
-        from rmadapter.runs.fit import fit as run_fit
-        from rmadapter.runs.lab import Lab, Team
+    import_for_command()
+    from rmadapter.backbones.choice import advise
+    from rmadapter.runs.backbones import prepare_backbone
+    from rmadapter.runs.fit import Origin, join_fit
+    from rmadapter.runs.fit import fit as run_fit
+    from rmadapter.runs.lab import Lab, Team
+    from rmadapter.support.machine import find_device
 
     request = options.request(data, settings)
     find_device(request.machine.device)  # an impossible one is refused before images are read

@@ -252,7 +252,7 @@ def _metadata(model: Model, record: Record | None, repository: str, licence: str
 
 def hub_name(backbone: str) -> str | None:
     """Return the repository on the hub that a backbone's weights come from, if one is known."""
-    from rmadapter.backbones.lean import open_clip
+    import open_clip
 
     if backbone.startswith(HF_HUB):
         return backbone.removeprefix(HF_HUB)

@@ -13,7 +13,6 @@ import platform
 import random
 import re
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -59,22 +58,6 @@ def version_of(name: str) -> str:
             module = importlib.import_module(name.replace("-", "_"))
             return str(getattr(module, "__version__", "unknown"))
         return "unknown"
-
-
-@contextlib.contextmanager
-def importing() -> Iterator[None]:
-    """Search for no garbage within the block, in which torch is imported, nor later in what is left
-    by then: a fifth of the time of its import goes into searches that find nothing. Does nothing
-    where torch was imported before."""
-    if "torch" in sys.modules or not gc.isenabled():
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-        gc.freeze()
-    finally:
-        gc.enable()
 
 
 @contextlib.contextmanager
