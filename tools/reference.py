@@ -54,6 +54,7 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def commands() -> str:
     """Describe each verb with its arguments, options and examples, as --help does."""
+    command_line.add_installed()
     group: Any = typer.main.get_command(command_line.app)
     parts = [
         "# Commands",
@@ -61,7 +62,7 @@ def commands() -> str:
         "All verbs have the same [exit codes](/reference/runs.md#exit-codes).",
     ]
     panels: dict[str, list[Command]] = {}
-    for command in command_line.commands():
+    for command in (*command_line.COMMANDS, *command_line.installed()):
         panels.setdefault(command.panel, []).append(command)
     for panel, verbs in panels.items():
         parts.append(f"## {panel}")

@@ -19,8 +19,9 @@ PLACEHOLDERS = ("NAME", "package:Class", "file.py:Class")
 @cache
 def parser() -> Any:
     """Return the command line's parser, which takes Typer half a second to make."""
-    from rmadapter.cli.main import app
+    from rmadapter.cli.main import add_installed, app
 
+    add_installed()
     return get_command(app)
 
 

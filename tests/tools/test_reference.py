@@ -13,8 +13,7 @@ import typer
 
 import rmadapter
 from rmadapter.artifacts.record import Record
-from rmadapter.cli.main import app
-from rmadapter.cli.main import commands as all_commands
+from rmadapter.cli.main import COMMANDS, app, installed
 from rmadapter.methods import METHODS, load_method
 from rmadapter.settings import settings_of
 from rmadapter.task import Task
@@ -24,6 +23,7 @@ PYTHON = Path(__file__).parents[2] / "docs/reference/python.md"
 
 @pytest.fixture(scope="module")
 def group() -> Any:
+    add_installed()
     return typer.main.get_command(app)
 
 
@@ -37,7 +37,7 @@ def commands() -> str:
     return reference.commands()
 
 
-EXAMPLES = {command.name: command.examples for command in all_commands()}
+EXAMPLES = {command.name: command.examples for command in (*COMMANDS, *installed())}
 
 
 @pytest.mark.parametrize("verb", EXAMPLES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from importlib.metadata import entry_points
+from functools import cache
 from typing import Annotated
 
 import typer
@@ -181,6 +181,8 @@ def main() -> None:
     with streams(sys.argv[1:]), stoppable():
         try:
             words = as_help([*map(at_home, sys.argv[1:])])
+            if not {*words[:1]} & {command.name for command in COMMANDS}:
+                add_installed()
             code = app(words, prog_name="rmadapter", standalone_mode=False)  # else errors in a box
         except Exception as error:
             text = user_message(error)
@@ -213,12 +215,26 @@ def _options(
     distributed.enter(str(context.invoked_subcommand))
 
 
-def commands() -> list[Command]:
-    """Return all verbs: those of the library, and those that entry points name."""
-    return [*COMMANDS, *(found.load() for found in entry_points(group=GROUP))]
+def installed() -> list[Command]:
+    """Return the verbs that entry points name."""
+    from importlib.metadata import entry_points  # takes long, and most verbs need it not
+
+    return [found.load() for found in entry_points(group=GROUP)]
 
 
-for command in commands():
+def add(command: Command) -> None:
+    """Add a verb to the command line."""
     epilog = "\n\n".join(("Examples:", *command.examples))  # Typer keeps paragraphs apart
-    add = app.command(command.name, cls=Verb, epilog=epilog, rich_help_panel=command.panel)
-    add(expand(command.run))
+    register = app.command(command.name, cls=Verb, epilog=epilog, rich_help_panel=command.panel)
+    register(expand(command.run))
+
+
+@cache
+def add_installed() -> None:
+    """Add the verbs that entry points name, once."""
+    for command in installed():
+        add(command)
+
+
+for command in COMMANDS:
+    add(command)
