@@ -13,7 +13,7 @@ import typer
 
 import rmadapter
 from rmadapter.artifacts.record import Record
-from rmadapter.cli.main import COMMANDS, app, installed
+from rmadapter.cli.main import COMMANDS, add_installed, app, installed
 from rmadapter.methods import METHODS, load_method
 from rmadapter.settings import settings_of
 from rmadapter.task import Task
