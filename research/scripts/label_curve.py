@@ -35,7 +35,7 @@ from rmadapter.support.machine import versions
 from rmadapter_studio.quick import SURE, Encoded, choose, fit
 
 SETS = ("food", "pacs/photo", "sports")
-ORDERS = (RANDOM, DEFAULT, "margin", SURE)
+ORDERS = (RANDOM, DEFAULT, SURE)  # of the page
 HEAP, TEST = 200, 500  # images, at most
 THIRD = 60  # labels, at most a third
 SCREEN = 10  # images that are labelled before the order is asked for again
@@ -125,7 +125,7 @@ def table(lines: Lines) -> str:
     proposals that were right, as means over draws."""
     rows = []
     counts = (0, 20, THIRD, HEAP)
-    for data, order in itertools.product(SETS, ORDERS):
+    for data, order in itertools.product(SETS, CURVES):
         some = [line for line in lines if (line["data"], line["order"]) == (data, order)]
         if some:
             accuracies = (f"{fmean(at(line, count) for line in some):.1f}" for count in counts)
