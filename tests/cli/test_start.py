@@ -102,12 +102,9 @@ def test_the_first_predict_on_a_new_run_imports_no_more_than_later_ones(
     assert modules == needs
 
 
-@pytest.mark.parametrize(("verb", "more"), [("", ()), ("doctor", ("importlib.metadata",))])
-def test_help_imports_only_what_it_shows(verb: str, more: tuple[str, ...]) -> None:
-    """Only the list of all verbs names those of entry points."""
-    never = json.dumps([*NOT_FOR_HELP, *more])
-    command = [sys.executable, "-c", HELP, never, *filter(None, [verb]), "--help"]
+def test_help_imports_only_what_it_shows() -> None:
+    command = [sys.executable, "-c", HELP, json.dumps(NOT_FOR_HELP), "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     *shown, modules = done.stdout.splitlines()
     assert json.loads(modules) == []
-    assert any((verb or "predict") in line for line in shown)
+    assert any("predict" in line for line in shown)
