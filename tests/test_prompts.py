@@ -18,7 +18,7 @@ from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.errors import UserError
 from rmadapter.methods.parts.learned_prompts import init_words
 from rmadapter.prompts import (
-    at_most,
+    bounded_text,
     class_weights,
     cosine_logits,
     frozen_prompts,
@@ -112,7 +112,7 @@ def test_prompts_are_bounded(tiny_clip: Backbone) -> None:
         tokenize(tiny_clip, [str(i) for i in range(100_001)], ONE)
     with pytest.raises(UserError, match="100,001"):
         text_features(tiny_clip, ["a"] * 100_001)
-    with at_most(5):
+    with bounded_text(5, lambda: None):
         assert len(tokenize(tiny_clip, NAMES[:2], TEMPLATES[:1])) == 2
         with pytest.raises(UserError, match="6 prompts"):
             tokenize(tiny_clip, ["a", "b"], ["{}", "{}.", "{}!"])

@@ -32,7 +32,9 @@ from rmadapter.runs.request import Request
 from rmadapter.support.files import write_text
 from rmadapter.support.html import COLOURS, canvas
 from rmadapter.support.machine import versions
-from rmadapter_studio.quick import SURE, Encoded, choose, fit
+from rmadapter_studio.order import ORDERS as OFFERED
+from rmadapter_studio.order import SURE, choose
+from rmadapter_studio.quick import Encoded, fit
 
 SETS = ("food", "pacs/photo", "sports")
 ORDERS = (RANDOM, DEFAULT, SURE)  # of the page
@@ -88,7 +90,7 @@ class Heap:
             left = [row for row in range(self.size) if str(row) not in labels]
             if not left:
                 return found
-            for one in choose(self.encoded, quick, left, order, SCREEN, seed + len(labels)):
+            for one in choose(quick, left, order, SCREEN, seed + len(labels)):
                 for row in (one.row, *one.copies):
                     accepted += answers[row] == self.truth[row]
                     labels[str(row)] = self.truth[row]
@@ -166,7 +168,7 @@ def main() -> None:
     done = {tuple(line[name] for name in KEY) for line in lines}
     for data, draw in itertools.product(args.data, args.seeds):
         heap = Heap(Lab(root=args.root, keep=True, progress=False), data, draw)
-        for order in ORDERS:
+        for order in OFFERED:
             if (data, draw, order) not in done:
                 line = {"data": data, "draw": draw, "order": order, **heap.curve(order, draw)}
                 append_lines(args.out, [{**line, "versions": versions()}])

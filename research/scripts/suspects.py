@@ -27,13 +27,14 @@ import numpy as np
 from studies import CHOOSE, REPORT, Lines, append_lines, make_parser, markdown, read_lines
 
 from rmadapter.artifacts.predictions import Nearest, nearest
-from rmadapter.curate.suspects import NEIGHBOURS, confident, logit_margin
+from rmadapter.curate.suspects import NEIGHBOURS
 from rmadapter.data.duplicates import groups
 from rmadapter.methods.linear_probe import LinearProbe
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.metrics import confidence_interval
 from rmadapter.runs.folds import FOLDS, Folds, split
 from rmadapter.runs.lab import Lab
+from rmadapter.runs.labels import confident, logit_margin
 from rmadapter.runs.request import Request
 from rmadapter.support.machine import versions
 from rmadapter.training.contract import Known, Method, answers

@@ -21,7 +21,7 @@ from rmadapter.adapter import at_least_float32
 from rmadapter.backbones import Backbone
 from rmadapter.backbones.known import kept_weights
 from rmadapter.data.names import descriptions
-from rmadapter.encoders import States
+from rmadapter.encoders import States, pausing
 from rmadapter.errors import UserError
 
 CHUNK = 1024  # prompts encoded at once; more are encoded in turn, and again for their gradient
@@ -33,11 +33,17 @@ _KEPT: WeakKeyDictionary[Backbone, Callable[..., Tensor]] = WeakKeyDictionary()
 
 
 @contextmanager
-def at_most(prompts: int) -> Iterator[None]:
-    """Bound the prompts of all classes more tightly than MOST_PROMPTS, as for a stranger's run."""
+def bounded_text(prompts: int, pause: Callable[[], object]) -> Iterator[None]:
+    """Bound what the text encoder does for someone else in this thread.
+
+    Args:
+        prompts: Prompts of all classes at most, instead of MOST_PROMPTS.
+        pause: Called before each block of the encoder, such as to let another thread use it.
+    """
     token = _most_prompts.set(prompts)
     try:
-        yield
+        with pausing(pause):
+            yield
     finally:
         _most_prompts.reset(token)
 

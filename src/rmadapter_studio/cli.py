@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import os
 import re
 import signal
 import socket
+import sys
 import webbrowser
 from collections import Counter
 from contextlib import ExitStack
@@ -15,10 +17,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rmadapter.cli.options import Columns, Command, Device, Json, Outside, Quiet
-from rmadapter.errors import UserError
-from rmadapter.support.files import user_path
-from rmadapter.support.terminal import note, table
+from rmadapter import UserError
+from rmadapter.cli import Columns, Command, Device, Json, Outside, Quiet, table
 from rmadapter_serve.cli import HOST, Host, Hosts, Port, check_extra, checked
 from rmadapter_serve.sockets import address, bind, serve_until_stopped
 
@@ -71,9 +71,9 @@ def app(
     Labels are kept in FOLDER, for `rmadapter fit FOLDER`; its images stay as they are.
     """
     check_extra("app", NEEDED_BY_APP)
-    if folder is not None and not user_path(folder).is_dir():
+    if folder is not None and not os.path.isdir(os.path.expanduser(folder)):
         raise UserError(f"{folder}: not a folder of images")
-    if runs is not None and not user_path(runs).is_dir():
+    if runs is not None and not os.path.isdir(os.path.expanduser(runs)):
         raise UserError(f"{runs}: not a folder of runs")
     others = checked("--allow-host", allow_host or (), HOST, "anna-photos.hf.space")
     frames = checked("--allow-frame", allow_frame or (), ORIGIN, "https://huggingface.co")
@@ -84,8 +84,7 @@ def app(
         )
     with ExitStack() as stack:
         listening = stack.enter_context(bind(host, port))
-        from rmadapter.backbones.choice import first_of
-        from rmadapter.support.machine import find_device
+        from rmadapter.cli import first_of
         from rmadapter_studio.jobs import Jobs
         from rmadapter_studio.project import Project
         from rmadapter_studio.server import build
@@ -95,17 +94,19 @@ def app(
         if folder:
             project = Project(folder)
             stack.enter_context(project.alone())
-        chosen = first_of(backbone).to(find_device(device or "auto"))
+        chosen = first_of(backbone, device or "auto")
         names = {host, socket.gethostname(), *others}
-        shared = Shared(chosen, Jobs(), runs and user_path(runs), project)
+        shared = Shared(chosen, Jobs(), runs and runs.expanduser(), project)
         site = build(shared, keep_hours, names, frames)
         where = f"{address(listening)}/{'label' if project else ''}"
         if others or not is_loopback(host):
             addresses = " or ".join((where, *others))
-            note(
-                f"anyone who reaches {addresses} can use this page, this machine's time and its "
-                "disk: there is no login"
-            )
+            if not quiet:
+                print(
+                    f"note: anyone who reaches {addresses} can use this page, this machine's time "
+                    "and its disk: there is no login",
+                    file=sys.stderr,
+                )
         line = json.dumps({"address": where}) if as_json else f"{where} (Ctrl-C ends it)"
         print(line, flush=True)
         if browser:
@@ -126,9 +127,14 @@ def run_server(site: Starlette, listening: socket.socket) -> None:
 
     if hasattr(signal, "SIGHUP"):  # of a terminal that is closed
         signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
-    settings = uvicorn.Config(site, log_level="warning", access_log=False, server_header=False,
-                              proxy_headers=False,
-                              timeout_graceful_shutdown=5)  # fmt: skip
+    settings = uvicorn.Config(
+        site,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=5,
+    )
     serve_until_stopped(settings, listening)
 
 
@@ -150,14 +156,11 @@ def labels(
     as_json: Json = False,
 ) -> None:
     """Count the labels of images, or write them in another format."""
-    from rmadapter.data.formats.registry import check_source, open_source
-    from rmadapter.data.formats.write import write_labels
+    from rmadapter.data import open_source, write_labels
 
-    columns = table_columns.named()
-    check_source(data, columns)
-    splits = open_source(data, outside, columns).splits
+    splits = open_source(data, outside, table_columns.named()).splits
     if out:
-        count = write_labels(splits, to, user_path(out))
+        count = write_labels(splits, to, out.expanduser())
         facts = {"labels": str(out), "format": to, "images": count}
         print(json.dumps(facts) if as_json else f"labels: {out}, {_images(count)}")
         return

@@ -8,39 +8,37 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
-import numpy as np
-import torch.nn.functional as F
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
-
-from rmadapter.backbones import Backbone
-from rmadapter.data.duplicates import looks, pairs
-from rmadapter.data.image_set import ImageReader, ImageSet
-from rmadapter.errors import UserError
-from rmadapter.settings import Machine
-from rmadapter.training.cache import Cache
+from rmadapter import Backbone, UserError
+from rmadapter.runs import Gallery
 from rmadapter_studio.project import Project
-from rmadapter_studio.quick import Encoded, Judged, Quick, fit
+from rmadapter_studio.quick import Accuracy, Encoded, fit
 
-STEP = 16  # images encoded at once: others, and new labels, wait for no more
-DISK = 1_000.0  # GB: the features of a project are few, and other commands remove old ones
+BATCH = 16  # images encoded at once: others, and new labels, wait for no more
 
 
 class Point(NamedTuple):
     """A point of the learning curve."""
 
     labelled: int
-    judged: Judged
+    accuracy: Accuracy
 
 
 class Fitting:
     """What follows from the labels of a project. Methods may be called by several threads; nothing
     is computed before `start`.
 
-    known: the encoded images, and what is known of them. bad: why images cannot be read, by name.
-    curve: accuracies as labels grew. trouble: why the last fit failed, or "". done: number of the
-    last change that was fitted to. lock: of the backbone. keep: whether features may be kept on
-    disk for the next start.
+    Args:
+        project: The project.
+        backbone: Backbone that encodes its images.
+        lock: Returns what holds the backbone.
+        keep: Whether features are kept on disk for the next start.
+
+    Attributes:
+        known: What is known of the encoded images.
+        bad: Why images cannot be read, by name.
+        curve: Accuracies as labels grew.
+        trouble: Why the last fit failed, or "".
+        done: Number of the last change that was fitted to.
     """
 
     def __init__(
@@ -51,18 +49,15 @@ class Fitting:
         keep: bool = False,
     ) -> None:
         self.project, self.backbone = project, backbone
-        empty = Encoded((), np.empty((0, backbone.embedding_size)), np.empty(0, int))
-        self.known = (empty, fit(empty, backbone, (), {}))
+        self._gallery = Gallery(backbone, keep)
+        empty = Encoded((), self._gallery.features, self._gallery.groups)
+        self.known = fit(empty, backbone, (), {})
         self.bad: dict[str, str] = {}
         self.curve: list[Point] = []
         self.trouble = ""
         self.done = 0
         self._wanted = 0  # number of the last change
         self._lock = lock
-        machine = Machine(disk_cache=DISK if keep else 0.0)
-        self._cache = Cache(backbone, machine, hold=False, progress=False)
-        self._looks = looks([])
-        self._links: list[tuple[int, int]] = []
         self._change = threading.Condition()
         self._ended = False
         self._thread = threading.Thread(target=self._work, name="rmadapter-labels", daemon=True)
@@ -86,12 +81,12 @@ class Fitting:
 
     @property
     def busy(self) -> bool:
-        return self._waiting() > 0 or self.done < self._wanted
+        return bool(self._waiting()) or self.done < self._wanted
 
-    def _waiting(self) -> int:
-        """Return the number of images to encode."""
-        encoded = self.known[0]
-        return len({*self.project.images} - {*encoded.names} - self.bad.keys())
+    def _waiting(self) -> list[str]:
+        """Return the images to encode."""
+        seen = self.known.images.row.keys() | self.bad.keys()
+        return [name for name in self.project.images if name not in seen]
 
     def _work(self) -> None:
         with self._change:
@@ -115,58 +110,34 @@ class Fitting:
                 return
 
     def _fit(self) -> None:
-        wanted, encoded = self._wanted, self.known[0]
+        wanted = self._wanted
         with self.project.lock:
-            classes, labels = tuple(self.project.classes), dict(self.project.labels)
+            classes, labels = tuple(self.project.classes), self.project.labels
         with self._lock():
-            quick = fit(encoded, self.backbone, classes, labels)
-        self.known = (encoded, quick)
-        judged, labelled = quick.accuracy(), int((quick.labels >= 0).sum())
-        if judged and not self._waiting():
+            self.known = fit(self.known.images, self.backbone, classes, labels)
+        accuracy, labelled = self.known.accuracy(), int((self.known.labels >= 0).sum())
+        if accuracy.images and not self._waiting():
             # after an undo, later points no longer hold
             before = [one for one in self.curve if one.labelled < labelled]
-            self.curve = [*before, Point(labelled, judged)]
+            self.curve = [*before, Point(labelled, accuracy)]
         self.trouble = ""
         self.done = wanted
 
     def _encode(self) -> None:
-        """Encode the next images, and link them with their near-duplicates."""
-        encoded, quick = self.known
-        seen = {*encoded.names} | self.bad.keys()
-        names = [name for name in self.project.images if name not in seen][:STEP]
-        reader = ImageReader()
-        paths = {name: self.project.path(name) for name in names}
-        errors = reader.read([*paths.values()], self.backbone.preprocess)
+        """Encode the next images."""
+        names = self._waiting()[:BATCH]
+        paths = [self.project.path(name) for name in names]
+        errors = self._gallery.add(paths, self._lock())
         good = []
-        for name, error in zip(names, errors, strict=True):
+        for name, path, error in zip(names, paths, errors, strict=True):
             if error:
-                self.bad[name] = error.replace(str(paths[name]), name)
+                self.bad[name] = error.replace(str(path), name)
             else:
                 good.append(name)
-        if not good:
-            return
-        files = tuple(paths[name] for name in good)
-        images = ImageSet(files, (0,) * len(good), ("image",), reader=reader)
-        with self._lock():
-            features = self._cache.features(images)[0]
-        unit = F.normalize(features.float(), dim=-1).cpu().numpy()
-        fresh, start = looks(reader.thumbprints(files)), len(self._looks)
-        self._looks = np.concatenate([self._looks, fresh])
-        self._links += [(start + i, j) for i, j in pairs(fresh, self._looks)]
-        count = len(self._looks)
-        links = np.array(self._links, int).reshape(-1, 2)
-        graph = coo_matrix((np.ones(len(links)), (links[:, 0], links[:, 1])), (count, count))
-        together = np.asarray(connected_components(graph, directed=False)[1])
-        both = np.concatenate([encoded.unit, unit])
-        with self._change:
-            self._wanted += 1  # first, so that it is never taken for done
-        # answers of before until the next fit; images without an answer have none
-        self.known = (Encoded((*encoded.names, *good), both, together), _padded(quick, len(good)))
-
-
-def _padded(quick: Quick, more: int) -> Quick:
-    """Add images without answers: all classes are equally probable."""
-    classes = quick.table.shape[1]
-    table = np.concatenate([quick.table, np.full((more, classes), 1 / max(classes, 1))])
-    labels = np.concatenate([quick.labels, np.full(more, -1)])
-    return Quick(quick.classes, table, labels, np.concatenate([quick.judged, np.zeros(more, bool)]))
+        if good:
+            names = [*self.known.images.names, *good]
+            images = Encoded(tuple(names), self._gallery.features, self._gallery.groups)
+            with self._change:
+                self._wanted += 1  # first, so that it is never taken for done
+            # answers of before until the next fit; images without an answer have none
+            self.known = self.known.beside(images)

@@ -5,35 +5,38 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import zipfile
-from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from rmadapter.artifacts.checkpoint import MOST_CLASSES, UPLOADED
-from rmadapter.artifacts.page import SMALL, small_jpeg
-from rmadapter.data.archives import inner, listing_size, unpack
-from rmadapter.data.budget import Budget
-from rmadapter.data.decode import image_error, load_image
-from rmadapter.data.formats.base import ignored_note
-from rmadapter.data.formats.class_folders import scan_folder
-from rmadapter.data.formats.tables import scan_table
-from rmadapter.data.names import key, typed_name
-from rmadapter.errors import UserError, quoted
-from rmadapter.support.files import csv_text, write_text
+from rmadapter import UserError
+from rmadapter.artifacts import small_jpeg
+from rmadapter.data import (
+    Row,
+    image_error,
+    open_class_folders,
+    open_source,
+    typed_name,
+    write_labels,
+)
 
-IMAGES, FILES, THUMBNAILS = UPLOADED, "files", "thumbnails"
-MOST_IMAGES, MOST_BYTES = 20_000, 4_000_000_000  # per visitor
-MOST_LISTING = 2**24  # bytes of a zip's list of files
-MOST_ZIP = 2_000_000_000  # bytes, packed or not
-SHOWN = 5  # images of a class that the page shows
+IMAGES = "images.csv"  # what a run calls the list of its images
+FILES, THUMBNAILS = "files", "thumbnails"  # folders of a visitor
+MAX_IMAGES, MAX_BYTES = 20_000, 4_000_000_000  # per visitor
+MAX_CLASSES = 1_000
+MAX_ZIP_BYTES = 2_000_000_000  # packed or not
+THUMBNAIL_SIDE = 96  # pixels
+THUMBNAILS_PER_CLASS = 5
 
 
 class StoredImage(NamedTuple):
-    """file: relative to the visitor's folder. split: "train", "val", "test", or "" if unknown.
-    size: in bytes."""
+    """An image of a visitor.
+
+    Attributes:
+        file: Path relative to the visitor's folder.
+        split: "train", "val", "test", or "" if unknown.
+        size: Bytes of the file.
+    """
 
     file: str
     split: str = ""
@@ -42,7 +45,7 @@ class StoredImage(NamedTuple):
 
 class ImageStore:
     """The images of a visitor, in `FILES` of their folder; `IMAGES` lists them once written. The
-    first `SHOWN` of a class have small copies in `THUMBNAILS`."""
+    first `THUMBNAILS_PER_CLASS` of a class have small copies in `THUMBNAILS`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -59,17 +62,16 @@ class ImageStore:
 
         Raises UserError for an empty or very long name, and for too many classes.
         """
-        label = typed_name(name)
-        label = next((known for known in self.classes if key(known) == key(label)), label)
-        if label not in self.classes and len(self.classes) == MOST_CLASSES:
-            raise UserError(f"this page takes at most {MOST_CLASSES:,} classes; remove some first")
+        label = typed_name(name, self.classes)
+        if label not in self.classes and len(self.classes) == MAX_CLASSES:
+            raise UserError(f"this page takes at most {MAX_CLASSES:,} classes; remove some first")
         self.classes.setdefault(label, [])
         return label
 
     def remove(self, label: str) -> None:
         """Remove a class with its images. Raises UserError if there is none."""
         if label not in self.classes:
-            raise UserError(f"{quoted(label)}: no such class")
+            raise UserError(f"{label!r:.80}: no such class")
         for image in self.classes.pop(label):
             (self.folder / image.file).unlink(missing_ok=True)
             self._thumbnail(image.file).unlink(missing_ok=True)
@@ -82,22 +84,29 @@ class ImageStore:
     def add(self, path: Path, label: str, name: str, split: str = "", file: str = "") -> None:
         """Add an image by moving its file here.
 
-        name: what its owner called it, also used in errors. file: its name in another store, which
-        stays, since the run's record of its images has it. Raises UserError if it cannot be read,
-        and if there are too many images or bytes.
+        Args:
+            path: The file.
+            label: Its class, which is added if it is new.
+            name: What its owner called it, also used in errors.
+            split: As in `StoredImage`.
+            file: Its name in another store, which stays, since the run's record of its images has
+                it.
+
+        Raises:
+            UserError: An image that cannot be read; too many images or bytes.
         """
         try:
-            error = image_error(path, header=True)
-            if error:
-                raise UserError(error)
-            image = load_image(path)
+            reason = image_error(path, header=True)
+            if reason:
+                raise UserError(reason)
+            thumbnail = small_jpeg(path, THUMBNAIL_SIDE)
         except UserError as error:
             raise UserError(str(error).replace(str(path), name)) from None
         size = path.stat().st_size
-        if len(self) >= MOST_IMAGES or self.bytes + size > MOST_BYTES:
+        if len(self) >= MAX_IMAGES or self.bytes + size > MAX_BYTES:
             raise UserError(
-                f"{name}: this page takes at most {MOST_IMAGES:,} images and "
-                f"{MOST_BYTES / 1e9:.0f} GB; remove a class first"
+                f"{name}: this page takes at most {MAX_IMAGES:,} images and "
+                f"{MAX_BYTES / 1e9:.0f} GB; remove a class first"
             )
         label = self.add_class(label)
         match = re.fullmatch(rf"{FILES}/(\d{{6}})-(.+)", file)
@@ -107,9 +116,9 @@ class ImageStore:
             self._count += 1
             file = f"{FILES}/{self._count:06}-{safe_name(name)}"
         self.bytes += size
-        if len(self.classes[label]) < SHOWN:
+        if len(self.classes[label]) < THUMBNAILS_PER_CLASS:
             (self.folder / THUMBNAILS).mkdir(parents=True, exist_ok=True)
-            self._thumbnail(file).write_bytes(small_jpeg(image, SMALL))
+            self._thumbnail(file).write_bytes(thumbnail)
         (self.folder / FILES).mkdir(parents=True, exist_ok=True)
         os.replace(path, self.folder / file)
         self.classes[label].append(StoredImage(file, split, size))
@@ -118,31 +127,32 @@ class ImageStore:
         """Add all images in class folders, or listed in `IMAGES`; return a sentence for each image
         that is left out.
 
-        start: called once the folder has proved readable, before the first image is added. Raises
-        UserError as `scan_folder` and `scan_table`.
+        Args:
+            folder: The folder.
+            start: Called once it has proved readable, before the first image is added.
+
+        Raises:
+            UserError: As `open_class_folders` and `open_source`.
         """
-        ignored: Counter[str] = Counter()
         is_listed = (folder / IMAGES).is_file()
-        splits = scan_table(folder / IMAGES) if is_listed else scan_folder(folder, ignored)
+        source = open_source(folder / IMAGES) if is_listed else open_class_folders(folder)
         start()
         bad = []
-        for split, rows in splits.items():
-            split_name = "" if split == "all" else split
+        for split, rows in source.splits.items():
             for row in rows:
                 is_inside = row.image.is_relative_to(folder)
                 file = row.image.relative_to(folder).as_posix() if is_inside else row.image.name
                 name = original_name(file) if is_listed else file
                 earlier = file if is_listed and is_inside else ""
                 try:
-                    self.add(row.image, row.label, name, split_name, earlier)
+                    self.add(row.image, row.label, name, "" if split == "all" else split, earlier)
                 except UserError as error:
                     bad.append(str(error).replace(f"{folder}/", ""))
-        note = ignored_note(ignored)
-        return [*bad, note] if note else bad
+        return [*bad, source.note] if source.note else bad
 
     def shown(self, label: str) -> list[str]:
         """Return the names of a class's images that have a thumbnail."""
-        return [Path(image.file).name for image in self.classes[label][:SHOWN]]
+        return [Path(image.file).name for image in self.classes[label][:THUMBNAILS_PER_CLASS]]
 
     def thumbnail(self, name: str) -> bytes:
         """Return the thumbnail of an image that `shown` names, a JPEG. Raises UserError if there is
@@ -150,7 +160,7 @@ class ImageStore:
         try:
             return self._thumbnail(name).read_bytes()
         except (OSError, ValueError):
-            raise UserError(f"{quoted(name)}: no such image") from None
+            raise UserError(f"{name!r:.80}: no such image") from None
 
     def _thumbnail(self, file: str) -> Path:
         return self.folder / THUMBNAILS / Path(file).name
@@ -158,23 +168,22 @@ class ImageStore:
     def write(self) -> None:
         """Write the list that `fit` reads. Raises UserError if fewer than two classes have images
         to learn from."""
-        labels = [
-            label
+        known = {
+            label: images
             for label, images in self.classes.items()
             if any(image.split in ("", "train") for image in images)
-        ]
-        if len(labels) < 2:
+        }
+        if len(known) < 2:
             raise UserError(
                 "add images of at least two classes: a classifier needs something to tell apart"
             )
         has_splits = any(image.split for images in self.classes.values() for image in images)
-        rows = []
-        for label in labels:
-            for image in self.classes[label]:
-                split = [image.split or "train"] if has_splits else []
-                rows.append([image.file, label, *split])
-        header = ["path", "label", *["split"] * has_splits]
-        write_text(self.folder / IMAGES, csv_text(header, rows))
+        splits: dict[str, list[Row]] = {}
+        for label, images in known.items():
+            for image in images:
+                split = image.split or "train" if has_splits else "all"
+                splits.setdefault(split, []).append(Row(label, self.folder / image.file))
+        write_labels(splits, "csv", self.folder / IMAGES, replace=True)
 
     def files(self) -> Iterable[str]:
         return (image.file for images in self.classes.values() for image in images)
@@ -188,28 +197,3 @@ def safe_name(name: str) -> str:
 def original_name(file: str) -> str:
     """Return what an image was called before `ImageStore.add` renamed it."""
     return re.sub(rf"^{FILES}/\d+-", "", file)
-
-
-# Zips
-
-
-def unzip(archive: Path, folder: Path) -> Path:
-    """Unpack a zip into a folder, and return its `inner` one. Raises UserError as `unpack`, and for
-    too many members."""
-    most = 2 * MOST_IMAGES
-    if listing_size(archive) > MOST_LISTING:
-        raise UserError(f"{archive.name}: lists far more files than the {most:,} that are allowed")
-    try:
-        with zipfile.ZipFile(archive) as file:
-            count = len(file.infolist())
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise UserError(f"{archive.name}: not a readable zip file ({error})") from None
-    if count > most:
-        raise UserError(f"{archive.name}: holds {count:,} files, and at most {most:,} are allowed")
-    folder.mkdir(parents=True)
-    try:
-        unpack(archive, folder, Budget.of_disk(MOST_ZIP))
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    return inner(folder)

@@ -20,32 +20,41 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from rmadapter.errors import UserError
+from rmadapter import UserError
 
 # safe path: no imports from the working directory
 ENVIRONMENT = {
-    "RMADAPTER_OFTEN": "1", "RMADAPTER_ENDS_WITH_STDIN": "1", "PYTHONSAFEPATH": "1",
-}  # fmt: skip
+    "RMADAPTER_OFTEN": "1",
+    "RMADAPTER_ENDS_WITH_STDIN": "1",
+    "PYTHONSAFEPATH": "1",
+}
 COMMAND = (sys.executable, "-m", "rmadapter")
 PROGRESS = re.compile(
     r"(?P<what>[^:]+): (?P<done>[\d,]+)(?: of (?P<total>[\d,]+))?"
     r"(?:, (?P<left>[1-9][\d,]* (?:s|min) left))?(?:, .*)?"
 )
 # plain names of progress bars, for those who write no code
-PLAIN = {"frozen activations": "looking at the images", "training": "learning from them"}
+PLAIN_NAMES = {"frozen activations": "looking at the images", "training": "learning from them"}
 # an option, a command, or an argument in Python
 COMMAND_WORDS = re.compile(r"(?<![\w-])--[a-z]|`|\bpip install\b|\b\w+=(?:True|False)\b")
-LAST = 30  # last lines of a process that crashed, for the terminal
-PATIENCE = 10  # seconds for a process to end by itself
+MAX_LINES = 30  # last lines of a process that crashed, for the terminal
+SECONDS_TO_END = 10  # for a process to end by itself
 
 
 @dataclass(eq=False)
 class Job:
     """A command to run.
 
-    words: of the command. home: its working directory. out: what it writes there, deleted unless it
-    succeeds. on_success: called before the job counts as done. message: for the page. share: done,
-    0 to 1; None if unknown.
+    Attributes:
+        what: What it does, for the page.
+        words: Words of the command.
+        home: Its working directory.
+        out: What it writes there, deleted unless it succeeds.
+        on_success: Called before the job counts as done.
+        state: How far it is.
+        message: Message for the page.
+        share: Share that is done, None if unknown.
+        notes: Notes of the command.
     """
 
     what: str
@@ -73,7 +82,7 @@ class Job:
         elif match := PROGRESS.fullmatch(line):
             done = int(match["done"].replace(",", ""))
             total = int((match["total"] or "0").replace(",", ""))
-            what = PLAIN.get(match["what"], match["what"])
+            what = PLAIN_NAMES.get(match["what"], match["what"])
             self.message = f"{what}: {match['left']}" if match["left"] else what
             # after the end, the next step has not reported yet
             self.share = done / total if done < total and ", 0 s left" not in line else None
@@ -176,7 +185,7 @@ def _start(job: Job) -> subprocess.Popen[str]:
 
 def _follow(process: subprocess.Popen[str], job: Job) -> tuple[int, Sequence[str]]:
     """Follow a process to its end; return its exit code and last lines."""
-    lines: deque[str] = deque(maxlen=LAST)
+    lines: deque[str] = deque(maxlen=MAX_LINES)
     assert process.stdin is not None
     assert process.stderr is not None
     with process.stdin:  # open until the process has ended
@@ -185,7 +194,7 @@ def _follow(process: subprocess.Popen[str], job: Job) -> tuple[int, Sequence[str
                 lines.append(line.rstrip("\n"))
                 job.read_line(lines[-1])
         try:
-            return process.wait(PATIENCE), lines
+            return process.wait(SECONDS_TO_END), lines
         except subprocess.TimeoutExpired:
             process.kill()
             return process.wait(), lines

@@ -7,48 +7,55 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import TypedDict
 
-from rmadapter.artifacts.page import small_jpeg
-from rmadapter.data.decode import image_error, load_image
-from rmadapter.data.formats.write import SUFFIXES, coco, label_studio, table, zip_folders
-from rmadapter.errors import UserError, quoted
-from rmadapter.metrics import wilson
-from rmadapter.support.files import atomic, write_json, write_text
+from rmadapter import UserError
+from rmadapter.artifacts import small_jpeg
+from rmadapter.data import image_error, write_labels
 from rmadapter_studio.fitting import Fitting
 from rmadapter_studio.images import safe_name
-from rmadapter_studio.quick import (
-    ORDERS,
-    SURE,
-    Encoded,
-    Judged,
-    Quick,
-    choose,
-    neighbours,
-    strangest,
-)
+from rmadapter_studio.order import ORDERS, SURE, choose
+from rmadapter_studio.project import SKIPPED
+from rmadapter_studio.quick import Quick, neighbours, out_of_distribution
 
-MOST_CARDS = 200  # of one request
+MAX_CARDS = 200  # of one request
 SIDES = {"small": 320, "large": 1280}  # pixels of the longer side
-MOST_KEPT = 400  # small pictures in memory
+MAX_PICTURES = 400  # small ones in memory
 VIEWS = ("open", "labelled", "skipped", "suspects", "mistakes", "confused", "unfamiliar")
-PAIRS, BEHIND = 15, 4  # confusions that the page lists; small pictures of each
+MAX_CONFUSIONS = 15  # that the page lists
+PICTURES_PER_CONFUSION = 4
+FILES = {
+    "csv": "labels.csv",
+    "coco": "labels.json",
+    "label-studio": "labels.json",
+    "folders": "labels.zip",
+}
 GONE = "This image is no longer in the folder."
-Body = Mapping[str, object]
 
 
-class Answer(TypedDict):
+class LabelShare(TypedDict):
+    """A label and its probability."""
+
     label: str
     probability: float
 
 
 class Card(TypedDict):
-    """An image on the page. copies: near-duplicates that are labelled with it. label: "" for none.
-    score: of the order, None if it has none. answers: the most probable labels first. suggested: a
-    better label of a suspect, or the answer of a mistake, else ""."""
+    """An image on the page.
+
+    Attributes:
+        id: Number that stands for it.
+        name: Its name.
+        copies: Near-duplicates that are labelled with it.
+        label: Its label, "" for none.
+        skipped: Whether it was set aside.
+        score: Score of the order, None if it has none.
+        answers: Its most probable labels.
+        suggested: A better label of a suspect, or the answer of a mistake, else "".
+    """
 
     id: str
     name: str
@@ -56,7 +63,7 @@ class Card(TypedDict):
     label: str
     skipped: bool
     score: float | None
-    answers: list[Answer]
+    answers: list[LabelShare]
     suggested: str
 
 
@@ -86,7 +93,7 @@ class Labelling:
 
     def __init__(self, fitting: Fitting) -> None:
         self.project, self.fitting = fitting.project, fitting
-        self._ids: dict[str, str] = {}  # number -> name
+        self._names_of: dict[str, str] = {}  # by number
         self._pictures: OrderedDict[str, bytes] = OrderedDict()
         self._number()
 
@@ -103,136 +110,142 @@ class Labelling:
         """Return counts, classes and what is being computed."""
         # before the results, so that these are no older than it says
         busy, version = self.fitting.busy, self.fitting.done
-        project, (encoded, quick), bad = self.project, self.fitting.known, self.fitting.bad
-        of_class = quick.of_class()
+        project, quick, bad = self.project, self.fitting.known, self.fitting.bad
         with project.lock:
             counts, skipped, missing = project.counts(), len(project.skipped), project.missing
         classes = []
         for label, count in counts.items():
-            right, judged = of_class.get(label, (0, 0))
-            low, high = wilson(right, judged) if judged else (0.0, 100.0)
+            judged, right, low, high = quick.accuracy(label)
             numbers = {"images": count, "right": right, "judged": judged, "low": low, "high": high}
             classes.append({"label": label, **numbers})
+        accuracy = quick.accuracy()
         return {
             "folder": project.folder.resolve().name,
             "images": len(project.images),
-            "encoded": len(encoded.names) + len(bad),
+            "encoded": len(quick.images.names) + len(bad),
             "labelled": sum(counts.values()),
             "skipped": skipped,
             "missing": len(missing),
             "bad": [*project.left_out, *bad.values()],
             "classes": classes,
             "none": project.none_label(),
-            "orders": [order for order in ORDERS if quick.table.shape[1] or order != SURE],
+            "orders": [order for order in ORDERS if quick.proposes or order != SURE],
             "undoable": project.undoable(by),
             "fitting": busy,
             "version": version,
             "trouble": self.fitting.trouble,
-            "accuracy": judged_json(quick.accuracy()),
+            "accuracy": accuracy._asdict() if accuracy.images else None,
             "suspects": len(quick.suspects()),
             "mistakes": len(quick.wrong()),
-            "confusions": self._confusions(encoded, quick),
+            "confusions": self._confusions(quick),
             "curve": [
-                {"labelled": one.labelled, **(judged_json(one.judged) or {})}
-                for one in self.fitting.curve
+                {"labelled": point.labelled, **point.accuracy._asdict()}
+                for point in self.fitting.curve
             ],
         }
 
-    def _confusions(self, encoded: Encoded, quick: Quick) -> list[Confusion]:
+    def _confusions(self, quick: Quick) -> list[Confusion]:
         wrong = quick.wrong()
         confusions: list[Confusion] = []
-        for label, answer, images in quick.confusions()[:PAIRS]:
+        for label, answer, images in quick.confusions()[:MAX_CONFUSIONS]:
             rows = [one.row for one in wrong if (one.label, one.answer) == (label, answer)]
-            numbers = [number_of(encoded.names[row]) for row in rows]
-            shown = [number for number in numbers if number in self._ids][:BEHIND]
-            confusions.append({"label": label, "answer": answer, "images": images, "shown": shown})
+            numbers = [number_of(quick.images.names[row]) for row in rows]
+            shown = [number for number in numbers if number in self._names_of]
+            confusions.append({
+                "label": label,
+                "answer": answer,
+                "images": images,
+                "shown": shown[:PICTURES_PER_CONFUSION],
+            })  # fmt: skip
         return confusions
 
     def cards(
-        self, view: str, order: str = "", label: str = "", answer: str = "", n: int = 24,
+        self,
+        view: str,
+        order: str = "",
+        label: str = "",
+        answer: str = "",
+        n: int = 24,
         start: int = 0,
-    ) -> list[Card]:  # fmt: skip
+    ) -> list[Card]:
         """Return images to show.
 
-        view: "open", those without label, in an order of `quick.ORDERS`; "unfamiliar", the same by
-        their strangeness; "labelled", those of a class, the least probable first; "skipped";
-        "suspects", those whose label looks wrong; "mistakes", labelled ones whose answer is another
-        label, the surest first; or "confused", those of a label and an answer. start: number of
-        images to pass over, except of open ones.
+        Args:
+            view: "open", those without label, in an order of `ORDERS`; "unfamiliar", the same by
+                their strangeness; "labelled", those of a class, the least probable first;
+                "skipped"; "suspects", those whose label looks wrong; "mistakes", labelled ones
+                whose answer is another label, the surest first; or "confused", those of a label and
+                an answer.
+            order: Order of open images.
+            label: Label of labelled and confused images.
+            answer: Answer of confused images.
+            n: Number of images.
+            start: Number of images to pass over, except of open ones.
         """
         if view not in VIEWS:
             raise UserError(f"view: one of {', '.join(VIEWS)}")
-        if not (1 <= n <= MOST_CARDS and start >= 0):
-            raise UserError(f"n: from 1 to {MOST_CARDS}")
-        encoded, quick = self.fitting.known
-        place = {name: row for row, name in enumerate(encoded.names)}
+        if not (1 <= n <= MAX_CARDS and start >= 0):
+            raise UserError(f"n: from 1 to {MAX_CARDS}")
+        quick = self.fitting.known
         if view == "open":
-            return self._open_cards(encoded, quick, place, order, n)
+            return self._open_cards(quick, order, n)
+        part = slice(start, start + n)
         with self.project.lock:
             here = {*self.project.images}
-            labels = {name: own for name, own in self.project.labels.items() if name in here}
-            done = labels.keys() | self.project.skipped
-            skipped = sorted(self.project.skipped & here)
-        suggested: dict[str, str] = {}
-        scores: dict[str, float] = {}
+            labels, skipped = self.project.labels, self.project.skipped & here
         if view == "labelled":
-            names = sorted(name for name, own in labels.items() if own == label)
-            names.sort(key=lambda name: _share(quick, place.get(name), label))
-        elif view == "skipped":
-            names = skipped
-        elif view == "unfamiliar":
-            rows = [row for name, row in place.items() if name in here and name not in done]
-            scores = {encoded.names[row]: score for row, score in strangest(encoded, quick, rows)}
-            names = [*scores]
-        else:
-            suggested = _better(encoded, quick, view, label, answer)
-            # a label may have changed since
-            fitted = {name: quick.classes[quick.labels[place[name]]] for name in suggested}
-            names = [name for name in suggested if labels.get(name) == fitted[name]]
-        return [
-            self._card(name, place, quick, (), scores.get(name), suggested.get(name, ""))
-            for name in names[start : start + n]
-        ]
+            names = sorted(name for name, own in labels.items() if own == label and name in here)
+            names.sort(key=lambda name: quick.share(name, label))
+            return [self._card(quick, name) for name in names[part]]
+        if view == "skipped":
+            return [self._card(quick, name) for name in sorted(skipped)[part]]
+        if view == "unfamiliar":
+            done = labels.keys() | skipped
+            rows = [row for name, row in quick.images.row.items() if name in here - done]
+            scored = out_of_distribution(quick, rows)[part]
+            return [self._card(quick, quick.images.names[row], score) for row, score in scored]
+        better = quick.suspects()
+        if view != "suspects":
+            pair = (label, answer) if view == "confused" else None
+            wrong = [one for one in quick.wrong() if pair in (None, (one.label, one.answer))]
+            better = {one.row: one.answer for one in wrong}
+        suggested = {quick.images.names[row]: other for row, other in better.items()}
+        fitted = {quick.images.names[row]: quick.classes[quick.labels[row]] for row in better}
+        # a label may have changed since
+        names = [name for name in suggested if name in here and labels.get(name) == fitted[name]]
+        return [self._card(quick, name, suggested=suggested[name]) for name in names[part]]
 
-    def _open_cards(
-        self, encoded: Encoded, quick: Quick, place: Mapping[str, int], order: str, n: int
-    ) -> list[Card]:
+    def _open_cards(self, quick: Quick, order: str, n: int) -> list[Card]:
         with self.project.lock:
-            done = self.project.labels.keys() | self.project.skipped | self.fitting.bad.keys()
+            done = self.project.marks.keys() | self.fitting.bad.keys()
             names = [name for name in self.project.images if name not in done]
-        if order == SURE and not quick.table.shape[1] and len(self.project.classes) > 1:
+        if order == SURE and not quick.proposes and len(self.project.classes) > 1:
             # the first proposals are being made, as after a restart
-            return [self._card(name, place, quick, (), None) for name in names[:n]]
-        rows = [place[name] for name in names if name in place]
-        chosen = choose(encoded, quick, rows, order, n, seed=len(done) + 1)
-        cards = [
-            self._card(
-                encoded.names[one.row], place, quick,
-                [encoded.names[row] for row in one.copies], one.score,
-            )
-            for one in chosen
-        ]  # fmt: skip
-        rest = [name for name in names if name not in place] if len(cards) < n else []
-        return cards + [self._card(name, place, quick, (), None) for name in rest[: n - len(cards)]]
+            return [self._card(quick, name) for name in names[:n]]
+        encoded = quick.images
+        rows = [encoded.row[name] for name in names if name in encoded.row]
+        cards = []
+        for one in choose(quick, rows, order, n, seed=len(done) + 1):
+            copies = [number_of(encoded.names[row]) for row in one.copies]
+            cards.append(self._card(quick, encoded.names[one.row], one.score, copies))
+        rest = [name for name in names if name not in encoded.row]
+        return cards + [self._card(quick, name) for name in rest[: n - len(cards)]]
 
-    def answers(self, numbers: Sequence[str]) -> dict[str, list[Answer]]:
+    def answers(self, numbers: Sequence[str]) -> dict[str, list[LabelShare]]:
         """Return the most probable labels of images, by number."""
-        encoded, quick = self.fitting.known
-        place = {name: row for row, name in enumerate(encoded.names)}
-        named = {number: self._ids.get(number, "") for number in numbers}
-        return {number: _answers(quick, place.get(name)) for number, name in named.items()}
+        quick = self.fitting.known
+        return {number: _answers(quick, self._names_of.get(number, "")) for number in numbers}
 
     def near(self, number: str) -> list[Near]:
         """Return the labelled images nearest to an image."""
         [name] = self._names([number])
-        encoded, quick = self.fitting.known
-        if name not in encoded.names:
+        quick = self.fitting.known
+        if name not in quick.images.row:
             return []
-        found = neighbours(encoded, quick, encoded.names.index(name))
         near: list[Near] = []
-        for other, cosine in found:
-            shown, label = number_of(encoded.names[other]), quick.classes[quick.labels[other]]
-            if shown in self._ids:
+        for row, cosine in neighbours(quick, quick.images.row[name]):
+            shown, label = number_of(quick.images.names[row]), quick.classes[quick.labels[row]]
+            if shown in self._names_of:
                 near.append({"id": shown, "label": label, "similarity": round(cosine, 4)})
         return near
 
@@ -240,31 +253,37 @@ class Labelling:
         """Return an image as a JPEG. size: a key of SIDES."""
         [name] = self._names([number])
         if size not in SIDES:
-            raise UserError(f"{quoted(size)}: not a size")
-        kept = self._pictures.get(number) if size == "small" else None
-        if kept is None:
-            try:
-                kept = small_jpeg(load_image(self.project.path(name)), SIDES[size])
-            except UserError as error:
-                raise UserError(self._told(error, name)) from None
-            if size == "small":
-                self._pictures[number] = kept
-                while len(self._pictures) > MOST_KEPT:
-                    self._pictures.popitem(last=False)
-        return kept
+            raise UserError(f"{size!r:.80}: not a size")
+        if size == "small" and number in self._pictures:
+            return self._pictures[number]
+        path = self.project.path(name)
+        try:
+            picture = small_jpeg(path, SIDES[size])
+        except UserError as error:
+            raise UserError(str(error).replace(str(path), name)) from None
+        if size == "small":
+            self._pictures[number] = picture
+            while len(self._pictures) > MAX_PICTURES:
+                self._pictures.popitem(last=False)
+        return picture
 
     def _card(
-        self, name: str, place: Mapping[str, int], quick: Quick, copies: Sequence[str],
-        score: float | None, suggested: str = "",
-    ) -> Card:  # fmt: skip
+        self,
+        quick: Quick,
+        name: str,
+        score: float | None = None,
+        copies: Sequence[str] = (),
+        suggested: str = "",
+    ) -> Card:
+        mark = self.project.marks.get(name)
         return {
             "id": number_of(name),
             "name": name,
-            "copies": [number_of(copy) for copy in copies],
-            "label": self.project.labels.get(name, ""),
-            "skipped": name in self.project.skipped,
+            "copies": [*copies],
+            "label": mark or "",
+            "skipped": mark == SKIPPED,
             "score": score,
-            "answers": _answers(quick, place.get(name)),
+            "answers": _answers(quick, name),
             "suggested": suggested,
         }
 
@@ -288,12 +307,10 @@ class Labelling:
             self.project.skip(self._names(numbers), by)
 
     def undo(self, by: str = "") -> list[Card]:
-        """Undo a person's last step; return the images that this changed, at most MOST_CARDS."""
+        """Undo a person's last step; return the images that this changed, at most MAX_CARDS."""
         with self._changing():
             names = self.project.undo(by)
-        encoded, quick = self.fitting.known
-        place = {name: row for row, name in enumerate(encoded.names)}
-        return [self._card(name, place, quick, (), None) for name in names[:MOST_CARDS]]
+        return [self._card(self.fitting.known, name) for name in names[:MAX_CARDS]]
 
     def scan(self) -> None:
         """Search the folder for images again."""
@@ -308,43 +325,30 @@ class Labelling:
             raise UserError(reason.replace(str(file), name))
         with self._changing():
             added = self.project.add_image(file, safe_name(name))
-            self._ids[number_of(added)] = added
+            self._names_of[number_of(added)] = added
 
     def take(self, to: str, folder: Path) -> Path:
         """Write the labels to a file in a folder, and return it: a zip with the images for class
-        folders, else a file whose paths are relative to the project. to: a key of SUFFIXES."""
-        if to not in SUFFIXES:
-            raise UserError(f"{quoted(to)}: not one of {', '.join(SUFFIXES)}")
+        folders, else a file whose paths are relative to the project. to: a key of FILES."""
+        if to not in FILES:
+            raise UserError(f"{to!r:.80}: not one of {', '.join(FILES)}")
         rows, home = self.project.rows(), self.project.folder
         if not rows:
             raise UserError("no image has a label yet")
-        splits = {"all": rows}
-        file = folder / f"labels{SUFFIXES[to] or '.zip'}"
         try:
-            if to == "csv":
-                write_text(file, table(splits, home))
-            elif to == "coco":
-                write_json(file, coco(rows, home))
-            elif to == "label-studio":
-                write_json(file, label_studio(rows, home))
-            else:
-                with atomic(file, sync=False) as part:
-                    zip_folders(splits, part)
+            write_labels({"all": rows}, to, folder / FILES[to], home, replace=True)
         except UserError as error:
             raise UserError(str(error).replace(f"{home}/", "")) from None
-        return file
+        return folder / FILES[to]
 
     def _names(self, numbers: Sequence[str]) -> list[str]:
-        names = [self._ids.get(number, "") for number in numbers]
+        names = [self._names_of.get(number, "") for number in numbers]
         if not all(names):
             raise UserError(GONE)
         return names
 
     def _number(self) -> None:
-        self._ids = {number_of(name): name for name in self.project.images}
-
-    def _told(self, error: UserError, name: str) -> str:
-        return str(error).replace(str(self.project.path(name)), name)
+        self._names_of = {number_of(name): name for name in self.project.images}
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
@@ -353,80 +357,13 @@ class Labelling:
         self.fitting.changed()
 
 
-def _answers(quick: Quick, row: int | None) -> list[Answer]:
-    if row is None or row >= len(quick.table) or not quick.table.shape[1]:
+def _answers(quick: Quick, name: str) -> list[LabelShare]:
+    row = quick.images.row.get(name)
+    if row is None or not quick.proposes:
         return []
     return [{"label": label, "probability": share} for label, share in quick.best(row)]
-
-
-def _better(encoded: Encoded, quick: Quick, view: str, label: str, answer: str) -> dict[str, str]:
-    """Return another label of each image of a view of labelled images, by name."""
-    if view == "suspects":
-        return {encoded.names[row]: better for row, better, _ in quick.suspects()}
-    wrong = quick.wrong()
-    if view == "confused":
-        wrong = [one for one in wrong if (one.label, one.answer) == (label, answer)]
-    return {encoded.names[one.row]: one.answer for one in wrong}
-
-
-def _share(quick: Quick, row: int | None, label: str) -> float:
-    """Return the probability of a label; 1 for what is unknown."""
-    if row is None or row >= len(quick.table) or label not in quick.classes:
-        return 1.0
-    return float(quick.table[row, quick.classes.index(label)]) if quick.table.shape[1] else 1.0
 
 
 def number_of(name: str) -> str:
     """Return what stands for an image in requests."""
     return hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:16]
-
-
-def judged_json(judged: Judged | None) -> dict[str, float] | None:
-    return None if judged is None else judged._asdict()
-
-
-# Requests
-
-
-def _text(body: Body, field: str, default: str | None = None) -> str:
-    value = body.get(field, default)
-    if not isinstance(value, str):
-        raise UserError(f"{field} is missing")
-    return value
-
-
-def _number(body: Body, field: str, default: int) -> int:
-    value = body.get(field, default)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise UserError(f"{field} is not a whole number")
-    return value
-
-
-def _list(body: Body, field: str) -> list[str]:
-    values = body.get(field)
-    if not (isinstance(values, list) and values and all(isinstance(one, str) for one in values)):
-        raise UserError(f"{field}: give at least one")
-    return cast("list[str]", values)
-
-
-def _cards(labelling: Labelling, body: Body) -> list[Card]:
-    return labelling.cards(
-        _text(body, "view"), _text(body, "order", ""), _text(body, "label", ""),
-        _text(body, "answer", ""), _number(body, "n", 24), _number(body, "start", 0),
-    )  # fmt: skip
-
-
-ACTIONS: dict[str, Callable[[Labelling, Body, str], object]] = {
-    "state": lambda labelling, _, by: labelling.state(by),
-    "cards": lambda labelling, body, _: _cards(labelling, body),
-    "answers": lambda labelling, body, _: labelling.answers(_list(body, "ids")),
-    "near": lambda labelling, body, _: labelling.near(_text(body, "id")),
-    "classes": lambda labelling, body, by: labelling.add_classes(_list(body, "names"), by),
-    "remove": lambda labelling, body, by: labelling.remove_class(_text(body, "label"), by),
-    "set": lambda labelling, body, by: labelling.label(
-        _list(body, "ids"), _text(body, "label"), by
-    ),
-    "skip": lambda labelling, body, by: labelling.skip(_list(body, "ids"), by),
-    "undo": lambda labelling, _, by: labelling.undo(by),
-    "scan": lambda labelling, *_: labelling.scan(),
-}

@@ -1,4 +1,5 @@
-"""Choose which unlabelled images a person labels next: typical ones, or some at random.
+"""Choose which images a person labels next: typical ones, some at random, or those with the surest
+proposals.
 
 Other rules (margin, entropy, coverage, mix) were not shown to be better than drawing at random, so
 the page does not offer them.
@@ -7,85 +8,114 @@ the page does not offer them.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from rmadapter import UserError
+from rmadapter_studio.quick import Quick
+
+TYPICALITY, RANDOM, SURE = "typicality", "random", "sure"
+ORDERS = (TYPICALITY, RANDOM, SURE)
+MAX_POOL = 2_000  # images of which typical or random ones are chosen; of more, some are drawn
 MAX_CLUSTERS = 500  # as in Hacohen et al.
-TYPICALITY, RANDOM = "typicality", "random"
 
 
-class Pool(NamedTuple):
-    """Images to choose from.
+class Chosen(NamedTuple):
+    """An image to label.
 
     Attributes:
-        unit: Features [N, e] of length 1 of these images.
-        known: Features [M, e] of length 1 of labelled images.
+        row: Row of the image.
+        score: Its score by the rule, None if drawn at random.
+        copies: Rows of its near-duplicates that can be labelled with it.
+    """
+
+    row: int
+    score: float | None
+    copies: tuple[int, ...]
+
+
+def choose(
+    quick: Quick, open_rows: Sequence[int], order: str, n: int, seed: int = 1
+) -> list[Chosen]:
+    """Choose at most n images to label next, one of each group of near-duplicates.
+
+    Args:
+        quick: All images, and what the labels say of them.
+        open_rows: Rows of images that have no label and were not skipped.
+        order: One of `ORDERS`.
+        n: Number of images.
         seed: Seed of everything random.
+
+    Raises:
+        UserError: An unknown order, or one that needs classes without any.
     """
+    if order not in ORDERS:
+        raise UserError(f"unknown order {order!r:.80}; known are {', '.join(ORDERS)}")
+    if order == SURE and not quick.proposes:
+        raise UserError("name at least two classes first: this order needs proposals")
+    if not open_rows:
+        return []
+    groups, features = quick.images.groups, quick.images.features
+    rows, scores = np.array(open_rows, int), None
+    if order == SURE:
+        rows = rows[np.argsort(-quick.table[rows].max(1), kind="stable")]
+    elif len(rows) > MAX_POOL:
+        rows = np.sort(np.random.default_rng(seed).permutation(rows)[:MAX_POOL])
+    rows = rows[np.sort(np.unique(groups[rows], return_index=True)[1])]  # the first of each group
+    if order == SURE:
+        rows = rows[:n]
+        rows = rows[np.argsort(quick.answers[rows], kind="stable")]
+        scores = quick.table[rows].max(1)
+    elif order == TYPICALITY:
+        picked, scores = typical(features[rows], features[quick.labels >= 0], n, seed)
+        rows = rows[picked]
+    else:
+        rows = np.random.default_rng(seed).permutation(rows)[:n]
+    copies = defaultdict(list)
+    for row in open_rows:
+        copies[groups[row]].append(int(row))
+    return [
+        Chosen(
+            row,
+            None if scores is None else float(scores[i]),
+            tuple(other for other in copies[groups[row]] if other != row),
+        )
+        for i, row in enumerate(rows.tolist())
+    ]
 
-    unit: np.ndarray
-    known: np.ndarray
-    seed: int = 1
 
-
-class Picked(NamedTuple):
-    """The images that a rule picked.
-
-    Attributes:
-        rows: Rows of the pool, in the order to label them.
-        scores: Scores by the rule; a higher one is more wanted.
-    """
-
-    rows: np.ndarray
-    scores: np.ndarray
-
-
-Rule = Callable[[Pool, int], Picked]
-
-
-def chance(pool: Pool, n: int) -> Picked:
-    """Pick images at random."""
-    rows = np.random.default_rng(pool.seed).permutation(len(pool.unit))[:n]
-    return Picked(rows, np.zeros(len(rows)))
-
-
-def typicality(pool: Pool, n: int) -> Picked:
+def typical(
+    features: np.ndarray, known: np.ndarray, n: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Pick an image of each cluster (after TypiClust: Hacohen et al., ICML 2022).
 
     One cluster is made per labelled and wanted image. Clusters are taken in turn, fewest labelled
     and then largest first, and of each the image nearest to its centre, by cosine.
+
+    Args:
+        features: Features [N, e] of length 1 of the images to pick from.
+        known: Features [M, e] of length 1 of labelled images.
+        n: Number of images.
+        seed: Seed of the clusters.
+
+    Returns:
+        Rows in the order to label them, and their cosines.
     """
-    count = len(pool.known)
-    points = np.concatenate([pool.known, pool.unit])
-    clusters, centres = _clusters(points, min(count + n, MAX_CLUSTERS), pool.seed)
-    labelled = np.bincount(clusters[:count], minlength=len(centres))
-    cluster = clusters[count:]
+    wanted = min(n, len(features))
+    points = np.concatenate([known, features])
+    clusters, centres = _clusters(points, min(len(known) + wanted, MAX_CLUSTERS), seed)
+    labelled = np.bincount(clusters[: len(known)], minlength=len(centres))
+    cluster = clusters[len(known) :]
     lengths = np.maximum(np.linalg.norm(centres, axis=1, keepdims=True), 1e-12)
-    near = (pool.unit * (centres / lengths)[cluster]).sum(1)
+    near = (features * (centres / lengths)[cluster]).sum(1)
     members = [np.flatnonzero(cluster == c) for c in range(len(centres))]
     members = [rows[np.argsort(-near[rows], kind="stable")] for rows in members]
     order = sorted(range(len(centres)), key=lambda c: (labelled[c], -len(members[c])))
-    picked = np.array(_in_turn([members[c] for c in order])[:n], int)
-    return Picked(picked, near[picked])
-
-
-RULES: Mapping[str, Rule] = {TYPICALITY: typicality, RANDOM: chance}
-
-
-def pick(rule: Rule, pool: Pool, n: int, together: np.ndarray) -> Picked:
-    """Pick at most n rows by a rule, one of each group of near-duplicates.
-
-    Args:
-        rule: Rule to pick by.
-        pool: Images to choose from.
-        n: Number of images.
-        together: Group numbers [N]; only the first image of each group can be picked.
-    """
-    firsts = np.sort(np.unique(together, return_index=True)[1])
-    picked = rule(pool._replace(unit=pool.unit[firsts]), min(n, len(firsts)))
-    return Picked(firsts[picked.rows], picked.scores)
+    picked = np.array(_in_turn([members[c] for c in order])[:wanted], int)
+    return picked, near[picked]
 
 
 def _in_turn(queues: Sequence[np.ndarray]) -> list[int]:

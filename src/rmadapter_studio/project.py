@@ -6,7 +6,10 @@ Face's ImageFolder, which every command reads; project.json has what that table 
 
 from __future__ import annotations
 
+import csv
+import json
 import os
+import re
 import shutil
 import threading
 from collections import Counter
@@ -15,47 +18,43 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, TypeGuard
 
-from rmadapter.artifacts.checkpoint import MOST_CLASSES
-from rmadapter.data.formats import class_folders, imagefolder
-from rmadapter.data.formats.base import SPLITS, URL, Row, Rows, image_files
-from rmadapter.data.formats.imagefolder import FILE
-from rmadapter.data.formats.registry import find_format
-from rmadapter.data.formats.tables import header, scan_table
-from rmadapter.data.names import CATCH_ALL, key, typed_name
-from rmadapter.errors import UserError, is_text, quoted
-from rmadapter.support.files import (
-    csv_text,
-    inert_path,
-    read_json,
-    state_of,
-    user_path,
-    write_json,
-    write_text,
+from rmadapter import UserError
+from rmadapter.artifacts import atomic, exclusive
+from rmadapter.data import (
+    Row,
+    check_unlabelled,
+    image_files,
+    is_catch_all,
+    open_source,
+    typed_name,
+    write_imagefolder,
 )
-from rmadapter.support.locks import exclusive
+from rmadapter_studio.images import MAX_CLASSES
 
 TABLE, FACTS = "metadata.csv", "project.json"
+COLUMNS = ("file_name", "label", "split")  # that the table may have
 ADDED = "added"  # folder of images that came later, by the page
 NONE = "none"  # label of images of none of the classes
+SKIPPED = ""  # in place of a label
 VERSION = 1
-MOST_IMAGES = 20_000
-MOST_STEPS = 1_000  # that can be undone
-UNKNOWN = ("?", "?")  # instead of the state of both files
-
-
-class Mark(NamedTuple):
-    """What is known of an image. label: "" for none."""
-
-    label: str = ""
-    skipped: bool = False
+MAX_IMAGES = 20_000
+MAX_STEPS = 1_000  # that can be undone
+URL = re.compile(r"[a-z][a-z0-9+.]+:/", re.IGNORECASE)
 
 
 class Step(NamedTuple):
-    """What a step changed, to undo it: marks of images, and all classes, before and after. by: who
-    did it."""
+    """What a step changed, to undo it.
 
-    before: Mapping[str, Mark]
-    after: Mapping[str, Mark]
+    Attributes:
+        before: Marks of images before, None for an image without.
+        after: Marks of the same images after it.
+        old_classes: All classes before.
+        new_classes: All classes after it.
+        by: Who did it.
+    """
+
+    before: Mapping[str, str | None]
+    after: Mapping[str, str | None]
     old_classes: tuple[str, ...]
     new_classes: tuple[str, ...]
     by: str
@@ -64,29 +63,36 @@ class Step(NamedTuple):
 class Project:
     """The labels of a folder of images. Every change is on disk before the method returns.
 
-    Images are named by their paths relative to the folder, with forward slashes. `labels` may name
-    images that are not in the folder at the moment: they are kept. `left_out` says why files cannot
-    be labelled. Methods may be called by several threads. by: who changes something; each person
-    undoes their own steps.
+    Images are named by their paths relative to the folder, with forward slashes. Methods may be
+    called by several threads. by: who changes something; each person undoes their own steps.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        UserError: No folder, one that holds labels in another format, or damaged files.
+
+    Attributes:
+        images: The images in the folder.
+        left_out: Why files cannot be labelled.
+        classes: All labels.
+        marks: The label of each image, or `SKIPPED`. Some may not be in the folder at the moment:
+            they are kept.
+        lock: Held during a change.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        """Open a folder. Raises UserError if it is none, if it holds labels in another format, and
-        for damaged files."""
-        self.folder = user_path(folder)
+        self.folder = Path(os.path.expanduser(folder))
         self.images: tuple[str, ...] = ()
         self.left_out: tuple[str, ...] = ()
         self.classes: list[str] = []
-        self.labels: dict[str, str] = {}
-        self.skipped: set[str] = set()
+        self.marks: dict[str, str] = {}
         self._steps: list[Step] = []
-        self._seen: tuple[str, str] = ("", "")
+        self._seen: list[object] | None = None  # state of both files when they were read
         self.lock = threading.RLock()
-        if not self.folder.is_dir():
+        if not os.path.isdir(self.folder):
             raise UserError(f"{folder}: not a folder; give one with images to label")
-        if self.folder.resolve().parts[:2] in class_folders.ENDLESS:
-            raise UserError(f"{folder}: a folder of the system, which holds no images")
-        self._check_format()
+        check_unlabelled(self.folder, TABLE)
         self._read()
         self.scan()
 
@@ -101,27 +107,35 @@ class Project:
 
     def scan(self) -> None:
         """Search the folder for images again. Raises UserError if there are too many."""
-        ignored: Counter[str] = Counter()
-        names = [
-            path.relative_to(self.folder).as_posix()
-            for path in image_files(self.folder, set(), ignored)
-        ]
+        names = [path.relative_to(self.folder).as_posix() for path in image_files(self.folder)]
         reasons = {name: reason for name in names if (reason := unlistable(name))}
         good = [name for name in names if name not in reasons]
-        if len(good) > MOST_IMAGES:
+        if len(good) > MAX_IMAGES:
             raise UserError(
-                f"{self.folder}: holds {len(good):,} images, and at most {MOST_IMAGES:,} can be "
+                f"{self.folder}: holds {len(good):,} images, and at most {MAX_IMAGES:,} can be "
                 "labelled at once; label a part of them in a folder of its own"
             )
         with self.lock:
             self.images = tuple(good)
-            self.left_out = tuple(f"{quoted(name)}: {why}" for name, why in reasons.items())
+            self.left_out = tuple(f"{name!r:.80}: {why}" for name, why in reasons.items())
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The label of each image that has one."""
+        with self.lock:
+            return {name: mark for name, mark in self.marks.items() if mark != SKIPPED}
+
+    @property
+    def skipped(self) -> set[str]:
+        """The images that were set aside."""
+        with self.lock:
+            return {name for name, mark in self.marks.items() if mark == SKIPPED}
 
     def path(self, name: str) -> Path:
         """Return the path of an image."""
         return self.folder / name
 
-    def rows(self) -> Rows:
+    def rows(self) -> list[Row]:
         """Return the labelled images that are in the folder, sorted by name."""
         with self.lock:
             here = {*self.images}
@@ -145,60 +159,62 @@ class Project:
 
     def none_label(self) -> str:
         """Return the label of images of none of the classes: that of a class that is called so."""
-        return next((label for label in self.classes if key(label) in CATCH_ALL), NONE)
+        return next((label for label in self.classes if is_catch_all(label)), NONE)
 
     # Changes
 
     def add_classes(self, names: Iterable[str], by: str = "") -> list[str]:
         """Add classes, and return their labels; those of existing classes that are the same in a
         prompt. Raises UserError as `typed_name`, and for too many."""
-        typed = [typed_name(name) for name in names]
         with self.lock, self._changing(by):
-            labels = [self._add_class(name) for name in typed]
-            if len(self.classes) > MOST_CLASSES:
-                raise UserError(f"a project has at most {MOST_CLASSES:,} classes")
+            labels = [self._add_class(name) for name in names]
+            if len(self.classes) > MAX_CLASSES:
+                raise UserError(f"a project has at most {MAX_CLASSES:,} classes")
         return labels
 
     def remove_class(self, label: str, by: str = "") -> None:
         """Remove a class; its images have no label then. Raises UserError if there is none."""
         with self.lock, self._changing(by):
             if label not in self.classes:
-                raise UserError(f"{quoted(label)}: no such class")
+                raise UserError(f"{label!r:.80}: no such class")
             self.classes.remove(label)
-            self._mark([name for name, own in self.labels.items() if own == label], Mark())
+            for name, own in self.labels.items():
+                if own == label:
+                    del self.marks[name]
 
     def label(self, names: Collection[str], label: str, by: str = "") -> None:
         """Label images; "" takes their labels away. Raises UserError for an unknown image, and as
         `add_classes`."""
-        label = typed_name(label) if label else ""
         with self.lock, self._changing(by):
             self._check_known(names)
-            self._mark(names, Mark(self._add_class(label) if label else ""))
+            mark = self._add_class(label) if label else None
+            for name in names:
+                self._set(name, mark)
 
     def skip(self, names: Collection[str], by: str = "") -> None:
         """Set images aside without a label. Raises UserError for an unknown image."""
         with self.lock, self._changing(by):
             self._check_known(names)
-            self._mark(names, Mark("", True))
+            for name in names:
+                self._set(name, SKIPPED)
 
     def undo(self, by: str = "") -> list[str]:
         """Undo the last step of a person, and return the images that this changed: what others have
         marked since stays. Raises UserError if there is no step."""
         with self.lock:
-            place = max((i for i, step in enumerate(self._steps) if step.by == by), default=-1)
-            if place < 0:
+            step = next((step for step in reversed(self._steps) if step.by == by), None)
+            if step is None:
                 raise UserError("there is nothing to undo")
-            step = self._steps[place]
             with self._changing(by, keep=False):
-                names = [name for name, mark in step.after.items() if mark == self._mark_of(name)]
+                names = [name for name, mark in step.after.items() if mark == self.marks.get(name)]
                 for name in names:
                     self._set(name, step.before[name])
-                added = {*step.new_classes} - {*step.old_classes} - {*self.labels.values()}
+                added = {*step.new_classes} - {*step.old_classes} - {*self.marks.values()}
                 self.classes = [label for label in self.classes if label not in added]
                 for i, label in enumerate(step.old_classes):
                     if label not in step.new_classes and label not in self.classes:
                         self.classes.insert(i, label)
-            del self._steps[place]
+            self._steps = [other for other in self._steps if other is not step]
             return names
 
     def add_image(self, file: Path, name: str) -> str:
@@ -206,8 +222,8 @@ class Project:
         name, to which a number is added if it is taken. Raises UserError if there are too many
         images, or the disk refuses."""
         with self.lock:
-            if len(self.images) >= MOST_IMAGES:
-                raise UserError(f"{name}: at most {MOST_IMAGES:,} images can be labelled at once")
+            if len(self.images) >= MAX_IMAGES:
+                raise UserError(f"{name}: at most {MAX_IMAGES:,} images can be labelled at once")
             home = self.folder / ADDED
             target, number = home / name, 1
             try:
@@ -229,25 +245,18 @@ class Project:
         known = {*self.images}
         for name in names:
             if name not in known:
-                raise UserError(f"{quoted(name)}: no such image; it may have been moved away")
+                raise UserError(f"{name!r:.80}: no such image; it may have been moved away")
 
     def _add_class(self, name: str) -> str:
-        label = next((known for known in self.classes if key(known) == key(name)), "")
-        if not label:
-            self.classes.append(name)
-        return label or name
+        label = typed_name(name, self.classes)
+        if label not in self.classes:
+            self.classes.append(label)
+        return label
 
-    def _mark(self, names: Iterable[str], mark: Mark) -> None:
-        for name in names:
-            self._set(name, mark)
-
-    def _set(self, name: str, mark: Mark) -> None:
-        self.labels.pop(name, None)
-        self.skipped.discard(name)
-        if mark.label:
-            self.labels[name] = mark.label
-        if mark.skipped:
-            self.skipped.add(name)
+    def _set(self, name: str, mark: str | None) -> None:
+        self.marks.pop(name, None)
+        if mark is not None:
+            self.marks[name] = mark
 
     @contextmanager
     def _changing(self, by: str, keep: bool = True) -> Iterator[None]:
@@ -255,73 +264,69 @@ class Project:
         edited meanwhile are read first. keep: whether the step can be undone."""
         if self._stamp() != self._seen:
             self._read()
-        classes, labels, skipped = [*self.classes], dict(self.labels), {*self.skipped}
+        classes, marks = [*self.classes], dict(self.marks)
+        labels, skipped = self.labels, self.skipped
         try:
             yield
             self.classes += [one for one in {*self.labels.values()} if one not in self.classes]
             if self.labels != labels:
                 self._write_table()
             if self.classes != classes or self.skipped != skipped:
-                facts = {"project": VERSION, "classes": self.classes}
-                write_json(self.folder / FACTS, {**facts, "skipped": sorted(self.skipped)})
+                self._write_facts()
         except BaseException:
-            self.classes, self.labels, self.skipped = classes, labels, skipped
-            self._seen = UNKNOWN
+            self.classes, self.marks, self._seen = classes, marks, None
             raise
         self._seen = self._stamp()
-        names = {*labels, *skipped, *self.labels, *self.skipped}
-        before = {name: Mark(labels.get(name, ""), name in skipped) for name in names}
-        changed = {name: mark for name, mark in before.items() if mark != self._mark_of(name)}
-        if keep and (changed or classes != self.classes):
-            after = {name: self._mark_of(name) for name in changed}
-            step = Step(changed, after, tuple(classes), tuple(self.classes), by)
-            self._steps = [*self._steps, step][-MOST_STEPS:]
-
-    def _mark_of(self, name: str) -> Mark:
-        return Mark(self.labels.get(name, ""), name in self.skipped)
+        names = [name for name in marks | self.marks if marks.get(name) != self.marks.get(name)]
+        if keep and (names or classes != self.classes):
+            before = {name: marks.get(name) for name in names}
+            after = {name: self.marks.get(name) for name in names}
+            step = Step(before, after, tuple(classes), tuple(self.classes), by)
+            self._steps = [*self._steps, step][-MAX_STEPS:]
 
     def _write_table(self) -> None:
-        """Write the labels; no table if there are none, since one without rows is refused."""
         file = self.folder / TABLE
-        if not self.labels:
-            file.unlink(missing_ok=True)
-            return
-        # ImageFolder takes a first folder called test for a split, unless a column says otherwise
-        has_splits = any(_first_folder(name) in SPLITS for name in self.labels)
-        split = ["train"] * has_splits
-        rows = [[inert_path(name), label, *split] for name, label in sorted(self.labels.items())]
-        write_text(file, csv_text([FILE, "label", *["split"] * has_splits], rows))
+        if self.labels:
+            write_imagefolder(file, self.labels)
+        else:
+            file.unlink(missing_ok=True)  # a table without rows is refused
 
-    def _stamp(self) -> tuple[str, str]:
+    def _write_facts(self) -> None:
+        facts = {"project": VERSION, "classes": self.classes, "skipped": sorted(self.skipped)}
+        text = json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
+        with atomic(self.folder / FACTS) as part:
+            part.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+    def _stamp(self) -> list[object]:
         """Return what changes when another program writes one of the files."""
-        stamps = ["", ""]
-        for place, name in enumerate((TABLE, FACTS)):
+        stamps: list[object] = []
+        for name in (TABLE, FACTS):
             with suppress(OSError):
-                stamps[place] = state_of((self.folder / name).stat())
-        return stamps[0], stamps[1]
+                status = (self.folder / name).stat()
+                stamps.append((name, status.st_ino, status.st_size, status.st_mtime_ns))
+        return stamps
 
     def _read(self) -> None:
         seen = self._stamp()
         labels = self._read_table()
         classes, skipped = self._read_facts()
-        for label in labels.values():
-            if label not in classes:
-                classes.append(label)
-        self.classes, self.labels, self._seen = classes, labels, seen
-        self.skipped = {name for name in skipped if name not in labels}
+        self.classes = [*dict.fromkeys([*classes, *labels.values()])]
+        self.marks = dict.fromkeys(skipped, SKIPPED) | labels
+        self._seen = seen
 
     def _read_table(self) -> dict[str, str]:
         file = self.folder / TABLE
         if not os.path.lexists(file):
             return {}
-        others = [name for name in header(file) if name not in (FILE, "label", "split")]
+        splits = open_source(file, columns={"image": COLUMNS[0]}).splits
+        others = [name for name in _columns(file) if name not in COLUMNS]
         if others:
             raise UserError(
-                f"{file}: has the column {quoted(others[0])}, which labelling here would lose; "
-                f"rename the file, or leave only {FILE} and label"
+                f"{file}: has the column {others[0]!r:.80}, which labelling here would lose; "
+                f"rename the file, or leave only {COLUMNS[0]} and label"
             )
         labels: dict[str, str] = {}
-        for split, rows in scan_table(file, columns={"image": FILE}).items():
+        for split, rows in splits.items():
             if split not in ("all", "train"):
                 raise UserError(
                     f"{file}: has images of the split {split!r}, which labelling here would lose; "
@@ -330,14 +335,17 @@ class Project:
             for row in rows:
                 name = row.image.relative_to(self.folder).as_posix()
                 if labels.setdefault(name, row.label) != row.label:
-                    raise UserError(f"{file}: {quoted(name)} has two labels; keep one")
+                    raise UserError(f"{file}: {name!r:.80} has two labels; keep one")
         return labels
 
     def _read_facts(self) -> tuple[list[str], list[str]]:
         file = self.folder / FACTS
         if not os.path.lexists(file):
             return [], []
-        facts = read_json(file)
+        try:
+            facts = json.loads(file.read_text("utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{file}: not readable JSON ({type(error).__name__})") from None
         if not isinstance(facts, dict) or facts.get("project") != VERSION:
             raise UserError(f"{file}: not of this program; rename it")
         classes, skipped = facts.get("classes"), facts.get("skipped")
@@ -345,22 +353,12 @@ class Project:
             raise UserError(f"{file}: damaged; delete it, which keeps all labels")
         return [typed_name(name) for name in classes], skipped
 
-    def _check_format(self) -> None:
-        """Raise UserError for a folder whose labels another format has, which would be read in
-        place of these."""
-        known = find_format(self.folder)
-        ours = os.path.lexists(self.folder / TABLE)
-        if known is class_folders or (known is imagefolder and ours):
-            return
-        raise UserError(
-            f"{self.folder}: already holds labels, which every command reads; give a folder of "
-            "images without labels"
-        )
-
 
 def unlistable(name: str) -> str:
     """Return why a table cannot name an image, or ""."""
-    if not is_text(name):
+    try:
+        name.encode()
+    except UnicodeEncodeError:
         return "its name is not UTF-8; rename it"
     if name != name.strip():
         return "its name begins or ends with a space; rename it"
@@ -369,9 +367,11 @@ def unlistable(name: str) -> str:
     return ""
 
 
-def _first_folder(name: str) -> str:
-    first, slash, _ = name.partition("/")
-    return first.casefold() if slash else ""
+def _columns(table: Path) -> list[str]:
+    with open(table, newline="", encoding="utf-8-sig") as file:
+        first = file.readline()
+        delimiter = max(",;\t", key=first.count)
+        return [name.strip() for name in next(csv.reader([first], delimiter=delimiter))]
 
 
 def _are_texts(value: object) -> TypeGuard[list[str]]:

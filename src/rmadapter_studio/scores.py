@@ -9,20 +9,32 @@ from typing import TypedDict
 
 import numpy as np
 
-from rmadapter.artifacts.page import thumbnail, thumbnails_of
-from rmadapter.artifacts.predictions import Predictions, read_predictions
-from rmadapter.artifacts.record import Rates, Record, read_record
-from rmadapter.artifacts.run_folder import RunFolder
-from rmadapter.artifacts.summary import describe_tie
-from rmadapter.runs.judge import ZERO_SHOT
+from rmadapter import Record
+from rmadapter.artifacts import (
+    Predictions,
+    RunFolder,
+    describe_tie,
+    read_predictions,
+    read_record,
+    thumbnail,
+    thumbnails_of,
+)
 from rmadapter_studio.images import original_name
 from rmadapter_studio.jobs import without_commands
 
-MOST_WRONG = 24  # wrong images shown
+MAX_WRONG = 24  # wrong images shown
 
 
 class ScoreRow(TypedDict):
-    """Accuracy in percent with its interval. right: number of images."""
+    """Accuracy in percent with its interval.
+
+    Attributes:
+        name: What is judged.
+        right: Number of images that are right.
+        accuracy: Accuracy.
+        low: Lower end of its interval.
+        high: Upper end.
+    """
 
     name: str
     right: int
@@ -32,7 +44,15 @@ class ScoreRow(TypedDict):
 
 
 class WrongImage(TypedDict):
-    """true, answer: names of classes. src: a thumbnail, "" if there is none."""
+    """An image that the model gets wrong.
+
+    Attributes:
+        name: What it was called.
+        src: A thumbnail, "" if there is none.
+        true: Name of its class.
+        answer: Name of the class that the model takes it for.
+        probability: Probability of that.
+    """
 
     name: str
     src: str
@@ -42,8 +62,20 @@ class WrongImage(TypedDict):
 
 
 class Scores(TypedDict, total=False):
-    """What the page shows of a run. tie: that a linear probe may be as good, or "". mistakes: how
-    many images are wrong, of which `wrong` has the first."""
+    """What the page shows of a run.
+
+    Attributes:
+        method: Title of its method.
+        notes: Notes of the run.
+        how: How it was judged.
+        rows: Accuracies.
+        tie: That a linear probe may be as good, or "".
+        doubts: Doubts about the judgement.
+        wrong: The first of the wrong images.
+        mistakes: How many images are wrong.
+        images: How many images it was judged on.
+        report: Whether there is a report.
+    """
 
     method: str
     notes: list[str]
@@ -91,12 +123,21 @@ def read_scores(run: Path, home: Path) -> Scores | None:
     }
     judgement = record.judgement
     if judgement:
+        title = record.method.title
+        names = {"zero-shot": "before: by the class names alone", title: f"after: {title}"}
         scores["how"] = judgement.how
-        scores["rows"] = [
-            _score_row(row, record.method.title, judgement.images) for row in judgement.rows
-        ]
-        scores["doubts"] = [without_commands(text) for text in judgement.doubts]
         scores["images"] = judgement.images
+        scores["doubts"] = [without_commands(text) for text in judgement.doubts]
+        scores["rows"] = [
+            {
+                "name": names.get(row.name, row.name.replace("-", " ")),
+                "right": round(row.accuracy / 100 * judgement.images),
+                "accuracy": row.accuracy,
+                "low": row.low,
+                "high": row.high,
+            }
+            for row in judgement.rows
+        ]
     # a repository's run has no answers
     predictions = read_predictions(run, record) if files.predictions.is_file() else []
     if predictions:
@@ -106,32 +147,22 @@ def read_scores(run: Path, home: Path) -> Scores | None:
     return scores
 
 
-def _score_row(row: Rates, title: str, images: int) -> ScoreRow:
-    names = {ZERO_SHOT: "before: by the class names alone", title: f"after: {title}"}
-    name = names.get(row.name, row.name.replace("-", " "))
-    right = round(row.accuracy / 100 * images)
-    rates: ScoreRow = {
-        "name": name, "right": right, "accuracy": row.accuracy, "low": row.low, "high": row.high,
-    }  # fmt: skip
-    return rates
-
-
 def wrong_images(
     predictions: Predictions, thumbnails: Mapping[tuple[int, str], str]
 ) -> tuple[list[WrongImage], int]:
     """List the images that the model gets wrong, the most confident mistakes first, at most
-    MOST_WRONG; and count all of them."""
+    MAX_WRONG; and count all of them."""
     wrong = np.flatnonzero(~predictions.right[1])
     wrong = wrong[np.argsort(-predictions.answer.probability[wrong], kind="stable")]
+    classes = predictions.classes
     images: list[WrongImage] = []
-    for i in wrong[:MOST_WRONG]:
+    for i in wrong[:MAX_WRONG]:
         image = predictions.images[i]
-        src = thumbnail(predictions.sources[i]) or thumbnails.get((0, image), "")
-        true = predictions.classes[predictions.true[i]]
-        answer = predictions.classes[predictions.answer.which[i]]
-        probability = float(predictions.answer.probability[i])
-        name = original_name(image)
-        images.append(
-            WrongImage(name=name, src=src, true=true, answer=answer, probability=probability)
-        )
+        images.append({
+            "name": original_name(image),
+            "src": thumbnail(predictions.sources[i]) or thumbnails.get((0, image), ""),
+            "true": classes[predictions.true[i]],
+            "answer": classes[predictions.answer.which[i]],
+            "probability": float(predictions.answer.probability[i]),
+        })  # fmt: skip
     return images, len(wrong)

@@ -1,4 +1,4 @@
-"""The page, its requests over HTTP, and its visitors.
+"""The pages, and their requests over HTTP.
 
 Images and zips are sent as they are, one at a time, all else as JSON. A random number in a cookie
 identifies each browser, which has a private folder.
@@ -10,15 +10,10 @@ import asyncio
 import contextlib
 import functools
 import json
-import secrets
-import shutil
 import tempfile
-import threading
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ParamSpec, TypeVar, cast
+from typing import TypeAlias
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -27,23 +22,19 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from rmadapter.errors import UserError
+from rmadapter import UserError
 from rmadapter_studio import labelling
 from rmadapter_studio.hosts import HostMiddleware
-from rmadapter_studio.images import MOST_ZIP, safe_name
+from rmadapter_studio.images import safe_name
 from rmadapter_studio.jobs import without_commands
-from rmadapter_studio.session import Session
-from rmadapter_studio.shared import Shared, visitors_folder
+from rmadapter_studio.requests import POST, PUT, READ, Action, Body
+from rmadapter_studio.shared import Shared
+from rmadapter_studio.visitors import MINUTE, Visit, Visitors, visitors_folder
 from rmadapter_studio.words import ASSETS, page
 
-MOST_IMAGE, MOST_JSON = 100_000_000, 100_000  # bytes of a request
-MINUTE = 60.0  # seconds between two checks for idle visitors
-MOST_VISITORS = 200
-MOST_NEW = 30  # visitors from one address in a minute
-THREADS = 3  # of the server's forty, that one visitor's requests may hold: a zip, news and a stop
+MAX_JSON_BYTES = 100_000  # of a request
 GONE = 410  # status, after which the page for labelling goes on as a new visitor
 EXPIRED = "This page was idle for too long, or the server was restarted: reload it."
-TOO_MANY = "Too many new visitors came from your address: wait a minute, then reload the page."
 # A report may come from an uploaded run: it is shown, but nothing in it may run.
 SANDBOX = {
     "Content-Security-Policy": "sandbox; default-src 'none'; img-src data:; "
@@ -51,10 +42,7 @@ SANDBOX = {
 }
 # The browser keeps a picture while it is labelled; it is of one visitor.
 KEPT = {"Cache-Control": "private, max-age=3600"}
-Body = dict[str, object]
-P = ParamSpec("P")
-T = TypeVar("T")
-Endpoint = Callable[[Request], Awaitable[Response]]
+Endpoint: TypeAlias = Callable[[Request], Awaitable[Response]]
 
 
 def build(
@@ -62,8 +50,11 @@ def build(
 ) -> Starlette:
     """Build the application.
 
-    hours: without activity, after which a visitor's data is removed. names, frames: as in
-    `HostMiddleware`.
+    Args:
+        shared: What all visitors share.
+        hours: Time without activity after which a visitor's data is removed.
+        names: As in `HostMiddleware`.
+        frames: As in `HostMiddleware`.
     """
 
     @contextlib.asynccontextmanager
@@ -86,23 +77,14 @@ def build(
             Route("/", _page(functools.partial(page, "train"))),
             Route("/label", _page(functools.partial(page, "label"))),
             *(Route(f"/{file.name}", _asset(file)) for file in files),
+            *(Route(f"/api/{name}", _json(action)) for name, action in READ.items()),
             *(
-                Route(f"/api/{name}", _json_endpoint(action), methods=["POST"])
-                for name, action in ACTIONS.items()
+                Route(f"/api/{name}", _json(action), methods=["POST"])
+                for name, action in POST.items()
             ),
-            Route("/api/state", _json_endpoint(lambda session, _: session.state())),
-            Route("/api/judged", _json_endpoint(lambda session, _: session.scores())),
-            *(
-                Route(f"/api/label/{name}", _json_endpoint(_labels(action)), methods=["POST"])
-                for name, action in labelling.ACTIONS.items()
-            ),
-            Route("/api/label/image", _label_image, methods=["PUT"]),
-            Route("/api/label/zip", _label_zip, methods=["PUT"]),
+            *(Route(f"/api/{name}", _upload(name), methods=["PUT"]) for name in PUT),
             Route("/picture/{number}", _picture),
             Route("/labels/{to}", _take_labels),
-            Route("/api/image", _image, methods=["PUT"]),
-            Route("/api/zip", _zip, methods=["PUT"]),
-            Route("/api/ask", _ask, methods=["PUT"]),
             Route("/thumbnail/{name}", _thumbnail),
             Route("/report", _report),
             Route("/download/{what}", _download),
@@ -111,6 +93,12 @@ def build(
         exception_handlers={UserError: _user_error, ClientDisconnect: _client_left},
         lifespan=lifespan,
     )
+
+
+async def _sweep(visitors: Visitors) -> None:
+    while True:
+        await asyncio.sleep(MINUTE)
+        await run_in_threadpool(visitors.sweep)
 
 
 class _ExpiredError(UserError):
@@ -127,70 +115,7 @@ async def _client_left(_: Request, error: Exception) -> Response:
     return Response(status_code=400)
 
 
-# Requests with JSON
-
-
-def _names(body: Body) -> list[str]:
-    names = body.get("names")
-    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    if not names or not is_list:
-        raise UserError("names: give at least one")
-    return cast("list[str]", names)
-
-
-def _text(body: Body, field: str) -> str:
-    value = body.get(field)
-    if not isinstance(value, str):
-        raise UserError(f"{field} is missing")
-    return value
-
-
-def _add_classes(session: Session, body: Body) -> None:
-    with session.lock:
-        for name in _names(body):
-            session.images.add_class(name)
-
-
-ACTIONS: dict[str, Callable[[Session, Body], object]] = {
-    "classes": _add_classes,
-    "remove": lambda session, body: session.remove(_text(body, "label")),
-    "open": lambda session, body: session.open(_text(body, "run")),
-    "train": lambda session, body: session.train(_text(body, "method")),
-    "names": lambda session, _: session.use_names(),
-    "add": lambda session, body: session.add(_names(body)),
-    "export": lambda session, body: session.export(_text(body, "to")),
-    "stop": lambda session, _: session.stop(),
-}
-
-
-def _json_endpoint(action: Callable[[Session, Body], object]) -> Endpoint:
-    async def endpoint(request: Request) -> Response:
-        body: Body = {}
-        if request.method == "POST":
-            data = b"".join([part async for part in read_parts(request, MOST_JSON)])
-            try:
-                body = json.loads(data or b"{}")
-            except (ValueError, RecursionError):
-                raise UserError("the request is not JSON") from None
-            if not isinstance(body, dict):
-                raise UserError("the request is not a JSON object")
-        return JSONResponse(await _in_thread(request, action, _session(request), body))
-
-    return endpoint
-
-
-def _session(request: Request) -> Session:
-    visitors = _visitors(request)
-    session = visitors.session(request.cookies.get(_cookie(request)))
-    if session is None:
-        raise (_ExpiredError if visitors.shared.project else UserError)(EXPIRED)
-    return session
-
-
-async def _in_thread(request: Request, work: Callable[P, T], *words: P.args, **more: P.kwargs) -> T:
-    """Do a visitor's work in a thread, once one of theirs is free."""
-    async with _visitors(request).turns(request.cookies.get(_cookie(request))):
-        return await run_in_threadpool(work, *words, **more)
+# Visitors
 
 
 def _visitors(request: Request) -> Visitors:
@@ -204,7 +129,12 @@ def _cookie(request: Request) -> str:
     return f"rmadapter-app-{request.url.port or 80}"
 
 
-# Files
+def _visit(request: Request) -> Visit:
+    visitors = _visitors(request)
+    visit = visitors.visit(request.cookies.get(_cookie(request)))
+    if visit is None:
+        raise (_ExpiredError if visitors.shared.project else UserError)(EXPIRED)
+    return visit
 
 
 def _page(content: Callable[[Request], str]) -> Endpoint:
@@ -214,7 +144,7 @@ def _page(content: Callable[[Request], str]) -> Endpoint:
         visitors = _visitors(request)
         response = HTMLResponse(content(request))
         cookie = _cookie(request)
-        if request.method == "GET" and visitors.session(request.cookies.get(cookie)) is None:
+        if request.method == "GET" and visitors.visit(request.cookies.get(cookie)) is None:
             address = request.client.host if request.client else ""
             number = await run_in_threadpool(visitors.add, address)
             # By hand: many browsers keep no cookie in a frame without Partitioned; Starlette writes
@@ -227,9 +157,48 @@ def _page(content: Callable[[Request], str]) -> Endpoint:
     return endpoint
 
 
-def _asset(file: Path) -> Endpoint:
-    async def endpoint(_: Request) -> Response:
-        return FileResponse(file)
+# What visitors send
+
+
+def _json(action: Action) -> Endpoint:
+    """Return an endpoint that takes a JSON object, and answers with JSON."""
+
+    async def endpoint(request: Request) -> Response:
+        body: Body = {}
+        if request.method == "POST":
+            data = b"".join([part async for part in read_parts(request, MAX_JSON_BYTES)])
+            try:
+                body = json.loads(data or b"{}")
+            except (ValueError, RecursionError):
+                raise UserError("the request is not JSON") from None
+            if not isinstance(body, dict):
+                raise UserError("the request is not a JSON object")
+        visit = _visit(request)
+        return JSONResponse(await visit.work(action, visit.session, body))
+
+    return endpoint
+
+
+def _upload(kind: str) -> Endpoint:
+    """Return an endpoint that takes a file as `PUT` says, and answers with JSON. The file is
+    deleted unless it is moved away."""
+
+    async def endpoint(request: Request) -> Response:
+        visit, query, upload = _visit(request), request.query_params, PUT[kind]
+        home, name = visit.session.folder, Path(query.get("name", "")).name or "image"
+        with tempfile.TemporaryDirectory(dir=home, ignore_cleanup_errors=True) as folder:
+            path = Path(folder, safe_name(name))
+            try:
+                with open(path, "wb") as file:
+                    async for part in read_parts(request, upload.bytes):
+                        file.write(part)
+            except UserError as error:
+                raise UserError(f"{name}: {error}") from None
+            except OSError as error:
+                reason = error.strerror
+                raise UserError(f"{name}: cannot be kept on the server ({reason})") from None
+            label = query.get("label", "")
+            return JSONResponse(await visit.work(upload.take, visit.session, path, name, label))
 
     return endpoint
 
@@ -244,215 +213,46 @@ async def read_parts(request: Request, most: int) -> AsyncIterator[bytes]:
         yield part
 
 
-@contextlib.asynccontextmanager
-async def _upload(request: Request, most: int) -> AsyncIterator[tuple[Session, Path, str]]:
-    """Receive a file: yields the session, the file, deleted unless it is moved away, and its
-    name."""
-    session = _session(request)
-    name = Path(request.query_params.get("name", "")).name or "image"
-    with tempfile.TemporaryDirectory(dir=session.folder, ignore_cleanup_errors=True) as folder:
-        path = Path(folder, safe_name(name))
-        try:
-            with open(path, "wb") as file:
-                async for part in read_parts(request, most):
-                    file.write(part)
-        except UserError as error:
-            raise UserError(f"{name}: {error}") from None
-        except OSError as error:
-            raise UserError(f"{name}: cannot be kept on the server ({error.strerror})") from None
-        yield session, path, name
+# What they get
 
 
-async def _image(request: Request) -> Response:
-    def add() -> None:
-        with session.lock:
-            session.images.add(path, request.query_params.get("label", ""), name)
+def _asset(file: Path) -> Endpoint:
+    async def endpoint(_: Request) -> Response:
+        return FileResponse(file)
 
-    async with _upload(request, MOST_IMAGE) as (session, path, name):
-        await _in_thread(request, add)
-    return JSONResponse(None)
-
-
-async def _zip(request: Request) -> Response:
-    async with _upload(request, MOST_ZIP) as (session, path, _):
-        return JSONResponse(await _in_thread(request, session.add_zip, path))
-
-
-async def _ask(request: Request) -> Response:
-    async with _upload(request, MOST_IMAGE) as (session, path, name):
-        return JSONResponse(await _in_thread(request, session.predict, path, name))
-
-
-def _labels(
-    action: Callable[[labelling.Labelling, Body, str], object],
-) -> Callable[[Session, Body], object]:
-    """Return an action of the visitor's project."""
-
-    def act(session: Session, body: Body) -> object:
-        if session.labelling is None:
-            if action is labelling.ACTIONS["state"]:
-                return None
-            raise UserError("there are no images to label yet: add some first")
-        return action(session.labelling, body, session.folder.name)
-
-    return act
-
-
-async def _label_image(request: Request) -> Response:
-    async with _upload(request, MOST_IMAGE) as (session, path, name):
-        await _in_thread(request, session.label_image, path, name)
-    return JSONResponse(None)
-
-
-async def _label_zip(request: Request) -> Response:
-    async with _upload(request, MOST_ZIP) as (session, path, _):
-        return JSONResponse(await _in_thread(request, session.label_zip, path))
+    return endpoint
 
 
 async def _picture(request: Request) -> Response:
-    of = _session(request).labelling
+    visit = _visit(request)
+    of = visit.session.labelling
     if of is None:
         raise UserError(labelling.GONE)
     size = request.query_params.get("size", "small")
-    data = await _in_thread(request, of.picture, request.path_params["number"], size)
+    data = await visit.work(of.picture, request.path_params["number"], size)
     return Response(data, media_type="image/jpeg", headers=KEPT)
 
 
 async def _take_labels(request: Request) -> Response:
-    session = _session(request)
-    if session.labelling is None:
+    visit = _visit(request)
+    of = visit.session.labelling
+    if of is None:
         raise UserError("no image has a label yet")
-    take, to = session.labelling.take, request.path_params["to"]
-    file = await _in_thread(request, take, to, session.folder)
+    file = await visit.work(of.take, request.path_params["to"], visit.session.folder)
     return FileResponse(file, filename=file.name)
 
 
 async def _thumbnail(request: Request) -> Response:
-    images = _session(request).images
-    data = await _in_thread(request, images.thumbnail, request.path_params["name"])
+    visit = _visit(request)
+    data = await visit.work(visit.session.images.thumbnail, request.path_params["name"])
     return Response(data, media_type="image/jpeg")
 
 
 async def _report(request: Request) -> Response:
-    return FileResponse(_session(request).report(), headers=SANDBOX)
+    return FileResponse(_visit(request).session.report(), headers=SANDBOX)
 
 
 async def _download(request: Request) -> Response:
-    path = await _in_thread(request, _session(request).zipped, request.path_params["what"])
+    visit = _visit(request)
+    path = await visit.work(visit.session.zipped, request.path_params["what"])
     return FileResponse(path, filename=path.name, media_type="application/zip")
-
-
-# Visitors
-
-
-@dataclass(eq=False)
-class _Visit:
-    """turns: that the visitor's requests take to do their work."""
-
-    session: Session
-    seen: float
-    turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(THREADS))
-
-
-class Visitors:
-    """The visitors of the page.
-
-    root: of their folders. seconds: without activity, after which a visitor is removed. clock: in
-    seconds. At most MOST_VISITORS: to make room, those go first who did nothing yet, then those who
-    sent fewer bytes (names alone are none) by a factor of ten, then the one idle the longest. At
-    most MOST_NEW come from one address in a minute.
-    """
-
-    def __init__(
-        self,
-        root: Path,
-        shared: Shared,
-        seconds: float,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.root, self.shared, self.seconds, self.clock = root, shared, seconds, clock
-        self._visits: dict[str, _Visit] = {}
-        self._new: dict[str, list[float]] = {}  # by address: when its visitors came
-        self._lock = threading.Lock()
-
-    def session(self, number: str | None) -> Session | None:
-        """Return the session of a visitor's number, or None."""
-        with self._lock:
-            visit = self._visits.get(number or "")
-            if visit is None:
-                return None
-            visit.seen = self.clock()
-            return visit.session
-
-    def turns(self, number: str | None) -> asyncio.Semaphore:
-        """Return the turns of a visitor's requests. Raises UserError for an unknown one."""
-        with self._lock:
-            visit = self._visits.get(number or "")
-        if visit is None:
-            raise UserError(EXPIRED)
-        return visit.turns
-
-    def add(self, address: str = "") -> str:
-        """Return the number of a new visitor; it does not reveal their folder. Raises UserError for
-        too many from one network address."""
-        self._admit(address)
-        number = secrets.token_urlsafe(32)
-        folder = Path(tempfile.mkdtemp(dir=self.root))
-        with self._lock:
-            excess = max(len(self._visits) + 1 - MOST_VISITORS, 0)
-            removed = sorted(self._visits, key=self._claim)[:excess]
-            self._visits[number] = _Visit(Session(folder, self.shared), self.clock())
-        for each in removed:
-            self.remove(each)
-        return number
-
-    def _admit(self, address: str) -> None:
-        """Count a visitor from an address (of IPv6 the network, of which one machine may use any
-        part)."""
-        if ":" in address:
-            address = ":".join(address.split(":")[:4])
-        now = self.clock()
-        with self._lock:
-            recent = {
-                place: [moment for moment in moments if now - moment < MINUTE]
-                for place, moments in self._new.items()
-            }
-            self._new = {place: moments for place, moments in recent.items() if moments}
-            moments = self._new.setdefault(address, [])
-            if len(moments) >= MOST_NEW:
-                raise UserError(TOO_MANY)
-            moments.append(now)
-
-    def _claim(self, number: str) -> tuple[bool, bool, int, float]:
-        """Sort key: who is to stay longest comes last."""
-        visit = self._visits[number]
-        session = visit.session
-        return session.busy, not session.empty, session.given, visit.seen
-
-    def remove(self, number: str) -> None:
-        """Remove a visitor, and delete their folder."""
-        with self._lock:
-            visit = self._visits.pop(number, None)
-        if visit:
-            visit.session.close()
-            shutil.rmtree(visit.session.folder, ignore_errors=True)
-
-    def close(self) -> None:
-        """End the work of all visitors."""
-        for visit in [*self._visits.values()]:
-            visit.session.close()
-        if self.shared.labelling:
-            self.shared.labelling.close()
-        self.shared.jobs.close()
-
-    def sweep(self) -> None:
-        """Remove visitors who were idle for too long; a running job keeps them."""
-        for number, visit in [*self._visits.items()]:
-            if self.clock() - visit.seen > self.seconds and not visit.session.busy:
-                self.remove(number)
-
-
-async def _sweep(visitors: Visitors) -> None:
-    while True:
-        await asyncio.sleep(MINUTE)
-        await run_in_threadpool(visitors.sweep)

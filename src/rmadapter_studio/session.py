@@ -8,65 +8,73 @@ import threading
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import NamedTuple, TypedDict
 
-from rmadapter.artifacts.checkpoint import MOST_CLASSES, Saved, copy_run, load, save
-from rmadapter.artifacts.page import thumbnail
-from rmadapter.artifacts.run_folder import RunFolder
-from rmadapter.backbones.choice import advise
-from rmadapter.data.decode import load_image
-from rmadapter.data.formats.base import image_files
-from rmadapter.data.names import prompt_names, typed_name
-from rmadapter.errors import UserError, did_you_mean, quoted
-from rmadapter.methods import AUTO, FOR_NEW_CLASSES, load_method
-from rmadapter.prompts import MOST_PROMPTS as ALL_PROMPTS
-from rmadapter.prompts import prompts_each
-from rmadapter.runs.add import add_names, can_add_names
-from rmadapter.runs.evaluate import refuse_stateful
-from rmadapter.support.files import atomic, last_part, user_path
-from rmadapter.task import TEMPLATES
-from rmadapter.training.contract import Known
-from rmadapter_studio.images import IMAGES, MOST_BYTES, ImageStore, unzip
-from rmadapter_studio.jobs import Job, without_commands
-from rmadapter_studio.labelling import Labelling
+from rmadapter import UserError, load
+from rmadapter.artifacts import RunFolder, Saved, atomic, copy_run, thumbnail
+from rmadapter.data import image_files, load_image, typed_name, unpack_zip
+from rmadapter.runs import add_names, can_add_names, classify_by_names
+from rmadapter_studio.images import (
+    IMAGES,
+    MAX_BYTES,
+    MAX_CLASSES,
+    MAX_IMAGES,
+    MAX_ZIP_BYTES,
+    ImageStore,
+)
+from rmadapter_studio.jobs import Job
+from rmadapter_studio.labelling import Labelling, LabelShare
 from rmadapter_studio.project import Project
 from rmadapter_studio.promises import Seen, look, offers
 from rmadapter_studio.scores import Scores, read_scores, record_of
-from rmadapter_studio.shared import Shared
+from rmadapter_studio.shared import MAX_PROMPTS, Shared
 
-METHODS = (AUTO, "linear-probe-pair", FOR_NEW_CLASSES)
+METHODS = ("auto", "linear-probe-pair", "rmadapter-plus")
 TARGETS = ("onnx", "web")
 BUSY = "Something is already running: wait for it, or stop it."
 NO_MODEL = "There is no classifier yet: train one, or use the names alone."
+# for a backbone that is small and works offline
+ADVICE = {
+    "pocket": "backbone pocket is small and works offline; on photos a real CLIP is far better"
+}
 # of a stranger's run: 5 to 35 s of processor time with pocket, by their length
-MOST_PROMPTS = 1_000
+MAX_PROMPTS_OF_STRANGERS = 1_000
 PROJECT = "project"  # folder of a visitor's own images to label
-ASKED = 320  # pixels of the longer side of an image shown beside its answers
+ANSWER_SIDE = 320  # pixels of the longer side of an image shown beside its answers
 
 
-class Class(TypedDict):
-    label: str
-    probability: float
+class Predicted(Seen):
+    """What is said of an image.
 
+    Attributes:
+        classes: All classes, the most probable first.
+        src: A small copy of the image, as a data: address.
+    """
 
-class Answer(Seen):
-    """classes: the most probable first. src: a small copy of the image, as a data: address."""
-
-    classes: list[Class]
+    classes: list[LabelShare]
     src: str
 
 
-class Upload(TypedDict):
-    """What a zip held. opened: name of its run, "" if none. bad: a sentence for each image left
-    out."""
+class Unzipped(TypedDict):
+    """What a zip held.
+
+    Attributes:
+        opened: Name of its run, "" if none.
+        bad: A sentence for each image left out.
+    """
 
     opened: str
     bad: list[str]
 
 
 class Base(NamedTuple):
-    """An opened run, whose own images are not in the store. data: where they are, "" if unknown."""
+    """An opened run, whose own images are not in the store.
+
+    Attributes:
+        run: Folder of the run.
+        data: Where the images are, "" if unknown.
+    """
 
     run: Path
     data: str
@@ -136,7 +144,7 @@ class Session:
                 "methods": METHODS,
                 "targets": TARGETS,
                 "exports": [*self.exports],
-                "advice": without_commands(advise(self.shared.backbone.name)),
+                "advice": ADVICE.get(self.shared.backbone.name, ""),
                 "model": self._model_state(),
                 "job": self._job_state(),
             }
@@ -186,30 +194,35 @@ class Session:
         """Add an image without a label by moving its file here. name: what its owner called it."""
         with self.lock:
             size = file.stat().st_size
-            if self._project_bytes + size > MOST_BYTES:
+            if self._project_bytes + size > MAX_BYTES:
                 raise UserError(
-                    f"{name}: this page takes at most {MOST_BYTES / 1e9:.0f} GB of images"
+                    f"{name}: this page takes at most {MAX_BYTES / 1e9:.0f} GB of images"
                 )
             self._own_labelling().add_image(file, name)
             self._project_bytes += size
 
     def label_zip(self, archive: Path) -> list[str]:
         """Add the images of a zip without labels; return a sentence for each that is left out."""
-        folder = self._new("unpacked")
         bad = []
-        try:
-            inside = unzip(archive, folder)
-            for file in image_files(inside, set()):
+        with self._unzipped(archive) as inside:
+            for file in image_files(inside):
                 try:
                     self.label_image(file, file.relative_to(inside).as_posix())
                 except UserError as error:
                     bad.append(str(error))
+        return bad
+
+    @contextmanager
+    def _unzipped(self, archive: Path) -> Iterator[Path]:
+        """Yield a folder with what a zip holds, which is then removed. Errors name the zip."""
+        folder = self._new("unpacked")
+        try:
+            yield unpack_zip(archive, folder, MAX_ZIP_BYTES, 2 * MAX_IMAGES)
         except UserError as error:
             message = str(error).replace(f"{archive}", archive.name)
             raise UserError(message.replace(f"{folder}", archive.name)) from None
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        return bad
 
     def _own_labelling(self) -> Labelling:
         """Return the project that is being labelled; the visitor's own is made if there is none."""
@@ -229,23 +242,20 @@ class Session:
             self._check_idle()
             self.images.remove(label)
 
-    def add_zip(self, archive: Path) -> Upload:
+    def add_image(self, file: Path, label: str, name: str) -> None:
+        """Add an image of a class by moving its file here. name: what its owner called it."""
+        with self.lock:
+            self.images.add(file, label, name)
+
+    def add_zip(self, archive: Path) -> Unzipped:
         """Add a zip of class folders, or of a run from this page."""
         with self.lock:
             self._check_idle()
-            folder = self._new("unpacked")
-            try:
-                inside = unzip(archive, folder)
+            with self._unzipped(archive) as inside:
                 for run in (inside, inside / "model"):
                     if RunFolder(run).model.is_file():
                         return {"opened": archive.stem, "bad": self._open_zip(run, inside)}
                 return {"opened": "", "bad": self.images.add_folder(inside)}
-            except UserError as error:
-                message = str(error).replace(f"{archive}", archive.name)
-                raise UserError(message.replace(f"{folder}", archive.name)) from None
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
-                archive.unlink(missing_ok=True)
 
     def _open_zip(self, run: Path, inside: Path) -> list[str]:
         """Open the run of a zip, and add the images beside it, if there are any."""
@@ -267,9 +277,9 @@ class Session:
             self._check_idle()
             runs = self.shared.run_folders()
             if name not in runs:
-                raise UserError(f"unknown run {quoted(name)}{did_you_mean(name, runs)}")
+                raise UserError(f"unknown run {name!r:.80}")
             record = record_of(runs[name], Path.cwd())
-            self._open(runs[name], str(user_path(record.task.data).absolute()) if record else "")
+            self._open(runs[name], _absolute(record.task.data) if record else "")
             if name in self.shared.kept():
                 self.base = None
 
@@ -294,7 +304,7 @@ class Session:
         """Train on all images; an opened run goes on with its own method."""
         with self.lock:
             if method not in METHODS:
-                raise UserError(f"unknown method {quoted(method)}{did_you_mean(method, METHODS)}")
+                raise UserError(f"unknown method {method!r:.80}; known are {', '.join(METHODS)}")
             self._check_idle()
             if self.base and not self.base.data:
                 raise UserError(
@@ -331,17 +341,15 @@ class Session:
         with self.lock:
             self._check_idle()
             typed = self.labelling.project.classes if self.labelling else []
-            names = prompt_names([*(self.images.classes or typed)])
-            if len(names) < 2:
+            labels = [*(self.images.classes or typed)]
+            if len(labels) < 2:
                 raise UserError(
                     "add at least two classes: a classifier needs something to tell apart"
                 )
-            known = Known(tuple(names.values()), TEMPLATES)
             self._strange = False
-            with self._backbone():
-                fitted = load_method("zero-shot").restore(self.shared.backbone, known, {})
             out = self._new("model")
-            save(out, fitted, "zero-shot", tuple(names), known.classes)
+            with self._backbone():
+                classify_by_names(self.shared.backbone, labels, out)
             self._use(out)
             self.base = None
 
@@ -351,23 +359,23 @@ class Session:
             self._check_idle()
             saved = self._model()
             out = self._new("model")
-            if len(saved.labels) + len(names) > MOST_CLASSES:
-                raise UserError(f"this page takes at most {MOST_CLASSES:,} classes")
+            if len(saved.labels) + len(names) > MAX_CLASSES:
+                raise UserError(f"this page takes at most {MAX_CLASSES:,} classes")
             with self._backbone():
                 add_names(saved, [*map(typed_name, names)], out)
             self._use(out)
 
-    def predict(self, file: Path, name: str) -> Answer:
+    def predict(self, file: Path, name: str) -> Predicted:
         """Return classes and probabilities of an image. name: what its owner called it."""
         saved = self._model()
         try:
             with self._backbone():
                 image = load_image(file)
                 table, seen = look(saved, image)
-                src = thumbnail(image, ASKED)
+                src = thumbnail(image, ANSWER_SIDE)
         except UserError as error:
             raise UserError(str(error).replace(str(file), name)) from None
-        rows: list[Class] = [
+        rows: list[LabelShare] = [
             {"label": str(label), "probability": probability}
             for label, probability in zip(saved.labels, table.tolist(), strict=True)
         ]
@@ -395,7 +403,7 @@ class Session:
         """Export the model, in a job, to a folder that answers without this package."""
         with self.lock:
             if to not in TARGETS:
-                raise UserError(f"unknown target {quoted(to)}{did_you_mean(to, TARGETS)}")
+                raise UserError(f"unknown target {to!r:.80}; known are {', '.join(TARGETS)}")
             self._check_idle()
             self._model()
             assert self.run is not None
@@ -407,12 +415,12 @@ class Session:
         """Zip the "model", the model with its "images", or an export by its target."""
         with self.lock:
             if what not in (*TARGETS, "model", "images"):
-                raise UserError(f"{quoted(what)}: not one of model, images, {', '.join(TARGETS)}")
+                raise UserError(f"{what!r:.80}: not one of model, images, {', '.join(TARGETS)}")
             self._model()
             assert self.run is not None
             folder = self.exports.get(what) if what in TARGETS else self.run
             if folder is None:
-                raise UserError(f"{quoted(what)}: not exported yet")
+                raise UserError(f"{what!r:.80}: not exported yet")
             images: dict[str, Path] = {}
             if what == "images":
                 self.images.write()
@@ -425,7 +433,7 @@ class Session:
 
     @contextmanager
     def _backbone(self) -> Iterator[None]:
-        with self.shared.held(MOST_PROMPTS if self._strange else ALL_PROMPTS):
+        with self.shared.held(MAX_PROMPTS_OF_STRANGERS if self._strange else MAX_PROMPTS):
             yield
 
     def _check_idle(self) -> None:
@@ -453,10 +461,13 @@ class Session:
     def _use(self, run: Path) -> None:
         with self.lock, self._backbone():
             saved = load(run, self.shared.backbone)
-            refuse_stateful(saved.fitted, "this page")
-            prompts_each(saved.names, saved.fitted.known.templates)  # raises for too many
-            self.saved = saved
-            self.takes_names = can_add_names(self.saved)
+            if saved.fitted.remembers:
+                raise UserError(
+                    "this page classifies each image by itself, but "
+                    f"{saved.fitted.method.title} learns from earlier images: use another method"
+                )
+            takes_names = can_add_names(saved)
+            self.saved, self.takes_names = saved, takes_names
             self.run = run
             self.exports = {}
 
@@ -465,8 +476,8 @@ class Session:
     ) -> None:
         """Start a job, which runs in the visitor's folder."""
         backbone = self.shared.backbone.name
-        if user_path(backbone).exists():
-            backbone = str(user_path(backbone).absolute())
+        if os.path.exists(os.path.expanduser(backbone)):
+            backbone = _absolute(backbone)
         options = ["--out", out.name, "--backbone", backbone, "--json"]
         self.job = Job(what, [*words, *options], self.folder, out, on_success)
         self.shared.jobs.add(self.job)
@@ -479,12 +490,24 @@ def hidden_paths(run: Path, backbone: str) -> Iterator[None]:
         yield
     except UserError as error:
         message = str(error).replace(f"{run}{os.sep}", "").replace(f"{run}", "the run")
-        raise UserError(message.replace(backbone, last_part(backbone))) from None
+        raise UserError(
+            message.replace(backbone, PureWindowsPath(backbone).name or backbone)
+        ) from None
+
+
+def _absolute(path: str) -> str:
+    return str(Path(os.path.expanduser(path)).absolute())
 
 
 def write_zip(path: Path, folder: Path, name: str, others: Mapping[str, Path]) -> None:
-    """Write a zip atomically, with a folder's files below `name`, and other files by their names in
-    the zip."""
+    """Write a zip atomically.
+
+    Args:
+        path: The zip.
+        folder: Folder whose files it holds.
+        name: Folder in the zip that they are below.
+        others: Other files by their names in the zip.
+    """
     files = [file for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")]
     members = {f"{name}/{file.name}": file for file in files} | dict(others)
     with (

@@ -22,11 +22,9 @@ from rmadapter.curate.suspects import (
     MOST,
     Suspect,
     Suspects,
-    confident,
     copy_reasons,
     find_suspects,
     kind,
-    logit_margin,
     measure,
     modified_z,
     odd_reasons,
@@ -196,25 +194,6 @@ def test_page_with_many_suspects_names_the_list(tmp_path: Path) -> None:
     page = Page(tmp_path / "s.html")
     assert f"Showing the first {MOST} of {MOST + 1}; s.csv lists them all." in page.text
     assert len(page.values("src")) == 3 * MOST
-
-
-TABLE = np.array([[0.9, 0.1, 0.0], [0.2, 0.7, 0.1], [0.5, 0.3, 0.2], [0.1, 0.2, 0.7]])
-LABELS = np.array([0, 0, 1, 2])
-
-
-def test_logit_margin_by_hand() -> None:
-    expected = np.log([0.1 / 0.9, 0.7 / 0.2, 0.5 / 0.3, 0.2 / 0.7])
-    assert logit_margin(TABLE, LABELS) == pytest.approx(expected, abs=1e-4)
-    assert np.isfinite(logit_margin(np.eye(2), np.array([0, 1]))).all()
-
-
-def test_confident_class_by_hand() -> None:
-    """Thresholds, the means over images of a label: (0.9 + 0.2) / 2, 0.3, 0.7."""
-    assert confident(TABLE, LABELS).tolist() == [0, 1, 1, 2]
-    unsure = np.vstack([TABLE, [[0.5, 0.2, 0.3]]])
-    assert confident(unsure, np.array([0, 0, 1, 2, 0]))[4] == -1  # 0.533, 0.3, 0.7: below all
-    without = confident(np.array([[0.4, 0.6], [0.3, 0.7]]), np.array([0, 0]))
-    assert without.tolist() == [0, -1]  # a class without a label has no threshold
 
 
 def scene(seed: int, side: int = 96) -> Image.Image:

@@ -16,7 +16,16 @@ from pathlib import Path
 
 import pytest
 
-from rmadapter.data.archives import fetch, inner, is_packed, unpack, unpack_once
+from rmadapter.data import archives as module
+from rmadapter.data.archives import (
+    fetch,
+    inner,
+    is_packed,
+    listing_size,
+    unpack,
+    unpack_once,
+    unpack_zip,
+)
 from rmadapter.data.budget import Budget
 from rmadapter.errors import UserError
 from tests.helpers import http_server
@@ -397,3 +406,64 @@ def test_the_inner_folder_is_below_folders_and_texts_about_the_data(tmp_path: Pa
     touch("one/Test/cat/a.png")  # images to test on are not to be trained on
     for name in ("loop", "one"):
         assert inner(tmp_path / name) == tmp_path / name
+
+
+# Zips of unknown origin
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"../x.png": b""}, "leads out of its folder"),
+        ({"a/b.png": b"\0" * 3000}, "bytes on disk, the limit"),
+        ({str(i): b"" for i in range(5)}, "holds 5 files, and at most 4 are allowed"),
+        (None, "not a readable zip file"),
+        ({"newer": b""}, "not a readable zip file .zip file version 9.9"),
+    ],
+)
+def test_harmful_zips_are_refused(
+    tmp_path: Path, members: dict[str, bytes] | None, message: str
+) -> None:
+    path = tmp_path / "x.zip"
+    zipped(path, *members.items()) if members is not None else path.write_bytes(b"no")
+    if members == {"newer": b""}:  # its directory names the version of zip that it needs
+        data = path.read_bytes()
+        directory = data.index(b"PK\1\2")
+        path.write_bytes(data[: directory + 6] + b"\x63\0" + data[directory + 8 :])
+    with pytest.raises(UserError, match=message):
+        unpack_zip(path, tmp_path / "out", 2000, 4)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_list_of_a_zip_is_measured_before_it_is_read(
+    large: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """large: in the format for more than 65,535 files."""
+    if large:
+        monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 3)
+    path = zipped(tmp_path / "x.zip", *((f"a/{i}.png", b"") for i in range(9)))
+    with zipfile.ZipFile(path) as opened:
+        bytes_listed = path.stat().st_size - opened.start_dir - (98 if large else 22)
+    assert listing_size(path) == bytes_listed
+    monkeypatch.setattr(module, "MAX_LISTING", bytes_listed - 1)
+    monkeypatch.setattr(zipfile, "ZipFile", None)
+    with pytest.raises(UserError, match=r"x\.zip"):
+        unpack_zip(path, tmp_path / "out", 2000, 4)
+
+
+@pytest.mark.parametrize("place", [0, 2**63 - 1, 2**63, 2**64 - 1])
+def test_list_of_a_zip_is_measured_wherever_it_is_said_to_end(
+    place: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python may look at another place."""
+    monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 3)
+    path = zipped(tmp_path / "x.zip", *((f"a/{i}.png", b"") for i in range(9)))
+    bytes_listed, data = listing_size(path), bytearray(path.read_bytes())
+    locator = data.rindex(b"PK\6\7")
+    data[locator + 8 : locator + 16] = place.to_bytes(8, "little")
+    path.write_bytes(data)
+    assert listing_size(path) == bytes_listed
+    monkeypatch.setattr(module, "MAX_LISTING", bytes_listed - 1)
+    with pytest.raises(UserError, match=r"x\.zip"):
+        unpack_zip(path, tmp_path / "out", 2000, 4)

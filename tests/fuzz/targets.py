@@ -20,6 +20,7 @@ from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.backbones.names import check_name
 from rmadapter.backbones.numbers import check_numbers
 from rmadapter.backbones.trust import CONFIG, check_config, check_folder
+from rmadapter.data.archives import unpack_zip
 from rmadapter.data.budget import Budget
 from rmadapter.data.fewshot import read_split
 from rmadapter.data.formats.base import ReadOptions, check_inside, listed_image, split_named
@@ -47,7 +48,7 @@ from rmadapter.support.hub import check_repository
 from rmadapter.task import COMMON_SETTINGS, check_templates
 from rmadapter_research.texts import Named, read_answers, read_text_file
 from rmadapter_studio.hosts import refusal
-from rmadapter_studio.images import ImageStore, safe_name, unzip
+from rmadapter_studio.images import ImageStore, safe_name
 from tests.fuzz import strategies
 from tests.fuzz.strategies import Bytes, changed_json, damaged, utf8, words
 from tests.helpers.formats import NAMES
@@ -224,7 +225,7 @@ def check_upload(data: bytes, folder: Path) -> object:
     archive = folder / "a.zip"
     archive.write_bytes(data)
     try:
-        bad = store.add_folder(unzip(archive, folder / "unpacked"))
+        bad = store.add_folder(unpack_zip(archive, folder / "unpacked", 2 * 10**9, 40_000))
     finally:
         outside = {path.name for path in folder.iterdir()} - {"visitor", "unpacked", "a.zip"}
         require(not outside, f"wrote {outside}")

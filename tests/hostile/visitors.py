@@ -38,8 +38,8 @@ import psutil
 from PIL import Image
 
 from rmadapter_studio.labelling import number_of
-from rmadapter_studio.quick import ORDERS
-from rmadapter_studio.shared import PREFIX
+from rmadapter_studio.order import ORDERS
+from rmadapter_studio.visitors import PREFIX
 from tests.hostile.servers import Faults, Server, show
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))

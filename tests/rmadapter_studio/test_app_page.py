@@ -23,7 +23,7 @@ pytest.importorskip("uvicorn", reason="pip install 'rmadapter[app]'")
 
 from rmadapter import load
 from rmadapter.backbones import Backbone
-from rmadapter_studio.images import SHOWN
+from rmadapter_studio.images import THUMBNAILS_PER_CLASS
 from rmadapter_studio.words import languages
 from tests.helpers.web_pages import (
     CAMERA,
@@ -178,7 +178,7 @@ def test_page_from_first_click_to_answers(
     assert page.script(f"{more}.hidden && !document.getElementById('more').hidden")
     assert page.script("document.querySelectorAll('#rates tbody tr').length") >= 2
     assert "cross-validation" in page.script("document.getElementById('how').textContent")
-    until_count(page, "#classes img", 3 * SHOWN)
+    until_count(page, "#classes img", 3 * THUMBNAILS_PER_CLASS)
     tiff = tmp_path / "0.tif"  # which no Chromium draws
     Image.open(colors / "test/red/0.png").save(tiff)
     choose(page, "#files", str(tiff), images["red"][-1])

@@ -114,11 +114,11 @@ def test_from_a_heap_to_labels_that_fit_reads(
     assert (state["folder"], state["images"], state["encoded"]) == ("photos", 19, 19)
     assert [text.partition(":")[0] for text in state["bad"]] == ["broken.jpg"]
     assert state["classes"] == []
-    assert "margin" not in state["orders"]
+    assert "sure" not in state["orders"]
     assert {card["name"] for card in open_cards(client)} == {f"{i:02}.png" for i in range(18)}
     ask(client, "classes", names=list(LABELS))
     state = settled(client)
-    assert {"margin", "sure"} <= {*state["orders"]}
+    assert "sure" in state["orders"]
     proposals = {card["name"]: card["answers"] for card in open_cards(client, "sure")}
     assert all(len(answers) == 3 for answers in proposals.values())
     right = truth(photos, colors)
@@ -231,18 +231,18 @@ def test_an_order_that_needs_proposals_begins_without(
 ) -> None:
     """As after a restart, when the page asks for the order that it showed before."""
     settled(client)
-    refuse = {"view": "open", "order": "margin"}
+    refuse = {"view": "open", "order": "sure"}
     assert "two classes" in refused(client, "cards", **refuse)
     monkeypatch.setattr(module.Fitting, "_fit", lambda _: time.sleep(0.01))
     ask(client, "classes", names=["red", "blue"])
-    cards = ask(client, "cards", view="open", order="margin", n=3)
+    cards = ask(client, "cards", view="open", order="sure", n=3)
     assert [(card["name"], card["score"], card["answers"]) for card in cards] == [
         (name, None, []) for name in ("00.png", "01.png", "02.png")
     ]
     monkeypatch.undo()
     settled(client)
     assert None not in {
-        card["score"] for card in ask(client, "cards", view="open", order="margin", n=3)
+        card["score"] for card in ask(client, "cards", view="open", order="sure", n=3)
     }
 
 
@@ -399,7 +399,7 @@ def test_refused_requests_change_nothing(client: TestClient, photos: Path) -> No
     ):  # fmt: skip
         refused(client, "set", **body)
     for body in (
-        {}, {"view": "all"}, {"view": "open", "order": "best"}, {"view": "open", "order": "margin"},
+        {}, {"view": "all"}, {"view": "open", "order": "best"}, {"view": "open", "order": "sure"},
         {"view": "open", "order": "random", "n": 0}, {"view": "skipped", "n": 10**9},
         {"view": "skipped", "start": -1}, {"view": "skipped", "n": True},
     ):  # fmt: skip
@@ -451,7 +451,7 @@ def test_visitors_without_a_folder_have_their_own(
         assert client.get("/api/state").json()["project"]["labelled"] == 1
         assert ask(other, "state") is None
         assert other.get(f"/picture/{card['id']}").status_code == 400
-        monkeypatch.setattr(sessions, "MOST_BYTES", len(data) + 1)
+        monkeypatch.setattr(sessions, "MAX_BYTES", len(data) + 1)
         full = client.put("/api/label/image", content=data, params={"name": "b.png"})
         assert "b.png: this page takes at most" in full.json()["error"]
         root = client.app.state.visitors.root  # type: ignore[attr-defined]

@@ -174,14 +174,14 @@ def test_one_process_at_a_time(photos: Path) -> None:
             pass
 
 
-@pytest.mark.parametrize("name", ["write_text", "write_json"])
+@pytest.mark.parametrize("name", ["write_imagefolder", "atomic"])
 def test_full_disk_changes_nothing(
     photos: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     project = Project(photos)
     project.label(["cat_1.png"], "cat")
 
-    def fail(path: Path, _: object) -> None:
+    def fail(path: Path, *_: object) -> None:
         raise UserError(f"{path}: cannot be written (No space left on device)")
 
     monkeypatch.setattr(module, name, fail)
@@ -312,19 +312,19 @@ def test_added_images_never_replace_others(photos: Path, tmp_path: Path) -> None
 def test_too_many_images_are_refused(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MOST_IMAGES", len(NAMES))
+    monkeypatch.setattr(module, "MAX_IMAGES", len(NAMES))
     project = Project(photos)
     (tmp_path / "new.png").write_bytes(png("cat"))
     with pytest.raises(UserError, match="at most 5 images"):
         project.add_image(tmp_path / "new.png", "a.png")
     assert (tmp_path / "new.png").exists()
-    monkeypatch.setattr(module, "MOST_IMAGES", 4)
+    monkeypatch.setattr(module, "MAX_IMAGES", 4)
     with pytest.raises(UserError, match=f"{photos.name}: holds 5 images"):
         Project(photos)
 
 
 def test_too_many_classes_are_refused(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST_CLASSES", 2)
+    monkeypatch.setattr(module, "MAX_CLASSES", 2)
     project = Project(photos)
     with pytest.raises(UserError, match="at most 2 classes"):
         project.add_classes(["a", "b", "c"])

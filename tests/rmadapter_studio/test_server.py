@@ -24,11 +24,14 @@ from starlette.testclient import TestClient
 from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
 from rmadapter_studio import server as module
+from rmadapter_studio import visitors as visiting
 from rmadapter_studio.hosts import HostMiddleware, refusal
 from rmadapter_studio.jobs import Jobs
-from rmadapter_studio.server import Visitors, build
+from rmadapter_studio.requests import PUT
+from rmadapter_studio.server import build
 from rmadapter_studio.session import Base, Session
 from rmadapter_studio.shared import Shared
+from rmadapter_studio.visitors import Visitors
 
 ADDRESS = "http://127.0.0.1:8080"
 
@@ -142,8 +145,8 @@ def test_refused_files(
     client: TestClient, monkeypatch: pytest.MonkeyPatch, what: str, data: bytes, name: str,
     start: str,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(module, "MOST_IMAGE", 100)
-    monkeypatch.setattr(module, "MOST_ZIP", 50)
+    most = 50 if what == "zip" else 100
+    monkeypatch.setitem(PUT, what, PUT[what]._replace(bytes=most))
     assert error_of(put(client, what, data, label="a", name=name)).startswith(start)
     assert classes(client) == {}
 
@@ -254,9 +257,9 @@ def visitors(tmp_path: Path, clock: Clock) -> Visitors:
 
 
 def session_of(visitors: Visitors, number: str) -> Session:
-    session = visitors.session(number)
-    assert session is not None
-    return session
+    visit = visitors.visit(number)
+    assert visit is not None
+    return visit.session
 
 
 def start_job(visitors: Visitors, number: str) -> None:
@@ -266,12 +269,12 @@ def start_job(visitors: Visitors, number: str) -> None:
 def test_visitors_are_known_by_number_alone(visitors: Visitors) -> None:
     one, two = visitors.add(), visitors.add()
     mine, other = session_of(visitors, one), session_of(visitors, two)
-    assert mine is visitors.session(one)
+    assert mine is session_of(visitors, one)
     assert mine.folder != other.folder
     assert one not in str(mine.folder)
-    assert visitors.session(None) is visitors.session("") is visitors.session("guess") is None
+    assert visitors.visit(None) is visitors.visit("") is visitors.visit("guess") is None
     visitors.remove(one)
-    assert visitors.session(one) is None
+    assert visitors.visit(one) is None
     assert (mine.folder.exists(), other.folder.exists()) == (False, True)
 
 
@@ -279,12 +282,12 @@ def test_idle_visitors_are_removed(visitors: Visitors, clock: Clock, tmp_path: P
     away, active, busy = (visitors.add() for _ in range(3))
     start_job(visitors, busy)
     clock.now = 8
-    assert visitors.session(active)
+    assert visitors.visit(active)
     clock.now = 11
     visitors.sweep()
-    assert visitors.session(away) is None
-    assert visitors.session(active)
-    assert visitors.session(busy)
+    assert visitors.visit(away) is None
+    assert visitors.visit(active)
+    assert visitors.visit(busy)
     assert len([*tmp_path.iterdir()]) == 2
 
 
@@ -292,28 +295,28 @@ def test_visitors_are_limited_and_active_ones_stay_longest(
     visitors: Visitors, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another site's page, or a monitor, may open the page again and again."""
-    monkeypatch.setattr(module, "MOST_VISITORS", 4)
+    monkeypatch.setattr(visiting, "MAX_VISITORS", 4)
     training, labelled = visitors.add(), visitors.add()
     start_job(visitors, training)
     session_of(visitors, labelled).images.add_class("cat")
     numbers = []
     for clock.now in range(1, 9):
         numbers.append(visitors.add())
-        assert visitors.session(numbers[-1])
-    assert [visitors.session(number) is not None for number in numbers[-3:]] == [False, True, True]
-    assert visitors.session(training)
-    assert visitors.session(labelled)
+        assert visitors.visit(numbers[-1])
+    assert [visitors.visit(number) is not None for number in numbers[-3:]] == [False, True, True]
+    assert visitors.visit(training)
+    assert visitors.visit(labelled)
     for clock.now in range(9, 12):
         session_of(visitors, visitors.add()).images.add_class("dog")
-    assert visitors.session(training)
-    assert visitors.session(labelled) is None
+    assert visitors.visit(training)
+    assert visitors.visit(labelled) is None
     assert len([*tmp_path.iterdir()]) == 4
 
 
 def test_who_sent_images_or_a_run_stays_longer_than_who_typed_names(
     visitors: Visitors, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MOST_VISITORS", 5)
+    monkeypatch.setattr(visiting, "MAX_VISITORS", 5)
     photos, run, opened = (visitors.add() for _ in range(3))
     session_of(visitors, photos).images.add_class("dog")
     session_of(visitors, photos).images.bytes = 5_000_000
@@ -327,9 +330,9 @@ def test_who_sent_images_or_a_run_stays_longer_than_who_typed_names(
         session.images.add_class("cat")
         if clock.now % 2:
             session.images.bytes = 100
-    assert visitors.session(photos)
-    assert visitors.session(run)
-    assert visitors.session(opened) is None
+    assert visitors.visit(photos)
+    assert visitors.visit(run)
+    assert visitors.visit(opened) is None
 
 
 def test_new_visitors_from_one_address_are_limited_by_the_minute(
@@ -337,7 +340,7 @@ def test_new_visitors_from_one_address_are_limited_by_the_minute(
 ) -> None:
     for address in ("192.0.2.1", "2001:db8:1:2::"):
         clock.now += 100
-        for number in range(module.MOST_NEW):
+        for number in range(visiting.MAX_NEW_VISITORS):
             visitors.add(f"{address}{number}" if ":" in address else address)
         with pytest.raises(UserError, match="wait"):
             visitors.add(f"{address}ff" if ":" in address else address)
@@ -366,7 +369,7 @@ def test_a_visitor_holds_few_threads(client: TestClient, monkeypatch: pytest.Mon
         thread.start()
     try:
         assert other.get("/api/state").status_code == 200
-        assert len(waiting) <= module.THREADS
+        assert len(waiting) <= visiting.MAX_THREADS
     finally:
         gate.set()
         for thread in threads:

@@ -31,7 +31,7 @@ from rmadapter.methods.linear_probe import LinearProbe
 from rmadapter.metrics import wilson
 from rmadapter.predict.stream import Predictor
 from rmadapter_studio.jobs import COMMAND_WORDS, Jobs
-from rmadapter_studio.scores import MOST_WRONG, read_scores, wrong_images
+from rmadapter_studio.scores import MAX_WRONG, read_scores, wrong_images
 from rmadapter_studio.session import Session, write_zip
 from rmadapter_studio.shared import FairLock, Shared
 
@@ -503,7 +503,7 @@ def test_scores_of_incomplete_runs(finished: Path, tmp_path: Path) -> None:
 
 
 def test_most_confident_mistakes_come_first(colors: Path) -> None:
-    count = MOST_WRONG + 5
+    count = MAX_WRONG + 5
     images = tuple(f"test/red/{i % 4}.png" for i in range(count))
     sure = np.linspace(0.5, 0.9, count)
     answer = Guess(np.ones(count, int), sure)
@@ -520,8 +520,8 @@ def test_most_confident_mistakes_come_first(colors: Path) -> None:
         zero_shot=answer,
     )
     rows, total = wrong_images(predictions, {})
-    assert (total, len(rows)) == (count - 1, MOST_WRONG)
-    assert [one["probability"] for one in rows] == sorted(sure[1:], reverse=True)[:MOST_WRONG]
+    assert (total, len(rows)) == (count - 1, MAX_WRONG)
+    assert [one["probability"] for one in rows] == sorted(sure[1:], reverse=True)[:MAX_WRONG]
     assert {(one["true"], one["answer"]) for one in rows} == {("red", "blue")}
     assert all(one["src"].startswith("data:image/jpeg;base64,") for one in rows)
     without = Predictions(**{**vars(predictions), "sources": (None,) * count})
@@ -533,12 +533,12 @@ def test_a_strangers_run_has_bounds_of_its_own(
     session: Session, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     classes = len(load(finished, session.shared.backbone).labels)
-    monkeypatch.setattr("rmadapter_studio.session.MOST_PROMPTS", classes - 1)
+    monkeypatch.setattr("rmadapter_studio.session.MAX_PROMPTS_OF_STRANGERS", classes - 1)
     with pytest.raises(UserError, match="prompts"):
         session.add_zip(zip_run(finished, session.folder / "x.zip"))
     session.open("colours")  # the server's own
     session.add(["kiwi"])
-    monkeypatch.setattr("rmadapter_studio.session.MOST_PROMPTS", classes)
+    monkeypatch.setattr("rmadapter_studio.session.MAX_PROMPTS_OF_STRANGERS", classes)
     session.add_zip(zip_run(finished, session.folder / "x.zip"))
     with pytest.raises(UserError, match="prompts"):
         session.add(["kiwi"])

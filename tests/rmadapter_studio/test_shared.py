@@ -17,7 +17,8 @@ from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
 from rmadapter_studio.jobs import Jobs
 from rmadapter_studio.project import Project
-from rmadapter_studio.shared import KEPT, PREFIX, Shared, visitors_folder
+from rmadapter_studio.shared import KEPT, Shared
+from rmadapter_studio.visitors import PREFIX, visitors_folder
 
 
 @pytest.fixture

@@ -13,13 +13,18 @@ pytest.importorskip("starlette", reason="pip install 'rmadapter[app]'")
 
 from starlette.requests import Request
 
-from rmadapter.data.formats.write import SUFFIXES
-from rmadapter.support.html import template
 from rmadapter_studio import words as module
-from rmadapter_studio.labelling import VIEWS
-from rmadapter_studio.quick import ORDERS
+from rmadapter_studio.labelling import FILES, VIEWS
+from rmadapter_studio.order import ORDERS
 from rmadapter_studio.session import METHODS, TARGETS
-from rmadapter_studio.words import ASSETS, PAGES, languages, preferred, words_of
+from rmadapter_studio.words import (
+    ASSETS,
+    PAGES,
+    TEMPLATES,
+    languages,
+    preferred,
+    words_of,
+)
 
 # a text in a script: a capital, and another word
 PAGES_TEXT = re.compile(r"[\"`][A-Z][a-z]+ [a-z]")
@@ -104,9 +109,7 @@ def test_pages_have_no_words_of_their_own(name: str) -> None:
     blank = {key: _blank(value) for key, value in words.items()}
     reader = Text()
     reader.feed(
-        template(f"{name}.html.j2", package="rmadapter_studio").render(
-            words=blank, others={"xx": "¤"}, query=""
-        )
+        TEMPLATES.get_template(f"{name}.html.j2").render(words=blank, others={"xx": "¤"}, query="")
     )
     assert {*"".join(reader.found.split())} == {"¤"}
 
@@ -119,7 +122,7 @@ def test_all_that_the_server_names_has_words() -> None:
     names = {"open", *(path.split("/")[2] for path, _ in texts(words) if path.startswith("/views"))}
     assert names - {*ORDERS} == {*VIEWS}
     assert words["meanings"].keys() == names - {"open"}  # type: ignore[attr-defined]
-    assert words["formats"].keys() == SUFFIXES.keys()  # type: ignore[attr-defined]
+    assert words["formats"].keys() == FILES.keys()  # type: ignore[attr-defined]
 
 
 def _blank(value: object) -> object:

@@ -1,1 +1,43 @@
 """What a run leaves on disk."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rmadapter.artifacts.checkpoint import Saved as Saved
+    from rmadapter.artifacts.checkpoint import copy_run as copy_run
+    from rmadapter.artifacts.page import small_jpeg as small_jpeg
+    from rmadapter.artifacts.page import thumbnail as thumbnail
+    from rmadapter.artifacts.page import thumbnails_of as thumbnails_of
+    from rmadapter.artifacts.predictions import Predictions as Predictions
+    from rmadapter.artifacts.predictions import read_predictions as read_predictions
+    from rmadapter.artifacts.record import read_record as read_record
+    from rmadapter.artifacts.run_folder import RunFolder as RunFolder
+    from rmadapter.artifacts.summary import describe_tie as describe_tie
+    from rmadapter.support.files import atomic as atomic
+    from rmadapter.support.locks import exclusive as exclusive
+
+# Imported on first use, so that the command line does not import torch.
+_HOME_OF = {
+    "Predictions": "rmadapter.artifacts.predictions",
+    "RunFolder": "rmadapter.artifacts.run_folder",
+    "Saved": "rmadapter.artifacts.checkpoint",
+    "atomic": "rmadapter.support.files",
+    "copy_run": "rmadapter.artifacts.checkpoint",
+    "describe_tie": "rmadapter.artifacts.summary",
+    "exclusive": "rmadapter.support.locks",
+    "read_predictions": "rmadapter.artifacts.predictions",
+    "read_record": "rmadapter.artifacts.record",
+    "small_jpeg": "rmadapter.artifacts.page",
+    "thumbnail": "rmadapter.artifacts.page",
+    "thumbnails_of": "rmadapter.artifacts.page",
+}
+__all__ = [*_HOME_OF]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME_OF[name]), name)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from PIL import Image
 
 from rmadapter import metrics
 from rmadapter.artifacts.checkpoint import config_of
@@ -106,16 +105,23 @@ def thumbnail(source: ImageSource | None, side: int = THUMBNAIL) -> str:
     if source is None:
         return ""
     try:
-        image = load_image(source)
+        data = small_jpeg(source, side)
     except UserError:
         return ""
-    return f"data:image/jpeg;base64,{base64.b64encode(small_jpeg(image, side)).decode()}"
+    return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
 
 
-def small_jpeg(image: Image.Image, side: int) -> bytes:
-    """Return an RGB image as a JPEG, its longer side at most `side` pixels; every browser draws
-    it."""
-    small = image.copy()
+def small_jpeg(source: ImageSource, side: int) -> bytes:
+    """Return an image as a JPEG, which every browser draws.
+
+    Args:
+        source: The image.
+        side: Pixels of the longer side at most.
+
+    Raises:
+        UserError: As for `load_image`.
+    """
+    small = load_image(source)
     small.thumbnail((side, side))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=80, optimize=True)

@@ -17,6 +17,7 @@ from rmadapter.backbones.names import HF_HUB, TIMM, names_in
 from rmadapter.backbones.packaged import INSTALL, POCKET, load_package, packaged_names
 from rmadapter.support.files import JsonObject
 from rmadapter.support.hub import Unreachable
+from rmadapter.support.machine import find_device
 from rmadapter.support.terminal import note
 
 
@@ -124,12 +125,16 @@ def _page_row(name: str, use: str, megabytes: int, licensed: str, weights: str) 
     return f"| `{name}` | {use} | {megabytes:,} | {licence_of(licensed)} | {weights} |"
 
 
-def first_of(names: str) -> Backbone:
+def first_of(names: str, device: str = "cpu") -> Backbone:
     """Load a backbone by name or, of several names separated by commas, the first that is here or
-    can be fetched.
+    can be fetched. A note says which it is and why.
 
-    A note says which it is and why. Raises UserError as `load_backbone` does, also for a wrong name
-    before the last.
+    Args:
+        names: Names as for `load_backbone`.
+        device: As for `load`.
+
+    Raises:
+        UserError: As `load_backbone`, also for a wrong name before the last; an unknown device.
     """
     choices = names_in(names)
     for name, other in zip(choices, [*choices[1:], ""], strict=True):
@@ -142,7 +147,7 @@ def first_of(names: str) -> Backbone:
         else:
             if len(choices) > 1:
                 note(f"backbone: {name}")
-            return backbone
+            return backbone.to(find_device(device))
     raise AssertionError("the last one is returned or raises")
 
 

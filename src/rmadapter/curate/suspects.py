@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -28,6 +28,7 @@ from rmadapter.data.read import ImageSet, read_images
 from rmadapter.errors import UserError
 from rmadapter.runs.folds import FOLDS, Folds, split
 from rmadapter.runs.lab import Lab
+from rmadapter.runs.labels import Doubt, doubted_labels
 from rmadapter.runs.request import Request
 from rmadapter.support.files import csv_text, inert, inert_path, user_path, write_text
 from rmadapter.support.terminal import track
@@ -184,7 +185,7 @@ def find_suspects(
         reasons = [*copies, *odd[i], *["unlike all other images"] * bool(unlike[i])]
         if label or reasons:
             suspect = _suspect(images, i, label, reasons, near)
-            suspects.append((suspect, label.score if label else 0.0))
+            suspects.append((suspect, label.margin if label else 0.0))
     suspects.sort(key=lambda pair: (_severity(pair[0].reasons[0]), -pair[1]))
     return Suspects(images, len(folds.rows), (*broken, *(one for one, _ in suspects)))
 
@@ -233,29 +234,17 @@ def _broken(
     return suspects
 
 
-class _Label(NamedTuple):
-    suggested: int
-    confidence: float
-    score: float
-
-
-def _wrong_labels(folds: Folds, request: Request) -> dict[int, _Label]:
-    """Suggest a label for each row whose label looks wrong."""
+def _wrong_labels(folds: Folds, request: Request) -> dict[int, Doubt]:
+    """Return a doubt for each row whose label looks wrong."""
     if not len(folds):
         return {}
     labels = np.array(folds.judged.labels)
     table = folds.answers(request.method, request.name).table.astype(float)
-    scores = logit_margin(table, labels)
-    better = confident(table, labels)
-    return {
-        row: _Label(int(better[i]), float(table[i, better[i]]), float(scores[i]))
-        for i, row in enumerate(folds.rows)
-        if better[i] not in (-1, labels[i])
-    }
+    return {folds.rows[doubt.row]: doubt for doubt in doubted_labels(table, labels)}
 
 
 def _suspect(
-    images: ImageSet, row: int, label: _Label | None, reasons: list[str], near: Nearest
+    images: ImageSet, row: int, label: Doubt | None, reasons: list[str], near: Nearest
 ) -> Suspect:
     neighbours = []
     for j, cosine in zip(near.rows[row, :SHOWN].tolist(), near.cosines[row].tolist(), strict=False):
@@ -263,46 +252,12 @@ def _suspect(
             written = images.written[images.labels[j]]
             neighbours.append(Neighbour(images.name(j), images.images[j], written, cosine))
     ordered = sorted([*[WRONG] * (label is not None), *reasons], key=_severity)
-    suggested = None if label is None else images.written[label.suggested]
-    confidence = None if label is None else label.confidence
+    suggested = None if label is None else images.written[label.better]
+    confidence = None if label is None else label.probability
     written = images.written[images.labels[row]]
     return Suspect(
         images.name(row), written, tuple(ordered), suggested, confidence, tuple(neighbours), row
     )
-
-
-# Rules for labels: answers [N, C] of models that did not learn from the image
-
-
-def logit_margin(table: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return how far the logit of the best other class is above that of the label.
-
-    table: probabilities [N, C], to which 1e-6 is added. After Pleiss et al., NeurIPS 2020, arXiv
-    2001.10528, who average over a training.
-    """
-    logits = np.log(table + 1e-6)
-    rows = np.arange(len(labels))
-    label_logits = logits[rows, labels]
-    logits[rows, labels] = -np.inf
-    margins: np.ndarray = logits.max(1) - label_logits
-    return margins
-
-
-def confident(table: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return the class [N] that each image confidently belongs to, or -1 for none.
-
-    It is the most probable of the classes whose probability reaches its mean over images with that
-    label (equation 1 of Northcutt et al., JAIR 70, 2021, arXiv 1911.00068). A label is suspicious
-    if this is another class, off the diagonal of the confident joint.
-    """
-    classes = table.shape[1]
-    counts = np.bincount(labels, minlength=classes)
-    of_label = table[np.arange(len(labels)), labels]
-    sums = np.bincount(labels, weights=of_label, minlength=classes)
-    thresholds = np.where(counts > 0, sums / np.maximum(counts, 1), np.inf)
-    # a mean of equal numbers may round up
-    above = np.where(table >= thresholds - 1e-9, table, -1.0)
-    return np.where(above.max(1) >= 0, above.argmax(1), -1)
 
 
 # Rules for images, whatever their label

@@ -1,1 +1,43 @@
 """Labelled images and what the few-shot protocol does with them; independent of models."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rmadapter.data.archives import unpack_zip as unpack_zip
+    from rmadapter.data.decode import image_error as image_error
+    from rmadapter.data.decode import load_image as load_image
+    from rmadapter.data.formats.base import Row as Row
+    from rmadapter.data.formats.base import image_files as image_files
+    from rmadapter.data.formats.imagefolder import write_imagefolder as write_imagefolder
+    from rmadapter.data.formats.registry import check_unlabelled as check_unlabelled
+    from rmadapter.data.formats.registry import open_class_folders as open_class_folders
+    from rmadapter.data.formats.registry import open_source as open_source
+    from rmadapter.data.formats.write import write_labels as write_labels
+    from rmadapter.data.names import is_catch_all as is_catch_all
+    from rmadapter.data.names import typed_name as typed_name
+
+# Imported on first use, so that the command line does not import torch.
+_HOME_OF = {
+    "Row": "rmadapter.data.formats.base",
+    "check_unlabelled": "rmadapter.data.formats.registry",
+    "image_error": "rmadapter.data.decode",
+    "image_files": "rmadapter.data.formats.base",
+    "is_catch_all": "rmadapter.data.names",
+    "load_image": "rmadapter.data.decode",
+    "open_class_folders": "rmadapter.data.formats.registry",
+    "open_source": "rmadapter.data.formats.registry",
+    "typed_name": "rmadapter.data.names",
+    "unpack_zip": "rmadapter.data.archives",
+    "write_imagefolder": "rmadapter.data.formats.imagefolder",
+    "write_labels": "rmadapter.data.formats.write",
+}
+__all__ = [*_HOME_OF]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME_OF[name]), name)

@@ -43,6 +43,7 @@ ABOUT = re.compile(
     r"(readme|licen[cs]e|copying)(\.(txt|md|rst|html|pdf))?|.*\.md", re.IGNORECASE
 )  # no data
 INNER = 50  # files that unpacking an archive in an archive costs
+MAX_LISTING = 2**24  # bytes of the list of files of a zip of unknown origin
 MEMBER = 10  # bytes of memory that a byte of a zip's list of files costs
 DIGESTS = ".archives.sha256"  # in the format of sha256sum, one line per archive
 
@@ -253,6 +254,41 @@ class _BoundedFile:
             raise ValueError("a header of absurd size")
         self.last = self._file.read(size)
         return self.last
+
+
+def unpack_zip(archive: Path, folder: Path, max_bytes: int, max_files: int) -> Path:
+    """Unpack a zip of unknown origin into a new folder.
+
+    Args:
+        archive: The zip.
+        folder: New folder, which is removed if that fails.
+        max_bytes: Bytes of the zip, packed or not.
+        max_files: Files that it may hold.
+
+    Returns:
+        The `inner` folder.
+
+    Raises:
+        UserError: Too many files or bytes, a damaged zip, or as `unpack`.
+    """
+    if listing_size(archive) > MAX_LISTING:
+        what = f"lists far more files than the {max_files:,} that are allowed"
+        raise UserError(f"{archive.name}: {what}")
+    try:
+        with zipfile.ZipFile(archive) as file:
+            count = len(file.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise UserError(f"{archive.name}: not a readable zip file ({error})") from None
+    if count > max_files:
+        what = f"holds {count:,} files, and at most {max_files:,} are allowed"
+        raise UserError(f"{archive.name}: {what}")
+    folder.mkdir(parents=True)
+    try:
+        unpack(archive, folder, Budget.of_disk(max_bytes))
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return inner(folder)
 
 
 # Unpacked once, into the cache

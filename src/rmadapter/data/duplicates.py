@@ -79,15 +79,20 @@ def _similar(some: np.ndarray, others: np.ndarray) -> np.ndarray:
 def groups(looks: np.ndarray, named: Sequence[str] = ()) -> np.ndarray:
     """Return group numbers [N] of images; images linked by a chain of near-duplicates share one.
 
-    named: known group of each image, "" for none; images of one known group are linked, too.
+    Args:
+        looks: As from `looks`, of N images.
+        named: Known group of each image, "" for none; images of one known group are linked, too.
     """
+    first: dict[str, int] = {}
+    same = [(i, first.setdefault(name, i)) for i, name in enumerate(named) if name]
+    return linked([*pairs(looks, looks), *same], len(looks))
+
+
+def linked(links: Sequence[tuple[int, int]], count: int) -> np.ndarray:
+    """Return group numbers [N] of N images; images linked by a chain of pairs share one."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
-    count = len(looks)
-    first: dict[str, int] = {}
-    same = [(i, first.setdefault(name, i)) for i, name in enumerate(named) if name]
-    itself = [(i, i) for i in range(count)]
-    links = np.array([*pairs(looks, looks), *same, *itself], int).reshape(-1, 2)
-    graph = coo_matrix((np.ones(len(links)), (links[:, 0], links[:, 1])), (count, count))
+    ends = np.array(links, int).reshape(-1, 2)
+    graph = coo_matrix((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), (count, count))
     return np.asarray(connected_components(graph, directed=False)[1])

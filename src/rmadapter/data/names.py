@@ -35,10 +35,15 @@ def key(written: str) -> str:
     return prompt_name(written).casefold()
 
 
+def is_catch_all(written: str) -> bool:
+    """Return whether a class is one for images of none of the others."""
+    return key(written) in CATCH_ALL
+
+
 def default_name(written: str) -> str:
     """Return the prompt name of a class by default: `prompt_name`, or "something else" for a
     catch-all class."""
-    return ELSE if key(written) in CATCH_ALL else prompt_name(written)
+    return ELSE if is_catch_all(written) else prompt_name(written)
 
 
 def custom_names(labels: Iterable[Label], names: Iterable[str]) -> dict[str, str]:
@@ -82,16 +87,23 @@ def prompt_names(
     return names
 
 
-def typed_name(name: str) -> str:
-    """Return a class name that a person typed, without odd spaces. Raises UserError if it is empty,
-    very long, or no text to a tokenizer."""
+def typed_name(name: str, known: Iterable[str] = ()) -> str:
+    """Return a class name that a person typed, without odd spaces.
+
+    Args:
+        name: Name as typed.
+        known: Classes, of which one that is the same in a prompt is returned instead.
+
+    Raises:
+        UserError: An empty or very long name, or one that is no text to a tokenizer.
+    """
     label = " ".join(name.split())
     if not is_text(label) or len(label) > LONGEST:
         raise UserError(
             f"{quoted(label)}: a class name must be text of at most {LONGEST} characters"
         )
     prompt_names([label])
-    return label
+    return next((other for other in known if key(other) == key(label)), label)
 
 
 def class_indices(

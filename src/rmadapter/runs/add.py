@@ -14,24 +14,27 @@ from rmadapter.answers.taxonomy import Taxonomy
 from rmadapter.artifacts.checkpoint import Saved, save
 from rmadapter.artifacts.record import Record, read_record
 from rmadapter.artifacts.run_folder import RunFolder, check_no_model
+from rmadapter.backbones import Backbone
 from rmadapter.backbones.load import check_backbone_named
 from rmadapter.data.decode import content
 from rmadapter.data.fewshot import VAL_SHOTS, read_split, sample_shots
-from rmadapter.data.formats.base import CLASSNAMES, Row, Rows, Source, ignored_note
+from rmadapter.data.formats.base import CLASSNAMES, Row, Rows, Source
 from rmadapter.data.formats.registry import open_source
 from rmadapter.data.names import beside_splits, classnames_json, key, nfc, prompt_names
 from rmadapter.data.read import ImageSet, image_errors, read_images
 from rmadapter.data.taxonomies import with_parents
 from rmadapter.errors import UserError
-from rmadapter.methods import FOR_NEW_CLASSES, need_text
+from rmadapter.methods import FOR_NEW_CLASSES, load_method, need_text
 from rmadapter.methods.uses import backbones_in
+from rmadapter.prompts import prompts_each
 from rmadapter.runs.fit import Origin, fit
 from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request, read_config
 from rmadapter.settings import configured, settings_of
 from rmadapter.support.files import csv_text, path_from, user_path, write_json, write_text
 from rmadapter.support.locks import exclusive
-from rmadapter.training.contract import NotApplicable
+from rmadapter.task import TEMPLATES
+from rmadapter.training.contract import Known, NotApplicable
 
 
 def add_names(saved: Saved, names: Sequence[str], out: Path) -> tuple[str, ...]:
@@ -62,8 +65,27 @@ def add_names(saved: Saved, names: Sequence[str], out: Path) -> tuple[str, ...]:
     return tuple(prompts)
 
 
+def classify_by_names(backbone: Backbone, labels: Sequence[str], out: Path) -> None:
+    """Save a zero-shot classifier of classes by their names alone.
+
+    Args:
+        backbone: Backbone with a text encoder.
+        labels: Classes as the user writes them.
+        out: Folder for the model.
+
+    Raises:
+        UserError: Equal classes, or as `save`.
+    """
+    names = prompt_names(labels)
+    known = Known(tuple(names.values()), TEMPLATES)
+    fitted = load_method("zero-shot").restore(backbone, known, {})
+    save(out, fitted, "zero-shot", tuple(names), known.classes)
+
+
 def can_add_names(saved: Saved) -> bool:
-    """Return whether `add_names` can add a class to a model, by asking for one that it lacks."""
+    """Return whether `add_names` can add a class to a model, by asking for one that it lacks.
+    Raises UserError for a model of more prompts than are allowed."""
+    prompts_each(saved.names, saved.fitted.known.templates)
     new = next(name for name in map("class {}".format, count()) if name not in saved.names)
     try:
         saved.fitted.score((*saved.names, new))
@@ -148,8 +170,8 @@ def add_images(
     before = len(kept["train"])
     new_images = len(splits["train"]) - before
     notes = [f"trained on the {before} images of {run.name} and {new_images} new ones"]
-    if added.ignored:
-        notes.append(ignored_note(added.ignored))
+    if added.note:
+        notes.append(added.note)
     with _removing_list(out):
         with exclusive(out):
             _write_list(out, splits, {**new, **saved.custom_names})

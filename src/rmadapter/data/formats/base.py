@@ -75,6 +75,11 @@ class Source(NamedTuple):
     ignored: Counter[str]
     home: Path | None = None
 
+    @property
+    def note(self) -> str:
+        """A note such as "5 files ignored: .cr2 3, .txt 2", or ""."""
+        return ignored_note(self.ignored)
+
 
 @dataclass
 class Inputs:
@@ -198,12 +203,20 @@ def refuse(error: OSError) -> NoReturn:
     raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
 
 
-def image_files(folder: Path, skip: set[Path], ignored: Counter[str] | None = None) -> list[Path]:
+def image_files(
+    folder: Path, skip: set[Path] | None = None, ignored: Counter[str] | None = None
+) -> list[Path]:
     """Return the files with an image suffix at any depth, sorted, without those that a run holds.
 
-    skip: folders not to enter; gets those entered, so that none is entered twice. ignored: counts
-    other files by suffix.
+    Args:
+        folder: Folder to search.
+        skip: Folders not to enter; gets those entered, so that none is entered twice.
+        ignored: Counts other files by suffix.
+
+    Raises:
+        UserError: A folder that cannot be read.
     """
+    skip = set() if skip is None else skip
     images: list[Path] = []
     reals: dict[str, str] = {}  # folder -> its resolved path
     for name, folders, files in walk(folder, followlinks=True, onerror=refuse):

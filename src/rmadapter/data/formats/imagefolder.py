@@ -21,6 +21,7 @@ from rmadapter.data.formats.base import (
 )
 from rmadapter.data.formats.tables import NO_SPLITS, header, scan_table
 from rmadapter.errors import UserError
+from rmadapter.support.files import csv_text, inert_path, write_text
 
 SUFFIXES = ()
 HAS_BOXES = False
@@ -117,3 +118,18 @@ def _split_above(image: Path, table: Path) -> str:
         what = f"the folders of {image} are called {' and '.join(splits)}"
         raise UserError(f"{table}: {what}: rename one, or add a column split")
     return splits[0] if splits else "all"
+
+
+def write_imagefolder(table: Path, labels: Mapping[str, str]) -> None:
+    """Write metadata.csv of a folder of images.
+
+    Args:
+        table: The file.
+        labels: Labels by the paths of images in its folder; there must be some, since a table
+            without rows is refused.
+    """
+    parts = {part.casefold() for name in labels for part in name.split("/")[:-1]}
+    # a folder called test would be taken for a split, unless a column says otherwise
+    width = 3 if parts & SPLITS.keys() else 2
+    rows = [(inert_path(name), label, "train")[:width] for name, label in sorted(labels.items())]
+    write_text(table, csv_text((FILE, "label", "split")[:width], rows))

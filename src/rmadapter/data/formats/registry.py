@@ -94,6 +94,12 @@ def open_source(
     return _read(data, ReadOptions(outside, columns, crops))
 
 
+def open_class_folders(folder: Path) -> Source:
+    """List the images of class folders, whatever else the folder holds. Raises UserError for any
+    other layout, and for a folder that cannot be read."""
+    return class_folders.read(folder, ReadOptions())
+
+
 def _read(data: str | Path, options: ReadOptions) -> Source:
     known = _known_format(data, options.columns, options.crops)
     return known.read(user_path(data), options)
@@ -110,6 +116,22 @@ def check_source(
         class_folders.check_layout(user_path(data))
     if known is tables:
         tables.header(user_path(data))
+
+
+def check_unlabelled(folder: Path, table: str) -> None:
+    """Raise UserError for a folder of the system, and for one whose images have labels already.
+
+    Args:
+        folder: A folder.
+        table: Name of a table in it for Hugging Face's ImageFolder, which may have the labels.
+    """
+    if folder.resolve().parts[:2] in class_folders.ENDLESS:
+        raise UserError(f"{folder}: a folder of the system, which holds no images")
+    known = find_format(folder)
+    is_own = known is imagefolder and os.path.lexists(folder / table)
+    if not (is_own or known is class_folders):
+        what = "already holds labels, which every command reads"
+        raise UserError(f"{folder}: {what}; give a folder of images without labels")
 
 
 def _known_format(

@@ -16,6 +16,7 @@ from rmadapter.data.names import default_name
 from rmadapter.errors import UserError, did_you_mean
 from rmadapter.support.files import (
     JsonObject,
+    atomic,
     check_new,
     csv_text,
     folder_name,
@@ -32,28 +33,46 @@ SUFFIXES = {"csv": ".csv", "coco": ".json", "label-studio": ".json", FOLDERS: ""
 LOCAL = "/data/local-files/?d="  # of Label Studio: a path below its folder of local files
 
 
-def write_labels(splits: Mapping[str, Rows], to: str, out: Path) -> int:
-    """Write rows to a new file or folder, and return the number of images.
+def write_labels(
+    splits: Mapping[str, Rows],
+    to: str,
+    out: Path,
+    home: Path | None = None,
+    replace: bool = False,
+) -> int:
+    """Write rows to a file or folder, and return the number of images.
 
-    splits: as in `Source`. to: a key of SUFFIXES. Paths in a file are relative to its folder.
-    Raises UserError for an unknown format, a file of another suffix, and one that exists; for COCO
-    and Label Studio, which have no splits here, if there are several; for an unreadable image.
+    Args:
+        splits: Rows by split, as in `Source`.
+        to: A key of SUFFIXES.
+        out: New file, or for class folders a new folder or a .zip.
+        home: Folder that paths in a file are relative to, by default the file's own.
+        replace: Whether a file may be replaced.
+
+    Raises:
+        UserError: An unknown format, a file of another suffix, or one that exists; several splits
+            for COCO and Label Studio, which have none here; an unreadable image.
     """
     if to not in SUFFIXES:
         raise UserError(f"--to {to!r:.80}: unknown{did_you_mean(to, SUFFIXES)}")
     suffix = SUFFIXES[to]
     if suffix and out.suffix.lower() != suffix:
         raise UserError(f"{out}: give --out a name that ends in {suffix}")
-    check_new(out)
+    if not replace:
+        check_new(out)
+    home = home or out.parent
     rows = [row for part in splits.values() for row in part]
-    if to == FOLDERS:
+    if to == FOLDERS and out.suffix.lower() == ".zip":
+        with atomic(out) as part:
+            _zip_folders(splits, part)
+    elif to == FOLDERS:
         _write_folders(splits, out)
     elif to == "csv":
-        write_text(out, table(splits, out.parent))
+        write_text(out, table(splits, home))
     elif len(splits) > 1:
         raise UserError(f"--to {to}: one file has no splits; write them as csv or {FOLDERS}")
     else:
-        write_json(out, coco(rows, out.parent) if to == "coco" else label_studio(rows, out.parent))
+        write_json(out, coco(rows, home) if to == "coco" else label_studio(rows, home))
     return len(rows)
 
 
@@ -134,7 +153,7 @@ def names_of_folders(splits: Mapping[str, Rows]) -> dict[str, str]:
     }
 
 
-def zip_folders(splits: Mapping[str, Rows], file: Path) -> None:
+def _zip_folders(splits: Mapping[str, Rows], file: Path) -> None:
     """Write a zip of class folders. Raises UserError for a missing image."""
     with zipfile.ZipFile(file, "w", strict_timestamps=False) as archive:  # images are compressed
         for place, image in placed(splits):
