@@ -23,8 +23,8 @@ from scipy.special import softmax
 from rmadapter.backbones import Backbone
 from rmadapter.data.names import prompt_names
 from rmadapter.methods.ridge import Ridge, ridge
-from rmadapter.metrics import temperature
 from rmadapter.prompts import cosine_logits, zero_shot_weights
+from rmadapter.runs.folds import fitted_temperature
 from rmadapter.task import TEMPLATES
 
 METHOD = Ridge()
@@ -126,9 +126,8 @@ def propose_labels(
     logits[np.ix_(rows, shown)] += float(backbone.logit_scale) * METHOD.head * change
     heat = 1.0
     if judged.any():
-        expected, spread = METHOD.traits.expected
         table = softmax(logits[judged], axis=1)
-        heat = temperature(table, labels[judged], expected=expected, spread=spread)
+        heat = fitted_temperature(table, labels[judged], METHOD.traits.expected)
     return Proposals(softmax(logits / heat, axis=1), judged)
 
 
