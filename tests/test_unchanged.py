@@ -168,7 +168,6 @@ def test_a_run_and_what_is_made_of_it(
             "--out", tmp_path / "bench",
         ],
         "report": ["report", tmp_path / "bench", "--out", tmp_path / "report"],
-        "params": ["params", *own, "--method", "coop"],
         "methods": ["methods", *own[:1], own[1]],
         "data": ["data"],
         "backbones": ["backbones"],

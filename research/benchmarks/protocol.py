@@ -1,12 +1,12 @@
-"""Plan a run of many classes with `rmadapter plan`, do it, and compare.
+"""Plan a run of many classes with `rmadapter bench --plan`, do it, and compare.
 
     python research/benchmarks/protocol.py --classes 100 --shots 16 --json
 
 A tenth of the ImageNet protocol: a folder of a ViT-B/16 with random weights, generated images, one
-epoch. `plan` and `bench` are whole commands in processes of their own, with --threads or torch's
-own choice. Of the run, seconds are those of its record, peak memory and CPU seconds those of the
-process, and disk is all files of the results; `plan` states activations alone. --planned is planned
-and not run: the whole protocol.
+epoch. Plan and bench are whole commands in processes of their own, with --threads or torch's own
+choice. Of the run, seconds are those of its record, peak memory and CPU seconds those of the
+process, and disk is all files of the results; the plan states activations alone. --planned is
+planned and not run: the whole protocol.
 """
 
 from __future__ import annotations
@@ -58,13 +58,14 @@ class Protocol:
         return name
 
     def command(self, what: str, data: str) -> tuple[dict[str, Any], Any]:
-        """Run `plan` or `bench`; return its figures, and what it printed."""
+        """Plan a bench or run it; return the figures of that, and what was printed."""
         out = self.root / f"{what}-{data}"
         words = [
-            what, "few-shot", "--datasets", data, "--root", str(self.root), "--out", str(out),
+            "bench", "few-shot", "--datasets", data, "--root", str(self.root), "--out", str(out),
             "--methods", self.options.method, "--backbone", self.backbone, "--seeds", "1",
             "--shots", str(self.options.shots), "--set", f"{self.options.method}.epochs=1",
             *(word for text in self.options.set for word in ("--set", text)), "--quiet", "--json",
+            *(["--plan"] if what == "plan" else []),
         ]  # fmt: skip
         threads = {"OMP_NUM_THREADS": f"{self.options.threads}"} if self.options.threads else {}
         begun, spent = time.monotonic(), children()
@@ -84,7 +85,7 @@ class Protocol:
         return figures, json.loads(done.stdout)
 
     def plan(self, classes: int, data: str) -> tuple[dict[str, Any], float]:
-        """Return the row that `plan` states, and the seconds that it took."""
+        """Return the row that the plan states, and the seconds that it took."""
         own, cost = self.command("plan", data)
         stated = {
             "seconds": 3600 * cost["hours"],
@@ -129,7 +130,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     planned, planning = protocol.plan(options.classes, data)
     run, [record] = protocol.command("bench", data)
     process = run["seconds"]
-    run["seconds"] = record["seconds"]["total"]  # `plan` leaves out the start of the process, too
+    run["seconds"] = record["seconds"]["total"]  # the plan leaves out the start of the process, too
     rows = [planned, protocol.row(options.classes, "run", run), *others]
     about = {"plan_seconds": planning, "process_seconds": process, "parts": record["seconds"]}
     return {"rows": rows, **about}

@@ -22,6 +22,7 @@ from rmadapter.cli.options import (
     Json,
     MethodName,
     PerSet,
+    PlanOnly,
     Precision,
     Quiet,
     RayOptions,
@@ -193,9 +194,7 @@ class PaperOptions:
 def reproduce(
     options: PaperOptions,
     jobs: Jobs = 1,
-    plan: Annotated[
-        bool, typer.Option("--plan", help="Show what would run, without running it.")
-    ] = False,
+    plan: PlanOnly = False,
     tolerance: Tolerance = None,
     quiet: Quiet = False,
     as_json: Json = False,

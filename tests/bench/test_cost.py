@@ -203,7 +203,7 @@ def test_invalid_benches_are_refused(bench: Bench, tmp_path: Path) -> None:
 def test_the_command(rmadapter: Command, bench: Bench, tmp_path: Path) -> None:
     data = ["--datasets", bench.colors.name, "--root", bench.colors.parent]
     model = ["--backbone", bench.backbone.name, "--methods", "zero-shot", "--set", "device=cpu"]
-    words = ["plan", "few-shot", *data, *model, "--shots", "1,2", "--seeds", "1"]
+    words = ["bench", "few-shot", *data, *model, "--shots", "1,2", "--seeds", "1", "--plan"]
     code, out, _ = rmadapter(*words, "--out", tmp_path / "x")
     assert code == 0
     assert "2 of 2 runs are left: 0.00 hours on 1 x cpu" in out

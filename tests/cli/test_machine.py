@@ -77,29 +77,40 @@ def test_data_lists_all_and_says_what_one_lacks(rmadapter: Command, tmp_path: Pa
     refused(rmadapter("data", "--download"), "--download needs the name of one data set")
 
 
-def test_params_of_the_paper(rmadapter: Command) -> None:
-    assert rmadapter.json("params") == {"trainable": 1_020_928, "inference": 666_112}
-    assert rmadapter("params", "--method", "mma").out.count("674,560") == 2
+def counts(rmadapter: Command, *words: object) -> tuple[int, int]:
+    [method] = rmadapter.json("methods", *words)
+    return method["parameters"], method["inference"]
 
 
-def test_params_of_other_settings_classes_and_a_config(
-    rmadapter: Command, tiny_clip: Backbone, tmp_path: Path
+def test_parameters_of_the_paper(rmadapter: Command) -> None:
+    assert counts(rmadapter, "rmadapter") == (1_020_928, 666_112)
+    assert rmadapter("methods", "mma").out.count("674,560") == 2
+
+
+def test_parameters_with_other_settings_and_classes(
+    rmadapter: Command, tiny_clip: Backbone
 ) -> None:
-    tiny = ["params", "--backbone", tiny_clip.name]
+    tiny = ["--backbone", tiny_clip.name]
     blocks = ["--set", "rank=2", "--set", "last_block=3"]
-    counts = rmadapter.json(*tiny, *blocks, "--set", "first_block=3", "--method", "mma")
     one = sum(2 * width * 2 + 2 + width for width in (64, 48))  # W_down and W_up with their biases
-    assert counts == {"trainable": one + 2 * 2 + 2, "inference": one + 2 * 2 + 2}
-    config = tmp_path / "c.yaml"
-    config.write_text(
-        f"method: mma\nbackbone: {tiny_clip.name}\nrank: 2\nlast_block: 3\nfirst_block: 3\n"
-    )
-    assert rmadapter.json("params", "--config", config) == counts
-    keys = rmadapter.json(*tiny, "--method", "tip-adapter-f", "--classes", 5)
-    assert keys["trainable"] == 5 * 16 * 40
-    refused(rmadapter("params", "--set", "backbone=nonsense"), "nonsense")
-    below = rmadapter(*tiny, *blocks, "--set", "first_block=4")
+    expected = one + 2 * 2 + 2
+    found = counts(rmadapter, "mma", *tiny, *blocks, "--set", "first_block=3")
+    assert found == (expected, expected)
+    keys, _ = counts(rmadapter, "tip-adapter-f", *tiny, "--classes", 5)
+    assert keys == 5 * 16 * 40
+    refused(rmadapter("methods", "mma", "--set", "nonsense=1"), "nonsense")
+    refused(rmadapter("methods", "--set", "rank=2"), "--set")
+    below = rmadapter("methods", "rmadapter", *tiny, *blocks, "--set", "first_block=4")
     refused(below, "last_block=3 is below first_block=4")
+
+
+@pytest.mark.parametrize(
+    ("verb", "now"),
+    [("plan", "bench ... --plan"), ("params", "methods NAME"), ("convert", "backbones convert")],
+)
+def test_a_verb_that_has_moved_names_the_new_one(rmadapter: Command, verb: str, now: str) -> None:
+    refused(rmadapter(verb, "few-shot", "--json"), now)
+    refused(rmadapter("help", verb), now)
 
 
 def test_mistakes_in_convert_are_named(rmadapter: Command) -> None:

@@ -47,7 +47,9 @@ def assert_parses(words: list[str], whole: bool = True) -> None:
     sets = parse_overrides(given.get("sets") or [])
     default = default_for(given.get("half")) if verb == "fit" else DEFAULT
     named = given.get("method") or default
-    if verb == "bench":
+    if verb == "methods" and given["name"] not in (None, *PLACEHOLDERS):
+        load_method(given["name"], sets, choosing=True)
+    elif verb == "bench":
         assert given["protocol"] in PROTOCOLS
         assert {axis for axis in given["axes"].split(",") if axis} <= set(AXES)
         task, machine, own = common_and_own(sets)

@@ -312,7 +312,7 @@ def all_kinds(root: Path, only: str) -> Iterator[list[Kind]]:
             words = ("data", "eurosat", "--download")
             kinds.append(Kind("data", words, "--root", prepare, ALL))
         if "pocket".startswith(only):
-            words = ("params", "--backbone", "pocket", "--classes", "2")
+            words = ("methods", "rmadapter", "--backbone", "pocket", "--classes", "2")
             prepare = offline.wheels(root / "wheels")
             kinds.append(Kind("pocket", words, "RMADAPTER_CACHE", prepare, ALL))
         yield [kind for kind in kinds if kind.name.startswith(only)]

@@ -1,4 +1,4 @@
-"""The verbs `bench` and `plan`; slow imports wait until a verb runs."""
+"""The verb `bench`; slow imports wait until it runs."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from rmadapter.cli.options import (
     OnRay,
     Outside,
     PerSet,
+    PlanOnly,
     Precision,
     Quiet,
     Seeds,
@@ -50,7 +51,7 @@ Settings: TypeAlias = dict[str, object]  # by name
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """Options of `bench` and `plan`."""
+    """What to run, and where."""
 
     protocol: Annotated[
         str,
@@ -175,13 +176,25 @@ class BenchOptions:
         return partial(work, address=self.address)
 
 
-def bench(options: BenchOptions, quiet: Quiet = False, as_json: Json = False) -> None:
-    """Run an experiment of many runs; finished runs are kept."""
+def bench(
+    options: BenchOptions,
+    plan: PlanOnly = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Run an experiment of many runs; finished runs are kept.
+
+    With --plan, estimate from a few steps of each method what the runs that are left would cost.
+    """
     from rmadapter.bench.runner import run_all
 
     engine = options.cluster()
-    plan = options.plan()
-    records = run_all(plan, options.processes(plan), engine=engine)
+    runs = options.plan()
+    processes = options.processes(runs)
+    if plan:
+        _estimate(runs, processes, engine is not None, as_json)
+        return
+    records = run_all(runs, processes, engine=engine)
     if as_json:
         print(json.dumps([json.loads(record.line()) for record in records]))
     else:
@@ -195,24 +208,19 @@ def bench(options: BenchOptions, quiet: Quiet = False, as_json: Json = False) ->
         )
 
 
-def plan(options: BenchOptions, quiet: Quiet = False, as_json: Json = False) -> None:
-    """Estimate what `bench` with the same options would cost.
-
-    Hours and disk space are estimated from a few steps of each method.
-    """
+def _estimate(runs: Plan, processes: int, on_ray: bool, as_json: bool) -> None:
+    """Print what runs would cost. Raises UserError for what cannot be estimated."""
     from rmadapter.bench.cost import cost
     from rmadapter.methods import changed_settings, load_method, name_with_settings
 
-    engine = options.cluster()
-    runs = options.plan()
     if runs.tune:
         raise UserError(
-            "plan cannot tell what a search costs: leave out --tune, and count up to 4 fits per "
+            "--plan cannot tell what a search costs: leave out --tune, and count up to 4 fits per "
             "trial"
         )
-    if engine is not None:
-        raise UserError("plan measures on this machine: leave out --ray and --address")
-    total = cost(runs, options.processes(runs))
+    if on_ray:
+        raise UserError("--plan measures on this machine: leave out --ray and --address")
+    total = cost(runs, processes)
     if as_json:
         print(json.dumps(asdict(total)))
         return
@@ -221,9 +229,8 @@ def plan(options: BenchOptions, quiet: Quiet = False, as_json: Json = False) -> 
         left = f"{line.left} of {line.runs}"
         changed = changed_settings(line.method, runs.values.get(line.method, {}))
         title = name_with_settings(load_method(line.method).title, changed)
-        name = line.variant or title
         seconds = "unknown" if line.seconds is None else f"{line.seconds:.0f}"
-        rows.append([line.data, name, str(line.shots), left, seconds])
+        rows.append([line.data, line.variant or title, str(line.shots), left, seconds])
     table(["data set", "method", "shots", "runs left", "seconds"], rows)
     where = f"{total.devices} x {total.device}"
     print(f"{total.left} of {total.runs} runs are left: {total.hours:.2f} hours on {where}")

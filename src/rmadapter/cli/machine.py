@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rmadapter.cli.options import Json, MethodName, SettingOptions, numbers
+from rmadapter.cli.options import Json, Sets, numbers
 from rmadapter.errors import UserError, did_you_mean
 from rmadapter.support.files import cache_folder, read_text
 from rmadapter.support.terminal import note, table, wrapped
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from rmadapter.training.traits import About
 
 FOR_DEVELOPERS = ("dev", "docs", "release")  # extras that no user needs
-CLASSES, SHOTS = 100, 16  # for which the parameters of a method are counted
+SHOTS = 16  # per class, for which the parameters of a method are counted
 CHOOSES = (
     "Tries several methods on folds of your images, and keeps the most preferred of those that are "
     "as good as the best. For `fit` and FewShotClassifier."
@@ -36,13 +36,25 @@ CHOOSES = (
 
 @dataclass(frozen=True)
 class Listed:
-    """A method in the list. parameters: None where its published settings do not fit the backbone;
-    reason: why."""
+    """A method in the list.
+
+    Attributes:
+        name: Name that `--method` takes.
+        title: Name in tables.
+        source: Paper, and where the settings are from.
+        parameters: Number trained; None where the settings do not fit the backbone.
+        inference: Number of those that predictions need, too.
+        reason: Why there is no number.
+        settings: Settings by flat name.
+        uses: What it uses beyond the shots, where that is known.
+        about: What it trains and is for, where that is known.
+    """
 
     name: str
     title: str
     source: str
     parameters: int | None
+    inference: int | None
     reason: str
     settings: dict[str, object]
     uses: dict[str, object] | None
@@ -56,18 +68,29 @@ def methods(
     backbone: Annotated[
         str, typer.Option(help="Name or folder of the backbone; to count the parameters on.")
     ] = "ViT-B-16/none",
+    classes: Annotated[
+        int, typer.Option(min=1, help="Number of classes; only a few methods depend on it.")
+    ] = 100,
+    sets: Sets = None,
     as_json: Json = False,
 ) -> None:
-    """List the methods: what each trains, costs, and is good for."""
+    """List the methods: what each trains, costs, and is good for.
+
+    With NAME, also how many parameters it trains and predictions need, and its settings.
+    """
     from rmadapter.backbones import load_backbone
     from rmadapter.methods import AUTO, METHODS, entry_points, load_method
+    from rmadapter.settings import parse_overrides
 
+    if sets and not name:
+        raise UserError("--set: name the method whose settings these are")
+    values = parse_overrides(sets or [])
     if name:
-        load_method(name, choosing=True)  # refuses an unknown name before the backbone is loaded
+        load_method(name, values, choosing=True)  # refused before the backbone is loaded
     loaded = load_backbone(backbone)
     names = [name] if name else [*METHODS, *entry_points(), AUTO]
-    entries = [_listed(one, loaded) for one in names]
-    counted = f"on {backbone} with {CLASSES} classes and {SHOTS} shots"
+    entries = [_listed(one, loaded, classes, values) for one in names]
+    counted = f"on {backbone} with {classes} classes and {SHOTS} shots"
     if as_json:
         print(json.dumps([asdict(one) for one in entries]))
     elif name:
@@ -76,22 +99,31 @@ def methods(
         _show_methods(entries, counted)
 
 
-def _listed(name: str, backbone: Backbone) -> Listed:
+def _listed(name: str, backbone: Backbone, classes: int, values: Mapping[str, object]) -> Listed:
     from rmadapter.methods import load_method
     from rmadapter.methods.uses import uses_of
     from rmadapter.settings import settings_of
 
-    method, count, reason = load_method(name, choosing=True), None, ""
+    method = load_method(name, values, choosing=True)
+    trained, inference, reason = None, None, ""
     try:
-        count = method.parameters(backbone, CLASSES, SHOTS).trained
-    except UserError as error:  # the published settings do not fit the backbone
+        counted = method.parameters(backbone, classes, SHOTS)
+        trained, inference = counted.trained, counted.trained - counted.training_only
+    except UserError as error:  # the settings do not fit the backbone
         reason = str(error)
     settings = settings_of(method)
     uses = uses_of(name, settings, method.traits.uses)
     return Listed(
-        name, method.title, method.source, count, reason, settings,
-        uses.model_dump() if uses else None, method.traits.about,
-    )  # fmt: skip
+        name,
+        method.title,
+        method.source,
+        trained,
+        inference,
+        reason,
+        settings,
+        uses.model_dump() if uses else None,
+        method.traits.about,
+    )
 
 
 def _show_methods(entries: Sequence[Listed], counted: str) -> None:
@@ -140,6 +172,7 @@ def _show_method(method: Listed, counted: str) -> None:
         del facts["trained parameters"]
     elif method.parameters is not None:
         facts["trained parameters"] = f"{method.parameters:,} {counted}"
+        facts["of these, predictions need"] = f"{method.inference:,}"
     print(wrapped(f"{method.name}: {method.title}, {method.source}"))
     table(["what", method.name], [[what, text] for what, text in facts.items() if text], most=80)
     meaning = documentation(known)
@@ -148,7 +181,7 @@ def _show_method(method: Listed, counted: str) -> None:
         for name, value in method.settings.items()
     ]
     if rows:
-        header = ["setting", "default", "meaning"] if meaning else ["setting", "default"]
+        header = ["setting", "value", "meaning"] if meaning else ["setting", "value"]
         table(header, [row[: len(header)] for row in rows], most=80)
 
 
@@ -167,43 +200,6 @@ def _short(count: int) -> str:
     if count < 1_000_000:
         return f"{count / 1000:.3g} k"
     return f"{count / 1_000_000:.3g} M"
-
-
-def params(
-    backbone: Annotated[
-        str | None,
-        typer.Option(
-            help="Name or folder of the backbone; only its sizes matter, ViT-B-16/none by default."
-        ),
-    ] = None,
-    method: MethodName = "",
-    classes: Annotated[
-        int, typer.Option(help="Number of classes; only a few methods depend on it.")
-    ] = 100,
-    shots: Annotated[
-        int | None, typer.Option(help="Images per class; only a few methods depend on it.")
-    ] = None,
-    settings: SettingOptions = SettingOptions(),
-    as_json: Json = False,
-) -> None:
-    """Count the parameters that a method trains.
-
-    The second number is of those that inference needs, too.
-    """
-    from rmadapter.backbones import load_backbone
-    from rmadapter.methods import DEFAULT
-    from rmadapter.runs.request import read_config, requested
-
-    named, values = read_config(settings.config, (method,))
-    flags = {"backbone": backbone or values.get("backbone", "ViT-B-16/none"), "shots": shots}
-    request = requested(method or named or DEFAULT, settings.config, flags, settings.sets)
-    loaded = load_backbone(request.task.backbone)
-    counted = request.method.parameters(loaded, classes, request.task.shots)
-    counts = {"trainable": counted.trained, "inference": counted.trained - counted.training_only}
-    if as_json:
-        print(json.dumps(counts))
-    else:
-        table(["parameters", "count"], [[name, f"{count:,}"] for name, count in counts.items()])
 
 
 def data(

@@ -128,17 +128,8 @@ COMMANDS = (
         "Research",
         (
             "rmadapter bench few-shot --datasets my-images --methods mma,coop --out few",
-            "rmadapter bench base-to-novel --datasets dtd --root data --out results",
+            "rmadapter bench base-to-novel --datasets dtd --root data --out results --plan",
             "rmadapter bench few-shot --datasets my-images --methods mma --tune 10 --out t",
-        ),
-    ),
-    Command(
-        "plan",
-        bench.plan,
-        "Research",
-        (
-            "rmadapter plan few-shot --datasets my-images --methods mma,coop --out few",
-            "rmadapter plan base-to-novel --datasets dtd --root data --out results",
         ),
     ),
     Command(
@@ -151,9 +142,12 @@ COMMANDS = (
         "methods",
         machine.methods,
         "Research",
-        ("rmadapter methods", "rmadapter methods rmadapter-plus", "rmadapter methods --json"),
+        (
+            "rmadapter methods",
+            "rmadapter methods rmadapter-plus --classes 50",
+            "rmadapter methods --json",
+        ),
     ),
-    Command("params", machine.params, "Research", ("rmadapter params --method mma --classes 50",)),
     Command(
         "backbones",
         machine.backbones,

@@ -135,6 +135,10 @@ SkipBad = Annotated[
 Tolerance = Annotated[
     float | None, typer.Option(help="Points by which a figure may be off; 1 by default.")
 ]
+PlanOnly = Annotated[
+    bool,
+    typer.Option("--plan", help="Show what would run and how long it takes, without running it."),
+]
 Track = Annotated[
     str,
     typer.Option(
@@ -338,8 +342,23 @@ class Verb(TyperCommand):
         return _switches(cast("list[TyperOption]", super().get_params(ctx)))
 
 
+# Verbs of earlier versions, and what does the same now.
+MOVED_VERBS = {
+    "plan": "bench ... --plan",
+    "params": "methods NAME",
+    "convert": "backbones convert FILE",
+}
+
+
 class Verbs(TyperGroup):
     """The group of all commands."""
+
+    def get_command(self, ctx: typer.Context, cmd_name: str) -> Verb | None:  # type: ignore[override]
+        """Return a command, or None if there is none of this name. Raises UserError for one that
+        has moved."""
+        if cmd_name in MOVED_VERBS:
+            raise UserError(f"{cmd_name}: write `rmadapter {MOVED_VERBS[cmd_name]}`")
+        return cast("Verb | None", super().get_command(ctx, cmd_name))
 
     def get_params(self, ctx: typer.Context) -> list[TyperOption]:  # type: ignore[override]
         """Return the options, those of Typer among them."""
