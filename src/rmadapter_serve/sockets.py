@@ -3,6 +3,7 @@ others."""
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import os
 import signal
@@ -66,19 +67,15 @@ def address(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def serve_until_stopped(config: uvicorn.Config, listening: socket.socket) -> None:
+def serve_until_stopped(server: uvicorn.Server, listening: socket.socket) -> None:
     """Serve until SIGTERM or SIGINT, and then return."""
-    import uvicorn
+    from rmadapter_serve.stalled import serve
 
-    stopped_quietly()
-    uvicorn.Server(config).run(sockets=[listening])
-
-
-def stopped_quietly() -> None:
-    """Let signals that uvicorn caught, and raises again when it is done, do nothing then."""
+    # uvicorn catches these signals, and raises them again when it is done
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: None)
+    asyncio.run(serve(server, listening))
 
 
 def is_known_host(host: str, names: Collection[str]) -> bool:

@@ -135,7 +135,7 @@ def run_server(site: Starlette, listening: socket.socket) -> None:
         proxy_headers=False,
         timeout_graceful_shutdown=5,
     )
-    serve_until_stopped(settings, listening)
+    serve_until_stopped(uvicorn.Server(settings), listening)
 
 
 def labels(

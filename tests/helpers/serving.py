@@ -5,6 +5,7 @@ Tests of `serve` import its libraries from here, so that they are skipped where 
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
@@ -211,21 +212,35 @@ def read(paths: Sequence[Path]) -> list[tuple[str, bytes]]:
 
 @contextmanager
 def running_server(toy: Toy, **options: Any) -> Iterator[str]:
-    """Serve in a thread of this process; yield the address. options: of uvicorn."""
-    import uvicorn
-
+    """Serve a toy in a thread of this process; yield the address. options: as for `running_app`."""
     from rmadapter_serve.routes import create_app
 
     with (
         running_service(toy, body=0.2, seconds=5) as service,
-        sockets.bind("127.0.0.1", 0) as socket,
+        running_app(create_app(service), **options) as address,
     ):
-        quiet: dict[str, Any] = {"log_config": None, "log_level": "error", "lifespan": "off"}
-        server = uvicorn.Server(uvicorn.Config(create_app(service), **quiet, **options))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]}, daemon=True)
+        yield address
+
+
+@contextmanager
+def running_app(app: Any, patience: float = 20, **options: Any) -> Iterator[str]:
+    """Serve in a thread of this process; yield the address. patience: with stalled connections.
+    options: of uvicorn."""
+    import uvicorn
+
+    from rmadapter_serve.stalled import serve
+
+    quiet: dict[str, Any] = {"log_config": None, "log_level": "error", "lifespan": "off"}
+    server = uvicorn.Server(uvicorn.Config(app, http="h11", **quiet, **options))
+
+    def run() -> None:
+        asyncio.run(serve(server, listening, patience))
+
+    with sockets.bind("127.0.0.1", 0) as listening:
+        thread = threading.Thread(target=run, daemon=True)
         thread.start()
         try:
-            yield sockets.address(socket)
+            yield sockets.address(listening)
         finally:
             server.should_exit = True
             thread.join(20)

@@ -30,8 +30,14 @@ def test_bytes_of_bodies_are_shared_among_workers() -> None:
 def test_an_engine_with_threads_of_its_own_has_no_workers() -> None:
     with pytest.raises(UserError, match="toy is run with toy"):
         workers.run_workers(
-            2, {"toy": Toy().served}, {}, Limits(), None, lambda: None, None  # type: ignore[arg-type]
-        )  # fmt: skip
+            2,
+            {"toy": Toy().served},
+            {},
+            Limits(),
+            None,  # type: ignore[arg-type]
+            lambda: None,
+            None,  # type: ignore[arg-type]
+        )
 
 
 @pytest.mark.slow
