@@ -351,6 +351,7 @@ for path in sys.argv[1:]:
 """
 
 
+@pytest.mark.ci
 @needs_linux
 def test_no_file_takes_more_than_four_photos(tmp_path: Path) -> None:
     names = ["float.tif", "16-bit.png", "line-2000000.png"]

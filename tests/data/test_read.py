@@ -265,6 +265,7 @@ def test_a_damaged_file_that_looks_whole_is_found_by_decoding_it(tmp_path: Path)
     assert names(read_images(tmp_path, skip_bad=True)["all"]) == ["cat/1.png", "dog/1.png"]
 
 
+@pytest.mark.ci
 @pytest.mark.skipif(os.name == "nt", reason="has no such signals")
 def test_ctrl_c_ends_the_check(tmp_path: Path) -> None:
     """Of a hundred images that each take a while."""

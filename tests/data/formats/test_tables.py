@@ -245,6 +245,7 @@ def test_a_row_has_one_label(tmp_path: Path, name: str, text: str, labels: list[
             scan_table(tmp_path / name)
 
 
+@pytest.mark.ci
 def test_hostile_tables_are_read_or_refused(tmp_path: Path) -> None:
     errors = []
     for _, content in tables.cases(seed=1, count=150):
