@@ -158,6 +158,7 @@ def logits(
     return fitted.score(names)(fitted.states(pixels))
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("model", KEEPING, indirect=True)
 def test_a_saved_model_needs_no_text_encoder_the_second_time(
     model: Path, tiny_hf: Backbone, kept: Path
