@@ -30,9 +30,17 @@ from rmadapter.training.cache import Cache
 from rmadapter.training.contract import MOST_EXAMPLES, Fitted
 
 COLUMNS = (
-    "set", "split", "image", "true", "answer", "probability", "second", "second_probability",
-    "zero_shot", "zero_shot_probability",
-)  # fmt: skip
+    "set",
+    "split",
+    "image",
+    "true",
+    "answer",
+    "probability",
+    "second",
+    "second_probability",
+    "zero_shot",
+    "zero_shot_probability",
+)
 ROWS = 1024  # of a table processed at once
 WRONG = 6  # mistakes of a run
 SHOWN = 5  # neighbours of an image
@@ -314,9 +322,11 @@ def images_of_examples(images: Sequence[Item]) -> Sequence[Item]:
 
 
 def nearest(
-    features: np.ndarray, examples: np.ndarray | None = None, count: int = SHOWN,
+    features: np.ndarray,
+    examples: np.ndarray | None = None,
+    count: int = SHOWN,
     groups: np.ndarray | None = None,
-) -> Nearest:  # fmt: skip
+) -> Nearest:
     """Find the examples with the highest cosine to each feature vector.
 
     features: [B, e], of any length. examples: [N, e], of unit length; by default the features
@@ -349,9 +359,12 @@ def nearest_examples(fitted: Fitted, features: Tensor, count: int = SHOWN) -> Ne
 
 
 def find_mistakes(
-    fitted: Fitted, train: ImageSet, evaluations: Sequence[Evaluation],
-    predictions: Sequence[Predictions], cache: Cache,
-) -> list[Mistake]:  # fmt: skip
+    fitted: Fitted,
+    train: ImageSet,
+    evaluations: Sequence[Evaluation],
+    predictions: Sequence[Predictions],
+    cache: Cache,
+) -> list[Mistake]:
     """Return at most WRONG images of the first test set that the model gets wrong, the most
     confident answers first, each with its nearest training images.
 

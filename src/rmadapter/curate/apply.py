@@ -22,7 +22,7 @@ from rmadapter.support.files import (
     user_path,
     write_json,
     write_text,
-)  # fmt: skip
+)
 from rmadapter.support.locks import staged_folder
 from rmadapter.support.terminal import note
 
@@ -56,9 +56,13 @@ def cleaned_name(
 
 
 def apply_decisions(
-    data: str | Path, decisions: str | Path, out: str | Path, *,
-    columns: Mapping[str, str] | None = None, outside: bool = False,
-) -> Cleaned:  # fmt: skip
+    data: str | Path,
+    decisions: str | Path,
+    out: str | Path,
+    *,
+    columns: Mapping[str, str] | None = None,
+    outside: bool = False,
+) -> Cleaned:
     """Write a copy of a data set in which training images are dropped or have another label.
 
     Args:

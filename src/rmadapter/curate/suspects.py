@@ -113,10 +113,15 @@ class Suspects:
 
 
 def find_suspects(
-    data: str | Path | ImageSet, method: str = METHOD, settings: Mapping[str, object] | None = None,
-    *, columns: Mapping[str, str] | None = None, outside: bool = False, progress: bool = True,
+    data: str | Path | ImageSet,
+    method: str = METHOD,
+    settings: Mapping[str, object] | None = None,
+    *,
+    columns: Mapping[str, str] | None = None,
+    outside: bool = False,
+    progress: bool = True,
     lab: Lab | None = None,
-) -> Suspects:  # fmt: skip
+) -> Suspects:
     """Find training images that look wrong; nothing is written.
 
     An image looks wrong if models of the other images contradict its label, if it is a duplicate,
@@ -373,9 +378,13 @@ def _readable(text: str) -> str:
 
 
 def write_page(
-    path: Path, suspects: Suspects, data: str, method: str, table: Path,
+    path: Path,
+    suspects: Suspects,
+    data: str,
+    method: str,
+    table: Path,
     options: Sequence[str] = ("--out", "CLEAN"),
-) -> None:  # fmt: skip
+) -> None:
     """Write the page atomically; it needs no network and no script.
 
     data, method: names to show. table: the list. options: of the command that applies the list.
