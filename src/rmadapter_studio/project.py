@@ -25,7 +25,7 @@ from rmadapter.data import (
     check_unlabelled,
     image_files,
     is_catch_all,
-    open_source,
+    locate,
     typed_name,
     write_imagefolder,
 )
@@ -318,7 +318,7 @@ class Project:
         file = self.folder / TABLE
         if not os.path.lexists(file):
             return {}
-        splits = open_source(file, columns={"image": COLUMNS[0]}).splits
+        splits = locate(file, columns={"image": COLUMNS[0]}).read().splits
         others = [name for name in _columns(file) if name not in COLUMNS]
         if others:
             raise UserError(

@@ -20,9 +20,8 @@ from torch import Tensor
 from rmadapter.artifacts.record import Record, Score
 from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.data.fewshot import half, read_split
-from rmadapter.data.formats.base import order
 from rmadapter.data.formats.registry import images_root
-from rmadapter.data.names import Label, descriptions, prompt_name
+from rmadapter.data.names import Label, descriptions, order, prompt_name
 from rmadapter.data.read import ImageSet, ImageSource
 from rmadapter.errors import UserError, first_fault
 from rmadapter.support.files import csv_text, inert, read_json, read_text, write_json, write_text

@@ -20,8 +20,7 @@ import numpy as np
 from rmadapter.answers.taxonomy import Taxonomy
 from rmadapter.data.decode import ImageSource, content, load_hashed, load_image
 from rmadapter.data.duplicates import looks, thumbprint
-from rmadapter.data.formats.base import only_label, order
-from rmadapter.data.names import Label, class_indices, prompt_names
+from rmadapter.data.names import Label, class_indices, only_label, order, prompt_names
 from rmadapter.errors import UserError, quoted
 from rmadapter.support.machine import cores
 from rmadapter.support.terminal import track

@@ -20,7 +20,7 @@ from typing import TypeAlias, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from rmadapter.data.catalog.matlab import structures, variable
-from rmadapter.data.decode import formats
+from rmadapter.data.decode import image_formats
 from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError, is_text, quoted
 from rmadapter.support.files import read_json, read_text
@@ -380,7 +380,9 @@ def _class_folders(parent: Path) -> list[str]:
 def _image_files(root: Path, folder: str) -> list[str]:
     """Return the paths relative to `root` of the images in one folder, sorted."""
     names = sorted(name for name in os.listdir(root / folder) if not name.startswith("."))
-    return [f"{folder}/{name}" for name in names if os.path.splitext(name)[1].lower() in formats()]
+    return [
+        f"{folder}/{name}" for name in names if os.path.splitext(name)[1].lower() in image_formats()
+    ]
 
 
 def _lines(path: Path, pattern: str) -> Iterator[re.Match[str]]:

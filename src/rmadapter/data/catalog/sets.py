@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from rmadapter.data.archives import ARCHIVES, DIGESTS, fetch, remember, unpack
+from rmadapter.data.archives import ARCHIVE_SUFFIXES, DIGESTS_FILE, fetch, remember, unpack
 from rmadapter.data.budget import Budget
 from rmadapter.data.catalog.readers import (
     READERS,
@@ -31,9 +31,9 @@ from rmadapter.data.catalog.readers import (
     split_json,
     subfolders,
 )
-from rmadapter.data.formats.base import CLASSNAMES, SPLITS, check_inside
+from rmadapter.data.formats.base import check_inside
 from rmadapter.data.formats.registry import refuse_crops
-from rmadapter.data.names import default_name, prompt_name
+from rmadapter.data.names import CLASSNAMES, SPLITS, default_name, prompt_name
 from rmadapter.data.read import ImageSet, read_images
 from rmadapter.errors import UserError, did_you_mean
 from rmadapter.support.files import csv_text, read_text, user_path, write_json, write_text
@@ -321,10 +321,10 @@ def _download(dataset: Dataset, home: Path) -> None:
             task = display.add_task(archive.name, total=None, note="bytes")
             show = partial(_show_bytes, display, task)
             fetch(url, archive, dataset.archives[url], dataset.most, show)
-        remember(archive, home / DIGESTS)
+        remember(archive, home / DIGESTS_FILE)
     shutil.rmtree(unpacked, ignore_errors=True)
     for archive in archives.values():
-        if archive.name.endswith(ARCHIVES):
+        if archive.name.endswith(ARCHIVE_SUFFIXES):
             unpack(archive, unpacked, Budget.of_disk(dataset.most))
         else:
             shutil.copy(archive, unpacked)
