@@ -181,6 +181,19 @@ def read_rows(
         raise UserError(f"{path}: has no rows of data")
 
 
+def read_columns(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
+    """Yield the cells, stripped, of some columns of a file. Raises UserError as `read_rows`."""
+
+    def choose(known: Sequence[str]) -> tuple[Mapping[str, str], Sequence[str]]:
+        for column in columns:
+            if column not in known:
+                raise UserError(f"{path}: has no column {quoted(column)}")
+        return dict(zip(columns, columns, strict=True)), []
+
+    for _, row in _reader(path, Budget())(choose):
+        yield {column: as_text(row.get(column)) for column in columns}
+
+
 def chosen_cells(
     table: str,
     reader: Callable[[Choice], Cells],
