@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,60 +21,47 @@ from rmadapter.support.machine import find_device
 from rmadapter.support.terminal import note
 
 
-class Published(NamedTuple):
-    """A published backbone. megabytes: to fetch, in float32. imagenet: zero-shot accuracy in
-    percent from open_clip's README, not measured here. licence: from its card on the hub."""
+class Known(NamedTuple):
+    """A published backbone of which something is known before it is downloaded.
 
+    Attributes:
+        use: What its images are of.
+        megabytes: Size of the download, in float32.
+        licence: Of the weights: from the model's card on the hub or, of timm's, from timm's table.
+        imagenet: Zero-shot accuracy in percent from open_clip's README, not measured here.
+        listed: Whether it is listed where it is not on the disk.
+        architecture: open_clip's name of the architecture of a model on the hub, if it has one.
+        weights: How the weights are published.
+    """
+
+    use: str
     megabytes: int
-    imagenet: float
     licence: str
+    imagenet: float | None = None
+    listed: bool = True
+    architecture: str = ""
+    weights: str = "safetensors, from the hub"
 
 
 AS_ITS_CARD = "as its card on the hub says"
-KNOWN = {
-    "ViT-B-32/openai": Published(605, 63.2, "Apache-2.0"),
-    "ViT-B-16/openai": Published(598, 68.3, "Apache-2.0"),
-    "ViT-L-14/openai": Published(1710, 75.5, AS_ITS_CARD),
-}
-
-
-class Curated(NamedTuple):
-    """An image encoder of timm that is listed, whether or not it is on this disk. megabytes: to
-    fetch, in float32. licence: of the weights, from timm's table."""
-
-    use: str
-    megabytes: int
-    licence: str
-
-
-CURATED = {
-    "timm:vit_small_patch14_dinov2.lvd142m": Curated("general", 88, "apache-2.0"),
-    "timm:vit_small_patch16_dinov3.lvd1689m": Curated("general", 86, "dinov3-license"),
-    "timm:convnext_tiny.in12k_ft_in1k": Curated("general", 111, "apache-2.0"),
-    "timm:mobilenetv4_conv_small.e2400_r224_in1k": Curated("small", 10, "apache-2.0"),
-    "timm:vit_large_patch16_dinov3.sat493m": Curated("remote sensing", 1212, "dinov3-license"),
-}
-
-
-class Special(NamedTuple):
-    """A CLIP model of one domain on the hub, which the command does not list. architecture:
-    open_clip's name of it, "" if it has none. licence: from the model's card. weights: how they are
-    published, where that is known."""
-
-    use: str
-    architecture: str
-    megabytes: int
-    licence: str
-    weights: str
-
-
 PICKLED = "pickled, as last looked at"
-SPECIAL = {
-    "hf-hub:imageomics/bioclip": Special("species", "ViT-B-16", 598, "MIT", PICKLED),
-    "hf-hub:imageomics/bioclip-2": Special("species", "ViT-L-14", 1710, "MIT", "not stated"),
-    "hf-hub:microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224": Special(
-        "medicine", "", 784, "MIT", PICKLED
+BIOMED_CLIP = "hf-hub:microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224"
+KNOWN = {
+    "ViT-B-32/openai": Known("general", 605, "Apache-2.0", 63.2),
+    "ViT-B-16/openai": Known("general", 598, "Apache-2.0", 68.3),
+    "ViT-L-14/openai": Known("general", 1710, AS_ITS_CARD, 75.5),
+    "timm:vit_small_patch14_dinov2.lvd142m": Known("general", 88, "apache-2.0"),
+    "timm:vit_small_patch16_dinov3.lvd1689m": Known("general", 86, "dinov3-license"),
+    "timm:convnext_tiny.in12k_ft_in1k": Known("general", 111, "apache-2.0"),
+    "timm:mobilenetv4_conv_small.e2400_r224_in1k": Known("small", 10, "apache-2.0"),
+    "timm:vit_large_patch16_dinov3.sat493m": Known("remote sensing", 1212, "dinov3-license"),
+    "hf-hub:imageomics/bioclip": Known(
+        "species", 598, "MIT", listed=False, architecture="ViT-B-16", weights=PICKLED
     ),
+    "hf-hub:imageomics/bioclip-2": Known(
+        "species", 1710, "MIT", listed=False, architecture="ViT-L-14", weights="not stated"
+    ),
+    BIOMED_CLIP: Known("medicine", 784, "MIT", listed=False, weights=PICKLED),
 }
 ADVISED = "ViT-B-16/openai"
 BETTER = (
@@ -86,6 +73,9 @@ BATCH, TIMES = 8, 5
 # A small model that is measured beside the listed ones, with random weights.
 SMALL = "MobileCLIP2-S0/none"
 MEASURED = ("images_per_second", "megabytes_in_memory")
+MB = 1e6  # bytes
+READY = "ready"
+TO_COME = "from the Hugging Face hub when first used"
 
 
 def advise(name: str) -> str:
@@ -101,28 +91,10 @@ def licence_of(name: str) -> str:
         stated = licence_of_timm(name)
         if stated:
             return f"{stated} (timm's table of weights)"
-    with_card: dict[str, Published | Special] = {**KNOWN, **SPECIAL}
-    if name in with_card:
-        licence = with_card[name].licence
+    if name in KNOWN:
+        licence = KNOWN[name].licence
         return licence if licence == AS_ITS_CARD else f"{licence} (its card on the hub)"
     return "its publisher's, not known here: check where the backbone comes from"
-
-
-def page_rows() -> Iterator[str]:
-    """Yield the rows of the table of backbones in docs/reference/backbones.md."""
-    yield "| name | use | MB | licence | weights |"
-    yield "|---|---|---|---|---|"
-    here = "safetensors, from the hub"
-    for name, known in KNOWN.items():
-        yield _page_row(name, "general", known.megabytes, name, here)
-    for name, curated in CURATED.items():
-        yield _page_row(name, f"{curated.use}, no text", curated.megabytes, name, here)
-    for name, special in SPECIAL.items():
-        yield _page_row(name, special.use, special.megabytes, name, special.weights)
-
-
-def _page_row(name: str, use: str, megabytes: int, licensed: str, weights: str) -> str:
-    return f"| `{name}` | {use} | {megabytes:,} | {licence_of(licensed)} | {weights} |"
 
 
 def first_of(names: str, device: str = "cpu") -> Backbone:
@@ -154,32 +126,18 @@ def first_of(names: str, device: str = "cpu") -> Backbone:
 def measured(rows: Sequence[JsonObject], device: torch.device) -> list[JsonObject]:
     """Return the rows of `listed`, and one of SMALL, those of models that can be measured without
     a download with the fields of MEASURED."""
-    packages, found = packaged_names(), []
     about = "random weights, for its speed alone"
-    for row in [*rows, {"name": SMALL, "state": about, "mb": None, "folder": "", "about": ""}]:
+    small = {"name": SMALL, "state": about, "mb": None, "folder": "", "about": ""}
+    found = []
+    for row in [*rows, small]:
         name = row["name"]
-        ready = name in packages and row["mb"] is not None
-        if ready or name in KNOWN or name == SMALL:
+        is_ready = name in packaged_names() and row["mb"] is not None
+        is_open_clip = name == SMALL or (name in KNOWN and KNOWN[name].imagenet is not None)
+        if is_ready or is_open_clip:
             speed, size = cost_of(name, device)
             row = {**row, **dict(zip(MEASURED, (round(speed, 1), size), strict=True))}
         found.append(row)
     return found
-
-
-def as_table(rows: Sequence[JsonObject], speed: bool) -> tuple[list[str], list[list[str]]]:
-    """Return the heads and cells of a table of rows. speed: with what `measured` added, the fastest
-    first."""
-    heads = ["name", "state", "on disk", "about"]
-    if speed:
-        heads += ["images/s here", "MB in memory"]
-        rows = sorted(rows, key=lambda row: -row.get("images_per_second", 0.0))
-    cells = []
-    for row in rows:
-        on_disk = "" if row["mb"] is None else f"{row['mb']} MB"
-        cells.append([row["name"], row["state"], on_disk, row["about"]])
-        if speed:
-            cells[-1] += [str(row.get(key, "")) for key in MEASURED]
-    return heads, cells
 
 
 def cost_of(name: str, device: torch.device) -> tuple[float, float]:
@@ -211,57 +169,73 @@ def megabytes_of(backbone: Backbone) -> float:
 
 
 def on_disk(hub_cache: Path | None = None) -> list[str]:
-    """Return the backbones that need no download: those of installed packages and open_clip's
-    published ones; the default if there are none. hub_cache: as for `listed`."""
-    names = packaged_names()
+    """Return the backbones that need no download: those of installed packages, and published ones
+    of open_clip and timm; the default if there are none.
+
+    Args:
+        hub_cache: As for `listed`.
+    """
     ready = [row["name"] for row in listed(hub_cache) if row["state"] == READY]
-    return [name for name in ready if name in names or not name.startswith(HF_HUB)] or [POCKET]
-
-
-MB = 1e6
-READY = "ready"
-TO_COME = "from the Hugging Face hub when first used"
+    return [name for name in ready if not name.startswith(HF_HUB)] or [POCKET]
 
 
 def listed(hub_cache: Path | None = None) -> list[JsonObject]:
     """Return name, state, megabytes on disk (None if absent) and folder of each backbone; `about`
     says more of a few.
 
-    hub_cache: folder of the Hugging Face hub's cache, by default its library's.
+    Args:
+        hub_cache: Folder of the Hugging Face hub's cache, by default its library's.
     """
     cached = _cached(hub_cache)
-    published = [*_curated(cached), *_published(cached)]
-    return [*_packaged(), *({**row, "about": _about(row["name"])} for row in published)]
+    rows = _packaged()
+    for name, repository in _repositories().items():
+        place = cached.pop(repository, None)
+        if place or name in KNOWN:
+            rows.append(_row(name, place))
+    return rows + [_row(f"{HF_HUB}{repository}", place) for repository, place in cached.items()]
 
 
-def _curated(cached: dict[str, Path]) -> list[JsonObject]:
-    """Return the rows of `CURATED`, whose repositories are taken out of the cached ones."""
+def _repositories() -> dict[str, str]:
+    """Return the repository on the hub of each known backbone of timm, and then of each published
+    one of open_clip."""
+    import open_clip
+
+    names = [name for name in KNOWN if name.startswith(TIMM)]
+    repositories = {name: f"timm/{name.removeprefix(TIMM)}" for name in names}
+    for architecture, tag in open_clip.list_pretrained():
+        location = open_clip.get_pretrained_cfg(architecture, tag).get("hf_hub", "")
+        repositories[f"{architecture}/{tag}"] = "/".join(location.rstrip("/").split("/")[:2])
+    return repositories
+
+
+def _row(name: str, place: Path | None) -> JsonObject:
+    """Return what `listed` says of a backbone of the hub.
+
+    Args:
+        name: Name of the backbone; one of `KNOWN` if it is not on this disk.
+        place: Its folder in the hub's cache.
+    """
+    known = KNOWN.get(name)
+    state, megabytes, about = READY, None, ""
+    if place:
+        megabytes = _size(place)
+    elif known:
+        state = f"{known.megabytes:,} MB {TO_COME}"
+    if known and known.imagenet is not None:
+        published = f"published: {known.imagenet} % zero-shot on ImageNet"
+        about = f"needs the hub once; {published}; licence: {known.licence}"
+    elif known and known.listed:
+        encoder = "image encoder without text, not tested here"
+        about = f"{known.use}; {encoder}; licence: {known.licence}"
+    folder = str(place) if place else ""
+    return {"name": name, "state": state, "mb": megabytes, "folder": folder, "about": about}
+
+
+def _packaged() -> list[JsonObject]:
+    """Return the rows of the backbones of installed packages, and of the default if its package is
+    absent."""
     rows: list[JsonObject] = []
-    for name, known in CURATED.items():
-        place = cached.pop(f"timm/{name.removeprefix(TIMM)}", None)
-        if place:
-            row = {"state": READY, "mb": _size(place), "folder": str(place)}
-        else:
-            row = {"state": f"{known.megabytes:,} MB {TO_COME}", "mb": None, "folder": ""}
-        rows.append({"name": name, **row})
-    return rows
-
-
-def _about(name: str) -> str:
-    if name in CURATED:
-        use, _, licence = CURATED[name]
-        return f"{use}; image encoder without text, not tested here; licence: {licence}"
-    if name not in KNOWN:
-        return ""
-    accuracy, licence = KNOWN[name].imagenet, KNOWN[name].licence
-    published = f"published: {accuracy} % zero-shot on ImageNet"
-    return f"needs the hub once; {published}; licence: {licence}"
-
-
-def _packaged() -> Iterator[JsonObject]:
-    """Yield the backbones of installed packages, and the default if its package is absent."""
-    names = packaged_names()
-    for name in names:
+    for name in packaged_names():
         package = load_package(name)
         place, state, megabytes = package.place(), READY, None
         if place.is_dir():
@@ -269,30 +243,11 @@ def _packaged() -> Iterator[JsonObject]:
         else:
             state = f"made when first used: {package.MEGABYTES} MB to download"
         row = {"name": name, "state": state, "mb": megabytes, "folder": str(place)}
-        yield {**row, "about": package.ABOUT}
-    if POCKET not in names:
+        rows.append({**row, "about": package.ABOUT})
+    if all(row["name"] != POCKET for row in rows):
         row = {"name": POCKET, "state": f"not installed: {INSTALL}", "mb": None, "folder": ""}
-        yield {**row, "about": ""}
-
-
-def _published(cached: dict[str, Path]) -> Iterator[JsonObject]:
-    """Yield the models in the hub's cache, under open_clip's names where it has one, and the absent
-    ones of KNOWN."""
-    import open_clip
-
-    for architecture, tag in open_clip.list_pretrained():
-        name = f"{architecture}/{tag}"
-        repository = open_clip.get_pretrained_cfg(architecture, tag).get("hf_hub", "").rstrip("/")
-        repository = "/".join(repository.split("/")[:2])
-        place = cached.pop(repository, None)
-        if place:
-            yield {"name": name, "state": READY, "mb": _size(place), "folder": str(place)}
-        elif name in KNOWN:
-            state = f"{KNOWN[name].megabytes:,} MB {TO_COME}"
-            yield {"name": name, "state": state, "mb": None, "folder": ""}
-    for repository, folder in cached.items():
-        name = f"hf-hub:{repository}"
-        yield {"name": name, "state": READY, "mb": _size(folder), "folder": str(folder)}
+        rows.append({**row, "about": ""})
+    return rows
 
 
 def _cached(folder: Path | None) -> dict[str, Path]:

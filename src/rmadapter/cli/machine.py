@@ -222,41 +222,37 @@ def data(
     """
     from rmadapter.data.catalog import sets as catalog
 
+    chosen = [catalog.get(name)] if name else list(catalog.CATALOG.values())
     if (download or shots) and not name:
         raise UserError(f"{'--download' if download else '--list'} needs the name of one data set")
+    if shots:
+        if len(drawn := numbers("list", shots)) != 2:
+            raise UserError(f"--list {shots}: write shots and seed, such as 16,1")
+        if download:
+            catalog.download(chosen[0], root)
+        written = str(catalog.write_list(chosen[0], root, *drawn))
+        print(json.dumps({"table": written}) if as_json else f"table: {written}")
+        return
     if status and not root.is_dir():
         raise UserError(f"{root}: no such folder")
-    chosen = [catalog.get(name)] if name else [*catalog.CATALOG.values()]
-    drawn = numbers("list", shots) if shots else []
-    if shots and len(drawn) != 2:
-        raise UserError(f"--list {shots}: write shots and seed, such as 16,1")
-    if name and not (as_json or shots):
+    if name and not as_json:
         print(wrapped(catalog.describe(chosen[0], root)), end="\n\n")
     if download:
         catalog.download(chosen[0], root)
-    if shots:
-        written = str(catalog.write_list(chosen[0], root, *drawn))
-        print(json.dumps({"table": written}) if as_json else f"table: {written}")
-    elif name or status:
-        states = [asdict(catalog.check(dataset, root)) for dataset in chosen]
-        _show_facts(states, ["name", "status", "missing", "how"], as_json)
+    if name or status:
+        facts = [asdict(catalog.check(dataset, root)) for dataset in chosen]
+        columns = ["name", "status", "missing", "how"]
     else:
         facts = [dataset.model_dump() for dataset in chosen]
-        _show_facts(facts, ["key", "group", "classes", "licence"], as_json)
-
-
-def _show_facts(
-    facts: Sequence[Mapping[str, object]], columns: Sequence[str], as_json: bool
-) -> None:
-    """Print facts as JSON, or some of them as a table."""
+        columns = ["key", "group", "classes", "licence"]
     if as_json:
         print(json.dumps(facts))
-        return
-    rows = []
-    for one in facts:
-        cells = [one[column] for column in columns]
-        rows.append(["\n".join(cell) if isinstance(cell, tuple) else str(cell) for cell in cells])
-    table(columns, rows)
+    else:
+        rows = [[fact[column] for column in columns] for fact in facts]
+        table(
+            columns,
+            [["\n".join(v) if isinstance(v, tuple) else str(v) for v in row] for row in rows],
+        )
 
 
 def backbones(
@@ -328,7 +324,7 @@ def _convert_checkpoint(
 
 
 def _list_backbones(speed: bool, as_json: bool) -> None:
-    from rmadapter.backbones.choice import BATCH, as_table, listed, measured
+    from rmadapter.backbones.choice import BATCH, MEASURED, listed, measured
     from rmadapter.support.machine import find_device, named
 
     device = find_device("auto")
@@ -336,7 +332,16 @@ def _list_backbones(speed: bool, as_json: bool) -> None:
     if as_json:
         print(json.dumps(found))
         return
-    table(*as_table(found, speed))
+    header = ["name", "state", "on disk", "about"]
+    if speed:
+        header += ["images/s here", "MB in memory"]
+        found.sort(key=lambda row: -row.get("images_per_second", 0.0))
+    cells = []
+    for row in found:
+        on_disk = "" if row["mb"] is None else f"{row['mb']} MB"
+        speeds = [str(row.get(key, "")) for key in MEASURED] if speed else []
+        cells.append([row["name"], row["state"], on_disk, row["about"], *speeds])
+    table(header, cells)
     if speed:
         print(f"images/s: encoded in batches of {BATCH} on {named(device)}")
 
