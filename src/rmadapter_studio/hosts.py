@@ -24,10 +24,7 @@ PAGE_HEADERS = {
 class HostMiddleware:
     """Refuse requests as `refusal` says, and add headers that forbid things to browsers.
 
-    Args:
-        app: Application behind it.
-        names: As in `refusal`.
-        frames: Origins of the pages that may show it in a frame.
+    names: as in `refusal`. frames: origins of the pages that may show it in a frame.
     """
 
     def __init__(
@@ -61,12 +58,9 @@ class HostMiddleware:
 def refusal(method: str, host: str, origin: str | None, names: Collection[str]) -> str:
     """Return why a request is not served, or "".
 
-    Args:
-        method: Its method.
-        host: Its header, which reveals a site that points its own name at this machine (DNS
-            rebinding).
-        origin: Its header, which reveals a site whose page sends something here (CSRF).
-        names: Host names of this server besides "localhost" and any IP address.
+    host, origin: its headers. names: host names of this server besides "localhost" and any IP
+    address. The host reveals a site that points its own name at this machine (DNS rebinding), the
+    origin one whose page sends something here (CSRF).
     """
     if not is_known_host(host, names):
         return "Open this page at the address that the terminal shows."

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.backbones.build import build_model, load_tokenizer, load_weights
-from rmadapter.backbones.load import _published
+from rmadapter.backbones.load import published_config
 from rmadapter.errors import UserError
 from tests.helpers.models import write_bert
 
@@ -26,7 +26,7 @@ from tests.helpers.models import write_bert
 )
 def test_weights_trained_with_quick_gelu_get_it(name: str) -> None:
     architecture, tag = name.split("/")
-    record = _published(architecture, tag, [tag])
+    record = published_config(architecture, tag, [tag])
     model = build_model(
         name, architecture, draw=False, quick_gelu=record["quick_gelu"], transform=record
     )
@@ -36,7 +36,7 @@ def test_weights_trained_with_quick_gelu_get_it(name: str) -> None:
 
 
 def test_weights_trained_with_gelu_keep_it() -> None:
-    assert not _published("ViT-B-16", "laion2b_s34b_b88k", []).get("quick_gelu")
+    assert not published_config("ViT-B-16", "laion2b_s34b_b88k", []).get("quick_gelu")
     model = build_model("x", "ViT-B-16", draw=False)
     assert not any(isinstance(module, QuickGELU) for module in model.modules())
 

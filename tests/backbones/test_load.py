@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from rmadapter.backbones import Backbone, load_backbone
-from rmadapter.backbones.load import _hub_file, again, identity_of, is_published, shared
+from rmadapter.backbones.load import hub_file, identity_of, is_published, reload, shared
 from rmadapter.errors import UserError
 from tests.helpers.models import write_fixed_backbone
 
@@ -67,7 +67,7 @@ def test_random_weights_are_always_the_same_and_come_back_from_a_file(tmp_path: 
 
 def test_every_published_checkpoint_names_a_safetensors_file() -> None:
     for architecture, tag in open_clip.list_pretrained():
-        repository, file = _hub_file(open_clip.get_pretrained_cfg(architecture, tag)["hf_hub"])
+        repository, file = hub_file(open_clip.get_pretrained_cfg(architecture, tag)["hf_hub"])
         assert repository.count("/") == 1, (architecture, tag)
         assert file.endswith(".safetensors"), (architecture, tag)
 
@@ -186,7 +186,7 @@ def test_a_published_backbone_is_loaded_once_while_it_is_in_use(
     monkeypatch.setattr("rmadapter.backbones.load.load_backbone", load)
     first = shared("ViT-B-32/none", CPU)
     assert shared("ViT-B-32/none", CPU) is first
-    assert again("ViT-B-32/none", first.digest, CPU) is first
+    assert reload("ViT-B-32/none", first.digest, CPU) is first
     assert loaded == ["ViT-B-32/none"]
     with ThreadPoolExecutor(1) as pool:  # another thread trains on a copy of its own
         assert pool.submit(shared, "ViT-B-32/none", CPU).result() is not first
@@ -199,6 +199,6 @@ def test_a_folder_is_read_again_except_for_a_known_digest(tiny_clip: Backbone) -
     first = shared(tiny_clip.name, CPU)
     second = shared(tiny_clip.name, CPU)
     assert second is not first
-    assert again(tiny_clip.name, tiny_clip.digest, CPU) is second
+    assert reload(tiny_clip.name, tiny_clip.digest, CPU) is second
     with pytest.raises(UserError, match=r"\(0{12}\).* has other weights"):
-        again(tiny_clip.name, "0" * 64, CPU)
+        reload(tiny_clip.name, "0" * 64, CPU)

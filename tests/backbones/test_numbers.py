@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 import rmadapter_pocket
 from rmadapter.backbones import load_backbone
 from rmadapter.backbones import numbers as module
-from rmadapter.backbones.load import _check_vocabulary
+from rmadapter.backbones.load import check_vocabulary
 from rmadapter.backbones.numbers import check_numbers, read_headers
 from rmadapter.errors import UserError
 
@@ -123,4 +123,4 @@ def test_a_tokenizer_with_words_that_the_encoder_lacks(tmp_path: Path) -> None:
         (folder / file).write_text(text.replace('"photo":', '"photography_":99999999,"photo":'))
     with pytest.raises(UserError, match="photography_"):
         load_backbone(str(folder))
-    _check_vocabulary(folder, load_backbone("pocket"))
+    check_vocabulary(folder, load_backbone("pocket"))

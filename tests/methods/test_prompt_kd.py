@@ -131,7 +131,7 @@ def test_a_larger_teacher_is_needed_for_new_names_alone(
     wrong = {**fitted.tensors, DIGEST: fitted.tensors[DIGEST].flip(0)}
     with pytest.raises(UserError, match="has other weights"):
         method.restore(tiny_clip, fitted.known, wrong).for_classes(("tree",))
-    monkeypatch.setattr(prompt_kd, "again", None)
+    monkeypatch.setattr(prompt_kd, "reload", None)
     alone = method.restore(tiny_clip, fitted.known, fitted.tensors)
     assert torch.equal(logits_of(alone, shots), logits_of(fitted, shots))
     with pytest.raises(
@@ -155,7 +155,7 @@ def test_a_saved_model_may_not_name_its_teacher(
     own = {"teacher": tiny_hf.name}
     fitted = configured(PromptKD(), {**QUICK, **own}).fit(tiny_clip, eight_images(tiny_clip))
     save(tmp_path, fitted, "prompt-kd")
-    monkeypatch.setattr("rmadapter.backbones.load._NAMED", set())  # as in another process
+    monkeypatch.setattr("rmadapter.backbones.load.TRUSTED", set())  # as in another process
     loaded = load(tmp_path, tiny_clip).fitted
     loaded.score()
     with pytest.raises(UserError, match="name it yourself"):

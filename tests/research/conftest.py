@@ -1,4 +1,4 @@
-"""Tests of research/ are left out by `make test`."""
+"""Tests of research/ run in `make test-all` alone."""
 
 from __future__ import annotations
 
@@ -11,4 +11,4 @@ import pytest
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.ci)
+            item.add_marker(pytest.mark.slow)

@@ -13,7 +13,6 @@ from rmadapter.artifacts.checkpoint import Saved, load
 from rmadapter.artifacts.record import Record, read_record
 from rmadapter.backbones import Backbone
 from rmadapter.data.fewshot import read_split
-from rmadapter.data.formats.registry import locate
 from rmadapter.data.read import read_images
 from rmadapter.errors import UserError
 from rmadapter.methods import load_method
@@ -58,8 +57,7 @@ def run(rmadapter: Command, colors: Path, tmp_path: Path, tiny_clip: Backbone) -
 
 def grown(run: Path, backbone: Backbone, data: Path, out: Path, **more: Any) -> Record:
     old = more.pop("old", None)
-    reading = {name: more.pop(name) for name in ("columns", "crops", "outside") if name in more}
-    images = NewImages(locate(data, **reading), **more)
+    images = NewImages(data, **more)
     return add_images(run, load(run, backbone), images, out, old)
 
 
@@ -235,7 +233,7 @@ def test_a_saved_run_may_not_name_its_teacher(
     """Its config.yaml may come from anyone."""
     (run / "config.yaml").write_text(f"method: prompt-kd\nteacher: {tiny_hf.name}\nshots: 2\n")
     (run / "SHA256SUMS").unlink()
-    monkeypatch.setattr("rmadapter.backbones.load._NAMED", set())
+    monkeypatch.setattr("rmadapter.backbones.load.TRUSTED", set())
     new = write(tmp_path / "photos", yellow=(YELLOW, 3))
     with pytest.raises(UserError, match="name it yourself"):
         grown(run, tiny_clip, new, tmp_path / "new")

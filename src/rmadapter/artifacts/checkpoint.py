@@ -27,7 +27,7 @@ from rmadapter.artifacts.model_file import Model, Transform, read_model, read_we
 from rmadapter.artifacts.record import BackboneName, MethodName, Record, read_record
 from rmadapter.artifacts.run_folder import RunFolder, check_model, find_run
 from rmadapter.backbones import Backbone
-from rmadapter.backbones.load import again, is_published, load_known, name_it
+from rmadapter.backbones.load import is_published, load_known, reload, trust_name
 from rmadapter.data.names import Label, custom_names
 from rmadapter.errors import UserError
 from rmadapter.methods import is_outside, load_method
@@ -90,15 +90,9 @@ class Saved(NamedTuple):
 
 
 def save(
-    folder: str | Path,
-    fitted: Fitted,
-    name: str = "",
-    labels: tuple[Label, ...] = (),
-    names: tuple[str, ...] = (),
-    *,
-    half: bool = False,
-    parents: Mapping[str, str] | None = None,
-) -> None:
+    folder: str | Path, fitted: Fitted, name: str = "", labels: tuple[Label, ...] = (),
+    names: tuple[str, ...] = (), *, half: bool = False, parents: Mapping[str, str] | None = None,
+) -> None:  # fmt: skip
     """Write a fitted method to a folder; a folder that has model.json is complete.
 
     Args:
@@ -132,13 +126,9 @@ def save(
 
 
 def save_run(
-    folder: Path,
-    fitted: Fitted,
-    name: str,
-    record: Record,
-    labels: tuple[Label, ...] = (),
+    folder: Path, fitted: Fitted, name: str, record: Record, labels: tuple[Label, ...] = (),
     parents: Mapping[str, str] | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Write a run: the model as `save` does, its record, its settings for --config, and the loss of
     every step.
 
@@ -157,14 +147,9 @@ def save_run(
 
 
 def _save(
-    run: RunFolder,
-    fitted: Fitted,
-    name: str,
-    labels: tuple[Label, ...],
-    names: tuple[str, ...] = (),
-    half: bool = False,
-    parents: Mapping[str, str] | None = None,
-) -> Model:
+    run: RunFolder, fitted: Fitted, name: str, labels: tuple[Label, ...],
+    names: tuple[str, ...] = (), half: bool = False, parents: Mapping[str, str] | None = None,
+) -> Model:  # fmt: skip
     backbone, method = fitted.backbone, fitted.method
     run.sums.unlink(missing_ok=True)  # of the model that this one replaces
     tensors = dict(fitted.tensors)
@@ -237,13 +222,9 @@ def config_of(record: Record) -> dict[str, object]:
 
 
 def load(
-    folder: str | Path,
-    backbone: Backbone | str | None = None,
-    *,
-    method: str = "",
-    settings: Mapping[str, object] | None = None,
-    device: str = "auto",
-) -> Saved:
+    folder: str | Path, backbone: Backbone | str | None = None, *,
+    method: str = "", settings: Mapping[str, object] | None = None, device: str = "auto",
+) -> Saved:  # fmt: skip
     """Load a fitted method from its folder, or from `hf:OWNER/NAME`.
 
     A folder may name only backbones of installed packages, such as pocket, and open_clip's
@@ -284,7 +265,7 @@ def load(
     _check_preparation(folder, model, loaded)
     with_settings = load_method(name, {**model.method.settings, **(settings or {})})
     for other in backbones_in(name, settings or {}):
-        name_it(other)
+        trust_name(other)
     known = Known(model.classes, model.templates, _identity(model, with_settings))
     fitted = _restore(folder, with_settings, loaded, known, tensors)
     fitted = replace(fitted, temperature=model.temperature)
@@ -330,7 +311,7 @@ def _load_backbone(
                 f"word is not enough to read it; name it yourself: --backbone {shown}, in Python "
                 f"backbone={shown}"
             )
-        name_it(name)
+        trust_name(name)
         backbone = load_known(name)
     if backbone.digest != saved.digest:
         raise UserError(
@@ -397,10 +378,10 @@ def from_values(values: Mapping[str, Any], name: str, device: str) -> Fitted:
     name. name: of the method. Raises UserError if its weights are others."""
 
     for other in backbones_in(name, values["settings"]):
-        name_it(other)
+        trust_name(other)
     home = find_device(device)
     place, digest = values["backbone"]
-    backbone = again(place, digest, home, trusted=True)
+    backbone = reload(place, digest, home, trusted=True)
 
     def tensors(part: str) -> dict[str, Any]:
         arrays = values[part].items()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rmadapter.backbones.backbone import Backbone
 from rmadapter.backbones.build import Tokenizer, Unfilled, as_backbone, first_line
-from rmadapter.backbones.names import NO_WEIGHTS, TimmName, check_timm
+from rmadapter.backbones.names import NO_WEIGHTS, TimmName, check_name, nearest
 from rmadapter.backbones.numbers import SLACK, check_numbers, read_headers
 from rmadapter.backbones.trust import check_folder
 from rmadapter.errors import UserError, did_you_mean
@@ -23,31 +23,37 @@ from rmadapter.support.machine import seeded
 from rmadapter.support.terminal import silenced
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"  # of timm, in a folder and on the hub
-SCALE = 100.0  # of cosines in logits, CLIP's largest; folds calibrate the probabilities
-MODES = {"squash": "squash", "border": "longest"}  # timm's crop_mode -> open_clip's resize_mode
+LOGIT_SCALE = 100.0  # CLIP's largest; folds calibrate the probabilities
+# timm's crop_mode -> open_clip's resize_mode
+RESIZE_MODES = {"squash": "squash", "border": "longest"}
 # what config.json may say of a model, by the names of timm; its `model_args` reach the constructor
-SHAPES = (
+CONSTRUCTOR_FIELDS = (
     "img_size", "patch_size", "in_chans", "embed_dim", "embed_dims", "depth", "depths", "num_heads",
     "mlp_ratio", "mlp_ratios", "dims", "init_values", "class_token", "reg_tokens",
     "no_embed_class", "pre_norm", "qkv_bias", "qk_norm", "window_size", "dynamic_img_size",
     "fc_norm", "ls_init_value",
 )  # fmt: skip
-FROM_CONFIG = (
+CONFIG_FIELDS = (
     "input_size", "fixed_input_size", "interpolation", "crop_mode", "mean", "std", "num_classes",
     "first_conv", "classifier", "license",
 )  # fmt: skip
 
 
 class ImageOnly(nn.Module):
-    """An image encoder in the place of a CLIP-like model. visual: pixels [B, 3, H, W] -> features
-    [B, e], with its `preprocess_cfg`, as open_clip's encoders have it."""
+    """An image encoder in the place of a CLIP-like model."""
 
     logit_scale: Tensor
 
     def __init__(self, visual: nn.Module) -> None:
+        """Wrap an encoder.
+
+        Args:
+            visual: Module of pixels [B, 3, H, W] -> features [B, e], with its `preprocess_cfg`, as
+                open_clip's encoders have it.
+        """
         super().__init__()
         self.visual = visual
-        self.register_buffer("logit_scale", torch.tensor(math.log(SCALE)), persistent=False)
+        self.register_buffer("logit_scale", torch.tensor(math.log(LOGIT_SCALE)), persistent=False)
 
 
 def is_timm_folder(folder: Path) -> bool:
@@ -61,28 +67,37 @@ def load_image_only(name: str, fetch: Callable[[str, str], Path]) -> Backbone:
     """Load `timm:NAME.TAG`, `timm:NAME/FILE.safetensors`, `timm:NAME/none` or `timm:FOLDER`; @SIZE
     at the end sets the side of the images.
 
-    fetch: repository and file on the hub -> the file here. Raises UserError as `load_backbone`.
+    Args:
+        name: Name with its prefix.
+        fetch: Function from a repository and a file on the hub to the file here.
+
+    Raises:
+        UserError: As `load_backbone`.
     """
     parts = TimmName.of(name)
     if parts.folder:
         return from_timm_folder(name, parts.folder, parts.size)
+    check_name(name)
     with silenced():
         import timm
-    check_timm(name, parts, timm.list_models())
     architecture, tag = parts.architecture, parts.tag
-    if tag == NO_WEIGHTS or tag.endswith(".safetensors"):
-        facts = _known(architecture)
-        file = None if tag == NO_WEIGHTS else user_path(tag)
-        return _backbone(name, _built(name, architecture, facts, file, {}, parts.size))
-    tags = [one.partition(".")[2] for one in timm.list_pretrained(f"{architecture}.*")]
-    facts = _known(f"{architecture}.{tag}") if tag in tags else {}
-    if not facts.get("hf_hub_id"):
+    if architecture not in timm.list_models():
         raise UserError(
-            f"backbone {name!r}: timm has no weights {tag!r} for {architecture} on the hub"
-            f"{did_you_mean(tag, tags)}; it has {', '.join(tags) or 'none'}"
+            f"backbone {name!r}: timm has no model {architecture!r}; the nearest are "
+            f"{nearest(architecture, timm.list_models())}"
         )
-    file = fetch(facts["hf_hub_id"], _safetensors(facts.get("hf_hub_filename")))
-    return _backbone(name, _built(name, architecture, facts, file, {}, parts.size))
+    if tag == NO_WEIGHTS or tag.endswith(".safetensors"):
+        facts, weights = _known(architecture), None if tag == NO_WEIGHTS else user_path(tag)
+    else:
+        tags = [one.partition(".")[2] for one in timm.list_pretrained(f"{architecture}.*")]
+        facts = _known(f"{architecture}.{tag}") if tag in tags else {}
+        if not facts.get("hf_hub_id"):
+            raise UserError(
+                f"backbone {name!r}: timm has no weights {tag!r} for {architecture} on the hub"
+                f"{did_you_mean(tag, tags)}; it has {', '.join(tags) or 'none'}"
+            )
+        weights = fetch(facts["hf_hub_id"], _safetensors(facts.get("hf_hub_filename")))
+    return _backbone(name, _built(name, architecture, facts, weights, {}, parts.size))
 
 
 def _known(name: str) -> JsonObject:
@@ -106,8 +121,6 @@ def licence_of_timm(name: str) -> str:
 def is_published_timm(name: str) -> bool:
     """Return whether a name with the prefix alone determines the weights."""
     parts = TimmName.of(name)
-    if parts.folder or parts.tag.endswith(".safetensors"):
-        return False
     with silenced():
         import timm
     if parts.tag == NO_WEIGHTS:
@@ -116,8 +129,16 @@ def is_published_timm(name: str) -> bool:
 
 
 def from_timm_folder(name: str, folder: Path, size: int = 0) -> Backbone:
-    """Load a folder as timm writes it: config.json and model.safetensors. size: side of the images,
-    0 for the one that it says. Raises UserError for a folder that holds or asks for more."""
+    """Load a folder as timm writes it: config.json and model.safetensors.
+
+    Args:
+        name: Name of the backbone.
+        folder: Folder of the model.
+        size: Side of the images, 0 for the one that the folder says.
+
+    Raises:
+        UserError: The folder holds or asks for more.
+    """
     check_folder(folder)
     check_numbers(folder)
     weights = folder / WEIGHTS
@@ -126,14 +147,14 @@ def from_timm_folder(name: str, folder: Path, size: int = 0) -> Backbone:
     config = _checked_config(folder / CONFIG)
     own = config.get("pretrained_cfg", {})
     facts = _known(config["architecture"])
-    facts |= {key: own[key] for key in FROM_CONFIG if key in own}
+    facts |= {key: own[key] for key in CONFIG_FIELDS if key in own}
     facts["num_classes"] = config.get("num_classes", facts.get("num_classes", 0))
     shapes = dict(config.get("model_args") or {})
     if config.get("global_pool") is not None:
         shapes["global_pool"] = config["global_pool"]
-    build = partial(_built, name, config["architecture"], facts)
-    _check_size(folder, build, shapes, size)
-    return _backbone(name, build(weights, shapes, size))
+    build = partial(_built, name, config["architecture"], facts, shapes=shapes, size=size)
+    _check_size(folder, build)
+    return _backbone(name, build(weights))
 
 
 def _checked_config(file: Path) -> JsonObject:
@@ -146,14 +167,13 @@ def _checked_config(file: Path) -> JsonObject:
         raise UserError(f"{file}: not a table of settings")
     architecture, shapes = config.get("architecture"), config.get("model_args") or {}
     if architecture not in timm.list_models():
-        known = timm.list_models()
-        hint = did_you_mean(str(architecture)[:100], known)
+        hint = did_you_mean(str(architecture)[:100], timm.list_models())
         raise UserError(f"{file}: timm has no model {str(architecture)[:100]!r}{hint}")
     own = config.setdefault("pretrained_cfg", {})
     if not isinstance(own, dict) or not isinstance(shapes, dict):
         raise UserError(f"{file}: pretrained_cfg and model_args must be tables")
     for field, value in shapes.items():
-        if field not in SHAPES:
+        if field not in CONSTRUCTOR_FIELDS:
             raise UserError(f"{file}: {field[:100]!r} is not a field passed on to timm")
         if not _is_plain(value):
             raise UserError(f"{file}: {field} must be a number, or a list of numbers")
@@ -167,14 +187,12 @@ def _is_plain(value: object) -> bool:
     return all(part is None or isinstance(part, (bool, int, float)) for part in parts)
 
 
-def _check_size(
-    folder: Path, build: Callable[..., nn.Module], shapes: JsonObject, size: int
-) -> None:
+def _check_size(folder: Path, build: Callable[[Path | None], nn.Module]) -> None:
     """Raise UserError for a model that is far larger than its weights, before it is made."""
     held = read_headers(folder).numbers
     try:
         with torch.device("meta"):
-            empty = build(None, shapes, size)
+            empty = build(None)
     except UserError as error:
         if "meta" in str(error):  # earlier versions of timm compute on the device
             return
@@ -187,21 +205,36 @@ def _check_size(
 
 
 def _built(
-    name: str, architecture: str, facts: JsonObject, file: Path | None, shapes: JsonObject,
+    name: str,
+    architecture: str,
+    facts: JsonObject,
+    file: Path | None,
+    shapes: JsonObject,
     size: int,
-) -> nn.Module:  # fmt: skip
-    """Build a model of timm without its classifier. file: of weights; None for random ones, always
-    the same. shapes: arguments for its constructor. Raises UserError if timm cannot."""
+) -> nn.Module:
+    """Build a model of timm without its classifier.
+
+    Args:
+        name: Name of the backbone, for messages.
+        architecture: timm's name of the architecture.
+        facts: What timm's table or a folder says of it.
+        file: File of weights; None for random ones, always the same.
+        shapes: Arguments for the model's constructor.
+        size: Side of the images, 0 for the model's own.
+
+    Raises:
+        UserError: timm cannot build it.
+    """
     import timm
 
-    fields = ("url", "hf_hub_filename", "source", "custom_load", "state_dict")
-    config = {key: value for key, value in facts.items() if key not in fields}
+    unused = ("url", "hf_hub_filename", "source", "custom_load", "state_dict")
+    config = {key: value for key, value in facts.items() if key not in unused}
     config |= {"file": str(file) if file else None, "hf_hub_id": None, "url": ""}
     classes = config.get("num_classes") or 0
     arguments = {**shapes, "num_classes": classes, "pretrained_cfg": config}
     if size and config.get("fixed_input_size"):
         arguments["img_size"] = size
-    fill = nullcontext() if file is None else Unfilled()
+    fill = Unfilled() if file else nullcontext()
     with silenced(), fill, seeded(0):
         try:
             model: nn.Module = timm.create_model(
@@ -226,7 +259,7 @@ def _transform(config: JsonObject, size: int) -> JsonObject:
         "mean": tuple(config.get("mean") or (0.5, 0.5, 0.5)),
         "std": tuple(config.get("std") or (0.5, 0.5, 0.5)),
         "interpolation": "bilinear" if bilinear else "bicubic",
-        "resize_mode": MODES.get(str(config.get("crop_mode")), "shortest"),
+        "resize_mode": RESIZE_MODES.get(str(config.get("crop_mode")), "shortest"),
         "fill_color": 0,
     }
 

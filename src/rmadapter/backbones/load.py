@@ -40,19 +40,21 @@ from rmadapter.backbones.known import (
 )
 from rmadapter.backbones.names import (
     HF_HUB,
+    NO_WEIGHTS,
     TIMM,
+    WEIGHTS_SUFFIXES,
+    check_architecture,
     check_name,
-    unknown_architecture,
-    unknown_tag,
+    nearest,
 )
 from rmadapter.backbones.numbers import check_numbers
 from rmadapter.backbones.packaged import POCKET, is_packaged, load_package, packaged_names
 from rmadapter.backbones.trust import (
     CONFIG,
     PICKLES,
-    check_architecture,
     check_config,
     check_folder,
+    check_hub_names,
     how_to_convert,
     is_plain,
 )
@@ -63,8 +65,8 @@ from rmadapter.support.hub import hub_errors
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
 SMALL_FILES = ["*.json", "*.txt", "*.model"]  # configurations and tokenizers on the hub
 # By name, device and thread: methods hook into the model while they train.
-_ALIVE: WeakValueDictionary[tuple[str, str, int], Backbone] = WeakValueDictionary()
-_NAMED: set[str] = set()  # what the user named in this process
+IN_USE: WeakValueDictionary[tuple[str, str, int], Backbone] = WeakValueDictionary()
+TRUSTED: set[str] = set()  # what the user named in this process
 
 
 def load_backbone(name: str) -> Backbone:
@@ -123,7 +125,7 @@ def load_backbone(name: str) -> Backbone:
     if folder.is_dir():
         return _load_untrusted(name, folder)
     if name.startswith(TIMM):
-        return _tried(name, lambda: load_image_only(name, fetch))
+        return _smoke_test(name, lambda: load_image_only(name, fetch))
     check_name(name)
     return _from_architecture(name)
 
@@ -164,7 +166,7 @@ def is_published(name: str) -> bool:
     import open_clip
 
     architecture, _, tag = name.partition("/")
-    drawn = tag == "none" and architecture in open_clip.list_models()
+    drawn = tag == NO_WEIGHTS and architecture in open_clip.list_models()
     known = drawn or open_clip.is_pretrained_cfg(architecture, tag)
     return known and not os.path.exists(Path(name).expanduser())
 
@@ -179,41 +181,46 @@ def identity_of(backbone: Backbone) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def name_it(name: str) -> None:
-    """Record that the user named this folder, file or repository, so that `again` may read it."""
-    _NAMED.add(name)
+def trust_name(name: str) -> None:
+    """Record that the user named this folder, file or repository, so that `reload` may read it."""
+    TRUSTED.add(name)
 
 
-def check_backbone_named(name: str) -> None:
+def check_trusted(name: str) -> None:
     """Raise UserError unless the backbone is a published one or the user named it."""
-    if not (is_published(name) or name in _NAMED):
+    if not (is_published(name) or name in TRUSTED):
         raise UserError(
             f"the model names {name!r:.300}, a folder, a file or a repository; to trust it, name "
-            "it "
-            "yourself: repeat the setting in `load(run, settings={...})` or `eval --set`"
+            "it yourself: repeat the setting in `load(run, settings={...})` or `eval --set`"
         )
 
 
 def shared(name: str, device: torch.device) -> Backbone:
     """Load a backbone that the user named on a device, or return the copy in use if the name alone
     determines the weights."""
-    name_it(name)
+    trust_name(name)
     key = (name, str(device), threading.get_ident())
-    backbone = _ALIVE.get(key) if is_published(name) else None
+    backbone = IN_USE.get(key) if is_published(name) else None
     if backbone is None:
-        backbone = _ALIVE[key] = load_known(name).to(device)
+        backbone = IN_USE[key] = load_known(name).to(device)
     return backbone
 
 
-def again(name: str, digest: str, device: torch.device, *, trusted: bool = False) -> Backbone:
-    """Return the backbone with this digest: the copy in use, or loaded by its name.
+def reload(name: str, digest: str, device: torch.device, *, trusted: bool = False) -> Backbone:
+    """Return the backbone that a model was fitted on: the copy in use, or loaded by its name.
 
-    trusted: whether the user gave the name; else only published backbones are loaded. Raises
-    UserError for a backbone that is not trusted, is gone, or has other weights.
+    Args:
+        name: Name of the backbone.
+        digest: Digest that it must have.
+        device: Device of the copy.
+        trusted: Whether the user gave the name; else only published backbones are loaded.
+
+    Raises:
+        UserError: The backbone is not trusted, is gone, or has other weights.
     """
     if not trusted:
-        check_backbone_named(name)
-    backbone = _ALIVE.get((name, str(device), threading.get_ident()))
+        check_trusted(name)
+    backbone = IN_USE.get((name, str(device), threading.get_ident()))
     if backbone is None or backbone.digest != digest:
         backbone = shared(name, device)
     if backbone.digest != digest:
@@ -285,13 +292,19 @@ def _snapshot(repository: str, *patterns: str) -> Path:
 
 def architecture_config(name: str, architecture: str) -> tuple[JsonObject, list[str]]:
     """Return open_clip's configuration of an architecture, and the tags of its published weights.
-    name: for messages. Raises UserError if the architecture is unknown."""
+
+    Args:
+        name: Backbone, for messages.
+        architecture: open_clip's name of its architecture.
+
+    Raises:
+        UserError: open_clip has no such architecture.
+    """
     import open_clip
 
-    if architecture not in open_clip.list_models():
-        raise UserError(unknown_architecture(name, architecture, open_clip.list_models()))
+    check_architecture(name, architecture, open_clip.list_models())
     config: JsonObject = open_clip.get_model_config(architecture) or {}
-    check_architecture(config)
+    check_hub_names(config)
     return config, open_clip.list_pretrained_tags_by_model(architecture)
 
 
@@ -306,27 +319,37 @@ def transform_of(architecture: str, tags: list[str]) -> JsonObject:
 def _from_architecture(name: str) -> Backbone:
     architecture, _, tag = name.partition("/")
     config, tags = architecture_config(name, architecture)
-    file = user_path(tag)
+    file = None if tag == NO_WEIGHTS else user_path(tag)
     published: JsonObject = {}
-    if file.suffix not in (".safetensors", *PICKLES) and tag != "none":
-        published = _published(architecture, tag, tags)
-    transform = published or transform_of(architecture, tags)
-    quick_gelu = published.get("quick_gelu", False)
+    if file and file.suffix not in WEIGHTS_SUFFIXES:
+        published = published_config(architecture, tag, tags)
     model = build_model(
-        name, architecture, draw=tag == "none", quick_gelu=quick_gelu, transform=transform
+        name,
+        architecture,
+        draw=file is None,
+        quick_gelu=published.get("quick_gelu", False),
+        transform=published or transform_of(architecture, tags),
     )
     if published:
-        file = fetch(*_hub_file(published["hf_hub"]))
-    if tag != "none":
+        file = fetch(*hub_file(published["hf_hub"]))
+    if file:
         load_weights(name, model, file)
     elsewhere = config["text_cfg"].get("hf_tokenizer_name")
     place = tokenizer_folder(elsewhere) if elsewhere else None
     return as_backbone(name, model, load_tokenizer(name, config["text_cfg"], place))
 
 
-def _published(architecture: str, tag: str, tags: list[str]) -> JsonObject:
-    """Return open_clip's record of a published checkpoint: its location, transform and
-    activation."""
+def published_config(architecture: str, tag: str, tags: list[str]) -> JsonObject:
+    """Return open_clip's record of published weights: their location, transform and activation.
+
+    Args:
+        architecture: open_clip's name of an architecture.
+        tag: Name of the weights.
+        tags: Weights that there are, for the message.
+
+    Raises:
+        UserError: There are no such weights, or they are for another activation.
+    """
     import open_clip
 
     record: JsonObject = open_clip.get_pretrained_cfg(architecture, tag)
@@ -338,10 +361,15 @@ def _published(architecture: str, tag: str, tags: list[str]) -> JsonObject:
             f"QuickGELU mismatch: {tag!r} was trained with GELU, but {architecture!r} computes "
             f"QuickGELU; use {plain + '/' + tag!r}"
         )
-    raise UserError(unknown_tag(architecture, tag, tags))
+    near = nearest(tag, tags)
+    raise UserError(
+        f"open_clip has no published weights {tag!r} for {architecture!r}; "
+        f"{f'the nearest are {near}' if near else 'it has none'}; "
+        f"{architecture + '/' + NO_WEIGHTS!r} has random weights"
+    )
 
 
-def _hub_file(location: str) -> tuple[str, str]:
+def hub_file(location: str) -> tuple[str, str]:
     """Split `owner/name/` or `owner/name/weights.bin` into repository and safetensors file."""
     repository, file = os.path.split(location)
     if file in ("", "open_clip_pytorch_model.bin"):
@@ -391,12 +419,19 @@ def _tokenizer_place(folder: Path, repository: str, named: object) -> Path | Non
 
 def _load_untrusted(name: str, folder: Path, repository: str = "") -> Backbone:
     """Load a folder that anybody may have written, and try its transform once."""
-    return _tried(str(folder), lambda: _from_folder(name, folder, repository))
+    return _smoke_test(str(folder), lambda: _from_folder(name, folder, repository))
 
 
-def _tried(where: str, load: Callable[[], Backbone]) -> Backbone:
-    """Load a backbone from files that anybody may have written, and try it once. where: for
-    messages."""
+def _smoke_test(where: str, load: Callable[[], Backbone]) -> Backbone:
+    """Load a backbone from files that anybody may have written, and try it once.
+
+    Args:
+        where: Folder or name, for messages.
+        load: Loads the backbone.
+
+    Raises:
+        UserError: Its files cannot be loaded or used.
+    """
     try:
         backbone = load()
         shape = tuple(backbone.preprocess(Image.new("RGB", (9, 9))).shape)
@@ -404,7 +439,7 @@ def _tried(where: str, load: Callable[[], Backbone]) -> Backbone:
             raise UserError(
                 f"{where}: its transform makes images of {shape}, which the model does not take"
             )
-        _check_vocabulary(where, backbone)
+        check_vocabulary(where, backbone)
         assert backbone.embedding_size  # of a first prompt or image
     except UserError:
         raise
@@ -413,7 +448,7 @@ def _tried(where: str, load: Callable[[], Backbone]) -> Backbone:
     return backbone
 
 
-def _check_vocabulary(where: str, backbone: Backbone) -> None:
+def check_vocabulary(where: str, backbone: Backbone) -> None:
     """Raise UserError for a Hugging Face tokenizer with words that the text encoder does not
     have."""
     tokenizer = getattr(backbone.tokenizer, "tokenizer", None)

@@ -195,7 +195,7 @@ def _check_text(file: Path, name: object) -> None:
             )
 
 
-def check_architecture(model: JsonObject) -> None:
+def check_hub_names(model: JsonObject) -> None:
     """Raise UserError if a local path has the name of the hub's repository that an architecture
     needs, as libraries would read the path."""
     for field in ("hf_model_name", "hf_tokenizer_name"):

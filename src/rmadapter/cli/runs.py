@@ -14,7 +14,6 @@ import typer
 from rmadapter.artifacts.run_folder import check_no_model, find_run, run_folder
 from rmadapter.cli.options import (
     Backbone,
-    Columns,
     Crops,
     DataOptions,
     Device,
@@ -133,13 +132,14 @@ def fit(
     """Train a model on images; write it, its record and report.html."""
     from rmadapter.backbones.packaged import POCKET
     from rmadapter.cli.checks import check_backbones, check_folder
-    from rmadapter.data.label_files import check_known, read_names
+    from rmadapter.data.formats.registry import check_source
+    from rmadapter.data.names import check_known, read_names
 
     trackers = trackers_in(track)
     check_backbones(options.backbone, settings.sets, settings.config, POCKET, choosing=True)
     check_folder(out)
     known = read_names(names_from) if names_from else {}
-    located = files.locate(data, images, images.crops)
+    check_source(data, images.named(), images.crops)
     from rmadapter.backbones.importing import import_for_command
 
     import_for_command()
@@ -154,7 +154,7 @@ def fit(
     find_device(request.machine.device)  # an impossible one is refused before images are read
     team = Team.of(request.name, request.method, request.machine)
     lab = Lab(team.machine, team=team)
-    splits = files.read(located, known, check or None)
+    splits = files.read(data, images, known, check or None)
     check_known(known, next(iter(splits.values())).written, names_from or "")
     if taxonomy:
         splits = _with_parents(splits, taxonomy, data, images)
@@ -189,7 +189,7 @@ def _with_parents(
 ) -> dict[str, ImageSet]:
     """Return splits whose labels have the parents that a file says; it may be the table of the
     images itself."""
-    from rmadapter.data.label_files import parents_of, read_parents, with_parents
+    from rmadapter.data.taxonomies import parents_of, read_parents, with_parents
 
     column = images.label_column if taxonomy == data else ""
     written = next(iter(splits.values())).written
@@ -231,13 +231,14 @@ def evaluate(
     The untouched backbone's accuracy stands beside it.
     """
     from rmadapter.cli.checks import check_backbones, check_runs
+    from rmadapter.data.formats.registry import check_source
 
     check_runs(run)
     check_backbones(options.backbone)
-    located = files.locate(data, images, images.crops)
+    check_source(data, images.named(), images.crops)
     from rmadapter.artifacts.checkpoint import load
     from rmadapter.artifacts.summary import print_score
-    from rmadapter.data.label_files import with_parents
+    from rmadapter.data.taxonomies import with_parents
     from rmadapter.runs import request
     from rmadapter.runs.evaluate import evaluate_saved, known_names
     from rmadapter.runs.promises import kept
@@ -255,7 +256,7 @@ def evaluate(
     own = request.split(values, name)[2] | overrides
     folder = find_run(run)
     saved = load(run, options.backbone, method=options.code, settings=own, device=machine.device)
-    splits = files.read(located, known_names(folder, saved))
+    splits = files.read(data, images, known_names(folder, saved))
     ignored = next(iter(splits.values())).ignored
     if ignored:
         note(ignored)
@@ -294,7 +295,7 @@ def add(
     New classes need only a name; with images, the model is trained again.
     """
     from rmadapter.cli.checks import check_backbones, check_folder, check_runs
-    from rmadapter.data.formats.registry import is_data_file, locate
+    from rmadapter.data.formats.registry import check_source, is_data_file
 
     check_runs(run)
     check_backbones(options.backbone)
@@ -302,9 +303,9 @@ def add(
     data = Path(what[0])
     trains = len(what) == 1 and (data.is_dir() or is_data_file(data))
     if trains:
-        located = files.locate(data, images, images.crops)
+        check_source(data, images.named(), images.crops)
         if run_data:
-            locate(run_data).check()
+            check_source(run_data)
     else:
         _check_class_names(what)
         if out:
@@ -315,7 +316,9 @@ def add(
     saved = options.load(found)
     with run_folder(out, run) as folder:
         if trains:
-            new = NewImages(located, shots, files.skip_bad)
+            new = NewImages(
+                data, shots, images.named(), images.crops, files.skip_bad, files.outside
+            )
             record = add_images(found, saved, new, folder, run_data, command())
         else:
             labels = add_names(saved, what, folder)
@@ -363,16 +366,17 @@ def compare(
     Shows accuracies, their differences and whether these may be chance.
     """
     from rmadapter.cli.checks import check_backbones, check_runs
+    from rmadapter.data.formats.registry import check_source
 
     if len(runs) < 2:
         raise UserError("only one run: give at least two to compare")
     check_runs(*runs)
     check_backbones(options.backbone)
-    located = files.locate(data, Columns(), crops)
+    check_source(data, crops=crops)
     from rmadapter.runs.evaluate import check_split, trained_on
     from rmadapter.runs.evaluate import compare as compare_runs
 
-    splits = files.read(located)
+    splits = files.read(data, DataOptions(crops=crops))
     check_split(splits, split)
     images = splits[split]
     if images.ignored:

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
-from rmadapter.backbones.load import again, shared
+from rmadapter.backbones.load import reload, shared
 from rmadapter.encoders import States
 from rmadapter.methods.parts.features import FixedFeatures
 from rmadapter.methods.parts.learned_prompts import check_room, draw, encode_image
@@ -231,7 +231,7 @@ class PromptKD(Method):
         large = backbone
         if self.teacher:
             digest = tensors[DIGEST].cpu().numpy().tobytes().decode(errors="replace")
-            large = again(self.teacher, digest, backbone.device)
+            large = reload(self.teacher, digest, backbone.device)
         teacher = self._tutor().module(large)
         teacher.load_state_dict(_part(tensors, TEACHER))
         return teacher

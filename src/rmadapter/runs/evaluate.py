@@ -49,14 +49,9 @@ def evaluate(
     evaluations, scores = list[Evaluation](), list[Score]()
     for question, images, split in sets:
         score = Score(
-            name=question.name,
-            images=len(images),
-            classes=len(images.classes),
-            data=question.data,
-            digest=images.digest,
-            split=split,
-            order=seed if fitted.remembers else None,
-        )
+            name=question.name, images=len(images), classes=len(images.classes), data=question.data,
+            digest=images.digest, split=split, order=seed if fitted.remembers else None,
+        )  # fmt: skip
         try:
             model = fitted.score(images.classes)
         except NotApplicable as error:

@@ -183,10 +183,9 @@ def user_path(path: str | Path) -> Path:
 
 
 def walk(
-    folder: str | Path,
-    followlinks: bool = False,
+    folder: str | Path, followlinks: bool = False,
     onerror: Callable[[OSError], object] | None = None,
-) -> Iterator[tuple[str, list[str], list[str]]]:
+) -> Iterator[tuple[str, list[str], list[str]]]:  # fmt: skip
     """Yield each folder with the names of its folders and files, as `os.walk`, at any depth: before
     Python 3.12 that one fails below a thousand."""
     waiting = [os.fspath(folder)]
@@ -251,11 +250,9 @@ def read_text(
 
 
 def read_json(
-    path: Path,
-    most: int = LARGEST,
-    without: Collection[str] = (),
+    path: Path, most: int = LARGEST, without: Collection[str] = (),
     take: Callable[[int], object] | None = None,
-) -> Any:
+) -> Any:  # fmt: skip
     """Read JSON. without: keys to drop from every object, which saves memory. take: called with the
     bytes of memory that the values may take, before there are any; by default, more than
     MOST_MEMORY are refused. Raises UserError for a file that is missing, damaged, too large or
