@@ -35,9 +35,13 @@ TOKENIZER_FILES = (
 
 
 def build_model(
-    name: str, source: str, *, draw: bool, quick_gelu: bool = False,
+    name: str,
+    source: str,
+    *,
+    draw: bool,
+    quick_gelu: bool = False,
     transform: JsonObject | None = None,
-) -> nn.Module:  # fmt: skip
+) -> nn.Module:
     """Build an open_clip model without its weights. source: for open_clip's create_model, a name or
     local-dir:FOLDER. draw: fill it with random weights, always the same ones. Raises UserError if
     open_clip cannot build it."""

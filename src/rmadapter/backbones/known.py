@@ -138,9 +138,12 @@ def kept_weights(
 
 
 def kept_adapted(
-    backbone: Backbone, names: Sequence[str], templates: Sequence[str], saved: str,
+    backbone: Backbone,
+    names: Sequence[str],
+    templates: Sequence[str],
+    saved: str,
     make: Callable[[], Tensor],
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Return class weights [C, e] of an adapted text encoder, as `kept_weights` does. saved:
     digest of the saved model that adapts it; if empty, or where gradients are wanted, nothing is
     kept."""
@@ -160,9 +163,11 @@ def _size(backbone: Backbone) -> int:
 
 
 def _kept(
-    backbone: Backbone, facts: Sequence[object], shape: tuple[int | None, int],
+    backbone: Backbone,
+    facts: Sequence[object],
+    shape: tuple[int | None, int],
     make: Callable[[], Tensor],
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Return a matrix that was kept, or make and keep it. facts: all that it depends on, besides
     the backbone and the machine. shape: of the matrix; None is any number."""
     device = backbone.device

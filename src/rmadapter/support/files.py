@@ -183,9 +183,10 @@ def user_path(path: str | Path) -> Path:
 
 
 def walk(
-    folder: str | Path, followlinks: bool = False,
+    folder: str | Path,
+    followlinks: bool = False,
     onerror: Callable[[OSError], object] | None = None,
-) -> Iterator[tuple[str, list[str], list[str]]]:  # fmt: skip
+) -> Iterator[tuple[str, list[str], list[str]]]:
     """Yield each folder with the names of its folders and files, as `os.walk`, at any depth: before
     Python 3.12 that one fails below a thousand."""
     waiting = [os.fspath(folder)]
@@ -250,9 +251,11 @@ def read_text(
 
 
 def read_json(
-    path: Path, most: int = LARGEST, without: Collection[str] = (),
+    path: Path,
+    most: int = LARGEST,
+    without: Collection[str] = (),
     take: Callable[[int], object] | None = None,
-) -> Any:  # fmt: skip
+) -> Any:
     """Read JSON. without: keys to drop from every object, which saves memory. take: called with the
     bytes of memory that the values may take, before there are any; by default, more than
     MOST_MEMORY are refused. Raises UserError for a file that is missing, damaged, too large or
