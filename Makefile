@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-all coverage lint docs links audit hostile fuzz kills load visitors scale trackers lowest dist smoke sbom bench clean
+.PHONY: setup demo test test-rest test-all coverage lint docs links audit hostile fuzz kills load visitors scale trackers lowest dist smoke sbom bench clean
 
 setup: .venv/.ready
 
@@ -16,6 +16,9 @@ demo: setup
 
 test: setup  # a process a core, of one thread: several threads slow tiny models down
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
+
+test-rest: setup  # what `make test` leaves out and .ci/run runs, too
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m "ci and not slow"
 
 test-all: setup  # also those marked slow
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m ""

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rmadapter import UserError
+from rmadapter.data import locate
 from rmadapter.data.formats.base import only_label
-from rmadapter.data.formats.registry import open_source
 from rmadapter.support.files import opened
 
 UNSURE, DIFFERENT, UNLABELLED = "unsure", "label and prediction differ", "unlabelled"
@@ -70,7 +70,7 @@ def read_answers(file: Path, labels: str = "") -> list[Predicted]:
 def read_labels(data: str) -> dict[Path, str]:
     """Map each image of labelled data to its label. Raises UserError for one with several."""
     labels: dict[Path, str] = {}
-    for rows in open_source(data, outside=True).splits.values():
+    for rows in locate(data, outside=True).read().splits.values():
         for row in rows:
             image = row.image.resolve()
             only_label((labels.setdefault(image, row.label), row.label), str(image))

@@ -352,6 +352,7 @@ def test_the_classifier_equals_the_command_line(
     np.testing.assert_array_equal(loaded.predict_proba(paths), fitted.predict_proba(paths))
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "method", slow_except(["zero-shot", "linear-probe", "coop", "mmrl"], "linear-probe")
 )

@@ -275,6 +275,7 @@ def test_the_classifier(tiny_timm: Backbone, colors: Path) -> None:
 # A model that leaves the package
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("architecture", slow_except(["vit", "test_convnext"], "vit"))
 def test_an_export_answers_as_the_run_and_is_served(
     rmadapter: Command, run: Path, colors: Path, tmp_path: Path, architecture: str

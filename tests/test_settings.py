@@ -31,6 +31,7 @@ from rmadapter.settings import (
 )
 from rmadapter.task import Task
 from rmadapter.training.traits import Recipe
+from tests.helpers.slow import ONE_OF_EACH, ci_except
 
 GROUPS = [AdapterSettings(), LossSettings(), Machine(), Recipe(), Task()]
 
@@ -235,7 +236,7 @@ def test_hostile_yaml_is_refused(tmp_path: Path, text: str) -> None:
     assert len(str(caught.value)) < 400
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ci_except(METHODS, *ONE_OF_EACH))
 def test_every_accepted_setting_fits_a_record(name: str) -> None:
     """Else a run would be refused by its record, after its training."""
     for setting in settings_of(load_method(name)):

@@ -124,9 +124,15 @@ class DualBranchAdapter(nn.Module):
     """
 
     def __init__(
-        self, width: int, rank: int = 32, *, activation: str = "gelu", share: str = "down",
-        reconstruction_layers: int = 2, init: str = "zero",
-    ) -> None:  # fmt: skip
+        self,
+        width: int,
+        rank: int = 32,
+        *,
+        activation: str = "gelu",
+        share: str = "down",
+        reconstruction_layers: int = 2,
+        init: str = "zero",
+    ) -> None:
         super().__init__()
         self.activation, self.share = activation, share
         self.down = nn.Linear(width, rank)
@@ -279,9 +285,14 @@ class Adapters(nn.Module):
             blocks = adapted_blocks(first_block, last_block, depth, max(depths))
             layers = reconstruction_layers if side in reconstruct else 0
             adapter = partial(
-                DualBranchAdapter, width, rank, reconstruction_layers=layers,
-                activation=activation, share=share, init=init,
-            )  # fmt: skip
+                DualBranchAdapter,
+                width,
+                rank,
+                reconstruction_layers=layers,
+                activation=activation,
+                share=share,
+                init=init,
+            )
             return nn.ModuleDict({str(block): adapter() for block in blocks})
 
         self.image, self.text = map(stack, SIDES, widths, depths)

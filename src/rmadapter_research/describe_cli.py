@@ -172,7 +172,7 @@ def _classes(
 ) -> tuple[dict[str, ImageSet] | None, list[Named]]:
     """Return the splits of a data set, and its classes; or no splits, and the classes that are
     named. needed: whether images are."""
-    from rmadapter.data.formats.registry import check_source
+    from rmadapter.data.formats.registry import locate
     from rmadapter.data.names import descriptions, prompt_names
     from rmadapter.data.read import read_images
     from rmadapter_research.texts import Named
@@ -181,7 +181,7 @@ def _classes(
     with suppress(UserError):  # a list of many names is no possible path
         is_data = user_path(text).exists()
     if not is_data and needed:
-        check_source(Path(text), columns.named())  # says what is missing
+        locate(Path(text), columns.named()).check()  # says what is missing
     if not is_data:
         names = prompt_names(parts(text))
         if not names:

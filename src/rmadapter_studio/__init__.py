@@ -1,6 +1,7 @@
 """Serve a page for making a classifier without writing code: `rmadapter app`.
 
-server.py answers requests and keeps the list of visitors, session.py does the work of one visitor,
-images.py stores their images, labelling.py follows the labels of a project, and jobs.py runs
-commands of the command line.
+server.py answers requests, requests.py says what each of them does, and visitors.py knows who sends
+it. session.py does the work of one visitor, images.py stores their images, project.py the labels of
+a folder, labelling.py shows what follows from these, and jobs.py runs commands of the command line.
+Of the library, only names in `__all__` of its rooms are used.
 """

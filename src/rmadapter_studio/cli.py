@@ -156,9 +156,9 @@ def labels(
     as_json: Json = False,
 ) -> None:
     """Count the labels of images, or write them in another format."""
-    from rmadapter.data import open_source, write_labels
+    from rmadapter.data import locate, write_labels
 
-    splits = open_source(data, outside, table_columns.named()).splits
+    splits = locate(data, table_columns.named(), outside=outside).read().splits
     if out:
         count = write_labels(splits, to, out.expanduser())
         facts = {"labels": str(out), "format": to, "images": count}

@@ -24,7 +24,10 @@ PAGE_HEADERS = {
 class HostMiddleware:
     """Refuse requests as `refusal` says, and add headers that forbid things to browsers.
 
-    names: as in `refusal`. frames: origins of the pages that may show it in a frame.
+    Args:
+        app: Application behind it.
+        names: As in `refusal`.
+        frames: Origins of the pages that may show it in a frame.
     """
 
     def __init__(
@@ -58,9 +61,12 @@ class HostMiddleware:
 def refusal(method: str, host: str, origin: str | None, names: Collection[str]) -> str:
     """Return why a request is not served, or "".
 
-    host, origin: its headers. names: host names of this server besides "localhost" and any IP
-    address. The host reveals a site that points its own name at this machine (DNS rebinding), the
-    origin one whose page sends something here (CSRF).
+    Args:
+        method: Its method.
+        host: Its header, which reveals a site that points its own name at this machine (DNS
+            rebinding).
+        origin: Its header, which reveals a site whose page sends something here (CSRF).
+        names: Host names of this server besides "localhost" and any IP address.
     """
     if not is_known_host(host, names):
         return "Open this page at the address that the terminal shows."

@@ -14,8 +14,8 @@ from rmadapter.artifacts import small_jpeg
 from rmadapter.data import (
     Row,
     image_error,
+    locate,
     open_class_folders,
-    open_source,
     typed_name,
     write_labels,
 )
@@ -132,10 +132,10 @@ class ImageStore:
             start: Called once it has proved readable, before the first image is added.
 
         Raises:
-            UserError: As `open_class_folders` and `open_source`.
+            UserError: As `open_class_folders`, or a broken list.
         """
         is_listed = (folder / IMAGES).is_file()
-        source = open_source(folder / IMAGES) if is_listed else open_class_folders(folder)
+        source = locate(folder / IMAGES).read() if is_listed else open_class_folders(folder)
         start()
         bad = []
         for split, rows in source.splits.items():

@@ -68,7 +68,14 @@ class Card(TypedDict):
 
 
 class Confusion(TypedDict):
-    """Judged images with a label that have another one as their answer. shown: some of them."""
+    """Judged images with a label that have another one as their answer.
+
+    Attributes:
+        label: The label.
+        answer: The answer.
+        images: How many they are.
+        shown: Numbers of some of them.
+    """
 
     label: str
     answer: str
@@ -77,7 +84,13 @@ class Confusion(TypedDict):
 
 
 class Near(TypedDict):
-    """A labelled image near another one. similarity: cosine of their features."""
+    """A labelled image near another one.
+
+    Attributes:
+        id: Number that stands for it.
+        label: Its label.
+        similarity: Cosine of their features.
+    """
 
     id: str
     label: str
@@ -86,9 +99,11 @@ class Near(TypedDict):
 
 class Labelling:
     """The labels of a project and what follows from them. Methods may be called by several threads;
-    they raise UserError with a message for the page.
+    they raise UserError with a message for the page. `by` is who changes something, as in
+    `Project`.
 
-    Nothing is computed before `start`. by: as in `Project`.
+    Args:
+        fitting: What computes proposals, once `start` was called.
     """
 
     def __init__(self, fitting: Fitting) -> None:
@@ -250,7 +265,7 @@ class Labelling:
         return near
 
     def picture(self, number: str, size: str) -> bytes:
-        """Return an image as a JPEG. size: a key of SIDES."""
+        """Return an image as a JPEG of a size of SIDES."""
         [name] = self._names([number])
         if size not in SIDES:
             raise UserError(f"{size!r:.80}: not a size")
@@ -319,7 +334,7 @@ class Labelling:
             self._number()
 
     def add_image(self, file: Path, name: str) -> None:
-        """Move an image into the folder. name: what its owner called it."""
+        """Move an image, under the name that its owner gave it, into the folder."""
         reason = image_error(file, header=True)
         if reason:
             raise UserError(reason.replace(str(file), name))
@@ -328,8 +343,13 @@ class Labelling:
             self._names_of[number_of(added)] = added
 
     def take(self, to: str, folder: Path) -> Path:
-        """Write the labels to a file in a folder, and return it: a zip with the images for class
-        folders, else a file whose paths are relative to the project. to: a key of FILES."""
+        """Write the labels to a file in a folder, and return it.
+
+        Args:
+            to: A key of FILES. For class folders the file is a zip with the images; paths in others
+                are relative to the project.
+            folder: The folder.
+        """
         if to not in FILES:
             raise UserError(f"{to!r:.80}: not one of {', '.join(FILES)}")
         rows, home = self.project.rows(), self.project.folder

@@ -25,7 +25,7 @@ from rmadapter.data import (
     check_unlabelled,
     image_files,
     is_catch_all,
-    open_source,
+    locate,
     typed_name,
     write_imagefolder,
 )
@@ -64,7 +64,7 @@ class Project:
     """The labels of a folder of images. Every change is on disk before the method returns.
 
     Images are named by their paths relative to the folder, with forward slashes. Methods may be
-    called by several threads. by: who changes something; each person undoes their own steps.
+    called by several threads. `by` is who changes something; each person undoes their own steps.
 
     Args:
         folder: The folder.
@@ -218,9 +218,15 @@ class Project:
             return names
 
     def add_image(self, file: Path, name: str) -> str:
-        """Move a file into the folder as a new image, and return its name there. name: a safe file
-        name, to which a number is added if it is taken. Raises UserError if there are too many
-        images, or the disk refuses."""
+        """Move a file into the folder as a new image, and return its name there.
+
+        Args:
+            file: The file.
+            name: A safe file name, to which a number is added if it is taken.
+
+        Raises:
+            UserError: Too many images, or a disk that refuses.
+        """
         with self.lock:
             if len(self.images) >= MAX_IMAGES:
                 raise UserError(f"{name}: at most {MAX_IMAGES:,} images can be labelled at once")
@@ -261,7 +267,12 @@ class Project:
     @contextmanager
     def _changing(self, by: str, keep: bool = True) -> Iterator[None]:
         """Write what the block changes; if it or the disk fails, all is as before. Files that were
-        edited meanwhile are read first. keep: whether the step can be undone."""
+        edited meanwhile are read first.
+
+        Args:
+            by: Who changes something.
+            keep: Whether the step can be undone.
+        """
         if self._stamp() != self._seen:
             self._read()
         classes, marks = [*self.classes], dict(self.marks)
@@ -318,7 +329,7 @@ class Project:
         file = self.folder / TABLE
         if not os.path.lexists(file):
             return {}
-        splits = open_source(file, columns={"image": COLUMNS[0]}).splits
+        splits = locate(file, columns={"image": COLUMNS[0]}).read().splits
         others = [name for name in _columns(file) if name not in COLUMNS]
         if others:
             raise UserError(

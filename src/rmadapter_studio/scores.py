@@ -101,10 +101,14 @@ def record_of(run: Path, home: Path) -> Record | None:
 
 
 def read_scores(run: Path, home: Path) -> Scores | None:
-    """Read what the page shows of a run; None for a model without record. home: where its command
-    ran.
+    """Read what the page shows of a run; None for a model without record.
 
-    Raises UserError for a damaged run.
+    Args:
+        run: Folder of the run.
+        home: Where its command ran.
+
+    Raises:
+        UserError: A damaged run.
     """
     record, files = record_of(run, home), RunFolder(run)
     if record is None:

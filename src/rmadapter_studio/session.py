@@ -96,7 +96,7 @@ class Session:
         self.exports: dict[str, Path] = {}  # by target
         self.lock = threading.RLock()  # a browser may send several requests at once
         self._labelling: Labelling | None = None  # of the visitor's own project
-        self._strange = False  # whether the model, or the run that it continues, is a stranger's
+        self._untrusted = False  # whether a stranger made the model, or the run that it continues
         self._count = 0
         self._project_bytes = 0
 
@@ -191,7 +191,7 @@ class Session:
     # Labelling
 
     def label_image(self, file: Path, name: str) -> None:
-        """Add an image without a label by moving its file here. name: what its owner called it."""
+        """Add an image without a label, of a name that its owner gave it, by moving its file."""
         with self.lock:
             size = file.stat().st_size
             if self._project_bytes + size > MAX_BYTES:
@@ -243,7 +243,7 @@ class Session:
             self.images.remove(label)
 
     def add_image(self, file: Path, label: str, name: str) -> None:
-        """Add an image of a class by moving its file here. name: what its owner called it."""
+        """Add an image of a class, of a name that its owner gave it, by moving its file."""
         with self.lock:
             self.images.add(file, label, name)
 
@@ -284,15 +284,19 @@ class Session:
                 self.base = None
 
     def _open(self, run: Path, data: str, untrusted: bool = False) -> None:
-        """Open a copy of a run, and remove all images. data: as in `Base`."""
+        """Open a copy of a run, and remove all images.
+
+        Args:
+            run: Folder of the run.
+            data: As in `Base`.
+            untrusted: Whether a stranger made the run.
+        """
         out = self._new("model")
-        before, self._strange = self._strange, untrusted
         try:
             with hidden_paths(out, self.shared.backbone.name):
                 copy_run(run, out, untrusted)
-                self._use(out)
+                self._use(out, untrusted)
         except BaseException:
-            self._strange = before
             shutil.rmtree(out, ignore_errors=True)
             raise
         self.images.clear()
@@ -316,14 +320,13 @@ class Session:
             if self.base:
                 old = ["--run-data", self.base.data, "--allow-outside"]
                 words = ["add", self.base.run.name, data, *old]
-            strange = self._strange and bool(self.base)
+            untrusted = self._untrusted and bool(self.base)
             is_kept = self.shared.project is not None and data != IMAGES
 
             def use() -> None:
                 if is_kept:
                     self.shared.keep(out)
-                self._strange = strange
-                self._use(out)
+                self._use(out, untrusted)
 
             self.start("Training", [*words, "--shots", "0"], out, use)
 
@@ -346,9 +349,8 @@ class Session:
                 raise UserError(
                     "add at least two classes: a classifier needs something to tell apart"
                 )
-            self._strange = False
             out = self._new("model")
-            with self._backbone():
+            with self._backbone(untrusted=False):
                 classify_by_names(self.shared.backbone, labels, out)
             self._use(out)
             self.base = None
@@ -361,15 +363,15 @@ class Session:
             out = self._new("model")
             if len(saved.labels) + len(names) > MAX_CLASSES:
                 raise UserError(f"this page takes at most {MAX_CLASSES:,} classes")
-            with self._backbone():
+            with self._backbone(self._untrusted):
                 add_names(saved, [*map(typed_name, names)], out)
-            self._use(out)
+            self._use(out, self._untrusted)
 
     def predict(self, file: Path, name: str) -> Predicted:
-        """Return classes and probabilities of an image. name: what its owner called it."""
+        """Return classes and probabilities of an image, which errors call by its owner's name."""
         saved = self._model()
         try:
-            with self._backbone():
+            with self._backbone(self._untrusted):
                 image = load_image(file)
                 table, seen = look(saved, image)
                 src = thumbnail(image, ANSWER_SIDE)
@@ -432,8 +434,9 @@ class Session:
     # Internal
 
     @contextmanager
-    def _backbone(self) -> Iterator[None]:
-        with self.shared.held(MAX_PROMPTS_OF_STRANGERS if self._strange else MAX_PROMPTS):
+    def _backbone(self, untrusted: bool) -> Iterator[None]:
+        """Hold the backbone for a model, which a stranger may have made."""
+        with self.shared.held(MAX_PROMPTS_OF_STRANGERS if untrusted else MAX_PROMPTS):
             yield
 
     def _check_idle(self) -> None:
@@ -458,8 +461,9 @@ class Session:
             self._count += 1
             return self.folder / f"{what}-{self._count}"
 
-    def _use(self, run: Path) -> None:
-        with self.lock, self._backbone():
+    def _use(self, run: Path, untrusted: bool = False) -> None:
+        """Load a model, which a stranger may have made, and answer with it from now on."""
+        with self.lock, self._backbone(untrusted):
             saved = load(run, self.shared.backbone)
             if saved.fitted.remembers:
                 raise UserError(
@@ -467,7 +471,7 @@ class Session:
                     f"{saved.fitted.method.title} learns from earlier images: use another method"
                 )
             takes_names = can_add_names(saved)
-            self.saved, self.takes_names = saved, takes_names
+            self.saved, self.takes_names, self._untrusted = saved, takes_names, untrusted
             self.run = run
             self.exports = {}
 

@@ -66,13 +66,13 @@ class Shared:
         self.labelling = self.label(self.project, keep=True) if self.project else None
 
     def label(self, project: Project, keep: bool = False) -> Labelling:
-        """Return what labels a project. keep: as in `Fitting`."""
+        """Return what labels a project, and may keep features as in `Fitting`."""
         return Labelling(Fitting(project, self.backbone, self.held, keep))
 
     @contextmanager
     def held(self, prompts: int = MAX_PROMPTS) -> Iterator[None]:
-        """Hold the backbone, and give way to others before each block of its text encoder, which
-        may have a thousand prompts to read. prompts: at most."""
+        """Hold the backbone for at most so many prompts, and give way to others before each block
+        of its text encoder, which may have a thousand prompts to read."""
         with self.lock, bounded_text(prompts, self.lock.give_way):
             yield
 

@@ -42,6 +42,7 @@ from rmadapter.task import Question
 from rmadapter.training.contract import Fitted
 from tests.helpers.methods import probabilities, quick_method
 from tests.helpers.shots import noisy_colors, shots_of
+from tests.helpers.slow import ci_except
 
 FILE = "model.safetensors"
 
@@ -432,7 +433,7 @@ BY_HAND = (
 )
 
 
-@pytest.mark.parametrize("name", BY_HAND)
+@pytest.mark.parametrize("name", ci_except(BY_HAND, "rmadapter-plus"))
 def test_forged_weights_are_refused_or_give_probabilities(
     name: str, tiny_clip: Backbone, tmp_path: Path
 ) -> None:

@@ -32,6 +32,7 @@ from rmadapter.prompts import zero_shot_weights
 from tests.helpers.methods import quick_method
 from tests.helpers.models import write_tiny_clip, write_tiny_timm
 from tests.helpers.shots import noisy_colors, shots_of, untrained
+from tests.helpers.slow import ONE_OF_EACH, ci_except
 
 NAMES, TEMPLATES = ("cat", "red dog"), ("a photo of a {}.", "{}")
 WEIGHTS = "open_clip_model.safetensors"
@@ -157,6 +158,7 @@ def logits(
     return fitted.score(names)(fitted.states(pixels))
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("model", KEEPING, indirect=True)
 def test_a_saved_model_needs_no_text_encoder_the_second_time(
     model: Path, tiny_hf: Backbone, kept: Path
@@ -180,7 +182,7 @@ def refuse() -> None:
     raise Encoded
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ci_except(METHODS, *ONE_OF_EACH))
 def test_no_method_encodes_its_classes_a_second_time(
     name: str, tiny_hf: Backbone, kept: Path, tmp_path: Path
 ) -> None:

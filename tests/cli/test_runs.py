@@ -517,6 +517,7 @@ def test_a_natural_draw_from_fit_to_eval_and_bench(
     refused(rmadapter(*words, "--draw", "even"), "draw='even'")
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("method", ["rmadapter", "tip-adapter-f"])
 def test_a_thousand_classes(tiny_clip: Backbone, method: str) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (1000, 8, 8, 3), np.uint8)

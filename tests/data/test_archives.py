@@ -199,7 +199,7 @@ def test_too_many_empty_files_are_refused(tmp_path: Path, monkeypatch: pytest.Mo
     archive = zipped(tmp_path / "x.zip", ("Y.ZIP", inside.read_bytes()))
     unpack(archive, tmp_path / "out", Budget.of_disk(5000))
     assert len(below(tmp_path / "out")) == 9
-    monkeypatch.setattr("rmadapter.data.budget.FEW", 57)  # 60 are counted, 58 allowed
+    monkeypatch.setattr("rmadapter.data.budget.FREE_FILES", 57)  # 60 are counted, 58 allowed
     with pytest.raises(UserError, match=" files, the limit"):
         unpack(archive, tmp_path / "in", Budget.of_disk(5000))
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from rmadapter.data import budget as limits
-from rmadapter.data.budget import BLOCK, FEW, LEAST, TIMES, Budget, Kind
+from rmadapter.data.budget import BLOCK_BYTES, FREE_BYTES, FREE_FILES, GROWTH, Budget, Kind
 from rmadapter.data.read import read_images
 from rmadapter.errors import UserError
 from rmadapter.support.files import json_memory, read_json, walk
@@ -23,16 +23,19 @@ from tests.helpers.small_images import write_images
 def limit(monkeypatch: pytest.MonkeyPatch, kind: Kind, most: float) -> None:
     """Make a limit small, also for files that have many bytes."""
     monkeypatch.setitem(limits.LIMITS, kind, most)
-    monkeypatch.setattr(limits, "TIMES", 0)
+    monkeypatch.setattr(limits, "GROWTH", 0)
 
 
 def test_files_and_photos_add_to_a_budget_and_readers_take_from_it() -> None:
     budget = Budget()
     budget.allow_file(1_000_000)
     budget.allow_photo(1000, 0)
-    assert budget.left("disk") == LEAST + TIMES * 1_000_000
-    assert budget.left("files") == FEW + LEAST // BLOCK + TIMES * 1_000_000 // BLOCK
-    assert budget.left("pixels") == LEAST + TIMES * 1000
+    assert budget.left("disk") == FREE_BYTES + GROWTH * 1_000_000
+    assert (
+        budget.left("files")
+        == FREE_FILES + FREE_BYTES // BLOCK_BYTES + GROWTH * 1_000_000 // BLOCK_BYTES
+    )
+    assert budget.left("pixels") == FREE_BYTES + GROWTH * 1000
     budget.take("disk", budget.left("disk"), "x")
     with pytest.raises(UserError, match=r"x: .* 120,000,000 bytes on disk"):
         budget.take("disk", 1, "x")
@@ -194,7 +197,7 @@ def test_the_pixels_of_boxes_are_limited_by_those_of_the_photos(
     for kind, most in (("pixels", 0), ("disk", 0)):
         with monkeypatch.context() as patch:
             patch.setitem(limits.LIMITS, kind, most)
-            patch.setattr(limits, "TIMES", 20 if kind == "pixels" else 0)
+            patch.setattr(limits, "GROWTH", 20 if kind == "pixels" else 0)
             for _ in range(2):  # also when the first are in the cache
                 with pytest.raises(UserError, match=rf"cat_1\.png: .* {limits.UNITS[kind][0]}"):  # type: ignore[index]
                     read_images(file, progress=False, crops=True)

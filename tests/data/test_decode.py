@@ -225,7 +225,7 @@ def test_strips_are_one_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     images += [Image.fromarray(noise[..., 0].astype(kind) * 200) for kind in (np.int32, np.uint16)]
     images[5].info["transparency"] = tuple(noise[0, 0, :3])
     whole = [pixels(image) for image in images]
-    monkeypatch.setattr("rmadapter.data.decode.STRIP", 100)
+    monkeypatch.setattr("rmadapter.data.decode.STRIP_PIXELS", 100)
     for image, expected in zip(images, whole, strict=True):
         assert np.array_equal(pixels(image), expected), image.mode
     assert np.array_equal(whole[5][1:, 1:], noise[1:, 1:, :3])
@@ -282,7 +282,7 @@ def test_only_plain_files_are_read(
     elif kind != "gone":
         path.symlink_to("/dev/zero" if kind == "device" else path)
     for read in (load_image, content):
-        with pytest.raises(UserError, match=rf"^{path}: not a readable image \("):
+        with pytest.raises(UserError, match=rf"^{path}: (not a readable image \(|no image in)"):
             read(path)
     assert image_error(path).startswith(f"{path}: ")
 
@@ -290,7 +290,7 @@ def test_only_plain_files_are_read(
 def test_a_large_file_is_refused_and_not_read(tmp_path: Path) -> None:
     path = tmp_path / "large.png"
     path.write_bytes(encoded(Image.new("L", (4, 4)), "PNG"))
-    os.truncate(path, decode.BYTES + 1)  # takes no room on the disk
+    os.truncate(path, decode.MAX_FILE_BYTES + 1)  # takes no room on the disk
     with pytest.raises(UserError, match="300,000,001 bytes; an image file may have at most"):
         load_image(path)
 
@@ -298,7 +298,7 @@ def test_a_large_file_is_refused_and_not_read(tmp_path: Path) -> None:
 def test_slow_decoding_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A JPEG whose first marker never comes: Pillow looks at every byte."""
     (tmp_path / "marker.jpg").write_bytes(b"\xff\xd8\xff" + bytes(30_000_000))
-    for name, bound in {"SECONDS": 0.1, "READS": 10_000}.items():
+    for name, bound in {"MAX_SECONDS": 0.1, "MAX_READS": 10_000}.items():
         with monkeypatch.context() as patch:
             patch.setattr(decode, name, bound)
             with pytest.raises(UserError, match=r"marker\.jpg: .*takes too long"):
@@ -351,6 +351,7 @@ for path in sys.argv[1:]:
 """
 
 
+@pytest.mark.ci
 @needs_linux
 def test_no_file_takes_more_than_four_photos(tmp_path: Path) -> None:
     names = ["float.tif", "16-bit.png", "line-2000000.png"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rmadapter.data.decode import formats, load_image
+from rmadapter.data.decode import image_formats, load_image
 from rmadapter.data.read import read_images
 from rmadapter.errors import UserError
 
@@ -23,7 +23,7 @@ def quarters() -> Image.Image:
 @pytest.fixture
 def photo(tmp_path: Path) -> Path:
     """As a telephone held upright writes it: the pixels lie on their side, and a tag says so."""
-    assert formats()[".heic"] == "HEIF"
+    assert image_formats()[".heic"] == "HEIF"
     exif = Image.Exif()
     exif[0x0112] = 6
     quarters().save(tmp_path / "photo.HEIC", format="HEIF", quality=90, exif=exif.tobytes())
@@ -53,9 +53,9 @@ def test_avif_is_read(tmp_path: Path) -> None:
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = {ending: name for ending, name in formats().items() if name != "HEIF"}
+    known = {ending: name for ending, name in image_formats().items() if name != "HEIF"}
     for module in ("formats.base", "decode"):
-        monkeypatch.setattr(f"rmadapter.data.{module}.formats", lambda: known)
+        monkeypatch.setattr(f"rmadapter.data.{module}.image_formats", lambda: known)
     for name in ("cat/1.png", "dog/1.png"):
         (tmp_path / name).parent.mkdir(parents=True)
         quarters().save(tmp_path / name)
@@ -71,7 +71,7 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_unreadable_heic_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rmadapter.data.decode.formats", lambda: {".png": "PNG"})
+    monkeypatch.setattr("rmadapter.data.decode.image_formats", lambda: {".png": "PNG"})
     (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
     with pytest.raises(UserError, match=r"a\.heic: .*pip install pillow-heif"):
         load_image(tmp_path / "a.heic")

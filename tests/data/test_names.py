@@ -1,4 +1,4 @@
-"""Class names, their spellings, and files of names."""
+"""Names of classes and their spellings."""
 
 from __future__ import annotations
 
@@ -9,15 +9,12 @@ import pytest
 from PIL import Image
 
 from rmadapter.data.names import (
-    ELSE,
-    check_known,
+    CATCH_ALL_NAME,
     class_indices,
     default_name,
-    descriptions,
     key,
     prompt_name,
     prompt_names,
-    read_names,
 )
 from rmadapter.data.read import read_images
 from rmadapter.errors import UserError
@@ -32,9 +29,9 @@ def test_prompt_name_and_key() -> None:
 
 def test_prompt_name_of_a_catch_all_class() -> None:
     for label in ("other", "_other", "Other", "none", "_NONE_"):
-        assert default_name(label) == ELSE
+        assert default_name(label) == CATCH_ALL_NAME
     assert default_name("other_animals") == "other animals"
-    assert prompt_names(["cat", "other"]) == {"cat": "cat", "other": ELSE}
+    assert prompt_names(["cat", "other"]) == {"cat": "cat", "other": CATCH_ALL_NAME}
     assert prompt_names(["cat", "other"], {"other": "thing"}) == {"cat": "cat", "other": "thing"}
     with pytest.raises(UserError, match="classes 'none' and 'other' are both called"):
         prompt_names(["none", "other"])
@@ -61,41 +58,6 @@ def test_labels_match_as_written_then_by_key_then_by_prompt_name() -> None:
     ):
         with pytest.raises(UserError, match=hint):
             class_indices([wrong], written, names)
-
-
-def test_names_from_a_csv_file(tmp_path: Path) -> None:
-    file = tmp_path / "names.csv"
-    file.write_text('\ufeffname,label,note\nzebra , n01,x\n"crane, the bird",crane_bird\n', "utf-8")
-    given = read_names(file)
-    assert given == {"n01": "zebra", "crane_bird": "crane, the bird"}
-    check_known(given, ("n01", "crane_bird", 3), file)
-    with pytest.raises(UserError, match=r"names\.csv: names 'crane_bird', which is not a class"):
-        check_known(given, ("n01", "crane-bird"), file)
-
-
-def test_several_names_describe_one_class(tmp_path: Path) -> None:
-    file = tmp_path / "names.csv"
-    file.write_text("label;name\nb;crane\na;ant\nb; a tall,  grey bird \nb;crane\n")
-    given = read_names(file)
-    assert given == {"b": "crane | a tall,  grey bird", "a": "ant"}
-    names = prompt_names(["a", "b", "x | y_z"], given)
-    assert names == {"a": "ant", "b": "crane | a tall, grey bird", "x | y_z": "x | y z"}
-    assert descriptions(names["b"]) == ("crane", "a tall, grey bird")
-    assert descriptions("either|or") == ("either|or",)
-
-
-@pytest.mark.parametrize(
-    ("text", "hint"),
-    [
-        ("label;called\n", r"none of its columns \(label, called\) is called name"),
-        ("label,name\na,\n", "line 2: label or name is empty"),
-        ("label,name\na\n", "line 2: label or name is empty"),
-    ],
-)
-def test_bad_files_of_names_are_refused(tmp_path: Path, text: str, hint: str) -> None:
-    (tmp_path / "names.csv").write_text(text)
-    with pytest.raises(UserError, match=hint):
-        read_names(tmp_path / "names.csv")
 
 
 @pytest.mark.parametrize("written", ["caf\udce9", "a\0b"])

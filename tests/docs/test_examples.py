@@ -158,6 +158,7 @@ def few_pictograms(pocket: Backbone, tmp_path_factory: pytest.TempPathFactory) -
         yield
 
 
+@pytest.mark.ci
 def test_python_of_the_readme_runs(few_pictograms: None) -> None:
     [block] = python_of("README.md")
     exec(compile(block, "README.md", "exec"), {})

@@ -228,6 +228,7 @@ def test_class_added_by_name(
         assert answers == pytest.approx(dict(zip(labels, shares, strict=True)), abs=1e-4)
 
 
+@pytest.mark.ci
 def test_the_same_sets_as_predict(
     calibrated: Path, tiny_clip: Backbone, blends: list[Path], colors: Path, tmp_path: Path
 ) -> None:
@@ -251,6 +252,7 @@ def test_the_same_sets_as_predict(
     assert json.loads(rows[0]["set"])
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("embeddings", [False, True])
 def test_the_same_strange_images_as_predict(
     embeddings: bool,
@@ -325,6 +327,7 @@ def test_no_calibration_for_other_classes(calibrated: Path, tiny_clip: Backbone)
         assert known_images(changed.fitted, changed.names) == expected
 
 
+@pytest.mark.ci
 def test_int8_says_what_became_of_the_promises(
     calibrated: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -23,12 +23,12 @@ from rmadapter.backbones.trust import CONFIG, check_config, check_folder
 from rmadapter.data.archives import unpack_zip
 from rmadapter.data.budget import Budget
 from rmadapter.data.fewshot import read_split
-from rmadapter.data.formats.base import ReadOptions, check_inside, listed_image, split_named
+from rmadapter.data.formats.base import ReadOptions, check_inside, listed_image
 from rmadapter.data.formats.columnar import check_arrow
-from rmadapter.data.formats.registry import list_images, open_source, refuse_address
+from rmadapter.data.formats.registry import list_images, locate, refuse_address
 from rmadapter.data.formats.tables import header, scan_table
-from rmadapter.data.names import prompt_names, read_names, typed_name
-from rmadapter.data.taxonomies import parents_of, read_parents
+from rmadapter.data.label_files import parents_of, read_names, read_parents
+from rmadapter.data.names import prompt_names, split_named, typed_name
 from rmadapter.errors import UserError, is_text, one_line, quoted
 from rmadapter.prompts import filled
 from rmadapter.runs.request import Request, read_config
@@ -176,8 +176,8 @@ def check_data(file: Path, crops: bool = False) -> object:
     """Read data as `fit` does, but no pixels except of boxes."""
     with own_cache(file.parent):
         found = list_images(file, ReadOptions())
-        source = open_source(file)
-        return found, source, open_source(file, crops=True) if crops else None
+        listing = locate(file).read()
+        return found, listing, locate(file, crops=True).read() if crops else None
 
 
 def check_annotations(data: bytes, folder: Path) -> object:
@@ -373,7 +373,7 @@ def check_words(data: bytes, folder: Path) -> object:
         except UserError as error:
             refused.append(error)
     try:
-        image = listed_image(folder / "t.csv", "x", word)
+        image = listed_image(folder, "x", word)
         require(Path(os.path.normpath(image)).is_relative_to(folder), f"{word!r} is outside")
     except UserError as error:
         refused.append(error)

@@ -16,6 +16,7 @@ SAMPLE = 300  # of all kinds
 FEW = {"bulky": 4, "matlab": 6, "backbones": 8, "images": 15, "runs": 10}
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("kind", harness.KINDS)
 def test_a_sample_of_inputs_is_accepted_or_refused(kind: str) -> None:
     count = FEW.get(kind, SAMPLE * harness.KINDS[kind] // 100)

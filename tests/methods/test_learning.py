@@ -83,6 +83,7 @@ SLOW = (
 )
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("name", "make", "falls", "settings"),
     slow_except(CASES, *(case[0] for case in CASES if case[0] not in SLOW)),

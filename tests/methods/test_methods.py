@@ -34,6 +34,7 @@ from tests.helpers.learning import killed_and_resumed
 from tests.helpers.methods import probabilities, quick_method
 from tests.helpers.rounding import assert_same_float32
 from tests.helpers.shots import logits_of, noisy_colors, shots_of, untrained
+from tests.helpers.slow import ONE_OF_EACH, ci_except
 
 UNTRAINED = (
     *("zero-shot", "zero-shot-ensemble", "zero-shot-descriptions", "tda", "stata", "tpt"),
@@ -74,8 +75,8 @@ def test_every_method_of_the_papers_tables_is_registered() -> None:
     assert all(len(load_method(name).source) > 10 for name in METHODS)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("precision", ci_except(["fp32", "bf16"], "fp32"))
+@pytest.mark.parametrize("name", ci_except(METHODS, *ONE_OF_EACH))
 def test_a_method_answers_and_leaves_the_backbone_as_it_was(
     name: str, precision: str, tiny_clip: Backbone, images: ImageSet
 ) -> None:
@@ -111,7 +112,7 @@ def test_a_method_answers_and_leaves_the_backbone_as_it_was(
     assert not any(module._forward_hooks for module in tiny_clip.model.modules())
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", ci_except(TRAINED, "coop", "rmadapter"))
 def test_half_precision_works_by_the_rules_of_a_gpu(
     name: str, tiny_clip: Backbone, images: ImageSet
 ) -> None:
@@ -123,7 +124,7 @@ def test_half_precision_works_by_the_rules_of_a_gpu(
     }
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ci_except(METHODS, *ONE_OF_EACH))
 def test_a_loaded_model_answers_the_same(
     name: str, tiny_clip: Backbone, images: ImageSet, tmp_path: Path
 ) -> None:
@@ -143,7 +144,7 @@ def test_a_loaded_model_answers_the_same(
     assert torch.equal(probabilities(loaded, images, some), probabilities(fitted, images, some))
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", ci_except(TRAINED, "coop", "rmadapter", "clip-lora"))
 def test_a_killed_training_ends_with_the_same_weights(
     name: str, tiny_clip: Backbone, images: ImageSet, tmp_path: Path
 ) -> None:

@@ -1,4 +1,4 @@
-"""Tests of research/ run in `make test-all` alone."""
+"""Tests of research/ are left out by `make test`."""
 
 from __future__ import annotations
 
@@ -11,4 +11,4 @@ import pytest
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.ci)

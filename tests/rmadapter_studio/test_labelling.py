@@ -25,7 +25,7 @@ pytest.importorskip("starlette", reason="pip install 'rmadapter[app]'")
 from starlette.testclient import TestClient
 
 from rmadapter.backbones import Backbone
-from rmadapter.data.formats.registry import open_source
+from rmadapter.data.formats.registry import locate
 from rmadapter.data.read import read_images
 from rmadapter.errors import UserError
 from rmadapter_studio import fitting as module
@@ -499,7 +499,7 @@ def test_labels_are_taken_along(client: TestClient, photos: Path, tmp_path: Path
         assert len(images) == 3
     else:
         (photos / name).write_bytes(got.content)
-        [rows] = open_source(photos / name).splits.values()
+        [rows] = locate(photos / name).read().splits.values()
         assert {row.image.name: row.label for row in rows} == labels
     assert client.get("/labels/yolo").status_code == 400
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rmadapter.data.formats.registry import open_source
+from rmadapter.data.formats.registry import locate
 from rmadapter.data.read import read_images
 from rmadapter.errors import UserError
 from rmadapter_studio import project as module
@@ -61,14 +61,14 @@ def test_images_of_runs_are_not_images_of_the_project(photos: Path) -> None:
     project = Project(photos)
     project.label(["cat_1.png", "cat_2.png"], "cat")
     project.label(["sub/dog_1.png"], "dog")
-    before = open_source(photos)
+    before = locate(photos).read()
     for kept, name in (("ridge-1", "run.json"), ("stopped", "split.json")):
         write_images(photos / "runs" / kept, "cat_1.png", "heat/dog_1.png")
         (photos / "runs" / kept / name).write_text("{}")
         (photos / "runs" / kept / "report.html").touch()
     project.scan()
     assert project.images == NAMES == Project(photos).images
-    after = open_source(photos)
+    after = locate(photos).read()
     assert (after.splits, after.ignored) == (before.splits, before.ignored)
     write_images(photos / "runs", "of a river/cat_1.png")
     project.scan()

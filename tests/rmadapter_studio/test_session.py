@@ -88,6 +88,7 @@ def wait(session: Session) -> str:
     return session.job.state
 
 
+@pytest.mark.ci
 def test_training_and_downloads(
     session: Session, shared: Shared, colors: Path, tmp_path: Path
 ) -> None:

@@ -13,6 +13,7 @@ from rmadapter.artifacts.checkpoint import Saved, load
 from rmadapter.artifacts.record import Record, read_record
 from rmadapter.backbones import Backbone
 from rmadapter.data.fewshot import read_split
+from rmadapter.data.formats.registry import locate
 from rmadapter.data.read import read_images
 from rmadapter.errors import UserError
 from rmadapter.methods import load_method
@@ -57,7 +58,8 @@ def run(rmadapter: Command, colors: Path, tmp_path: Path, tiny_clip: Backbone) -
 
 def grown(run: Path, backbone: Backbone, data: Path, out: Path, **more: Any) -> Record:
     old = more.pop("old", None)
-    images = NewImages(data, **more)
+    reading = {name: more.pop(name) for name in ("columns", "crops", "outside") if name in more}
+    images = NewImages(locate(data, **reading), **more)
     return add_images(run, load(run, backbone), images, out, old)
 
 

@@ -20,6 +20,7 @@ from rmadapter.training.shots import Shots
 from rmadapter.training.traits import Recipe
 from tests.helpers.methods import quick_method
 from tests.helpers.shots import noisy_colors, shots_of
+from tests.helpers.slow import ci_except
 from tests.helpers.syncs import Device, on
 
 # It chooses the classes of a step by similarities that are computed on the GPU.
@@ -50,7 +51,7 @@ def waits(fit: Callable[[], Any], backbone: Backbone) -> tuple[int, list[str]]:
     return len(steps), device.waits
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ci_except(METHODS, "coop", "rmadapter", "tip-adapter-f"))
 def test_a_step_waits_for_nothing(name: str, tiny_clip: Backbone) -> None:
     method, shots = quick_method(name), shots_of(tiny_clip, noisy_colors(2))
     steps, found = waits(lambda: method.fit(tiny_clip, shots), tiny_clip)

@@ -90,9 +90,15 @@ class Saved(NamedTuple):
 
 
 def save(
-    folder: str | Path, fitted: Fitted, name: str = "", labels: tuple[Label, ...] = (),
-    names: tuple[str, ...] = (), *, half: bool = False, parents: Mapping[str, str] | None = None,
-) -> None:  # fmt: skip
+    folder: str | Path,
+    fitted: Fitted,
+    name: str = "",
+    labels: tuple[Label, ...] = (),
+    names: tuple[str, ...] = (),
+    *,
+    half: bool = False,
+    parents: Mapping[str, str] | None = None,
+) -> None:
     """Write a fitted method to a folder; a folder that has model.json is complete.
 
     Args:
@@ -126,9 +132,13 @@ def save(
 
 
 def save_run(
-    folder: Path, fitted: Fitted, name: str, record: Record, labels: tuple[Label, ...] = (),
+    folder: Path,
+    fitted: Fitted,
+    name: str,
+    record: Record,
+    labels: tuple[Label, ...] = (),
     parents: Mapping[str, str] | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Write a run: the model as `save` does, its record, its settings for --config, and the loss of
     every step.
 
@@ -147,9 +157,14 @@ def save_run(
 
 
 def _save(
-    run: RunFolder, fitted: Fitted, name: str, labels: tuple[Label, ...],
-    names: tuple[str, ...] = (), half: bool = False, parents: Mapping[str, str] | None = None,
-) -> Model:  # fmt: skip
+    run: RunFolder,
+    fitted: Fitted,
+    name: str,
+    labels: tuple[Label, ...],
+    names: tuple[str, ...] = (),
+    half: bool = False,
+    parents: Mapping[str, str] | None = None,
+) -> Model:
     backbone, method = fitted.backbone, fitted.method
     run.sums.unlink(missing_ok=True)  # of the model that this one replaces
     tensors = dict(fitted.tensors)
@@ -222,9 +237,13 @@ def config_of(record: Record) -> dict[str, object]:
 
 
 def load(
-    folder: str | Path, backbone: Backbone | str | None = None, *,
-    method: str = "", settings: Mapping[str, object] | None = None, device: str = "auto",
-) -> Saved:  # fmt: skip
+    folder: str | Path,
+    backbone: Backbone | str | None = None,
+    *,
+    method: str = "",
+    settings: Mapping[str, object] | None = None,
+    device: str = "auto",
+) -> Saved:
     """Load a fitted method from its folder, or from `hf:OWNER/NAME`.
 
     A folder may name only backbones of installed packages, such as pocket, and open_clip's

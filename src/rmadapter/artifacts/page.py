@@ -151,10 +151,14 @@ def thumbnails_of(page: Path) -> dict[tuple[int, str], str]:
 
 
 def write_run_page(
-    path: Path, record: Record, predictions: Sequence[Predictions],
-    history: Sequence[Mapping[str, float]], thumbnails: Thumbnails | None = None,
-    wrong: Sequence[Mistake] = (), counts: Sequence[int] = (),
-) -> None:  # fmt: skip
+    path: Path,
+    record: Record,
+    predictions: Sequence[Predictions],
+    history: Sequence[Mapping[str, float]],
+    thumbnails: Thumbnails | None = None,
+    wrong: Sequence[Mistake] = (),
+    counts: Sequence[int] = (),
+) -> None:
     """Write the page of a run atomically; the same input gives the same bytes.
 
     predictions: one for each score of the record that has an accuracy, in the same order. history:
@@ -260,12 +264,14 @@ def _settings(record: Record) -> list[Facts]:
     settings = []
     for setting, value in config_of(record).items():
         text = _json(value)
-        settings.append({
-            "name": setting,
-            "value": value if isinstance(value, str) else text,
-            "changed": setting in defaults and text != _json(defaults[setting]),
-            "text": meaning.get(setting, ""),
-        })  # fmt: skip
+        settings.append(
+            {
+                "name": setting,
+                "value": value if isinstance(value, str) else text,
+                "changed": setting in defaults and text != _json(defaults[setting]),
+                "text": meaning.get(setting, ""),
+            }
+        )
     return settings
 
 
@@ -441,15 +447,17 @@ def mistake_cards(
         for card in near:
             card["label"] = names.get(str(card["label"]), card["label"])
             card["src"] = card["src"] or thumbnails.get((TRAINING, card["image"]), "")
-        cards.append({
-            "set": number,
-            "image": image,
-            "src": thumbnail(predictions.sources[row]) or thumbnails.get((number, image), ""),
-            "true": classes[predictions.true[row]],
-            "best": _guessed(classes, row, predictions.answer, predictions.second),
-            "zero_shot": _guessed(classes, row, predictions.zero_shot),
-            "neighbours": near,
-        })  # fmt: skip
+        cards.append(
+            {
+                "set": number,
+                "image": image,
+                "src": thumbnail(predictions.sources[row]) or thumbnails.get((number, image), ""),
+                "true": classes[predictions.true[row]],
+                "best": _guessed(classes, row, predictions.answer, predictions.second),
+                "zero_shot": _guessed(classes, row, predictions.zero_shot),
+                "neighbours": near,
+            }
+        )
     return cards
 
 

@@ -20,9 +20,8 @@ from torch import Tensor
 from rmadapter.artifacts.record import Record, Score
 from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.data.fewshot import half, read_split
-from rmadapter.data.formats.base import order
 from rmadapter.data.formats.registry import images_root
-from rmadapter.data.names import Label, descriptions, prompt_name
+from rmadapter.data.names import Label, descriptions, order, prompt_name
 from rmadapter.data.read import ImageSet, ImageSource
 from rmadapter.errors import UserError, first_fault
 from rmadapter.support.files import csv_text, inert, read_json, read_text, write_json, write_text
@@ -30,9 +29,17 @@ from rmadapter.training.cache import Cache
 from rmadapter.training.contract import MOST_EXAMPLES, Fitted
 
 COLUMNS = (
-    "set", "split", "image", "true", "answer", "probability", "second", "second_probability",
-    "zero_shot", "zero_shot_probability",
-)  # fmt: skip
+    "set",
+    "split",
+    "image",
+    "true",
+    "answer",
+    "probability",
+    "second",
+    "second_probability",
+    "zero_shot",
+    "zero_shot_probability",
+)
 ROWS = 1024  # of a table processed at once
 WRONG = 6  # mistakes of a run
 SHOWN = 5  # neighbours of an image
@@ -314,9 +321,11 @@ def images_of_examples(images: Sequence[Item]) -> Sequence[Item]:
 
 
 def nearest(
-    features: np.ndarray, examples: np.ndarray | None = None, count: int = SHOWN,
+    features: np.ndarray,
+    examples: np.ndarray | None = None,
+    count: int = SHOWN,
     groups: np.ndarray | None = None,
-) -> Nearest:  # fmt: skip
+) -> Nearest:
     """Find the examples with the highest cosine to each feature vector.
 
     features: [B, e], of any length. examples: [N, e], of unit length; by default the features
@@ -349,9 +358,12 @@ def nearest_examples(fitted: Fitted, features: Tensor, count: int = SHOWN) -> Ne
 
 
 def find_mistakes(
-    fitted: Fitted, train: ImageSet, evaluations: Sequence[Evaluation],
-    predictions: Sequence[Predictions], cache: Cache,
-) -> list[Mistake]:  # fmt: skip
+    fitted: Fitted,
+    train: ImageSet,
+    evaluations: Sequence[Evaluation],
+    predictions: Sequence[Predictions],
+    cache: Cache,
+) -> list[Mistake]:
     """Return at most WRONG images of the first test set that the model gets wrong, the most
     confident answers first, each with its nearest training images.
 

@@ -31,8 +31,13 @@ Table: TypeAlias = tuple[list[str], list[list[str]]]  # header and rows, for the
 
 
 def print_record(record: Record, as_json: bool, run: Path | None = None) -> None:
-    """Print how good a run is, with doubts about it, and one row per evaluated set. run: its
-    folder, for JSON."""
+    """Print how good a run is, with doubts about it, and one row per evaluated set.
+
+    Args:
+        record: Record of the run.
+        as_json: Whether to print JSON.
+        run: Folder of the run, for JSON.
+    """
     judged = record.judgement
     for text in judged.doubts if judged else ():
         note(text)
@@ -46,20 +51,7 @@ def print_record(record: Record, as_json: bool, run: Path | None = None) -> None
         table(*choice_table(record.choice))
         print(describe_choice(record.choice))
     if judged:
-        table(*judgement_table(judged, record.method))
-        together = f", of {judged.groups:,} groups" if judged.groups else ""
-        print(f"judged {judged.how}; Wilson intervals{together}")
-        if judged.promises:
-            table(*promise_table(judged.promises))
-        print(escape(f"lowest recall: {lowest_recalls(judged)}"))
-        compared = headline_of(
-            judged, name_with_settings(record.method.name, record.method.changed)
-        )
-        if compared:
-            print(escape("".join(compared)))
-        tie = describe_tie(record)
-        if tie:
-            print(escape(tie))
+        _print_judgement(record, judged)
     levels = level_table(record.scores)
     if levels[1]:
         table(*levels)
@@ -80,6 +72,20 @@ def print_record(record: Record, as_json: bool, run: Path | None = None) -> None
     for score in record.scores:
         if score.reason:
             note(f"{score.title}: {score.reason}")
+
+
+def _print_judgement(record: Record, judged: Judgement) -> None:
+    """Print how the methods of a run compare on images that none of them has seen."""
+    table(*judgement_table(judged, record.method))
+    together = f", of {judged.groups:,} groups" if judged.groups else ""
+    print(f"judged {judged.how}; Wilson intervals{together}")
+    if judged.promises:
+        table(*promise_table(judged.promises))
+    print(escape(f"lowest recall: {lowest_recalls(judged)}"))
+    name = name_with_settings(record.method.name, record.method.changed)
+    for sentence in ("".join(headline_of(judged, name) or ()), describe_tie(record)):
+        if sentence:
+            print(escape(sentence))
 
 
 def print_score(score: Score, as_json: bool, promises: Sequence[Promise] = ()) -> None:

@@ -56,9 +56,12 @@ class Balanced(Value):
         rates = [round(rate, 4) for rate in balanced_accuracy(answers, labels, groups)]
         counts = np.unique(np.asarray(labels), return_counts=True)[1]
         return cls(
-            accuracy=rates[0], low=rates[1], high=rates[2],
-            fewest=int(counts.min()), most=int(counts.max()),
-        )  # fmt: skip
+            accuracy=rates[0],
+            low=rates[1],
+            high=rates[2],
+            fewest=int(counts.min()),
+            most=int(counts.max()),
+        )
 
     @property
     def differs(self) -> bool:

@@ -67,11 +67,11 @@ def suspects(
     With --apply: write a data set without them.
     """
     from rmadapter.cli.checks import check_backbones
-    from rmadapter.data.formats.registry import check_source
+    from rmadapter.data.formats.registry import locate
     from rmadapter.settings import parse_overrides
 
     columns = table_columns.named()
-    check_source(data, columns)
+    locate(data, columns).check()
     if apply:
         if method != METHOD or backbone or sets:
             raise UserError("--apply trains nothing: remove --method, --backbone and --set")

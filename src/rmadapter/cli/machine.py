@@ -222,37 +222,41 @@ def data(
     """
     from rmadapter.data.catalog import sets as catalog
 
-    chosen = [catalog.get(name)] if name else list(catalog.CATALOG.values())
     if (download or shots) and not name:
         raise UserError(f"{'--download' if download else '--list'} needs the name of one data set")
-    if shots:
-        if len(drawn := numbers("list", shots)) != 2:
-            raise UserError(f"--list {shots}: write shots and seed, such as 16,1")
-        if download:
-            catalog.download(chosen[0], root)
-        written = str(catalog.write_list(chosen[0], root, *drawn))
-        print(json.dumps({"table": written}) if as_json else f"table: {written}")
-        return
     if status and not root.is_dir():
         raise UserError(f"{root}: no such folder")
-    if name and not as_json:
+    chosen = [catalog.get(name)] if name else [*catalog.CATALOG.values()]
+    drawn = numbers("list", shots) if shots else []
+    if shots and len(drawn) != 2:
+        raise UserError(f"--list {shots}: write shots and seed, such as 16,1")
+    if name and not (as_json or shots):
         print(wrapped(catalog.describe(chosen[0], root)), end="\n\n")
     if download:
         catalog.download(chosen[0], root)
-    if name or status:
-        facts = [asdict(catalog.check(dataset, root)) for dataset in chosen]
-        columns = ["name", "status", "missing", "how"]
+    if shots:
+        written = str(catalog.write_list(chosen[0], root, *drawn))
+        print(json.dumps({"table": written}) if as_json else f"table: {written}")
+    elif name or status:
+        states = [asdict(catalog.check(dataset, root)) for dataset in chosen]
+        _show_facts(states, ["name", "status", "missing", "how"], as_json)
     else:
         facts = [dataset.model_dump() for dataset in chosen]
-        columns = ["key", "group", "classes", "licence"]
+        _show_facts(facts, ["key", "group", "classes", "licence"], as_json)
+
+
+def _show_facts(
+    facts: Sequence[Mapping[str, object]], columns: Sequence[str], as_json: bool
+) -> None:
+    """Print facts as JSON, or some of them as a table."""
     if as_json:
         print(json.dumps(facts))
-    else:
-        rows = [[fact[column] for column in columns] for fact in facts]
-        table(
-            columns,
-            [["\n".join(v) if isinstance(v, tuple) else str(v) for v in row] for row in rows],
-        )
+        return
+    rows = []
+    for one in facts:
+        cells = [one[column] for column in columns]
+        rows.append(["\n".join(cell) if isinstance(cell, tuple) else str(cell) for cell in cells])
+    table(columns, rows)
 
 
 def backbones(

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
     from rmadapter.artifacts.checkpoint import Saved
+    from rmadapter.data.formats.registry import Located
     from rmadapter.data.image_set import ImageSet
 
 Run = Annotated[Path, typer.Argument(help="Folder written by `fit`, or hf:OWNER/NAME.")]
@@ -195,20 +196,23 @@ class FileOptions:
     skip_bad: SkipBad = False
     outside: Outside = False
 
+    def locate(self, data: Path, columns: Columns, crops: bool = False) -> Located:
+        """Find the format of a data set.
+
+        Raises:
+            UserError: What can be seen without a search for images.
+        """
+        from rmadapter.data.formats.registry import locate
+
+        return locate(data, columns.named(), crops, self.outside).check()
+
     def read(
-        self,
-        data: Path,
-        images: DataOptions,
-        names: Mapping[str, str] | None = None,
-        check: bool | None = None,
+        self, data: Located, names: Mapping[str, str] | None = None, check: bool | None = None
     ) -> dict[str, ImageSet]:
         """Read the splits of a data set. names, check: as for `read_images`."""
         from rmadapter.data.read import read_images
 
-        return read_images(
-            data, skip_bad=self.skip_bad, check=check, outside=self.outside, names=names,
-            columns=images.named(), crops=images.crops,
-        )  # fmt: skip
+        return read_images(data, skip_bad=self.skip_bad, check=check, names=names)
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,7 @@ class AnswerOptions:
         """Return the tree of the labels, if they have one. Raises UserError for a taxonomy that
         does not fit them."""
         from rmadapter.answers.taxonomy import Taxonomy
-        from rmadapter.data.taxonomies import parents_of, read_parents
+        from rmadapter.data.label_files import parents_of, read_parents
 
         parents = saved.parents
         if self.taxonomy:

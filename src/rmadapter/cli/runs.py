@@ -14,6 +14,7 @@ import typer
 from rmadapter.artifacts.run_folder import check_no_model, find_run, run_folder
 from rmadapter.cli.options import (
     Backbone,
+    Columns,
     Crops,
     DataOptions,
     Device,
@@ -132,14 +133,13 @@ def fit(
     """Train a model on images; write it, its record and report.html."""
     from rmadapter.backbones.packaged import POCKET
     from rmadapter.cli.checks import check_backbones, check_folder
-    from rmadapter.data.formats.registry import check_source
-    from rmadapter.data.names import check_known, read_names
+    from rmadapter.data.label_files import check_known, read_names
 
     trackers = trackers_in(track)
     check_backbones(options.backbone, settings.sets, settings.config, POCKET, choosing=True)
     check_folder(out)
     known = read_names(names_from) if names_from else {}
-    check_source(data, images.named(), images.crops)
+    located = files.locate(data, images, images.crops)
     from rmadapter.backbones.importing import import_for_command
 
     import_for_command()
@@ -154,7 +154,7 @@ def fit(
     find_device(request.machine.device)  # an impossible one is refused before images are read
     team = Team.of(request.name, request.method, request.machine)
     lab = Lab(team.machine, team=team)
-    splits = files.read(data, images, known, check or None)
+    splits = files.read(located, known, check or None)
     check_known(known, next(iter(splits.values())).written, names_from or "")
     if taxonomy:
         splits = _with_parents(splits, taxonomy, data, images)
@@ -189,7 +189,7 @@ def _with_parents(
 ) -> dict[str, ImageSet]:
     """Return splits whose labels have the parents that a file says; it may be the table of the
     images itself."""
-    from rmadapter.data.taxonomies import parents_of, read_parents, with_parents
+    from rmadapter.data.label_files import parents_of, read_parents, with_parents
 
     column = images.label_column if taxonomy == data else ""
     written = next(iter(splits.values())).written
@@ -231,14 +231,13 @@ def evaluate(
     The untouched backbone's accuracy stands beside it.
     """
     from rmadapter.cli.checks import check_backbones, check_runs
-    from rmadapter.data.formats.registry import check_source
 
     check_runs(run)
     check_backbones(options.backbone)
-    check_source(data, images.named(), images.crops)
+    located = files.locate(data, images, images.crops)
     from rmadapter.artifacts.checkpoint import load
     from rmadapter.artifacts.summary import print_score
-    from rmadapter.data.taxonomies import with_parents
+    from rmadapter.data.label_files import with_parents
     from rmadapter.runs import request
     from rmadapter.runs.evaluate import evaluate_saved, known_names
     from rmadapter.runs.promises import kept
@@ -256,7 +255,7 @@ def evaluate(
     own = request.split(values, name)[2] | overrides
     folder = find_run(run)
     saved = load(run, options.backbone, method=options.code, settings=own, device=machine.device)
-    splits = files.read(data, images, known_names(folder, saved))
+    splits = files.read(located, known_names(folder, saved))
     ignored = next(iter(splits.values())).ignored
     if ignored:
         note(ignored)
@@ -295,7 +294,7 @@ def add(
     New classes need only a name; with images, the model is trained again.
     """
     from rmadapter.cli.checks import check_backbones, check_folder, check_runs
-    from rmadapter.data.formats.registry import check_source, is_data_file
+    from rmadapter.data.formats.registry import is_data_file, locate
 
     check_runs(run)
     check_backbones(options.backbone)
@@ -303,9 +302,9 @@ def add(
     data = Path(what[0])
     trains = len(what) == 1 and (data.is_dir() or is_data_file(data))
     if trains:
-        check_source(data, images.named(), images.crops)
+        located = files.locate(data, images, images.crops)
         if run_data:
-            check_source(run_data)
+            locate(run_data).check()
     else:
         _check_class_names(what)
         if out:
@@ -316,9 +315,7 @@ def add(
     saved = options.load(found)
     with run_folder(out, run) as folder:
         if trains:
-            new = NewImages(
-                data, shots, images.named(), images.crops, files.skip_bad, files.outside
-            )
+            new = NewImages(located, shots, files.skip_bad)
             record = add_images(found, saved, new, folder, run_data, command())
         else:
             labels = add_names(saved, what, folder)
@@ -366,17 +363,16 @@ def compare(
     Shows accuracies, their differences and whether these may be chance.
     """
     from rmadapter.cli.checks import check_backbones, check_runs
-    from rmadapter.data.formats.registry import check_source
 
     if len(runs) < 2:
         raise UserError("only one run: give at least two to compare")
     check_runs(*runs)
     check_backbones(options.backbone)
-    check_source(data, crops=crops)
+    located = files.locate(data, Columns(), crops)
     from rmadapter.runs.evaluate import check_split, trained_on
     from rmadapter.runs.evaluate import compare as compare_runs
 
-    splits = files.read(data, DataOptions(crops=crops))
+    splits = files.read(located)
     check_split(splits, split)
     images = splits[split]
     if images.ignored:

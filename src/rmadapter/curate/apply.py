@@ -10,19 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rmadapter.curate.suspects import image_cell, label_cell, training
-from rmadapter.data.formats.base import CLASSNAMES, SPLITS, Row, Rows
-from rmadapter.data.formats.registry import open_source, source_folder
-from rmadapter.data.formats.tables import read_rows
-from rmadapter.data.names import beside_splits, classnames_json
+from rmadapter.data.archives import is_packed
+from rmadapter.data.formats.base import Row, Rows
+from rmadapter.data.formats.registry import locate
+from rmadapter.data.formats.tables import read_rows, table_text
+from rmadapter.data.names import CLASSNAMES, SPLITS, beside_splits, classnames_json
 from rmadapter.errors import UserError, did_you_mean, quoted
 from rmadapter.support.files import (
     check_new,
-    csv_text,
-    path_from,
     user_path,
     write_json,
     write_text,
-)  # fmt: skip
+)
 from rmadapter.support.locks import staged_folder
 from rmadapter.support.terminal import note
 
@@ -46,8 +45,8 @@ def cleaned_name(
 ) -> str:
     """Return a name for the cleaned copy of a data set that `apply_decisions` accepts."""
     path = user_path(data)
-    root, splits = open_source(path, outside, columns)[:2]
-    home = source_folder(path, root)
+    root, splits = locate(path, columns, outside=outside).read()[:2]
+    home = root if is_packed(path) else path
     name = "CLEAN" if _has_class_folders(home, splits) else "CLEAN.csv"
     whole = path.resolve()
     # nothing may be written within the data
@@ -56,9 +55,13 @@ def cleaned_name(
 
 
 def apply_decisions(
-    data: str | Path, decisions: str | Path, out: str | Path, *,
-    columns: Mapping[str, str] | None = None, outside: bool = False,
-) -> Cleaned:  # fmt: skip
+    data: str | Path,
+    decisions: str | Path,
+    out: str | Path,
+    *,
+    columns: Mapping[str, str] | None = None,
+    outside: bool = False,
+) -> Cleaned:
     """Write a copy of a data set in which training images are dropped or have another label.
 
     Args:
@@ -90,8 +93,8 @@ def apply_decisions(
         Cleaned(images=39, relabelled=1, dropped=1, without=())
     """
     path, target = user_path(data), user_path(out)
-    root, source_splits = open_source(path, outside, columns)[:2]
-    home = source_folder(path, root)
+    root, source_splits = locate(path, columns, outside=outside).read()[:2]
+    home = root if is_packed(path) else path
     copies_folders = _has_class_folders(home, source_splits)
     names = classnames_json(root, beside_splits(home, source_splits))
     _check_target(path, target, copies_folders)
@@ -110,7 +113,11 @@ def apply_decisions(
                 write_json(folder / CLASSNAMES, names)
     else:
         _write_names_beside(target, names)
-        _write_list(splits, target)
+        listed = {
+            split: [row._replace(label=label) for row, label in labelled]
+            for split, labelled in splits.items()
+        }
+        write_text(target, table_text(listed, target.parent))
     left = {label for _, label in train}
     return Cleaned(
         images=sum(map(len, splits.values())),
@@ -241,15 +248,3 @@ def _write_names_beside(target: Path, names: dict[str, str]) -> None:
     if names and not file.exists():
         note(f"{file}: also names the classes of other lists in that folder")
         write_json(file, names)
-
-
-def _write_list(splits: Mapping[str, Labelled], target: Path) -> None:
-    has_splits = "all" not in splits
-    has_groups = any(row.group for labelled in splits.values() for row, _ in labelled)
-    lines = []
-    for split, labelled in splits.items():
-        for row, label in labelled:
-            path = path_from(target.parent, row.image)
-            lines.append([path, label, *[split] * has_splits, *[row.group] * has_groups])
-    header = ["path", "label", *["split"] * has_splits, *["group"] * has_groups]
-    write_text(target, csv_text(header, lines))

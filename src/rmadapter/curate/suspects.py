@@ -21,7 +21,7 @@ from rmadapter.artifacts.page import neighbour_cards, thumbnail, write_html
 from rmadapter.artifacts.predictions import Nearest, Neighbour, nearest
 from rmadapter.data.decode import ImageSource, image_error, load_image
 from rmadapter.data.duplicates import groups, pairs
-from rmadapter.data.formats.registry import open_source
+from rmadapter.data.formats.registry import locate
 from rmadapter.data.image_set import Transform
 from rmadapter.data.names import Label
 from rmadapter.data.read import ImageSet, read_images
@@ -113,10 +113,15 @@ class Suspects:
 
 
 def find_suspects(
-    data: str | Path | ImageSet, method: str = METHOD, settings: Mapping[str, object] | None = None,
-    *, columns: Mapping[str, str] | None = None, outside: bool = False, progress: bool = True,
+    data: str | Path | ImageSet,
+    method: str = METHOD,
+    settings: Mapping[str, object] | None = None,
+    *,
+    columns: Mapping[str, str] | None = None,
+    outside: bool = False,
+    progress: bool = True,
     lab: Lab | None = None,
-) -> Suspects:  # fmt: skip
+) -> Suspects:
     """Find training images that look wrong; nothing is written.
 
     An image looks wrong if models of the other images contradict its label, if it is a duplicate,
@@ -191,7 +196,7 @@ def find_suspects(
 
 
 def training(splits: Mapping[str, Split], path: Path) -> Split:
-    """Return the training split of `read_images` or `open_source`. Raises UserError if there is
+    """Return the training split of `read_images` or `Listing`. Raises UserError if there is
     none."""
     train = splits.get("train", splits.get("all"))
     if not train:
@@ -223,7 +228,7 @@ def _broken(
 ) -> list[Suspect]:
     """List the training files that cannot be read. images: the readable ones."""
     readable = {*images.images}
-    rows = training(open_source(path, outside, columns).splits, path)
+    rows = training(locate(path, columns, outside=outside).read().splits, path)
     bad = [row for row in rows if row.image not in readable and not row.image.is_dir()]
     files = tuple(row.image for row in bad)
     named = replace(images, images=files, labels=(0,) * len(bad), groups=())
@@ -373,9 +378,13 @@ def _readable(text: str) -> str:
 
 
 def write_page(
-    path: Path, suspects: Suspects, data: str, method: str, table: Path,
+    path: Path,
+    suspects: Suspects,
+    data: str,
+    method: str,
+    table: Path,
     options: Sequence[str] = ("--out", "CLEAN"),
-) -> None:  # fmt: skip
+) -> None:
     """Write the page atomically; it needs no network and no script.
 
     data, method: names to show. table: the list. options: of the command that applies the list.

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from rmadapter.data.formats.base import image_files as image_files
     from rmadapter.data.formats.imagefolder import write_imagefolder as write_imagefolder
     from rmadapter.data.formats.registry import check_unlabelled as check_unlabelled
+    from rmadapter.data.formats.registry import locate as locate
     from rmadapter.data.formats.registry import open_class_folders as open_class_folders
-    from rmadapter.data.formats.registry import open_source as open_source
-    from rmadapter.data.formats.write import write_labels as write_labels
+    from rmadapter.data.formats.registry import write_labels as write_labels
     from rmadapter.data.names import is_catch_all as is_catch_all
     from rmadapter.data.names import typed_name as typed_name
 
@@ -27,12 +27,12 @@ _HOME_OF = {
     "image_files": "rmadapter.data.formats.base",
     "is_catch_all": "rmadapter.data.names",
     "load_image": "rmadapter.data.decode",
+    "locate": "rmadapter.data.formats.registry",
     "open_class_folders": "rmadapter.data.formats.registry",
-    "open_source": "rmadapter.data.formats.registry",
     "typed_name": "rmadapter.data.names",
     "unpack_zip": "rmadapter.data.archives",
     "write_imagefolder": "rmadapter.data.formats.imagefolder",
-    "write_labels": "rmadapter.data.formats.write",
+    "write_labels": "rmadapter.data.formats.registry",
 }
 __all__ = [*_HOME_OF]
 

@@ -22,8 +22,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TypeAlias
 
 from rmadapter.data.budget import Budget
-from rmadapter.data.decode import formats
-from rmadapter.data.formats.base import SPLITS
+from rmadapter.data.decode import image_formats
+from rmadapter.data.names import SPLITS
 from rmadapter.errors import UserError, quoted
 from rmadapter.support.files import (
     cache_folder,
@@ -36,44 +36,54 @@ from rmadapter.support.files import (
 )
 from rmadapter.support.locks import build_once
 
-CHUNK = 1 << 20
-TRIES = 5  # in a row without new bytes
-ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
-ABOUT = re.compile(
+CHUNK_BYTES = 1 << 20
+MAX_TRIES = 5  # in a row without new bytes
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
+TEXT_NAMES = re.compile(
     r"(readme|licen[cs]e|copying)(\.(txt|md|rst|html|pdf))?|.*\.md", re.IGNORECASE
 )  # no data
-INNER = 50  # files that unpacking an archive in an archive costs
+NESTED_COST = 50  # files that unpacking an archive in an archive costs
 MAX_LISTING = 2**24  # bytes of the list of files of a zip of unknown origin
-MEMBER = 10  # bytes of memory that a byte of a zip's list of files costs
-DIGESTS = ".archives.sha256"  # in the format of sha256sum, one line per archive
+MEMORY_FACTOR = 10  # bytes of memory that a byte of a zip's list of files costs
+DIGESTS_FILE = ".archives.sha256"  # in the format of sha256sum, one line per archive
 
 
 def fetch(
-    url: str, path: Path, digest: str = "", most: int = 1 << 40,
+    url: str,
+    path: Path,
+    digest: str = "",
+    most: int = 1 << 40,
     show: Callable[[int], object] = lambda size: None,
-) -> None:  # fmt: skip
-    """Fetch a file, resuming an earlier call. digest: "md5:..." or "sha256:...", "" if unknown.
+) -> None:
+    """Fetch a file, resuming an earlier call.
 
-    show: called with the number of bytes so far. Raises UserError if the connection is lost too
-    often, for more than `most` bytes, and for a wrong digest, in which case the file is removed.
+    Args:
+        url: Its address.
+        path: Where it goes; nothing is fetched if it is there.
+        digest: "md5:..." or "sha256:...", "" if unknown.
+        most: Bytes that it may have.
+        show: Called with the number of bytes so far.
+
+    Raises:
+        UserError: The connection is lost too often, the file has too many bytes, or a wrong digest,
+            in which case it is removed.
     """
     if path.exists():
         return
     part = path.with_name(f"{path.name}.part")
-    tries = 0
     path.parent.mkdir(parents=True, exist_ok=True)
+    part.touch()
+    tries = 0
     while True:
-        before = part.stat().st_size if part.exists() else 0
+        before = part.stat().st_size
         try:
-            if _get(url, part, before, most, show):
-                break
-            error: Exception | None = None
-        except (OSError, http.client.HTTPException) as cut:
-            error = cut
-        tries = 1 if part.exists() and part.stat().st_size > before else tries + 1
-        if tries == TRIES or isinstance(error, urllib.error.HTTPError):
-            reason = error or "connection lost"
-            raise UserError(f"{url}: {reason}; run the same command again to resume") from error
+            _get(url, part, before, most, show)
+            break
+        except (OSError, http.client.HTTPException) as error:
+            tries = 1 if part.stat().st_size > before else tries + 1
+            if tries == MAX_TRIES or isinstance(error, urllib.error.HTTPError):
+                advice = "run the same command again to resume"
+                raise UserError(f"{url}: {error}; {advice}") from error
     kind, _, wanted = digest.partition(":")
     if wanted and sha256(part, kind) != wanted:
         part.unlink()
@@ -81,29 +91,31 @@ def fetch(
     os.replace(part, path)
 
 
-def _get(url: str, part: Path, start: int, most: int, show: Callable[[int], object]) -> bool:
-    """Append what is missing to `part`; return False if the connection ended before the file."""
+def _get(url: str, part: Path, start: int, most: int, show: Callable[[int], object]) -> None:
+    """Append what is missing to `part`. Raises OSError or HTTPException if the connection ends
+    before the file."""
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     try:
         answer = urllib.request.urlopen(request, timeout=60)
     except urllib.error.HTTPError as error:
         if error.code == 416:  # there is nothing after `start`
-            return True
+            return
         raise
     with answer, open(part, "ab" if answer.status == 206 else "wb") as file:
         size = file.tell()
         length = answer.headers.get("Content-Length", "")
         end = size + int(length) if length.isdecimal() else 0
-        _check(url, end, most)
-        while block := answer.read(CHUNK):
+        _check_size(url, end, most)
+        while block := answer.read(CHUNK_BYTES):
             size += len(block)
-            _check(url, size, most)
+            _check_size(url, size, most)
             file.write(block)
             show(size)
-    return not end or size == end
+    if end and size != end:
+        raise ConnectionError("connection lost")
 
 
-def _check(url: str, size: int, most: int) -> None:
+def _check_size(url: str, size: int, most: int) -> None:
     if size > most:
         raise UserError(f"{url}: {size:,} bytes, more than this archive can have ({most:,})")
 
@@ -132,14 +144,21 @@ def remember(archive: Path, book: Path) -> None:
 def unpack(archive: Path, folder: Path, budget: Budget, *, fresh: bool = False) -> None:
     """Unpack a zip or tar file, and archives inside it, below a folder.
 
-    fresh: the folder is empty, so a file that exists is a duplicate (two inner archives may share
-    names) and raises UserError. Also raises UserError for links, members that leave the folder,
-    what the budget does not allow, and damaged archives. Files already unpacked stay.
+    Args:
+        archive: The file.
+        folder: Where its members go; those already unpacked stay after an error.
+        budget: What unpacking may take.
+        fresh: Whether the folder is empty, so that a file that exists is a duplicate, which is
+            refused: two inner archives may share names.
+
+    Raises:
+        UserError: Links, members that leave the folder, what the budget does not allow, or a
+            damaged archive.
     """
     is_zip = archive.suffix.lower() == ".zip"
     try:
         if is_zip:
-            budget.take("memory", MEMBER * listing_size(archive), archive)
+            budget.take("memory", MEMORY_FACTOR * listing_size(archive), archive)
         for name, size, content in (_zip_members if is_zip else _tar_members)(archive, budget):
             path = folder / _inside(name, archive)
             budget.take("disk", size, archive)
@@ -148,11 +167,11 @@ def unpack(archive: Path, folder: Path, budget: Budget, *, fresh: bool = False) 
                 what = f"holds {name!r:.80} twice, or an archive in it does"
                 raise UserError(f"{archive}: {what}; unpack it first")
             with content() as packed, open(path, "wb") as file:
-                shutil.copyfileobj(packed, file, CHUNK)
+                shutil.copyfileobj(packed, file, CHUNK_BYTES)
             # of these, Finder's notes are hidden
             hidden = any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
-            if name.lower().endswith(ARCHIVES) and not hidden:
-                budget.take("files", INNER, archive)
+            if name.lower().endswith(ARCHIVE_SUFFIXES) and not hidden:
+                budget.take("files", NESTED_COST, archive)
                 unpack(path, path.parent, budget, fresh=fresh)
                 path.unlink()
     except UserError:
@@ -241,7 +260,8 @@ def _tar_members(archive: Path, budget: Budget) -> Iterator[Member]:
 
 
 class _BoundedFile:
-    """A file that refuses large reads: a tar header may claim any size. last: bytes read last."""
+    """A file that refuses large reads: a tar header may claim any size. `last` is what was read
+    last."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -250,7 +270,7 @@ class _BoundedFile:
         self.tell = file.tell
 
     def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= 16 * CHUNK:
+        if not 0 <= size <= 16 * CHUNK_BYTES:
             raise ValueError("a header of absurd size")
         self.last = self._file.read(size)
         return self.last
@@ -296,7 +316,7 @@ def unpack_zip(archive: Path, folder: Path, max_bytes: int, max_files: int) -> P
 
 def is_packed(path: Path) -> bool:
     """Return whether a path names a zip or tar file, which need not exist."""
-    return path.name.lower().endswith(ARCHIVES)
+    return path.name.lower().endswith(ARCHIVE_SUFFIXES)
 
 
 def unpacked_folder(archive: Path) -> Path:
@@ -304,7 +324,7 @@ def unpacked_folder(archive: Path) -> Path:
     another one."""
     word = f"{archive.resolve()} {state_of(os.stat(archive))}"
     key = hashlib.sha256(word.encode(errors="surrogateescape")).hexdigest()[:16]
-    suffix = next(suffix for suffix in ARCHIVES if archive.name.lower().endswith(suffix))
+    suffix = next(suffix for suffix in ARCHIVE_SUFFIXES if archive.name.lower().endswith(suffix))
     return cache_folder() / "unpacked" / f"{shortened(archive.name[: -len(suffix)])}-{key}"
 
 
@@ -312,7 +332,8 @@ def unpack_once(archive: Path, budget: Budget) -> Path:
     """Return the folder with the contents of a zip or tar file, which is unpacked once unless it
     changes.
 
-    Raises UserError as `unpack`, and if the cache cannot be written.
+    Raises:
+        UserError: As for `unpack`, and if the cache cannot be written.
     """
     folder = unpacked_folder(archive)
     count = folder.with_name(f".{folder.name}.files")
@@ -349,9 +370,11 @@ def inner(folder: Path) -> Path:
 
 
 def _is_about(entry: Path) -> bool:
-    text = bool(ABOUT.fullmatch(entry.name)) and entry.is_file()
+    text = bool(TEXT_NAMES.fullmatch(entry.name)) and entry.is_file()
     return text or entry.name.startswith((".", "__MACOSX"))
 
 
 def _is_class(folder: Path) -> bool:
-    return all(entry.suffix.lower() in formats() and entry.is_file() for entry in folder.iterdir())
+    return all(
+        entry.suffix.lower() in image_formats() and entry.is_file() for entry in folder.iterdir()
+    )

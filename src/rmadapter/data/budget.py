@@ -15,14 +15,21 @@ from rmadapter.support.files import MOST_MEMORY
 
 Kind: TypeAlias = Literal["memory", "disk", "files", "rows", "pixels", "seconds"]
 
-LEAST, TIMES = 100_000_000, 20  # files may grow to LEAST bytes plus TIMES their own size
-FEW, BLOCK = 10_000, 4096  # files that any archive may hold; bytes that one takes on most disks
-SPEED = 10_000_000  # bytes of a file that allow another second of processor time
-LINE = 60  # bytes of memory that a short text takes in Python
+FREE_BYTES, GROWTH = 100_000_000, 20  # files may grow to FREE_BYTES plus GROWTH times their size
+FREE_FILES, BLOCK_BYTES = (
+    10_000,
+    4096,
+)  # any archive may hold these files; a file takes such a block
+BYTES_PER_SECOND = 10_000_000  # of a file allow another second of processor time
+TEXT_BYTES = 60  # memory that a short text takes in Python
 LIMITS: dict[Kind, float] = {
-    "memory": MOST_MEMORY, "disk": LEAST, "files": FEW + LEAST // BLOCK, "rows": 3_000_000,
-    "pixels": LEAST, "seconds": 300,
-}  # fmt: skip
+    "memory": MOST_MEMORY,
+    "disk": FREE_BYTES,
+    "files": FREE_FILES + FREE_BYTES // BLOCK_BYTES,
+    "rows": 3_000_000,
+    "pixels": FREE_BYTES,
+    "seconds": 300,
+}
 UNITS: dict[Kind, tuple[str, str]] = {  # what is counted, and what to do about too much of it
     "memory": ("bytes of memory", "leave out what is not needed, or split it"),
     "disk": ("bytes on disk", "unpack it yourself if you trust it, and give the folder"),
@@ -50,8 +57,8 @@ class Budget:
         """Return a budget of `most` bytes on disk and the files for which they are enough."""
         budget = cls()
         budget._limits["disk"] = most
-        budget._limits["files"] = FEW + most // BLOCK
-        budget._limits["seconds"] += most / SPEED
+        budget._limits["files"] = FREE_FILES + most // BLOCK_BYTES
+        budget._limits["seconds"] += most / BYTES_PER_SECOND
         return budget
 
     @classmethod
@@ -66,25 +73,28 @@ class Budget:
 
     def allow_file(self, size: int) -> None:
         """Allow what a file of `size` bytes may need."""
-        self._limits["disk"] += TIMES * size
-        self._limits["files"] += TIMES * size // BLOCK
-        self._limits["seconds"] += size / SPEED
+        self._limits["disk"] += GROWTH * size
+        self._limits["files"] += GROWTH * size // BLOCK_BYTES
+        self._limits["seconds"] += size / BYTES_PER_SECOND
 
     def allow_photo(self, pixels: int, size: int) -> None:
         """Allow what may be cut out of a photo, a file of `size` bytes."""
         self.allow_file(size)
-        self._limits["pixels"] += TIMES * pixels
+        self._limits["pixels"] += GROWTH * pixels
 
     def take(self, kind: Kind, amount: float, where: object) -> None:
-        """Take from the budget. Raises UserError, naming `where` and the limit, if too little is
-        left of it or of the time."""
+        """Take from the budget.
+
+        Raises:
+            UserError: Too little is left of it or of the time; the message begins with `where`.
+        """
         self._used[kind] += amount
         self._used["seconds"] = time.thread_time() - self._started
         self._check(kind, self._used[kind], where)
         self._check("seconds", self._used["seconds"], where)
 
     def expect(self, kind: Kind, amount: float, where: object) -> None:
-        """Raises UserError as `take`, which comes later, would for this amount."""
+        """Raise UserError as `take`, which comes later, would for this amount."""
         self._check(kind, self._used[kind] + amount, where)
 
     def _check(self, kind: Kind, amount: float, where: object) -> None:
@@ -95,5 +105,5 @@ class Budget:
 
     def lines(self, text: str, where: Path) -> list[str]:
         """Split a text into lines, whose memory it takes."""
-        self.take("memory", LINE * (1 + text.count("\n") + text.count("\r")), where)
+        self.take("memory", TEXT_BYTES * (1 + text.count("\n") + text.count("\r")), where)
         return text.splitlines()

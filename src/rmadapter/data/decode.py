@@ -27,34 +27,40 @@ Box: TypeAlias = tuple[int, int, int, int]
 # Formats that Pillow lists but cannot draw by itself (EPS and WMF would even start another
 # program), and formats that may contain an image of another format and size than they declare, or
 # are decompressed in one go.
-NO_IMAGES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF", "BLP", "FITS", "ICNS", "IPTC"}
-LONGEST = 100  # most times as long as wide
-BYTES = 300_000_000  # most in a file
-PHOTO = 24_000_000  # pixels; larger images are reduced while converted to RGB
-MEMORY = 4 * PHOTO * (4 + 4)  # bytes: four times what such a photo takes, decoded and as RGB
-# bytes while decoding, measured; 4 for other formats
-PER_PIXEL = {"AVIF": 22, "HEIF": 16, "JPEG2000": 25, "QOI": 10, "WEBP": 17}
-SECONDS = 20  # of processor time
-READS = 4_000_000  # most per file; some decoders read byte by byte
-SCANS = 2_000_000_000  # most pixels times scans of a JPEG: 83 scans at 24 megapixels; 10 are usual
-# larger EXIF blocks are ignored, in bytes; a JPEG holds up to 65,000, or twice that as text
-EXIF = 150_000
-HEIC = (".heic", ".heics", ".heif", ".heifs", ".hif")
-RAW = (
+UNREAD_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF", "BLP", "FITS", "ICNS", "IPTC"}
+MAX_ASPECT_RATIO = 100
+MAX_FILE_BYTES = 300_000_000
+PHOTO_PIXELS = 24_000_000  # larger images are reduced while converted to RGB
+# four times what such a photo takes, decoded and as RGB
+MAX_DECODING_BYTES = 4 * PHOTO_PIXELS * (4 + 4)
+# while decoding, measured; 4 for other formats
+BYTES_PER_PIXEL = {"AVIF": 22, "HEIF": 16, "JPEG2000": 25, "QOI": 10, "WEBP": 17}
+MAX_SECONDS = 20  # of processor time
+MAX_READS = 4_000_000  # per file; some decoders read byte by byte
+# pixels times scans of a JPEG: 83 scans at 24 megapixels; 10 are usual
+MAX_SCANNED_PIXELS = 2_000_000_000
+# larger EXIF blocks are ignored; a JPEG holds up to 65,000, or twice that as text
+MAX_EXIF_BYTES = 150_000
+HEIC_SUFFIXES = (".heic", ".heics", ".heif", ".heifs", ".hif")
+RAW_SUFFIXES = (
     ".3fr", ".arw", ".cr2", ".cr3", ".dng", ".erf", ".iiq", ".kdc", ".mef", ".mos", ".nef",
     ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f",
 )  # fmt: skip
-STRIP = 1 << 22  # pixels converted to RGB at once
-ORIENTATION = 0x0112  # EXIF tag
-_Turn = Image.Transpose
+STRIP_PIXELS = 1 << 22  # pixels converted to RGB at once
+ORIENTATION_TAG = 0x0112  # of EXIF
 TURNS = {  # EXIF orientation -> the transposition that makes the image upright
-    2: _Turn.FLIP_LEFT_RIGHT, 3: _Turn.ROTATE_180, 4: _Turn.FLIP_TOP_BOTTOM, 5: _Turn.TRANSPOSE,
-    6: _Turn.ROTATE_270, 7: _Turn.TRANSVERSE, 8: _Turn.ROTATE_90,
-}  # fmt: skip
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @cache
-def formats() -> dict[str, str]:
+def image_formats() -> dict[str, str]:
     """Return extension -> format of all images that Pillow can read here, including HEIC unless
     pillow-heif was removed."""
     with contextlib.suppress(ImportError):
@@ -62,7 +68,7 @@ def formats() -> dict[str, str]:
 
         register_heif_opener()
     known = Image.registered_extensions()  # loads Pillow's plugins, which fills Image.OPEN
-    readable = Image.OPEN.keys() - NO_IMAGES
+    readable = Image.OPEN.keys() - UNREAD_FORMATS
     return {ending: name for ending, name in known.items() if name in readable}
 
 
@@ -71,9 +77,15 @@ def load_image(source: ImageSource) -> Image.Image:
     scaled to 8.
 
     Images over 24 megapixels are reduced by a whole factor, so that no file takes more than four
-    times the memory of a photo of that size. Raises UserError, naming the file, if it is missing,
-    empty, truncated, no image, larger than PIL.Image.MAX_IMAGE_PIXELS, a thin line, or a bomb, and
-    for arrays of other types or shapes than ImageSet lists.
+    times the memory of a photo of that size.
+
+    Args:
+        source: A path, a PIL image or an array.
+
+    Raises:
+        UserError: The file, which the message names, is missing, empty, truncated, no image, larger
+            than PIL.Image.MAX_IMAGE_PIXELS, a thin line, or a bomb; or an array has another type or
+            shape than `ImageSet` lists.
     """
     if isinstance(source, np.ndarray):
         return _rgb(_from_array(source))
@@ -83,13 +95,29 @@ def load_image(source: ImageSource) -> Image.Image:
     if not isinstance(source, (str, os.PathLike)):
         kind = type(source).__name__
         raise UserError(f"an image must be a path, a PIL image or a NumPy array, not {kind}")
-    with reading(str(source)), plain_file(source) as file:
+    with _opened(source) as file:
         return read_image(file, str(source))
 
 
+@contextmanager
+def _opened(path: str | Path) -> Iterator[BinaryIO]:
+    """Open an image file; errors within the block become a UserError that names it."""
+    if os.path.isdir(path):
+        raise UserError(f"{path}: no image in this folder")
+    with reading(str(path)), plain_file(path) as file:
+        yield file
+
+
 def read_image(file: BinaryIO, name: str) -> Image.Image:
-    """Decode an image like `load_image`, from an open file or bytes in memory. name: its name in
-    messages."""
+    """Decode an image like `load_image`.
+
+    Args:
+        file: An open file, or bytes in memory.
+        name: Its name in messages.
+
+    Raises:
+        UserError: As for `load_image`.
+    """
     _refuse_raw(name)
     with reading(name):
         return _rgb(open_image(file))
@@ -97,7 +125,7 @@ def read_image(file: BinaryIO, name: str) -> Image.Image:
 
 def load_hashed(path: str | Path) -> tuple[Image.Image, bytes]:
     """Load an image file, and return the SHA-256 of its bytes, too. Raises as `load_image`."""
-    with reading(str(path)), plain_file(path) as file:
+    with _opened(path) as file:
         digest = file_content(file)
         return read_image(file, str(path)), digest
 
@@ -105,21 +133,30 @@ def load_hashed(path: str | Path) -> tuple[Image.Image, bytes]:
 def image_error(path: Path, *, header: bool = False) -> str:
     """Return why an image file cannot be loaded, or "".
 
-    header: read the header only, which finds what is no image, too large or a bomb, but not a
-    damaged or missing rest. Otherwise what passes can be loaded by `load_image`.
+    Args:
+        path: The file.
+        header: Whether to read the header only, which finds what is no image, too large or a bomb,
+            but not a damaged or missing rest. Otherwise what passes can be loaded by `load_image`.
     """
-    if os.path.isdir(path):
-        return f"{path}: no image in this folder"
     try:
-        if not header:
+        if header:
+            image_size(path)
+        else:
             load_image(path)
-            return ""
-        with reading(str(path)), plain_file(path) as file:
-            _refuse_raw(str(path))
-            open_header(file)
     except UserError as error:
         return str(error)
     return ""
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Return width and height as the header says, before the image is turned by its EXIF tag.
+
+    Raises:
+        UserError: As for `load_image`, except for what only decoding finds.
+    """
+    with _opened(path) as file:
+        _refuse_raw(str(path))
+        return open_header(file).size
 
 
 @contextmanager
@@ -143,7 +180,7 @@ def reading(name: str) -> Iterator[None]:
 def content(source: ImageSource) -> bytes:
     """Return the SHA-256 of a file's bytes, or of the pixels of an image in memory."""
     if isinstance(source, (str, Path)):
-        with reading(str(source)), plain_file(source) as file:
+        with _opened(source) as file:
             return file_content(file)
     # of a palette image the pixels are no colours
     values = np.asarray(load_image(source) if isinstance(source, Image.Image) else source)
@@ -159,7 +196,7 @@ def file_content(file: BinaryIO) -> bytes:
 
 
 def _refuse_raw(name: str) -> None:
-    if name.lower().endswith(RAW):  # Pillow would take it for a small TIFF
+    if name.lower().endswith(RAW_SUFFIXES):  # Pillow would take it for a small TIFF
         raise UserError(f"{name}: {advice(name)}")
 
 
@@ -173,7 +210,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and factor == 1 and not image.has_transparency_data:
         result.paste(image)
     else:
-        rows = max(STRIP // (image.width * factor), 1) * factor
+        rows = max(STRIP_PIXELS // (image.width * factor), 1) * factor
         tops = range(0, image.height, rows)
         boxes = [(0, top, image.width, min(top + rows, image.height)) for top in tops]
         white = _white(image, boxes)
@@ -223,9 +260,9 @@ def _eight_bit(values: np.ndarray, white: float) -> Image.Image:
 def _transposition(image: Image.Image) -> Image.Transpose | None:
     blocks = ("exif", "Raw profile type exif")
     try:
-        if any(len(image.info.get(block, b"")) > EXIF for block in blocks):
+        if any(len(image.info.get(block, b"")) > MAX_EXIF_BYTES for block in blocks):
             return None
-        return TURNS.get(image.getexif().get(ORIENTATION, 1))
+        return TURNS.get(image.getexif().get(ORIENTATION_TAG, 1))
     except Exception:  # a broken EXIF block says nothing about the pixels, which are fine
         return None
 
@@ -272,14 +309,14 @@ def open_header(file: BinaryIO) -> Image.Image:
     file.seek(0)
     if not size:
         raise ValueError("the file is empty, 0 bytes")
-    if size > BYTES:
-        raise ValueError(f"{size:,} bytes; an image file may have at most {BYTES:,}")
-    image = Image.open(_Metered(file, size), formats=sorted(set(formats().values())))
+    if size > MAX_FILE_BYTES:
+        raise ValueError(f"{size:,} bytes; an image file may have at most {MAX_FILE_BYTES:,}")
+    image = Image.open(_Metered(file, size), formats=sorted(set(image_formats().values())))
     check_size(image)
     need = decoding_cost(image)
-    if need > MEMORY:
+    if need > MAX_DECODING_BYTES:
         what = f"{image.format} of {_sides(image)} pixels takes {need / 1e6:,.0f} MB to decode"
-        raise ValueError(f"{what}, of {MEMORY / 1e6:,.0f} allowed")
+        raise ValueError(f"{what}, of {MAX_DECODING_BYTES / 1e6:,.0f} allowed")
     return image
 
 
@@ -290,14 +327,16 @@ def check_size(image: Image.Image) -> None:
     if limit is not None and pixels > limit:
         text = f"Image size ({pixels} pixels) exceeds limit of {limit} pixels"
         raise Image.DecompressionBombError(text)
-    if max(image.size) > LONGEST * min(image.size):
-        raise ValueError(f"{_sides(image)} pixels: more than {LONGEST} times as long as wide")
+    if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
+        raise ValueError(
+            f"{_sides(image)} pixels: more than {MAX_ASPECT_RATIO} times as long as wide"
+        )
 
 
 def shrink(image: Image.Image) -> int:
     """Return the whole factor by which an image's sides are reduced: 1 up to 24 megapixels."""
     factor = 1
-    while image.width * image.height > PHOTO * factor**2:
+    while image.width * image.height > PHOTO_PIXELS * factor**2:
         factor += 1
     return factor
 
@@ -309,6 +348,13 @@ def _sides(image: Image.Image) -> str:
 def decoding_cost(image: Image.Image) -> int:
     """Return the bytes that decoding an opened image to RGB takes, as measured for its format."""
     return _cost(image) + 4 * image.width * image.height // shrink(image) ** 2
+
+
+def decoding_bytes(file: BinaryIO) -> int:
+    """Return the bytes that decoding an image takes; 0 for one that `read_image` refuses."""
+    with contextlib.suppress(Exception):
+        return decoding_cost(open_header(file))
+    return 0
 
 
 def _cost(image: Image.Image) -> int:
@@ -324,7 +370,7 @@ def _cost(image: Image.Image) -> int:
         depth = sum(bits) * (tags.get(277, 1) if len(bits) == 1 else 1)
         strip = min(tags.get(278, image.height), image.height) * image.width
         return int(4 * pixels + max(strip, tags.get(322, 0) * tags.get(323, 0)) * depth // 8)
-    return pixels * PER_PIXEL.get(image.format or "", 4)
+    return pixels * BYTES_PER_PIXEL.get(image.format or "", 4)
 
 
 def _check_scans(file: BinaryIO, image: Image.Image) -> None:
@@ -338,8 +384,8 @@ def _check_scans(file: BinaryIO, image: Image.Image) -> None:
         count += (last + block).count(b"\xff\xda")
         last = block[-1:]
     file.seek(position)
-    if count * image.width * image.height > SCANS:
-        most = SCANS // (image.width * image.height)
+    if count * image.width * image.height > MAX_SCANNED_PIXELS:
+        most = MAX_SCANNED_PIXELS // (image.width * image.height)
         raise ValueError(f"a JPEG of {_sides(image)} pixels in {count} scans, of {most} allowed")
 
 
@@ -354,7 +400,7 @@ class _Metered:
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file = file
         self._bytes = 3 * size + (1 << 24)
-        self._until = time.thread_time() + SECONDS
+        self._until = time.thread_time() + MAX_SECONDS
         self._exif = 0
         self._reads = 0
 
@@ -369,7 +415,7 @@ class _Metered:
             raise ValueError("more than one block of EXIF")
         # getting the time is slower than reading a byte
         timed = len(data) > 4096 or self._reads % 1024 == 0
-        if self._reads > READS or (timed and time.thread_time() > self._until):
+        if self._reads > MAX_READS or (timed and time.thread_time() > self._until):
             raise ValueError("takes too long to decode")
         return data
 
@@ -381,8 +427,8 @@ def advice(name: str) -> str:
     """Return how to make images with the suffix of `name` readable, or "". `name` may be the suffix
     alone."""
     suffix = os.path.splitext(f"x{name}" if name.startswith(".") else name)[1].lower()
-    if suffix in RAW:
+    if suffix in RAW_SUFFIXES:
         return f"{suffix} is a camera's RAW format: convert it to JPEG first"
-    if suffix in HEIC and suffix not in formats():
+    if suffix in HEIC_SUFFIXES and suffix not in image_formats():
         return f"pip install pillow-heif to read {suffix}"
     return ""

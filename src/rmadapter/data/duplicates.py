@@ -10,10 +10,10 @@ from PIL import Image
 
 BITS = 64
 SIDE = 32
-MOST_BITS = 8  # that may differ
-LEAST_CORRELATION = 0.9  # of the grey images: smooth images may share their bits by chance
-CHUNK = 2048
-SMALL = 9 * 8  # pixels whose neighbours give the bits
+MAX_DIFFERENCE = 8  # bits
+MIN_CORRELATION = 0.9  # of the grey images: smooth images may share their bits by chance
+CHUNK_SIZE = 2048  # images
+BIT_PIXELS = 9 * 8  # whose neighbours give the bits
 
 
 def thumbprint(image: Image.Image) -> bytes:
@@ -39,8 +39,8 @@ def looks(thumbprints: Sequence[bytes]) -> np.ndarray:
 
 def _features(thumbprint: bytes) -> np.ndarray:
     pixels = np.frombuffer(thumbprint, np.uint8)
-    small = pixels[:SMALL].reshape(8, 9).astype(np.int16)
-    large = pixels[SMALL:-3].reshape(SIDE, SIDE).astype(np.float32)
+    small = pixels[:BIT_PIXELS].reshape(8, 9).astype(np.int16)
+    large = pixels[BIT_PIXELS:-3].reshape(SIDE, SIDE).astype(np.float32)
     features = np.stack([_one(small, large), _one(small[:, ::-1], large[:, ::-1])])
     if not features[:, BITS:].any():  # a norm of 0 says nothing: take a direction for each colour
         red, green, blue = thumbprint[-3:]
@@ -57,22 +57,22 @@ def _one(small: np.ndarray, large: np.ndarray) -> np.ndarray:
 
 def pairs(some: np.ndarray, others: np.ndarray) -> Iterator[tuple[int, int]]:
     """Yield index pairs (i, j) of near-duplicates, mirrored or not, from two results of `looks`."""
-    for start in range(0, len(some), CHUNK):
-        part = some[start : start + CHUNK, 0]
+    for start in range(0, len(some), CHUNK_SIZE):
+        part = some[start : start + CHUNK_SIZE, 0]
         near = np.zeros((len(part), len(others)), bool)
-        for low, side in product(range(0, len(others), CHUNK), (0, 1)):
-            near[:, low : low + CHUNK] |= _similar(part, others[low : low + CHUNK, side])
+        for low, side in product(range(0, len(others), CHUNK_SIZE), (0, 1)):
+            near[:, low : low + CHUNK_SIZE] |= _similar(part, others[low : low + CHUNK_SIZE, side])
         yield from ((start + int(i), int(j)) for i, j in np.argwhere(near))
 
 
 def _similar(some: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Return bool [N, M]. Bits are compared first, and the 16 times longer grey images only where
     the bits match, which is rare."""
-    similar = some[:, :BITS] @ others[:, :BITS].T >= BITS - 2 * MOST_BITS  # a bit costs two
+    similar = some[:, :BITS] @ others[:, :BITS].T >= BITS - 2 * MAX_DIFFERENCE  # a bit costs two
     rows = similar.any(1).nonzero()[0]
     columns = similar.any(0).nonzero()[0]
     correlations = some[rows, BITS:] @ others[columns, BITS:].T
-    similar[np.ix_(rows, columns)] &= correlations >= LEAST_CORRELATION
+    similar[np.ix_(rows, columns)] &= correlations >= MIN_CORRELATION
     return np.asarray(similar)
 
 

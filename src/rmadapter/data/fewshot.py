@@ -26,9 +26,18 @@ VAL_SHOTS = 4  # CoOp never validates on more
 
 @dataclass(frozen=True, eq=False)
 class FewShot:
-    """One draw. heldout: train images that were not drawn, which are tested on if the data has no
-    test split. short: one sentence per class with fewer images than shots, or one on a natural
-    draw. draw: how, as in `Task`."""
+    """One draw.
+
+    Args:
+        train: The images to train on.
+        val: Those to choose settings by, if the data has such a split.
+        heldout: Train images that were not drawn, which are tested on if the data has no test
+            split.
+        shots: Images per class, 0 for all.
+        seed: Seed of the draw.
+        short: One sentence per class with fewer images than shots, or one on a natural draw.
+        draw: How, as in `Task`.
+    """
 
     train: ImageSet
     val: ImageSet | None
@@ -44,7 +53,7 @@ class FewShot:
         return (self.train,) if self.val is None else (self.train, self.val)
 
     def read(self, transform: Transform, progress: bool = False) -> None:
-        """Decode every drawn image once, ahead of its use. Raises as `ImageSet.read`."""
+        """Decode every drawn image once, ahead of its use; as `ImageSet.read`."""
         for part in self.drawn:
             part.read(transform, progress)
 
@@ -112,10 +121,19 @@ def few_shot(
     splits: Mapping[str, ImageSet], shots: int, seed: int, draw: Draw = "balanced"
 ) -> FewShot:
     """Draw from "train" (or "all"), then min(shots, 4) per class from "val", with one generator
-    seeded for this draw. A natural draw takes nothing from "val".
+    seeded for this draw.
 
-    Raises UserError if there are no train images or a class has none; classes with too few are
-    listed in `short`.
+    Args:
+        splits: Split -> images.
+        shots: Images per class, 0 for all.
+        seed: Seed of the generator.
+        draw: "balanced", or "natural", which takes nothing from "val".
+
+    Returns:
+        The draw; classes with too few images are listed in `short`.
+
+    Raises:
+        UserError: There are no train images, or a class has none.
     """
     source = splits.get("train", splits.get("all"))
     if source is None:
@@ -214,7 +232,12 @@ def has_digest(few: FewShot, digest: str) -> bool:
 
 def save_split(few: FewShot, path: Path, others: Collection[bytes] = ()) -> None:
     """Write the draw as JSON, atomically; rows are [path, label, class name], as in CoOp's own
-    split files, and `sha256` is of each row's image, those of train first. others: as in `Split`.
+    split files, and `sha256` is of each row's image, those of train first.
+
+    Args:
+        few: The draw.
+        path: The file.
+        others: As in `Split`.
     """
 
     def rows(images: ImageSet) -> list[list[str | int]]:
@@ -236,8 +259,9 @@ def save_split(few: FewShot, path: Path, others: Collection[bytes] = ()) -> None
 
 
 class Split(BaseModel):
-    """A file written by `save_split`; labels may be empty, and so is sha256 in older files. others:
-    SHA-256 of images that were not drawn, but calibrated the model or trained it without labels."""
+    """A file written by `save_split`; labels may be empty, and so is sha256 in older files. Others
+    are the SHA-256 of images that were not drawn, but calibrated the model or trained it without
+    labels."""
 
     digest: str
     draw: Draw = "balanced"
@@ -258,8 +282,15 @@ class Split(BaseModel):
         return tuple(every[number] for number in self._labels_of(which))
 
     def contents(self, which: Literal["all", "base", "novel"], root: Path) -> set[str]:
-        """Return the SHA-256 in hex of the drawn images of a half. root: where they are, which only
-        older files need. Raises UserError as `images`."""
+        """Return the SHA-256 in hex of the drawn images of a half.
+
+        Args:
+            which: The half.
+            root: Where the images are, which only older files need.
+
+        Raises:
+            UserError: As for `images`.
+        """
         hashes = self.sha256 or [
             content.hex() for part in self.images(root).drawn for content in part.contents
         ]
@@ -272,8 +303,11 @@ class Split(BaseModel):
         return [int(number) for number in half(known, which).written]
 
     def images(self, root: Path) -> FewShot:
-        """Return the draw, read below `root`. Raises UserError if images are missing or have
-        changed."""
+        """Return the draw, read below `root`.
+
+        Raises:
+            UserError: Images are missing or have changed.
+        """
         train = self._part(self.train, root)
         val = None if self.val is None else self._part(self.val, root)
         few = FewShot(train, val, train.subset([]), 0, 0, (), self.draw)

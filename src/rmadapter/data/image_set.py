@@ -20,8 +20,7 @@ import numpy as np
 from rmadapter.answers.taxonomy import Taxonomy
 from rmadapter.data.decode import ImageSource, content, load_hashed, load_image
 from rmadapter.data.duplicates import looks, thumbprint
-from rmadapter.data.formats.base import only_label, order
-from rmadapter.data.names import Label, class_indices, prompt_names
+from rmadapter.data.names import Label, class_indices, only_label, order, prompt_names
 from rmadapter.errors import UserError, quoted
 from rmadapter.support.machine import cores
 from rmadapter.support.terminal import track
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 Transform: TypeAlias = "Callable[[Image.Image], Tensor]"
 S = TypeVar("S")
 T = TypeVar("T")
-ROOM = 1 << 29  # bytes of pixels that are kept for later
+MAX_KEPT_BYTES = 1 << 29  # of pixels, for later
 
 
 class ImageReader:
@@ -46,7 +45,7 @@ class ImageReader:
     remembered. A copy, such as in a worker process, starts empty.
     """
 
-    def __init__(self, room: int = ROOM) -> None:
+    def __init__(self, room: int = MAX_KEPT_BYTES) -> None:
         self._room = room
         self._lock = Lock()
         self._contents: dict[str, bytes] = {}
@@ -192,9 +191,12 @@ class ImageSet:
 
     @classmethod
     def from_lists(
-        cls, images: Iterable[ImageSource], labels: Iterable[Label | Sequence[Label]],
-        classes: Sequence[str] | None = None, groups: Iterable[str] = (),
-    ) -> ImageSet:  # fmt: skip
+        cls,
+        images: Iterable[ImageSource],
+        labels: Iterable[Label | Sequence[Label]],
+        classes: Sequence[str] | None = None,
+        groups: Iterable[str] = (),
+    ) -> ImageSet:
         """Make a set of N images and N labels.
 
         Args:
@@ -355,9 +357,17 @@ def with_weights(
 ) -> ImageSet:
     """Return the set with a weight for each image: sample_weight [N] times class_weight.
 
-    class_weight: label -> weight (1 for missing labels), or "balanced": all classes count the same
-    once `shots` of each are drawn. Images of weight 0 are left out, unless their class has no
-    others. Raises UserError for invalid weights.
+    Images of weight 0 are left out, unless their class has no others.
+
+    Args:
+        images: The images.
+        sample_weight: N numbers; None for equal ones.
+        class_weight: Label -> weight (1 for missing labels), or "balanced": all classes count the
+            same once `shots` of each are drawn.
+        shots: Images per class, 0 for all.
+
+    Raises:
+        UserError: Invalid weights.
     """
     count = len(images)
     labels = np.array(images.labels)

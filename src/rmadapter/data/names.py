@@ -1,26 +1,160 @@
-"""A class's label, as the user writes it, and its prompt name, as the text encoder reads it: one
-rule for both.
+"""Names of classes and of splits: one rule for all formats.
 
-Labels are returned exactly as written. Two spellings mean the same class if they have the same
-`key`.
+A class has a label, as the user writes it, and a prompt name, as the text encoder reads it. Labels
+are returned exactly as written. Two spellings mean the same class if they have the same `key`.
 """
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
-from rmadapter.data.formats.tables import read_rows
 from rmadapter.errors import UserError, did_you_mean, is_text, quoted
-from rmadapter.support.files import read_json, user_path
+from rmadapter.support.files import read_json
+
+T = TypeVar("T")
 
 Label: TypeAlias = str | int
-OR = " | "  # between descriptions of one class
+CLASSNAMES = "classnames.json"
+DESCRIPTION_SEPARATOR = " | "  # between descriptions of one class
 CATCH_ALL = ("other", "none")  # names of a catch-all class
-ELSE = "something else"  # what prompts call it
-LONGEST = 100  # characters of a name that a person types
+CATCH_ALL_NAME = "something else"  # what prompts call it
+MAX_TYPED_LENGTH = 100  # characters of a name that a person types
+MAX_LISTED_LENGTH = 1000  # characters of a name in a file
+SPLITS = {  # name of a folder, or cell of a table -> split
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+
+
+def order(name: str) -> tuple[str, str]:
+    """Sort key of names: case-insensitive, and the same on file systems that decompose accents."""
+    return nfc(name).casefold(), name
+
+
+def nfc(text: str) -> str:
+    """Return the text in composed Unicode, in which labels are compared."""
+    return unicodedata.normalize("NFC", text)
+
+
+def only_split(words: Iterable[str], where: str, remedy: str) -> str:
+    """Return the split that some of the words name; "all" if none does.
+
+    Args:
+        words: Words in any case, such as names of folders.
+        where: Names, for messages, what has these words.
+        remedy: What to do about two splits.
+
+    Raises:
+        UserError: The words name two splits.
+    """
+    splits = list(
+        dict.fromkeys(SPLITS[word] for word in map(str.casefold, words) if word in SPLITS)
+    )
+    if len(splits) > 1:
+        raise UserError(f"{where}: named as of {' and '.join(splits)}: {remedy}")
+    return splits[0] if splits else "all"
+
+
+def split_named(name: str) -> str:
+    """Return the split in the name of a file or folder, such as "val" of "instances_val2017" and
+    "valset"; "all" if there is none. Raises UserError as `only_split`."""
+    words = [word.removesuffix("set") for word in re.findall("[a-z]+", name.casefold())]
+    return only_split(words, name, "rename it, so that it is in one split")
+
+
+# Labels
+
+
+def only_label(labels: Iterable[T], where: str) -> T | None:
+    """Return the label of an image, None if it has none; repeats count once.
+
+    Raises:
+        UserError: The image has several labels; the message begins with `where`.
+    """
+    different: list[T] = []
+    for label in labels:
+        if label not in different:
+            different.append(label)
+    if len(different) > 1:
+        first, second = map(quoted, different[:2])
+        raise UserError(
+            f"{where}: has the labels {first} and {second}, but one label per image is supported: "
+            f"use --crops (crops=True) for boxes, or a multi-label library such as torchvision "
+            f"with BCE loss"
+        )
+    return different[0] if different else None
+
+
+def listed_label(name: str, where: str) -> str:
+    """Return a label from a file, stripped.
+
+    Raises:
+        UserError: It is empty, very long or no text; the message begins with `where`.
+    """
+    if not name.strip() or len(name) > MAX_LISTED_LENGTH or not is_text(name):
+        advice = f"use plain text of 1 to {MAX_LISTED_LENGTH} characters"
+        raise UserError(f"{where}: {quoted(name)} is not a class name: {advice}")
+    return name.strip()
+
+
+def typed_name(name: str, known: Iterable[str] = ()) -> str:
+    """Return a class name that a person typed, without odd spaces.
+
+    Args:
+        name: Name as typed.
+        known: Classes, of which one that is the same in a prompt is returned instead.
+
+    Raises:
+        UserError: An empty or very long name, or one that is no text to a tokenizer.
+    """
+    label = " ".join(name.split())
+    if not is_text(label) or len(label) > MAX_TYPED_LENGTH:
+        raise UserError(
+            f"{quoted(label)}: a class name must be text of at most {MAX_TYPED_LENGTH} characters"
+        )
+    prompt_names([label])
+    return next((other for other in known if key(other) == key(label)), label)
+
+
+def class_indices(
+    labels: Iterable[Label], written: Sequence[Label], names: Sequence[str]
+) -> list[int]:
+    """Return the class index of each label: matched as written, else by `key`, else by the key of a
+    prompt name.
+
+    Args:
+        labels: Labels of images.
+        written: Labels of the classes.
+        names: Prompt names of the classes.
+
+    Raises:
+        UserError: A label matches no class.
+    """
+    known: dict[Label, int] = {}
+    keys = [key(label) if isinstance(label, str) else label for label in written]
+    for spellings in (written, keys, [key(name) for name in names]):
+        for index, spelling in enumerate(spellings):
+            known.setdefault(spelling, index)
+    indices = []
+    for label in labels:
+        match = known.get(label, known.get(key(label)) if isinstance(label, str) else None)
+        if match is None:
+            hint = did_you_mean(str(label), map(str, written))
+            raise UserError(f"label {label!r} is not one of the classes{hint}")
+        indices.append(match)
+    return indices
+
+
+# Prompt names
 
 
 def prompt_name(written: str) -> str:
@@ -36,14 +170,14 @@ def key(written: str) -> str:
 
 
 def is_catch_all(written: str) -> bool:
-    """Return whether a class is one for images of none of the others."""
+    """Return whether a class is of the images of none of the other classes."""
     return key(written) in CATCH_ALL
 
 
 def default_name(written: str) -> str:
     """Return the prompt name of a class by default: `prompt_name`, or "something else" for a
     catch-all class."""
-    return ELSE if is_catch_all(written) else prompt_name(written)
+    return CATCH_ALL_NAME if is_catch_all(written) else prompt_name(written)
 
 
 def custom_names(labels: Iterable[Label], names: Iterable[str]) -> dict[str, str]:
@@ -57,16 +191,21 @@ def custom_names(labels: Iterable[Label], names: Iterable[str]) -> dict[str, str
 
 def descriptions(name: str) -> tuple[str, ...]:
     """Return the descriptions of a class, such as "crane | tall bird"; the first is its name."""
-    return tuple(name.split(OR))
+    return tuple(name.split(DESCRIPTION_SEPARATOR))
 
 
 def prompt_names(
     written: Sequence[str], custom: Mapping[str, str] | None = None, where: str = ""
 ) -> dict[str, str]:
-    """Return names as written -> prompt names, from `custom` or else the default.
+    """Return the prompt name of each class, from `custom` or else the default.
 
-    where: prefix of messages. Raises UserError for prompt names that are equal except for case,
-    empty, or not valid text.
+    Args:
+        written: Labels of the classes.
+        custom: Label -> prompt name.
+        where: Prefix of messages.
+
+    Raises:
+        UserError: Prompt names are equal except for case, empty, or not valid text.
     """
     custom = custom or {}
     names: dict[str, str] = {}
@@ -87,53 +226,18 @@ def prompt_names(
     return names
 
 
-def typed_name(name: str, known: Iterable[str] = ()) -> str:
-    """Return a class name that a person typed, without odd spaces.
+def classnames_json(root: Path, split: bool) -> dict[str, str]:
+    """Read the optional classnames.json, {"folder name": "prompt name"}, from a folder.
 
     Args:
-        name: Name as typed.
-        known: Classes, of which one that is the same in a prompt is returned instead.
+        root: The folder.
+        split: Whether it holds splits: it may be one of several domains, so that the file may stand
+            beside it.
 
     Raises:
-        UserError: An empty or very long name, or one that is no text to a tokenizer.
+        UserError: A malformed file.
     """
-    label = " ".join(name.split())
-    if not is_text(label) or len(label) > LONGEST:
-        raise UserError(
-            f"{quoted(label)}: a class name must be text of at most {LONGEST} characters"
-        )
-    prompt_names([label])
-    return next((other for other in known if key(other) == key(label)), label)
-
-
-def class_indices(
-    labels: Iterable[Label], written: Sequence[Label], names: Sequence[str]
-) -> list[int]:
-    """Return the class index of each label: matched as written, else by `key`, else by the key of a
-    prompt name. Raises UserError for a label that matches no class."""
-    known: dict[Label, int] = {}
-    keys = [key(label) if isinstance(label, str) else label for label in written]
-    for spellings in (written, keys, [key(name) for name in names]):
-        for index, spelling in enumerate(spellings):
-            known.setdefault(spelling, index)
-    indices = []
-    for label in labels:
-        match = known.get(label, known.get(key(label)) if isinstance(label, str) else None)
-        if match is None:
-            hint = did_you_mean(str(label), map(str, written))
-            raise UserError(f"label {label!r} is not one of the classes{hint}")
-        indices.append(match)
-    return indices
-
-
-# Other prompt names
-
-
-def classnames_json(root: Path, split: bool) -> dict[str, str]:
-    """Read the optional classnames.json, {"folder name": "prompt name"}, from `root`; for a folder
-    of splits, which may be one of several domains, else from beside it. Raises UserError for a
-    malformed file."""
-    path = root / "classnames.json"
+    path = root / CLASSNAMES
     if split and not path.exists():
         path = root.absolute().parent / path.name
     names = read_json(path) if path.exists() else {}
@@ -145,29 +249,3 @@ def classnames_json(root: Path, split: bool) -> dict[str, str]:
 def beside_splits(path: Path, splits: Collection[str]) -> bool:
     """Return whether a path is a folder of splits, which may be one of several domains."""
     return path.is_dir() and "all" not in splits
-
-
-def read_names(path: str | Path) -> dict[str, str]:
-    """Return label -> prompt name from a table `label,name`; several rows of a label are
-    descriptions of one class. Raises UserError for an unreadable table and for empty cells."""
-    names: dict[str, list[str]] = {}
-    for where, cells in read_rows(user_path(path), ("label", "name")):
-        label, name = nfc(cells["label"]), nfc(cells["name"])
-        if not label or not name:
-            raise UserError(f"{where}: label or name is empty")
-        names.setdefault(label, []).append(name)
-    return {label: OR.join(dict.fromkeys(parts)) for label, parts in names.items()}
-
-
-def check_known(names: Mapping[str, str], written: Sequence[Label], where: str | Path) -> None:
-    """Raise UserError if a prompt name is given for an unknown class."""
-    known = {nfc(str(label)) for label in written}
-    for label in names:
-        if label not in known:
-            what = f"names {quoted(label)}, which is not a class of the data"
-            raise UserError(f"{where}: {what}{did_you_mean(label, known)}")
-
-
-def nfc(text: str) -> str:
-    """Return the text in composed Unicode, in which labels are compared."""
-    return unicodedata.normalize("NFC", text)

@@ -16,51 +16,57 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeGuard, cast, runtime
 import numpy as np
 
 from rmadapter.data.decode import ImageSource, image_error, load_image
-from rmadapter.data.formats.base import (
-    SPLITS,
-    URL,
-    Row,
-    Rows,
-    Source,
-    ignored_note,
-    only_label,
-    order,
-)
+from rmadapter.data.formats.base import URL, Listing, Row, Rows, ignored_note
 from rmadapter.data.formats.hf_datasets import is_dataset, read_dataset
-from rmadapter.data.formats.registry import open_source
+from rmadapter.data.formats.registry import Located, locate
 from rmadapter.data.formats.tables import (
-    Unread,
-    as_text,
+    LABELLED,
+    LABELLED_OPTIONAL,
+    Cells,
+    Choice,
     choose_columns,
-    frame_cells,
-    row_labels,
+    chosen_cells,
+    labelled_cells,
 )
 from rmadapter.data.image_set import ImageSet, in_threads, plain_labels, relative, unreadable
-from rmadapter.data.names import Label, beside_splits, classnames_json, prompt_names
+from rmadapter.data.names import (
+    Label,
+    beside_splits,
+    classnames_json,
+    only_label,
+    order,
+    prompt_names,
+)
 from rmadapter.errors import UserError, quoted
-from rmadapter.support.files import user_path
 
 if TYPE_CHECKING:
     import pandas
 
 
-REPEATED = "images listed again"
+REPEATED = "images listed again"  # why a row is not read
 
 __all__ = ["ImageSet", "ImageSource", "load_image", "read_images"]
 
 
 def read_images(
-    data: object, *, skip_bad: bool = False, check: bool | None = None, outside: bool = False,
-    progress: bool = True, names: Mapping[str, str] | None = None,
-    columns: Mapping[str, str] | None = None, crops: bool = False,
-) -> dict[str, ImageSet]:  # fmt: skip
+    data: object,
+    *,
+    skip_bad: bool = False,
+    check: bool | None = None,
+    outside: bool = False,
+    progress: bool = True,
+    names: Mapping[str, str] | None = None,
+    columns: Mapping[str, str] | None = None,
+    crops: bool = False,
+) -> dict[str, ImageSet]:
     """Read labelled images from a folder of class folders, a table, or another format.
 
     docs/reference/formats.md lists the formats. Folders train, val and test may hold the class
     folders. A table has the columns `path,label[,split][,group]`.
 
     Args:
-        data: A path, or an object that `open_object` accepts, such as a DataFrame.
+        data: A path, what `locate` found there, or an object that `open_object` accepts, such as a
+            DataFrame.
         skip_bad: Whether to leave out unreadable images, and list them in `skipped`.
         check: Whether to decode all images, which finds damage after their headers; by default as
             `skip_bad`.
@@ -88,47 +94,46 @@ def read_images(
         >>> splits["train"].classes  # the folder is named night_sky
         ('blue', 'green', 'night sky', 'red')
     """
-    if isinstance(data, (str, Path)):
-        path = user_path(data)
-        source = open_source(data, outside, columns, crops)
-    else:
-        opened = open_object(data, columns)
-        if isinstance(opened, dict):
-            return opened
-        path, source = Path(type(data).__name__), opened
-    places = _places(source.splits)
-    splits = {
-        name: rows if name == "test" else _once(rows, places, path)
-        for name, rows in source.splits.items()
-    }
-    if "all" in splits and len(splits) > 1:
-        what = "some of its images are in no split, but others are"
-        raise UserError(f"{path}: {what}: put all into train, val or test")
-    again = sum(map(len, source.splits.values())) - sum(map(len, splits.values()))
-    ignored = ignored_note(source.ignored + Counter({REPEATED: again}))
-    custom = classnames_json(source.home or source.root, beside_splits(path, splits))
-    written, called = _shared_names(splits, {**custom, **(names or {})}, path)
-    _check_once(splits, places, path)
+    listed = _listed(data, outside, columns, crops)
+    if isinstance(listed, dict):
+        return listed
+    path, listing = listed
+    custom = classnames_json(listing.home or listing.root, beside_splits(path, listing.splits))
+    written, called = _shared_names(listing.splits, {**custom, **(names or {})}, path)
+    splits = _distinct(listing.splits, path)
+    repeated = len(listing.images) - sum(map(len, splits.values()))
+    ignored = ignored_note(listing.ignored + Counter({REPEATED: repeated}))
 
     images = [row.image for rows in splits.values() for row in rows]
     bad = image_errors(images, progress, header=not (skip_bad if check is None else check))
     if bad and not skip_bad:
         raise UserError(unreadable([*bad.values()], _hint(bad, path, ignored)))
-    good = {name: [row for row in rows if row.image not in bad] for name, rows in splits.items()}
-    leading = good["train"] if "train" in good else [row for rows in good.values() for row in rows]
-    present = {called[row.label] for row in leading}
-    classes = [name for name in written if name in present]
-    if not classes:
-        raise UserError(f"{path}: no readable images{' in train' if 'train' in good else ''}")
+    leading = [splits["train"]] if "train" in splits else splits.values()
+    present = {called[row.label] for rows in leading for row in rows if row.image not in bad}
+    if not present:
+        raise UserError(f"{path}: no readable images{' in train' if 'train' in splits else ''}")
+    classes = {name: label for name, label in written.items() if name in present}
     numbers = {name: number for number, name in enumerate(classes)}
     indices = {label: numbers[name] for label, name in called.items() if name in present}
-    labels = tuple(written[name] for name in classes)
-    empty = ImageSet((), (), tuple(classes), source.root, written=labels, ignored=ignored)
+    labels = tuple(classes.values())
+    empty = ImageSet((), (), tuple(classes), listing.root, written=labels, ignored=ignored)
     return {name: _filled(empty, rows, indices, bad) for name, rows in splits.items()}
 
 
+def _listed(
+    data: object, outside: bool, columns: Mapping[str, str] | None, crops: bool
+) -> tuple[Path, Listing] | dict[str, ImageSet]:
+    """Return the name of data and its images; or the splits of data that are in memory."""
+    if isinstance(data, (str, Path)):
+        data = locate(data, columns, crops, outside)
+    if isinstance(data, Located):
+        return data.path, data.read()
+    opened = open_object(data, columns)
+    return opened if isinstance(opened, dict) else (Path(type(data).__name__), opened)
+
+
 def image_errors(paths: Sequence[Path], progress: bool, *, header: bool = False) -> dict[Path, str]:
-    """Return the unreadable files, each with the reason. header: as in `image_error`."""
+    """Return the unreadable files, each with the reason. header: as for `image_error`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # `image_error` says what is wrong
         check = partial(image_error, header=header)
@@ -158,6 +163,24 @@ def _places(splits: Mapping[str, Rows]) -> dict[Path, str]:
             place = os.path.join(folders[folder], name)
             places[row.image] = os.path.realpath(place) if os.path.islink(place) else place
     return places
+
+
+def _distinct(splits: Mapping[str, Rows], path: Path) -> dict[str, Rows]:
+    """Return the splits, all but test without repeated rows.
+
+    Raises:
+        UserError: An image is in two splits, in two groups or, outside test, under two labels; or
+            only some images are in a split.
+    """
+    places = _places(splits)
+    distinct = {
+        name: rows if name == "test" else _once(rows, places, path) for name, rows in splits.items()
+    }
+    if "all" in splits and len(splits) > 1:
+        what = "some of its images are in no split, but others are"
+        raise UserError(f"{path}: {what}: put all into train, val or test")
+    _check_once(distinct, places, path)
+    return distinct
 
 
 def _once(rows: Rows, places: Mapping[Path, str], path: Path) -> Rows:
@@ -219,8 +242,17 @@ def _filled(
 def _shared_names(
     splits: Mapping[str, Rows], custom: Mapping[str, str], path: Path
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Return prompt name -> label of each class, in order; and label, of any split and spelling ->
-    prompt name. custom: label -> prompt name."""
+    """Return the names of classes, which all splits share.
+
+    Args:
+        splits: The rows by split.
+        custom: Label -> prompt name.
+        path: The data, for messages.
+
+    Returns:
+        Prompt name -> label of each class, in order; and label, of any split and spelling -> prompt
+        name.
+    """
     named: dict[str, dict[str, str]] = {}
     for split, rows in splits.items():
         labels = sorted({row.label for row in rows}, key=order)
@@ -263,13 +295,17 @@ class _Subset(_Items, Protocol):
 
 def open_object(
     data: object, columns: Mapping[str, str] | None = None
-) -> Source | dict[str, ImageSet]:
+) -> Listing | dict[str, ImageSet]:
     """Read data in memory. Paths are used as they are; images without a path stay in memory.
 
-    data: an ImageSet, or split -> ImageSet; a pandas DataFrame with a column of paths, PIL images
-    or arrays; a Dataset or DatasetDict; a torchvision ImageFolder, or any sequence of (image,
-    label) pairs, where labels may be numbers if it has `classes`. Raises UserError for anything
-    else, and for missing or invalid parts.
+    Args:
+        data: An ImageSet, or split -> ImageSet; a pandas DataFrame with a column of paths, PIL
+            images or arrays; a Dataset or DatasetDict; a torchvision ImageFolder, or any sequence
+            of (image, label) pairs, where labels may be numbers if it has `classes`.
+        columns: As for `read_images`.
+
+    Raises:
+        UserError: Anything else, or missing or invalid parts.
     """
     if isinstance(data, ImageSet):
         return {"all": data}
@@ -278,7 +314,7 @@ def open_object(
     if is_dataset(data):
         return read_dataset(data, columns)
     if _is_frame(data):
-        return _frame_source(data, columns)
+        return _frame_listing(data, columns)
     if isinstance(data, _Items) and not isinstance(data, (Mapping, bytes)):
         return _pairs(data)
     what = type(data).__name__
@@ -292,11 +328,18 @@ def image_set(
 ) -> ImageSet:
     """Return the images to train on, or those of another split.
 
-    With labels: N images, as `image_list` takes them, and N class names or whole numbers. Without:
-    an ImageSet, split -> ImageSet (the split, else "all" is used), a pandas DataFrame with columns
-    named as in a table (if it has splits, its rows of this one are used), or anything else that
-    `read_images` accepts. classes: prompt names of the numbers 0..C-1; without it, numbers may be
-    any and prompts contain them, with a warning. Raises UserError for anything else.
+    Args:
+        data: With labels, N images, as `image_list` takes them. Without, an ImageSet, split ->
+            ImageSet (the split, else "all" is used), a pandas DataFrame with columns named as in a
+            table (if it has splits, its rows of this one are used), or anything else that
+            `read_images` accepts.
+        labels: N class names or whole numbers.
+        classes: Prompt names of the numbers 0..C-1; without it, numbers may be any and prompts
+            contain them, with a warning.
+        split: The split.
+
+    Raises:
+        UserError: Anything else.
     """
     if labels is not None:
         return _list_set(image_list(data), plain_labels(labels), classes)
@@ -321,9 +364,13 @@ def image_set(
 
 
 def image_list(data: object) -> list[ImageSource]:
-    """Return N images as a list. data: a list, Series or array [N], an array [N, H, W(, 3)], a
-    column [N, 1] of paths or objects as in scikit-learn's ensembles, an ImageSet, or a DataFrame
-    with a column of paths."""
+    """Return N images as a list.
+
+    Args:
+        data: A list, Series or array [N], an array [N, H, W(, 3)], a column [N, 1] of paths or
+            objects as in scikit-learn's ensembles, an ImageSet, or a DataFrame with a column of
+            paths.
+    """
     if isinstance(data, ImageSet):
         return list(data.images)
     if _is_frame(data):
@@ -339,86 +386,93 @@ def image_list(data: object) -> list[ImageSource]:
 # DataFrames
 
 
-class _Table(NamedTuple):
-    """The rows of a DataFrame. splits: of each row; "all" without a column of splits."""
+class _Frame(NamedTuple):
+    """The rows of a DataFrame; of each, the split is "all" without a column of splits."""
 
     images: list[ImageSource]
     labels: list[Label]
     splits: list[str]
     groups: list[str]
 
+    def rows_of(self, split: str) -> list[int]:
+        """Return the numbers of the rows of a split."""
+        return [row for row, name in enumerate(self.splits) if name == split]
+
 
 def _read_frame(
     frame: pandas.DataFrame, columns: Mapping[str, str], numbers: bool = False
-) -> _Table:
-    """Read the columns of a DataFrame. numbers: keep numeric labels, which are class numbers to a
-    classifier; `read_images` takes them for class names, as in a table. Raises UserError for empty
-    cells, several labels in one, an unknown split, and as `Unread.refuse`."""
-    optional = ("label_list", "split", "group")
-    names = list(map(str, frame.columns))
-    chosen = choose_columns("DataFrame", names, ("image", "label"), optional, columns)
-    unread = Unread.beside(chosen, names, optional, columns)
-    for name in unread.columns:
-        all(unread.see(name, cell) for cell in frame.iloc[:, names.index(name)].dropna())
-    unread.refuse("DataFrame")
-    cells = frame_cells(frame, chosen)
-    kind = "label" if "label" in cells else "label_list"
-    numeric = numbers and all(isinstance(cell, Number) for cell in cells[kind])
-    labels: list[Label] = plain_labels(cells[kind]) if numeric else []
-    splits = []
-    for number, image in enumerate(cells["image"]):
-        where = f"DataFrame, row {number}"
-        if image is None:
-            raise UserError(f"{where}: the image is empty")
-        if not numeric:
-            label = only_label(row_labels({kind: as_text(cells[kind][number])}), where)
-            if label is None:
-                raise UserError(f"{where}: the label is empty")
-            labels.append(label)
-        split = as_text(cells["split"][number]).casefold() if "split" in cells else "all"
-        if split not in SPLITS and split not in ("", "all"):
-            raise UserError(f"DataFrame: split is {quoted(split)}: write train, val or test")
-        splits.append(SPLITS.get(split, "all"))
-    if "all" in splits and {*splits} != {"all"}:
-        where = f"DataFrame, row {splits.index('all')}"
-        raise UserError(f"{where}: the split is empty: write train, val or test")
-    groups = [as_text(group) for group in cells.get("group", [None] * len(splits))]
-    return _Table(cells["image"], labels, splits, groups)
+) -> _Frame:
+    """Read the columns of a DataFrame.
+
+    Args:
+        frame: The DataFrame.
+        columns: As for `read_images`.
+        numbers: Whether to keep numeric labels, which are class numbers to a classifier;
+            `read_images` takes them for class names, as in a table.
+
+    Raises:
+        UserError: Empty cells, and as for `chosen_cells` and `labelled_cells`.
+    """
+    reader = partial(_frame_cells, frame)
+    rows = [*chosen_cells("DataFrame", reader, LABELLED, LABELLED_OPTIONAL, columns)]
+    read = _Frame([], [], [], [])
+    for where, cells in rows:
+        label, split, group = labelled_cells(cells, where)
+        for kind, value in (("image", cells["image"]), ("label", label)):
+            if value is None:
+                raise UserError(f"{where}: the {kind} is empty")
+        read.images.append(cells["image"])
+        read.labels.append(str(label))
+        read.splits.append(split)
+        read.groups.append(group)
+    written = [cells.get("label", cells.get("label_list")) for _, cells in rows]
+    if numbers and all(isinstance(label, Number) for label in written):
+        return read._replace(labels=plain_labels(written))
+    return read
 
 
-def _frame_source(
+def _frame_cells(frame: pandas.DataFrame, choose: Choice) -> Cells:
+    """Yield the place of each row and its cells by column, None for missing ones; a reader of
+    `chosen_cells`. Names of columns may be of any type."""
+    names = [*map(str, frame.columns)]
+    chosen, unread = choose(names)
+    cells = {}
+    for name in (*chosen.values(), *unread):
+        column = frame.iloc[:, names.index(name)]
+        pairs = zip(column.tolist(), column.isna(), strict=True)
+        cells[name] = [None if missing else cell for cell, missing in pairs]
+    for number in range(len(frame)):
+        yield f"row {number}", {name: column[number] for name, column in cells.items()}
+
+
+def _frame_listing(
     frame: pandas.DataFrame, columns: Mapping[str, str] | None
-) -> Source | dict[str, ImageSet]:
-    images, labels, splits, groups = _read_frame(frame, columns or {})
-    rows: dict[str, list[int]] = {}
-    for number, split in enumerate(splits):
-        rows.setdefault(split, []).append(number)
+) -> Listing | dict[str, ImageSet]:
+    read = _read_frame(frame, columns or {})
+    images, labels, splits, groups = read
     paths = [image for image in images if isinstance(image, (str, Path))]
     if not paths or len(paths) < len(images):
         whole = ImageSet.from_lists(images, labels, groups=groups)
-        return {split: whole.subset(numbers) for split, numbers in rows.items()}
-    for path in map(str, paths):
-        if URL.match(path):
-            what = f"{quoted(path)} is a web address"
+        return {split: whole.subset(read.rows_of(split)) for split in dict.fromkeys(splits)}
+    for name in map(str, paths):
+        if URL.match(name):
+            what = f"{quoted(name)} is a web address"
             raise UserError(f"DataFrame: {what}; fetch the images first")
-    files = [
-        Row(str(label), Path(path), group)
-        for path, label, group in zip(paths, labels, groups, strict=True)
-    ]
-    parts = {split: [files[number] for number in numbers] for split, numbers in rows.items()}
-    return Source(Path(), parts, Counter())
+    rows: dict[str, Rows] = {}
+    for path, label, split, group in zip(paths, labels, splits, groups, strict=True):
+        rows.setdefault(split, []).append(Row(str(label), Path(path), group))
+    return Listing(Path(), rows, Counter())
 
 
 def _frame_set(frame: pandas.DataFrame, classes: Sequence[str] | None, split: str) -> ImageSet:
     """Return the images of a DataFrame, those of a split if it has any."""
-    table = _read_frame(frame, {}, numbers=True)
-    rows = [row for row, name in enumerate(table.splits) if name in (split, "all")]
-    if not rows and table.splits:
+    read = _read_frame(frame, {}, numbers=True)
+    rows = read.rows_of("all") or read.rows_of(split)
+    if not rows and read.splits:
         raise UserError(f"the DataFrame has a split column, but no row says {split}")
-    images = [table.images[row] for row in rows]
-    labels = [table.labels[row] for row in rows]
-    groups = tuple(table.groups[row] for row in rows)
-    return _list_set(images, labels, classes, groups)
+    images = [read.images[row] for row in rows]
+    labels = [read.labels[row] for row in rows]
+    return _list_set(images, labels, classes, tuple(read.groups[row] for row in rows))
 
 
 def _is_frame(data: object) -> TypeGuard[pandas.DataFrame]:
@@ -430,7 +484,7 @@ def _is_frame(data: object) -> TypeGuard[pandas.DataFrame]:
 # Pairs and lists
 
 
-def _pairs(data: _Items) -> Source | dict[str, ImageSet]:
+def _pairs(data: _Items) -> Listing | dict[str, ImageSet]:
     whole = data.dataset if isinstance(data, _Subset) else data
     names: Sequence[object] | None = getattr(whole, "classes", None)
     samples = getattr(whole, "samples", None)
@@ -439,7 +493,7 @@ def _pairs(data: _Items) -> Source | dict[str, ImageSet]:
             samples[i] for i in (data.indices if isinstance(data, _Subset) else range(len(data)))
         ]
         rows: Rows = [Row(str(_in_words(label, names)), Path(path)) for path, label in chosen]
-        return Source(Path(), {"all": rows}, Counter())
+        return Listing(Path(), {"all": rows}, Counter())
     images, labels = [], []
     for number in range(len(data)):
         try:
@@ -470,9 +524,11 @@ def _class_name(label: object, names: Sequence[object]) -> str:
 
 
 def _list_set(
-    images: list[ImageSource], labels: list[Label], classes: Sequence[str] | None,
+    images: list[ImageSource],
+    labels: list[Label],
+    classes: Sequence[str] | None,
     groups: tuple[str, ...] = (),
-) -> ImageSet:  # fmt: skip
+) -> ImageSet:
     numbers = bool(labels) and all(isinstance(label, Integral) for label in labels)
     if classes is not None or not numbers:
         return ImageSet.from_lists(images, labels, classes, groups)

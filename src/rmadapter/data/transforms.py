@@ -26,9 +26,9 @@ from rmadapter.support.machine import cores, end_with_parent, seeded, uninterrup
 if TYPE_CHECKING:
     from PIL import Image
 
-Source = TypeVar("Source", bound=ImageSource)
+S = TypeVar("S", bound=ImageSource)
 T = TypeVar("T")
-_DRAWS = Lock()
+_GENERATOR_LOCK = Lock()
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,18 @@ class TrainTransform:
 
 @dataclass(frozen=True)
 class WithViews:
-    """A transform and, behind its tensor, `count` random crops of the image, half of them flipped:
+    """A transform and, behind its tensor, random crops of the image, half of them flipped:
     torchvision's resized crop with its own defaults.
 
     Called with an RGB image, it returns a float tensor [1 + count, 3, size, size]. The crops depend
     on the pixels alone, so that an image has the same ones in every command. It can be pickled.
+
+    Args:
+        plain: The transform.
+        count: Number of crops.
+        size: Pixels of a side.
+        mean: Mean of the normalised colours.
+        std: Their standard deviation.
     """
 
     plain: Callable[[Image.Image], Tensor]
@@ -84,7 +91,7 @@ class WithViews:
         crop = RandomResizedCrop(self.size)
         word = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).digest()
         # torchvision draws from the CPU's default generator, which decoding threads share
-        with _DRAWS, seeded(int.from_bytes(word[:7], "big")):
+        with _GENERATOR_LOCK, seeded(int.from_bytes(word[:7], "big")):
             boxes = [
                 (crop.get_params(image, crop.scale, crop.ratio), bool(torch.rand(1) < 0.5))
                 for _ in range(self.count)
@@ -102,9 +109,11 @@ class ImageTensors(Dataset[Tensor]):
     """A mapping of index -> float tensor [3, H, W] of an ImageSet; can be pickled for worker
     processes.
 
-    transform: image -> tensor; with a `key`, (image, seed) -> tensor, such as TrainTransform. key:
-    (seed, view); an image's augmentation depends only on it and on the index, not on workers or
-    batches.
+    Args:
+        images: The images.
+        transform: Image -> tensor; with a `key`, (image, seed) -> tensor, such as TrainTransform.
+        key: (seed, view); an image's augmentation depends only on it and on the index, not on
+            workers or batches.
     """
 
     images: ImageSet
@@ -126,16 +135,21 @@ class ImageTensors(Dataset[Tensor]):
 def batches(
     tensors: ImageTensors, orders: Sequence[Sequence[int]], workers: int = 0
 ) -> Iterator[Tensor]:
-    """Yield float tensors [B, 3, H, W], one batch for each list of rows in `orders`. Raises
-    UserError as `load_image`.
+    """Yield float tensors [B, 3, H, W], one batch for each list of rows in `orders`.
 
     The loader draws a base seed even if nothing is random, so it gets its own generator instead of
     torch's global one.
+
+    Raises:
+        UserError: As for `load_image`.
     """
     loader: DataLoader[Tensor] = DataLoader(
-        tensors, batch_sampler=orders, num_workers=workers,  # type: ignore[arg-type]
-        generator=torch.Generator(), worker_init_fn=_in_worker,
-    )  # fmt: skip
+        tensors,
+        batch_sampler=orders,  # type: ignore[arg-type]
+        num_workers=workers,
+        generator=torch.Generator(),
+        worker_init_fn=_in_worker,
+    )
     try:
         with uninterrupted():
             stream = iter(loader)
@@ -145,19 +159,23 @@ def batches(
 
 
 def decode_batches(
-    images: Iterable[Source],
+    images: Iterable[S],
     transform: Callable[[Image.Image], Tensor],
     size: int,
-    bad: list[tuple[Source, str]] | None = None,
-) -> Iterator[tuple[list[Source], Tensor]]:
+    bad: list[tuple[S, str]] | None = None,
+) -> Iterator[tuple[list[S], Tensor]]:
     """Yield batches of up to `size` images with their tensors [B, 3, H, W], in order; threads
     decode two batches ahead.
 
-    bad: collects unreadable images with the reason, which are then left out. If None, the first
-    unreadable image raises UserError, after the images before it were yielded.
+    Args:
+        images: The images.
+        transform: RGB image -> tensor.
+        size: Images of a batch.
+        bad: Collects unreadable images with the reason, which are then left out. If None, the first
+            one raises UserError, after the images before it were yielded.
     """
 
-    def load(image: Source) -> Tensor | UserError:
+    def load(image: S) -> Tensor | UserError:
         try:
             return transform(load_image(image))
         except UserError as error:
@@ -165,8 +183,8 @@ def decode_batches(
 
     pool = ThreadPoolExecutor(cores())
     rest = iter(images)
-    waiting: deque[tuple[Source, Future[Tensor | UserError]]] = deque()
-    batch: list[tuple[Source, Tensor]] = []
+    waiting: deque[tuple[S, Future[Tensor | UserError]]] = deque()
+    batch: list[tuple[S, Tensor]] = []
     failure: UserError | None = None
     try:
         while True:

@@ -18,8 +18,8 @@ from rmadapter.artifacts.record import read_record
 from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.data.decode import image_error
 from rmadapter.data.fewshot import read_split
-from rmadapter.data.formats.base import Row, Source
-from rmadapter.data.formats.registry import open_source
+from rmadapter.data.formats.base import Listing, Row
+from rmadapter.data.formats.registry import locate
 from rmadapter.data.image_set import relative
 from rmadapter.data.names import key
 from rmadapter.data.read import ImageSource
@@ -291,7 +291,7 @@ def compared_images(
     if data is not None:
         home = user_path(data)
         drawn = _drawn_names(run) if _is_own(run, home) else None
-        return _select(home, open_source(data, outside), saved, drawn, most)
+        return _select(home, locate(data, outside=outside).read(), saved, drawn, most)
     with suppress(UserError):  # moved or changed
         home, source = _open_own(run)
         return _select(home, source, saved, _drawn_names(run), most)
@@ -317,13 +317,13 @@ def _is_own(run: Path, data: Path) -> bool:
     return False
 
 
-def _open_own(run: Path) -> tuple[Path, Source]:
+def _open_own(run: Path) -> tuple[Path, Listing]:
     """Open the run's own data. Raises UserError if it is unknown or missing."""
     if not RunFolder(run).weights.is_file():
         raise UserError(f"{run}: not a run of this version")
     record = read_record(RunFolder(run).record)
     home = user_path(record.task.data)
-    return home, open_source(home, True, record.columns, record.crops)
+    return home, locate(home, record.columns, record.crops, outside=True).read()
 
 
 def _training_names(run: Path) -> set[str]:
@@ -337,7 +337,7 @@ def _drawn_names(run: Path) -> set[str]:
 
 
 def _select(
-    data: Path, source: Source, saved: Saved, drawn: set[str] | None, most: int
+    data: Path, source: Listing, saved: Saved, drawn: set[str] | None, most: int
 ) -> ComparedImages:
     """drawn: names of those images that the run drew; None for data that is not its own."""
     root, splits = source.root, source.splits

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rmadapter.data.names import OR, default_name, key
+from rmadapter.data.names import DESCRIPTION_SEPARATOR, default_name, key
 from rmadapter.errors import UserError
 from rmadapter.export.promised import damaged
 
@@ -79,7 +79,7 @@ class TextClasses:
         """Append a class, and its label to `labels`. Raises UserError for one that exists, or is
         not a single name."""
         name = default_name(label)
-        if not name or OR in label:
+        if not name or DESCRIPTION_SEPARATOR in label:
             raise UserError(f"class {label!r}: give one name of at least one word")
         known_labels = {key(other) for other in labels}
         known_names = {key(other) for other in self.names}

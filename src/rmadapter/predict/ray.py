@@ -26,7 +26,7 @@ from rmadapter.bench.ray import connected, ray_module, settle, shares
 from rmadapter.data.formats.base import Inputs
 from rmadapter.data.formats.columnar import pyarrow
 from rmadapter.data.formats.registry import find_images
-from rmadapter.data.formats.tables import USUAL
+from rmadapter.data.formats.tables import USUAL_NAMES
 from rmadapter.data.image_set import SKIP_BAD
 from rmadapter.errors import UserError
 from rmadapter.predict.stream import BadImages, Predictor
@@ -208,7 +208,7 @@ def _levels(values: JsonObject) -> Levels:
 # Images as bytes in a parquet file
 
 MARK = ".parquet#"
-NAMES = ("bytes", "image_bytes", *USUAL["image"], "img", "content")
+NAMES = ("bytes", "image_bytes", *USUAL_NAMES["image"], "img", "content")
 
 
 def is_row(name: Path) -> bool:

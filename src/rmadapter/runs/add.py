@@ -6,7 +6,7 @@ import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
@@ -18,11 +18,19 @@ from rmadapter.backbones import Backbone
 from rmadapter.backbones.load import check_trusted
 from rmadapter.data.decode import content
 from rmadapter.data.fewshot import VAL_SHOTS, read_split, sample_shots
-from rmadapter.data.formats.base import CLASSNAMES, Row, Rows, Source
-from rmadapter.data.formats.registry import open_source
-from rmadapter.data.names import beside_splits, classnames_json, key, nfc, prompt_names
+from rmadapter.data.formats.base import Listing, Row, Rows
+from rmadapter.data.formats.registry import Located, locate
+from rmadapter.data.formats.tables import table_text
+from rmadapter.data.label_files import with_parents
+from rmadapter.data.names import (
+    CLASSNAMES,
+    beside_splits,
+    classnames_json,
+    key,
+    nfc,
+    prompt_names,
+)
 from rmadapter.data.read import ImageSet, image_errors, read_images
-from rmadapter.data.taxonomies import with_parents
 from rmadapter.errors import UserError
 from rmadapter.methods import FOR_NEW_CLASSES, load_method, need_text
 from rmadapter.methods.uses import backbones_in
@@ -31,7 +39,7 @@ from rmadapter.runs.fit import Origin, fit
 from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request, read_config
 from rmadapter.settings import configured, settings_of
-from rmadapter.support.files import csv_text, path_from, user_path, write_json, write_text
+from rmadapter.support.files import user_path, write_json, write_text
 from rmadapter.support.locks import exclusive
 from rmadapter.task import TEMPLATES
 from rmadapter.training.contract import Known, NotApplicable
@@ -99,20 +107,14 @@ class NewImages:
     """Images of old and new classes that a run is extended by.
 
     Attributes:
-        data: Images in any layout that `read_images` accepts.
+        data: The data; its option `outside` also counts for the run's own data.
         shots: Images that are drawn of each class; None for as many as for the run.
-        columns: Columns of a table, as for `read_images`.
-        crops: Whether boxes are images, as for `read_images`.
         skip_bad: Whether unreadable images are left out, also of the run's own.
-        outside: Whether files outside the data's folder are read, also of the run's own.
     """
 
-    data: Path
+    data: Located
     shots: int | None = None
-    columns: Mapping[str, str] = field(default_factory=dict)
-    crops: bool = False
     skip_bad: bool = False
-    outside: bool = False
 
 
 def add_images(
@@ -147,13 +149,15 @@ def add_images(
             "`fit`"
         )
     record = read_record(RunFolder(run).record)
-    data, outside = images.data, images.outside
+    data = images.data.path
     shots = record.task.shots if images.shots is None else images.shots
-    source = open_source(_data_of(run, record, old), outside, record.columns, record.crops)
-    added = open_source(data, outside, images.columns, images.crops)
+    own = _data_of(run, record, old)
+    outside = images.data.options.outside
+    listing = locate(own, record.columns, record.crops, outside).read()
+    added = images.data.read()
     if images.skip_bad:
-        source, added = _readable(source), _readable(added)
-    kept = _images_of_run(run, saved, source)
+        listing, added = _readable(listing), _readable(added)
+    kept = _images_of_run(run, saved, listing)
     added_splits = _with_labels(added.splits, data, saved)
     splits = _extended(kept, added_splits, shots, random.Random(record.task.seed), data)
     name, values = read_config(RunFolder(run).config, (saved.name,))
@@ -181,14 +185,13 @@ def add_images(
         return fit(task, request.method, out, lab, name, origin=Origin(command, tuple(notes)))
 
 
-def _readable(source: Source) -> Source:
-    """Return the source without unreadable images."""
-    images = [row.image for rows in source.splits.values() for row in rows]
-    bad = image_errors(images, progress=False)
+def _readable(listing: Listing) -> Listing:
+    """Return the listing without unreadable images."""
+    bad = image_errors(listing.images, progress=False)
     splits: dict[str, Rows] = {}
-    for split, rows in source.splits.items():
+    for split, rows in listing.splits.items():
         splits[split] = [row for row in rows if row.image not in bad]
-    return source._replace(splits=splits)
+    return listing._replace(splits=splits)
 
 
 def _data_of(run: Path, record: Record, old: Path | None) -> Path:
@@ -201,16 +204,16 @@ def _data_of(run: Path, record: Record, old: Path | None) -> Path:
     return data
 
 
-def _images_of_run(run: Path, saved: Saved, source: Source) -> dict[str, Rows]:
+def _images_of_run(run: Path, saved: Saved, listing: Listing) -> dict[str, Rows]:
     """Return the images that a run was trained and tested on, and those that chose its settings,
-    by split. source: the run's data."""
+    by split. listing: the run's data."""
     try:
-        few = read_split(RunFolder(run).split).images(source.root)
+        few = read_split(RunFolder(run).split).images(listing.root)
     except UserError as error:
         raise UserError(
             f"{run}: {error}; give the new location of its data with --run-data"
         ) from None
-    splits = source.splits
+    splits = listing.splits
     groups = {row.image: row.group for rows in splits.values() for row in rows}
     undivided = [row for name in ("train", "all") for row in splits.get(name, [])]
     rows = {
@@ -315,13 +318,7 @@ def _removing_list(out: Path) -> Iterator[None]:
 def _write_list(out: Path, splits: Mapping[str, Rows], prompts: Mapping[str, str]) -> None:
     """Write the new run's data as a CSV file, and beside it the prompt names that do not follow
     from the labels."""
-    grouped = any(row.group for rows in splits.values() for row in rows)
-    header = ["path", "label", "split", *["group"] * grouped]
-    lines: list[list[str]] = []
-    for split, rows in splits.items():
-        for row in rows:
-            lines.append([path_from(out, row.image), row.label, split, *[row.group] * grouped])
-    text, run = csv_text(header, lines), RunFolder(out)
+    text, run = table_text(splits, out), RunFolder(out)
     if run.record.exists() and (not run.images.exists() or run.images.read_text("utf-8") != text):
         raise UserError(f"{out} holds another run: choose another --out or delete that folder")
     write_text(run.images, text)

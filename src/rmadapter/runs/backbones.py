@@ -83,9 +83,12 @@ def choose_backbone(
     if best is None:
         raise UserError(f"backbone {task.backbone!r}: none can be used: {rows[0].reason}")
     found = BackboneChoice(
-        chosen=best[2], folds=len(parts), images=sum(map(len, parts)), minutes=minutes,
+        chosen=best[2],
+        folds=len(parts),
+        images=sum(map(len, parts)),
+        minutes=minutes,
         rows=tuple(rows),
-    )  # fmt: skip
+    )
     return best[1], found
 
 

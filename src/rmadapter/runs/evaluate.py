@@ -49,9 +49,14 @@ def evaluate(
     evaluations, scores = list[Evaluation](), list[Score]()
     for question, images, split in sets:
         score = Score(
-            name=question.name, images=len(images), classes=len(images.classes), data=question.data,
-            digest=images.digest, split=split, order=seed if fitted.remembers else None,
-        )  # fmt: skip
+            name=question.name,
+            images=len(images),
+            classes=len(images.classes),
+            data=question.data,
+            digest=images.digest,
+            split=split,
+            order=seed if fitted.remembers else None,
+        )
         try:
             model = fitted.score(images.classes)
         except NotApplicable as error:

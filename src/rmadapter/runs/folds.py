@@ -167,9 +167,14 @@ class Folds:
         return f"{key[:24]}-{len(self)}-{parts[:12]}{'-beside' * plain}"
 
     def _fold(
-        self, method: Method, plain: bool, key: str, number: int, deadline: float,
+        self,
+        method: Method,
+        plain: bool,
+        key: str,
+        number: int,
+        deadline: float,
         callbacks: Sequence[Callback],
-    ) -> Answers:  # fmt: skip
+    ) -> Answers:
         """Return the answers on one fold, which are saved if the lab has a folder."""
         part = self.parts[number]
         file = self._file(key, number)

@@ -191,12 +191,15 @@ def calibrated(table: np.ndarray, folds: Folds, expected: Expected) -> np.ndarra
 def _score(evaluation: Evaluation) -> Score:
     labels, untouched = evaluation.labels, evaluation.zero_shot
     return Score(
-        name="all", images=len(labels), classes=len(evaluation.classes), split="cross-validated",
+        name="all",
+        images=len(labels),
+        classes=len(evaluation.classes),
+        split="cross-validated",
         accuracy=metrics.accuracy(evaluation.probabilities, labels),
         zero_shot=None if untouched is None else metrics.accuracy(untouched, labels),
         balanced=Balanced.of(evaluation.probabilities, labels, evaluation.images.group_numbers),
         levels=levels_of(evaluation),
-    )  # fmt: skip
+    )
 
 
 def _judgement(
@@ -231,9 +234,13 @@ def _judgement(
 
 
 def _rates(
-    name: str, table: np.ndarray, labels: np.ndarray, groups: np.ndarray, right: np.ndarray,
+    name: str,
+    table: np.ndarray,
+    labels: np.ndarray,
+    groups: np.ndarray,
+    right: np.ndarray,
     ours: np.ndarray | None,
-) -> Rates:  # fmt: skip
+) -> Rates:
     """Rate a baseline, or the method itself. groups: [M], number of each image's group. ours: [M],
     where the method is right; None for itself."""
     from sklearn.metrics import f1_score

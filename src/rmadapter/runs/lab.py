@@ -180,9 +180,14 @@ class Lab:
         if self._train is None or self._train[0] != made:
             folder = self.folder and self.folder / "train"
             cache = Cache(
-                backbone, self.machine, task.augmentation, task.views, task.seed, folder,
+                backbone,
+                self.machine,
+                task.augmentation,
+                task.views,
+                task.seed,
+                folder,
                 progress=self.progress,
-            )  # fmt: skip
+            )
             self._train = made, cache
         return self._train[1]
 
@@ -200,9 +205,13 @@ class Lab:
         if self._test is None:
             folder = self.folder and self.folder / "test"
             self._test = Cache(
-                backbone, self.machine, folder=folder, hold=self.keep, progress=self.progress,
+                backbone,
+                self.machine,
+                folder=folder,
+                hold=self.keep,
+                progress=self.progress,
                 blocks=blocks,
-            )  # fmt: skip
+            )
         return self._test
 
     def tests(self, task: Task, few: FewShot | None = None) -> Sets:

@@ -104,7 +104,11 @@ def run_task(
         **spent,
     }
     record = describe_run(
-        task, method, lab, name, few,
+        task,
+        method,
+        lab,
+        name,
+        few,
         scores=scores,
         reason=next((score.reason for score in scores if score.reason), ""),
         parameters=fitted.parameters,
@@ -114,7 +118,7 @@ def run_task(
         **memory,
         machine=describe(cache.device),
         notes=_notes(task, few, lab, learnt_from(method, train, task, few, lab), sets),
-    )  # fmt: skip
+    )
     return Outcome(record, fitted, evaluations)
 
 
@@ -179,10 +183,16 @@ def learn(
     check_text(method, lab.backbone(task.backbone))
     val = None if few.val is None else _detached(half(few.val, task.classes))
     shots = Shots(
-        _detached(images), cache or lab.train_cache(task), task.templates, task.seed, val,
-        unfinished, lab.progress, lab.callbacks if callbacks is None else callbacks,
+        _detached(images),
+        cache or lab.train_cache(task),
+        task.templates,
+        task.seed,
+        val,
+        unfinished,
+        lab.progress,
+        lab.callbacks if callbacks is None else callbacks,
         lab.unlabelled(task, few, images) if method.traits.unlabelled else None,
-    )  # fmt: skip
+    )
     if lab.team:
         whole = half(few.train, task.classes)
         lab.team.announce(method, images, whole, unfinished.key if unfinished else "")

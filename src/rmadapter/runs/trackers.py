@@ -163,11 +163,15 @@ class WandB:
         key = os.environ.get("WANDB_API_KEY")
         mode = os.environ.get("WANDB_MODE") or ("online" if key else "offline")
         self.run: Any = wandb.init(
-            project=os.environ.get("WANDB_PROJECT") or PROJECT, name=start.name, id=start.id,
-            config=dict(start.settings), mode=mode, reinit="create_new",
+            project=os.environ.get("WANDB_PROJECT") or PROJECT,
+            name=start.name,
+            id=start.id,
+            config=dict(start.settings),
+            mode=mode,
+            reinit="create_new",
             resume=None if mode == "offline" else "allow",
             settings=wandb.Settings(silent=True, console="off", disable_git=True, save_code=False),
-        )  # fmt: skip
+        )
 
     def log(self, rows: Mapping[int, Figures]) -> None:
         for step, figures in rows.items():

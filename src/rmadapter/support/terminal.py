@@ -264,9 +264,12 @@ def wrapped(text: str) -> str:
     for line in text.splitlines():
         indent = " " * (len(line) - len(line.lstrip()))
         lines += textwrap.wrap(
-            line, _width(200), subsequent_indent=indent, break_long_words=False,
+            line,
+            _width(200),
+            subsequent_indent=indent,
+            break_long_words=False,
             break_on_hyphens=False,
-        ) or [""]  # fmt: skip
+        ) or [""]
     return "\n".join(lines)
 
 

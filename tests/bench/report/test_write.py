@@ -166,6 +166,7 @@ def test_the_records_are_enough_to_write_the_report_again(folder: Path, tmp_path
     assert again["notes"] == []
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("study", ["photographs", "methods", "transfer"])
 def test_documented_reports_equal_their_records(study: str, tmp_path: Path) -> None:
     folder = Path(__file__).parents[3] / "research/results" / study

@@ -174,7 +174,7 @@ def test_chest_images_with_one_finding_are_divided_by_patient(tmp_path: Path) ->
     ("text", "words"),
     [
         ("Image Index,Labels\na.png,Mass\n", "no column 'Finding Labels'"),
-        ("Image Index,Finding Labels,Patient ID\na.png,Mass\n", "row 1 has no 'Patient ID'"),
+        ("Image Index,Finding Labels,Patient ID\na.png,Mass\n", "has no Patient ID of 'a.png'"),
         ("Image Index,Finding Labels,Patient ID\n" + "x" * 200_000, "not a readable CSV file"),
     ],
 )

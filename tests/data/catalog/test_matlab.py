@@ -53,7 +53,7 @@ def test_unreadable_files_fail(tmp_path: Path, what: str, monkeypatch: pytest.Mo
             "import os; os.abort()" if what == "crash" else "import time; time.sleep(60)"
         )
         monkeypatch.setattr(matlab, "__file__", str(child))
-        monkeypatch.setattr(matlab, "SECONDS", 0.2 if what == "slow" else 60)
+        monkeypatch.setattr(matlab, "MAX_SECONDS", 0.2 if what == "slow" else 60)
     with pytest.raises(UserError, match=r"a\.mat: not a MATLAB file with 'labels'"):
         structures(file, "labels", *fields) if fields else variable(file, "labels")
 

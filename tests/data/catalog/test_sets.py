@@ -67,7 +67,7 @@ def test_the_catalogue_is_consistent() -> None:
         for digest in filter(None, dataset.archives.values()):
             assert digest.removeprefix("md5:") in TORCHVISION
         assert "name" in re.compile(dataset.order_line).groupindex
-        if dataset.reader == "text_lists":
+        if dataset.reader == "class_lists" and dataset.line:
             assert {"name", "file"} <= {*re.compile(dataset.line).groupindex}
         assert dataset.split or not dataset.split_url
         total = sum(dataset.counts.values())
@@ -346,8 +346,9 @@ def test_the_command_writes_a_list(rmadapter: Command, home: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("[]", "line 1: not an entry of a few-shot list"),
-        ("not JSON", "line 1: not an entry of a few-shot list"),
+        ("[]", "line 1: .*write"),
+        ("not JSON", "line 1: not readable JSON lines"),
+        ('{"_impath": "a.jpg"}', "_classname"),
         (entry(f"{THEIRS}accordion/none.jpg", "accordion"), "none.jpg is missing"),
         (entry("../../etc/passwd", "x"), "lies outside"),
         (entry("/etc/passwd", "x"), "lies outside"),

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from rmadapter.data.formats.base import check_inside, ignored_note, listed_image, order, split_named
+from rmadapter.data.formats.base import check_inside, ignored_note, listed_image
+from rmadapter.data.names import order, split_named
 from rmadapter.errors import UserError
 
 
@@ -19,7 +20,7 @@ def test_names_are_ordered_without_case() -> None:
 
 def test_the_name_of_a_file_says_its_split() -> None:
     assert split_named("pets-training-0.tar") == "train"
-    with pytest.raises(UserError, match=r"stress-test-train-0\.tar: its name says test and train"):
+    with pytest.raises(UserError, match=r"stress-test-train-0\.tar: named as of test and train"):
         split_named("stress-test-train-0.tar")
 
 
@@ -32,15 +33,15 @@ def test_listed_paths_must_stay_in_their_folder() -> None:
         check_inside(name, "list.csv", outside=True)
     for name in ("", "a\0b", "http://x/a.png"):
         with pytest.raises(UserError, match=r"^line 2: "):
-            listed_image(Path("list.csv"), "line 2", name, outside=True)
+            listed_image(Path(), "line 2", name, outside=True)
 
 
 @pytest.mark.skipif(os.sep == "\\", reason="there a backslash separates folders")
 def test_a_path_of_windows_is_explained_unless_a_file_has_that_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^line 2: .*dog0\.jpg.* / instead of \\"):
-        listed_image(tmp_path / "list.csv", "line 2", "pics\\dog0.jpg")
+        listed_image(tmp_path, "line 2", "pics\\dog0.jpg")
     (tmp_path / "pics\\dog0.jpg").touch()
-    image = listed_image(tmp_path / "list.csv", "line 2", "pics\\dog0.jpg")
+    image = listed_image(tmp_path, "line 2", "pics\\dog0.jpg")
     assert image == tmp_path / "pics\\dog0.jpg"
 
 
@@ -60,5 +61,5 @@ def test_a_path_of_windows_is_explained_unless_a_file_has_that_name(tmp_path: Pa
 def test_ignored_files_are_counted_with_advice(
     counts: dict[str, int], note: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rmadapter.data.decode.formats", dict)  # as without pillow-heif
+    monkeypatch.setattr("rmadapter.data.decode.image_formats", dict)  # as without pillow-heif
     assert ignored_note(Counter(counts)) == note

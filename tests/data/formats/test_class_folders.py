@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from rmadapter.data.formats.class_folders import scan_folder
+from rmadapter.data.formats.base import ReadOptions
+from rmadapter.data.formats.class_folders import read
 from rmadapter.errors import UserError
 
 
@@ -24,7 +24,7 @@ def write(root: Path, *files: str) -> Path:
 
 
 def labels(root: Path) -> list[str]:
-    [(split, rows)] = scan_folder(root).items()
+    [(split, rows)] = read(root, ReadOptions()).splits.items()
     assert split == "all"
     return [row.label for row in rows]
 
@@ -34,9 +34,9 @@ def test_images_are_listed_by_class_and_hidden_or_system_folders_are_not(tmp_pat
     write(tmp_path, ".cache/x.png", "__MACOSX/y.png", "@eaDir/2.png")
     write(tmp_path, "System Volume Information/3.png")
     write(tmp_path, ".net/1.png", ".net/2.png", ".net/.3.png", ".git/index")
-    ignored = Counter[str]()
-    rows = [(row.label, row.image) for row in scan_folder(tmp_path, ignored)["all"]]
-    assert ignored == {".txt": 1, "images in hidden folders": 3}
+    listing = read(tmp_path, ReadOptions())
+    rows = [(row.label, row.image) for row in listing.splits["all"]]
+    assert listing.ignored == {".txt": 1, "images in hidden folders": 3}
     expected = [("A", "A/deep/er/3.png"), ("b", "b/1.JPG"), ("b", "b/2.png")]
     assert rows == [(label, tmp_path / name) for label, name in expected]
 
@@ -44,7 +44,9 @@ def test_images_are_listed_by_class_and_hidden_or_system_folders_are_not(tmp_pat
 @pytest.mark.parametrize("names", ["Train valid TEST", "Training Validation Testing", "train val"])
 def test_split_folders_may_have_any_usual_name(tmp_path: Path, names: str) -> None:
     write(tmp_path, *(f"{name}/a/1.png" for name in names.split()))
-    assert list(scan_folder(tmp_path)) == ["train", "val", "test"][: len(names.split())]
+    assert (
+        list(read(tmp_path, ReadOptions()).splits) == ["train", "val", "test"][: len(names.split())]
+    )
 
 
 @pytest.mark.parametrize(
@@ -82,7 +84,7 @@ def test_a_class_may_be_named_like_a_split(tmp_path: Path, files: str, expected:
 )
 def test_ambiguous_folders_are_refused(tmp_path: Path, files: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        scan_folder(write(tmp_path, *files.split()))
+        read(write(tmp_path, *files.split()), ReadOptions())
 
 
 def test_a_run_folder_is_no_class(tmp_path: Path) -> None:
@@ -122,7 +124,7 @@ def test_an_unreadable_folder_is_named(
     iterdir = Path.iterdir  # which has a listdir of its own in Python 3.10
     monkeypatch.setattr(Path, "iterdir", lambda path: refuse(iterdir, path))
     with pytest.raises(UserError, match=f"^{barred}: cannot be read .Permission denied.$"):
-        scan_folder(tmp_path)
+        read(tmp_path, ReadOptions())
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux has these folders")
@@ -130,7 +132,7 @@ def test_folders_of_the_system_are_refused(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/proc/self")
     for path in (Path("/proc/self"), Path("/dev"), tmp_path / "link"):
         with pytest.raises(UserError, match="a system folder, which holds no images"):
-            scan_folder(path)
+            read(path, ReadOptions())
 
 
 @pytest.mark.parametrize(
@@ -143,7 +145,7 @@ def test_a_class_instead_of_its_parent_is_refused_with_the_parent(
     write(tmp_path, "photos/dog/1.png", "photos/dog/2024/2.png", "photos/cat/summer/3.png")
     write(tmp_path, "photos/horse/1.png", "split/train/dog/1.png", "split/train/cat/1.png")
     with pytest.raises(UserError, match="did you mean") as refusal:
-        scan_folder(tmp_path / root)
+        read(tmp_path / root, ReadOptions())
     assert repr(str(tmp_path / around)) in str(refusal.value)
 
 

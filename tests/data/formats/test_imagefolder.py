@@ -74,7 +74,7 @@ def test_folders_at_any_depth_may_be_splits(tmp_path: Path) -> None:
     whole = read_imagefolder({"": file}, ReadOptions(columns={"split": "none"}))
     assert paths_and_labels(whole, tmp_path) == {"all": rows}
     file = table(tmp_path, ".csv", [("train/x/Testing/a.png", "cat")])
-    with pytest.raises(UserError, match="are called train and test"):
+    with pytest.raises(UserError, match="of train and test"):
         read_imagefolder({"": file}, ReadOptions())
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rmadapter.data.formats.registry import open_source
+from rmadapter.data.formats.registry import locate
 from rmadapter.errors import UserError
 from tests.helpers.formats import coco_file, fiftyone, fiftyone_samples, label_studio
 
@@ -76,7 +76,7 @@ CASES: list[tuple[Callable[[Path], Path], Change, str]] = [
     (fiftyone_samples, no_truth, "no sample has a label of the types Classification, "),
     (fiftyone_samples, lambda value: value.update(samples=[]), "no sample has a label"),
     (fiftyone_samples, two_fields, "in the fields 'x', 'y'"),
-    (fiftyone_samples, first("samples", tags=["train", "test"]), "splits test and train"),
+    (fiftyone_samples, first("samples", tags=["train", "test"]), "of train and test"),
     (fiftyone_samples, first("samples", tags=[]), "others are not: tag all or none"),
     (fiftyone_samples, lambda value: value["samples"][0].pop("filepath"), "not a FiftyOne data"),
     (fiftyone_samples, truth(detections=None), "not a FiftyOne data set"),
@@ -104,7 +104,7 @@ def test_a_file_with_one_fault_is_refused(
     change(value)
     file.write_text(json.dumps(value))
     with pytest.raises(UserError, match=words) as caught:
-        open_source(path)
+        locate(path).read()
     assert str(tmp_path / "set") in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -126,7 +126,7 @@ def test_a_file_with_one_fault_is_refused(
 def test_other_json_is_refused(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(UserError, match=words):
-        open_source(tmp_path / "x.json")
+        locate(tmp_path / "x.json").read()
 
 
 @pytest.mark.parametrize(
@@ -146,5 +146,5 @@ def test_images_outside_may_be_allowed(
     value = json.loads(file.read_text())
     change(value)
     file.write_text(json.dumps(value))
-    [rows] = open_source(path, outside=True).splits.values()
+    [rows] = locate(path, outside=True).read().splits.values()
     assert rows[0].image == tmp_path / "set/../cat_9.png"

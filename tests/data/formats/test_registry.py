@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from rmadapter.data.formats.registry import find_images, images_root, is_data_file, open_source
+from rmadapter.data.formats.registry import find_images, images_root, is_data_file, locate
 from rmadapter.data.read import ImageSet, read_images
 from rmadapter.errors import UserError
 from tests.helpers import formats
@@ -101,15 +101,15 @@ def test_an_unknown_format_names_the_known_ones(tmp_path: Path, name: str) -> No
     if "gone" not in name:
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(UserError, match=r"(no such file or folder|unknown format); give a folder"):
-        open_source(tmp_path / name)
+        locate(tmp_path / name).read()
     assert is_data_file(tmp_path / name) == name.endswith("zip")
 
 
 def test_a_label_file_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = formats.coco_file(tmp_path / "set")
-    monkeypatch.setattr("rmadapter.data.formats.annotated.LARGEST", 100)
+    monkeypatch.setattr("rmadapter.data.formats.annotated.MAX_JSON_BYTES", 100)
     with pytest.raises(UserError, match=r"coco\.json: has \d+ bytes, .* may have 100"):
-        open_source(file)
+        locate(file).read()
 
 
 def test_image_root_of_missing_data_and_of_a_packed_archive(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_image_root_of_missing_data_and_of_a_packed_archive(tmp_path: Path) -> N
     assert images_root(tmp_path / "gone.csv") == tmp_path / "gone.csv"
     file = formats.zip_file(tmp_path / "set")
     assert not images_root(file).exists()
-    open_source(file)
+    locate(file).read()
     assert images_root(file).is_dir()
 
 

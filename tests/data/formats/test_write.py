@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from rmadapter.data.formats.base import Row
-from rmadapter.data.formats.registry import open_source
-from rmadapter.data.formats.write import FOLDERS, SUFFIXES, coco, write_labels
+from rmadapter.data.formats.coco import coco_json
+from rmadapter.data.formats.registry import WRITERS, locate, write_labels
 from rmadapter.data.read import read_images
 from rmadapter.errors import UserError
 from tests.helpers.small_images import picture, write_images
@@ -28,9 +28,9 @@ def rows(tmp_path: Path) -> list[Row]:
 
 @pytest.mark.parametrize("to", ["csv", "coco", "label-studio"])
 def test_a_file_is_read_back(rows: list[Row], tmp_path: Path, to: str) -> None:
-    out = tmp_path / "heap" / f"labels{SUFFIXES[to]}"
+    out = tmp_path / "heap" / f"labels{WRITERS[to].suffix}"
     assert write_labels({"all": rows}, to, out) == 4
-    root, splits = open_source(out)[:2]
+    root, splits = locate(out).read()[:2]
     found = {row.image.relative_to(root).as_posix(): row.label for row in splits["all"]}
     assert found == LABELS
 
@@ -40,7 +40,7 @@ def test_folders_are_read_back(rows: list[Row], tmp_path: Path) -> None:
     clash.parent.mkdir()
     picture("dog").save(clash)
     rows = [*rows, Row("cat", clash), Row("big|dog", tmp_path / "heap/c.png")]
-    write_labels({"all": rows}, FOLDERS, tmp_path / "out")
+    write_labels({"all": rows}, "folders", tmp_path / "out")
     [images] = read_images(tmp_path / "out", progress=False).values()
     contents: dict[str, list[bytes]] = {}
     for image, label in zip(images.images, images.labels, strict=True):
@@ -54,11 +54,11 @@ def test_folders_are_read_back(rows: list[Row], tmp_path: Path) -> None:
     assert len({path.casefold() for path in map(str, images.images)}) == len(rows)
 
 
-@pytest.mark.parametrize("to", ["csv", FOLDERS])
+@pytest.mark.parametrize("to", ["csv", "folders"])
 def test_splits_are_kept(tmp_path: Path, to: str) -> None:
     write_images(tmp_path / "in", "train/cat/cat_1.png", "train/dog/dog_1.png", "val/cat/cat_2.png")
-    out = tmp_path / "in" / f"out{SUFFIXES[to]}" if to == "csv" else tmp_path / "out"
-    write_labels(open_source(tmp_path / "in").splits, to, out)
+    out = tmp_path / "in" / f"out{WRITERS[to].suffix}" if to == "csv" else tmp_path / "out"
+    write_labels(locate(tmp_path / "in").read().splits, to, out)
     sets = read_images(out, progress=False)
     assert {name: len(images) for name, images in sets.items()} == {"train": 2, "val": 1}
 
@@ -67,17 +67,17 @@ def test_splits_are_kept(tmp_path: Path, to: str) -> None:
 def test_one_file_takes_no_splits(tmp_path: Path, to: str) -> None:
     write_images(tmp_path / "in", "train/cat/cat_1.png", "train/dog/dog_1.png", "val/cat/cat_2.png")
     with pytest.raises(UserError, match="no splits"):
-        write_labels(open_source(tmp_path / "in").splits, to, tmp_path / "out.json")
+        write_labels(locate(tmp_path / "in").read().splits, to, tmp_path / "out.json")
     assert not (tmp_path / "out.json").exists()
 
 
 def test_a_coco_box_is_the_whole_image(tmp_path: Path) -> None:
     Image.new("RGB", (7, 5)).save(tmp_path / "x.png")
-    content = coco([Row("cat", tmp_path / "x.png")], tmp_path)
+    content = coco_json([Row("cat", tmp_path / "x.png")], tmp_path)
     assert content["images"] == [{"id": 1, "file_name": "x.png", "width": 7, "height": 5}]
     assert content["annotations"][0]["bbox"] == [0, 0, 7, 5]
     (tmp_path / "coco.json").write_text(json.dumps(content))
-    [rows] = open_source(tmp_path / "coco.json", crops=True).splits.values()
+    [rows] = locate(tmp_path / "coco.json", crops=True).read().splits.values()
     with Image.open(rows[0].image) as crop:
         assert crop.size == (7, 5)
 

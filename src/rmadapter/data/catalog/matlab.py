@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import TypeAlias
 
 Value: TypeAlias = int | float | str
-SECONDS = 60  # limits of the other process
-BYTES = 2**32
+MAX_SECONDS = 60  # limits of the other process
+MAX_BYTES = 2**32
 
 
 def variable(path: Path, key: str) -> list[Value]:
     """Return a variable as a list.
 
-    Numbers and texts stay as they are, anything else becomes its repr. Raises UserError for a file
-    that is missing, damaged or has no such variable.
+    Numbers and texts stay as they are, anything else becomes its repr.
+
+    Raises:
+        UserError: A file is missing, damaged or has no such variable.
     """
     return [value for row in _rows(path, key, ()) for value in row]
 
@@ -39,7 +41,7 @@ def _rows(path: Path, key: str, fields: Sequence[str]) -> list[list[Value]]:
     with opened(path, wanted):  # refuses pipes, on which SciPy would wait
         command = [sys.executable, __file__, str(path), key, *fields]
         try:
-            done = subprocess.run(command, capture_output=True, timeout=SECONDS, check=True)
+            done = subprocess.run(command, capture_output=True, timeout=MAX_SECONDS, check=True)
             rows: list[list[Value]] = json.loads(done.stdout)
         except (subprocess.SubprocessError, ValueError):
             raise UserError(f"{path}: not {wanted}") from None
@@ -68,7 +70,7 @@ def _limit() -> None:
         import resource
     except ImportError:  # Windows
         return
-    resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
+    resource.setrlimit(resource.RLIMIT_AS, (MAX_BYTES, MAX_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 

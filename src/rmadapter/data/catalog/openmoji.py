@@ -61,7 +61,7 @@ EXCLUDED = {
     "construction", "anchor", "ring buoy", "seat",
 }  # fmt: skip
 TRAIN_PER_CLASS = 16
-MOST_PER_CLASS = 32  # otherwise a hundred faces and animals would outweigh tools in the accuracy
+MAX_PER_CLASS = 32  # otherwise a hundred faces and animals would outweigh tools in the accuracy
 
 # The images of docs/guide/start.md: eight of each class to train on, four others to sort.
 LEARNED = ("animal", "clothing", "face", "fruit or vegetable", "vehicle")
@@ -101,10 +101,14 @@ def load_openmoji(size: int = 112, style: Style = "color", seed: int = 0) -> dic
     """Return "train" (16 pictograms per class) and "test" (8 to 16 others), as RGB images [size,
     size] on white.
 
-    `style` "black" keeps only the line layers of the drawings. The seed decides which pictograms go
-    where, the same in both styles, so the black test set contains nothing from the colour training
-    set. Raises UserError if packages of the extra `demo` are missing, for an unknown style and for
-    a size below 16.
+    Args:
+        size: Pixels of a side, at least 16.
+        style: "color", or "black" to keep only the line layers of the drawings.
+        seed: Decides which pictograms go where, the same in both styles, so the black test set
+            contains nothing from the colour training set.
+
+    Raises:
+        UserError: Packages of the extra `demo` are missing, or an unknown style or size.
     """
     font = _font(size, style)
     sets = {}
@@ -119,7 +123,8 @@ def write_folder(out: Path, size: int = 112, style: Style = "color", seed: int =
     """Write the set of `load_openmoji` as out/{train,test}/CLASS/NAME.png with out/ATTRIBUTION.txt;
     `out` appears complete or never.
 
-    Raises UserError as `load_openmoji`, and if `out` already exists.
+    Raises:
+        UserError: As for `load_openmoji`, and if `out` already exists.
     """
     _check_new(out)
     font = _font(size, style)
@@ -135,8 +140,10 @@ def write_tutorial(out: Path, size: int = 224) -> None:
     out/inbox/ with others of these classes and of one more, out/more/CLASS/ with images of that
     one, and out/ATTRIBUTION.txt.
 
-    One image in photos/ lies in the folder of another class, for `suspects` to find. Raises
-    UserError as `load_openmoji`, and if `out` already exists.
+    One image in photos/ lies in the folder of another class, for `suspects` to find.
+
+    Raises:
+        UserError: As for `load_openmoji`, and if `out` already exists.
     """
     _check_new(out)
     font = _font(size, "color")
@@ -194,7 +201,7 @@ def split_pictograms(seed: int = 0) -> dict[str, list[Pictogram]]:
         for members in shuffled:
             (train if len(train) + len(members) <= TRAIN_PER_CLASS else test).extend(members)
         splits["train"] += train
-        splits["test"] += test[: MOST_PER_CLASS - len(train)]
+        splits["test"] += test[: MAX_PER_CLASS - len(train)]
     return splits
 
 

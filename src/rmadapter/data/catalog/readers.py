@@ -9,7 +9,6 @@ The draw of shots depends on that order. Where an archive has no split and CoOp 
 
 from __future__ import annotations
 
-import csv
 import os
 import random
 import re
@@ -19,17 +18,18 @@ from typing import TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from rmadapter.data.catalog.matlab import structures, variable
-from rmadapter.data.decode import formats
-from rmadapter.data.read import ImageSet
+from rmadapter.data.catalog.matlab import Value, structures, variable
+from rmadapter.data.decode import image_formats
+from rmadapter.data.formats.tables import read_columns
+from rmadapter.data.image_set import ImageSet
 from rmadapter.errors import UserError, is_text, quoted
 from rmadapter.support.files import read_json, read_text
 
-Line: TypeAlias = tuple[str, int, str]  # path, label, class name
-Table: TypeAlias = dict[str, list[Line]]
+CoopRow: TypeAlias = tuple[str, int, str]  # path, label, class name
+CoopSplits: TypeAlias = dict[str, list[CoopRow]]  # by the name of the split
 T = TypeVar("T")
 
-SPLITS = ("train", "val", "test")
+SPLIT_NAMES = ("train", "val", "test")
 # CoOp's first run with seed 1 makes the same splits if the archive lists files in an order
 SPLIT_SEED = 1
 SPELLINGS: dict[str, Callable[[str], str]] = {
@@ -71,9 +71,10 @@ class Dataset(BaseModel):
     split: str = ""  # a split file in CoOp's form
     split_url: str = ""  # empty if the steps make it
     lists: dict[str, str] = {}  # split -> the archive's own list, or its folder of class folders
-    order: str = ""  # file of class names
+    order: str = ""  # file of class names: lines, JSON {"1": name}, or MATLAB's
     order_line: str = "(?P<name>.+)"
-    line: str = ""
+    line: str = ""  # of a list, with the groups file and name, or file, name and label
+    variable: tuple[str, ...] = ()  # of a list of MATLAB: its name, and fields of file and class
     file: str = ""
     spelling: str = "as is"
     renames: dict[str, str] = {}  # class folder, or label in a table, -> class name
@@ -98,12 +99,16 @@ class Dataset(BaseModel):
         return any((home / path).exists() for path in paths)
 
 
-def image_sets(table: Table, images: Path, source: Path) -> dict[str, ImageSet]:
-    """Return the image sets of a table with paths below `images`; classes in the order of their
-    labels.
+def image_sets(table: CoopSplits, images: Path, source: Path) -> dict[str, ImageSet]:
+    """Return the image sets of a table; classes in the order of their labels.
 
-    Raises UserError, naming `source`, if a label has two names or the labels are not 0, 1, 2, ...
-    without a gap.
+    Args:
+        table: The rows by split.
+        images: The folder that paths are relative to.
+        source: Where the table is from, for messages.
+
+    Raises:
+        UserError: A label has two names, or the labels are not 0, 1, 2, ... without a gap.
     """
     names: dict[int, str] = {}
     for rows in table.values():
@@ -133,8 +138,16 @@ def image_sets(table: Table, images: Path, source: Path) -> dict[str, ImageSet]:
 
 
 def divide(groups: Iterable[Sequence[T]], shares: Sequence[float], where: Path) -> list[list[T]]:
-    """Shuffle each group and give each part its rounded share, the last one the rest. Raises
-    UserError if one gets none."""
+    """Shuffle each group and give each part its rounded share, the last one the rest.
+
+    Args:
+        groups: Items by class.
+        shares: Of all parts but the last.
+        where: Place of the data, for messages.
+
+    Raises:
+        UserError: A part gets none of a group.
+    """
     rng = random.Random(SPLIT_SEED)
     parts: list[list[T]] = [[] for _ in range(len(shares) + 1)]
     for group in groups:
@@ -152,15 +165,20 @@ def divide(groups: Iterable[Sequence[T]], shares: Sequence[float], where: Path) 
     return parts
 
 
-def by_label(rows: Sequence[Line]) -> list[list[Line]]:
+def by_label(rows: Sequence[CoopRow]) -> list[list[CoopRow]]:
     """Group rows of the same label, in order of first appearance."""
-    groups: dict[int, list[Line]] = {}
+    groups: dict[int, list[CoopRow]] = {}
     for row in rows:
         groups.setdefault(row[1], []).append(row)
     return list(groups.values())
 
 
-def _with_val(table: Table, where: Path) -> Table:
+def _divided(groups: Iterable[Sequence[CoopRow]], where: Path) -> CoopSplits:
+    """Make the splits of an archive without any: 50 % train, 20 % val, 30 % test of each class."""
+    return dict(zip(SPLIT_NAMES, divide(groups, [0.5, 0.2], where), strict=True))
+
+
+def _with_val(table: CoopSplits, where: Path) -> CoopSplits:
     """If the archive has no val split, make it from a fifth of each class's train images."""
     if "val" in table:
         return table
@@ -171,10 +189,10 @@ def _with_val(table: Table, where: Path) -> Table:
 # Readers
 
 
-def split_json(path: Path) -> Table:
+def split_json(path: Path) -> CoopSplits:
     """Read CoOp's split file: {"train" | "val" | "test": [[path, label, class name], ...]}."""
     record = read_json(path)
-    if not isinstance(record, dict) or not {"train", "test"} <= record.keys() <= {*SPLITS}:
+    if not isinstance(record, dict) or not {"train", "test"} <= record.keys() <= {*SPLIT_NAMES}:
         form = '{"train": [[path, label, class name], ...], "val": ..., "test": ...}'
         raise UserError(f"{path}: write it as {form}")
     for split, rows in record.items():
@@ -182,26 +200,26 @@ def split_json(path: Path) -> Table:
             if not (isinstance(row, list) and [type(cell) for cell in row] == [str, int, str]):
                 what = f"{split}[{number}] is {quoted(row)}"
                 raise UserError(f"{path}: {what}, not [path, label, class name]")
-    table: Table = {}
-    for split in SPLITS:
+    table: CoopSplits = {}
+    for split in SPLIT_NAMES:
         if split in record:
             table[split] = [(path, label, name) for path, label, name in record[split]]
     return table
 
 
-def class_folders(home: Path, dataset: Dataset) -> Table:
+def class_folders(home: Path, dataset: Dataset) -> CoopSplits:
     """Read one folder per class and no split: 50 % train, 20 % val, 30 % test."""
     images = home / dataset.images
-    groups: list[list[Line]] = []
+    groups: list[list[CoopRow]] = []
     for folder in _class_folders(images):
         if folder not in dataset.ignored:
             name = dataset.renames.get(folder, folder)
             label = len(groups)
             groups.append([(path, label, name) for path in _image_files(images, folder)])
-    return dict(zip(SPLITS, divide(groups, [0.5, 0.2], images), strict=True))
+    return _divided(groups, images)
 
 
-def wnid_folders(home: Path, dataset: Dataset) -> Table:
+def wnid_folders(home: Path, dataset: Dataset) -> CoopSplits:
     """Read ImageNet and its variants: class folders named by WordNet id, or by line number (from 0)
     in classnames.txt.
 
@@ -212,7 +230,7 @@ def wnid_folders(home: Path, dataset: Dataset) -> Table:
     folders = {split: _class_folders(home / path) for split, path in dataset.lists.items()}
     every = {folder for part in folders.values() for folder in part}
     order = sorted(every, key=lambda name: (len(name), name))
-    table: Table = {}
+    table: CoopSplits = {}
     for split, part in folders.items():
         table[split] = []
         for label, folder in enumerate(order):
@@ -225,89 +243,90 @@ def wnid_folders(home: Path, dataset: Dataset) -> Table:
     return table
 
 
-def text_lists(home: Path, dataset: Dataset) -> Table:
-    """Read one text file per split, one line per image: lines match `dataset.line`, `dataset.order`
-    orders classes."""
-    order: dict[str, int] = {}
-    if dataset.order:
-        for label, match in enumerate(_lines(home / dataset.order, dataset.order_line)):
-            order[match["name"]] = label
-    table: Table = {}
-    for split, file in dataset.lists.items():
-        table[split] = []
-        for match in _lines(home / file, dataset.line):
-            written = match["name"]
-            if order and written not in order:
-                raise UserError(f"{home / file}: class {written!r} is not in {dataset.order}")
-            label = order[written] if order else _number(match["label"], home / file) - 1
-            name = SPELLINGS[dataset.spelling](written)
-            table[split].append((dataset.file.format(file=match["file"], name=name), label, name))
-    return _with_val(table, home)
-
-
-def cars_matlab(home: Path, dataset: Dataset) -> Table:
-    """Read Stanford Cars: structures `annotations` with fname and class (from 1); `class_names` in
-    the development kit."""
+def class_lists(home: Path, dataset: Dataset) -> CoopSplits:
+    """Read lists of images with the name or number of each one's class, as text or of MATLAB: one
+    per split, or one of all images, which are divided 50 % train, 20 % val, 30 % test."""
+    names = _names_by_number(home, dataset)
+    numbers = {name: number for number, name in enumerate(names.values(), 1)}
     spelling = SPELLINGS[dataset.spelling]
-    written = variable(home / dataset.order, "class_names")
-    names = {number: spelling(str(name)) for number, name in enumerate(written, 1)}
-    table: Table = {}
+    table: CoopSplits = {}
     for split, file in dataset.lists.items():
         table[split] = []
-        for path, value in structures(home / file, "annotations", "fname", "class"):
-            number = _number(value, home / file)
-            if number not in names:
-                what = f"class {number} of {quoted(path)}"
+        for image, written, number in _entries(home / file, dataset):
+            if names and written:
+                number = numbers.get(written, 0)
+            name = spelling(written or names.get(str(number), ""))
+            if not (name and number):
+                what = f"class {quoted(written or number)} of {quoted(image)}"
                 raise UserError(f"{home / file}: {what} is not in {dataset.order}")
-            image = dataset.file.format(split=split, file=path)
-            table[split].append((image, number - 1, names[number]))
+            path = dataset.file.format(split=split, file=image, name=name)
+            table[split].append((path, number - 1, name))
+    if "all" in table:
+        return _divided(by_label(table["all"]), home)
     return _with_val(table, home)
 
 
-def flowers_matlab(home: Path, dataset: Dataset) -> Table:
-    """Read Oxford Flowers: one of `labels` per image, from 1; names in JSON {"1": name}; 50 %
-    train, 20 % val, 30 % test."""
-    names = read_json(home / dataset.order)
-    names = names if isinstance(names, dict) else {}
-    file = home / dataset.lists["all"]
-    rows: list[Line] = []
-    for image, value in enumerate(variable(file, "labels"), 1):
-        number = _number(value, file)
-        name = names.get(str(number))
-        if not isinstance(name, str):
-            raise UserError(f"{home / dataset.order}: has no name for class {number}")
-        rows.append((dataset.file.format(file=image), number - 1, name))
-    return dict(zip(SPLITS, divide(by_label(rows), [0.5, 0.2], home), strict=True))
+def _names_by_number(home: Path, dataset: Dataset) -> dict[str, str]:
+    """Return the classes as the archive's file of names writes them, by number from 1; empty
+    without such a file."""
+    path = home / dataset.order
+    if not dataset.order:
+        return {}
+    if path.suffix == ".json":
+        listed = read_json(path)
+        listed = listed if isinstance(listed, dict) else {}
+        return {number: name for number, name in listed.items() if isinstance(name, str)}
+    if path.suffix == ".mat":
+        names = [str(name) for name in variable(path, "class_names")]
+    else:
+        names = [match["name"] for match in _lines(path, dataset.order_line)]
+    return {str(number): name for number, name in enumerate(names, 1)}
+
+
+def _entries(path: Path, dataset: Dataset) -> Iterator[tuple[Value, str, int]]:
+    """Yield image, class name and class number of each entry of a list; "" or 0 for what it does
+    not say."""
+    if path.suffix != ".mat":
+        for match in _lines(path, dataset.line):
+            label = match.groupdict().get("label")
+            yield match["file"], match["name"], _number(label, path) if label else 0
+        return
+    name, *fields = dataset.variable
+    pairs = structures(path, name, *fields) if fields else enumerate(variable(path, name), 1)
+    for image, value in pairs:
+        yield image, "", _number(value, path)
 
 
 ABSENT = ("", "0", "0.0")  # in the column of a label that an image has not
 
 
-def label_table(home: Path, dataset: Dataset) -> Table:
-    """Read one CSV table of images and labels, of which those in `dataset.renames` count, in their
+def label_table(home: Path, dataset: Dataset) -> CoopSplits:
+    """Read one table of images and labels, of which those in `dataset.renames` count, in their
     order; without a column of labels, each label has a column, and that of the image is not 0.
 
     Images of one group stay in one split: those of lists "train" and "test", of whose train images
-    a fifth is val, or of the groups of each label 50 % train, 20 % val, 30 % test. Raises UserError
-    for an image without a group.
+    a fifth is val, or of the groups of each label 50 % train, 20 % val, 30 % test.
+
+    Raises:
+        UserError: An image has no group.
     """
-    every, rows = [*dataset.renames], dict[str, Line]()
+    every, rows = [*dataset.renames], dict[str, CoopRow]()
     table = home / dataset.lists["all"]
     image, label = dataset.columns["image"], dataset.columns.get("label")
-    for cells in _csv_rows(table, [image, *([label] if label else every)]):
+    for cells in read_columns(table, [image, *([label] if label else every)]):
         of_image = [cells[label]] if label else [n for n in every if cells[n] not in ABSENT]
         if len(of_image) == 1 and of_image[0] in dataset.renames:
             number, path = every.index(of_image[0]), dataset.file.format(file=cells[image])
             rows[cells[image]] = (path, number, dataset.renames[of_image[0]])
     grouped = home / dataset.lists.get("groups", dataset.lists["all"])
     column = dataset.columns["group"]
-    groups = {cells[image]: cells[column] for cells in _csv_rows(grouped, [image, column])}
+    groups = {cells[image]: cells[column] for cells in read_columns(grouped, [image, column])}
     for name in rows:
-        if name not in groups:
+        if not groups.get(name):
             raise UserError(f"{grouped}: has no {column} of {quoted(name)}")
     if "train" not in dataset.lists:
         parts = divide(_by_group(rows, groups, rows), [0.5, 0.2], table)
-        return dict(zip(SPLITS, map(_flat, parts), strict=True))
+        return dict(zip(SPLIT_NAMES, map(_flat, parts), strict=True))
     listed = {
         split: [match[0] for match in _lines(home / dataset.lists[split], ".+")]
         for split in ("train", "test")
@@ -318,10 +337,10 @@ def label_table(home: Path, dataset: Dataset) -> Table:
 
 
 def _by_group(
-    rows: dict[str, Line], groups: dict[str, str], names: Iterable[str]
-) -> list[list[list[Line]]]:
+    rows: dict[str, CoopRow], groups: dict[str, str], names: Iterable[str]
+) -> list[list[list[CoopRow]]]:
     """Return for each label the rows of these images, those of one group in one list."""
-    parts: dict[int, dict[str, list[Line]]] = {}
+    parts: dict[int, dict[str, list[CoopRow]]] = {}
     for name in names:
         if name in rows:
             of_label = parts.setdefault(rows[name][1], {})
@@ -333,28 +352,10 @@ def _flat(parts: Iterable[Sequence[T]]) -> list[T]:
     return [row for part in parts for row in part]
 
 
-def _csv_rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """Read a CSV file with a header. Raises UserError if a column is missing, or empty in a row."""
-    reader = csv.DictReader(read_text(path, "a readable CSV file").splitlines())
-    try:
-        rows, header = list(reader), reader.fieldnames or ()
-    except csv.Error as error:
-        raise UserError(f"{path}: not a readable CSV file ({error})") from None
-    for column in columns:
-        if column not in header:
-            raise UserError(f"{path}: has no column {column!r}")
-        for number, row in enumerate(rows, 1):
-            if row[column] is None:
-                raise UserError(f"{path}: row {number} has no {column!r}")
-    return rows
-
-
-READERS: dict[str, Callable[[Path, Dataset], Table]] = {
+READERS: dict[str, Callable[[Path, Dataset], CoopSplits]] = {
     "class_folders": class_folders,
     "wnid_folders": wnid_folders,
-    "text_lists": text_lists,
-    "cars_matlab": cars_matlab,
-    "flowers_matlab": flowers_matlab,
+    "class_lists": class_lists,
     "label_table": label_table,
 }
 
@@ -380,7 +381,9 @@ def _class_folders(parent: Path) -> list[str]:
 def _image_files(root: Path, folder: str) -> list[str]:
     """Return the paths relative to `root` of the images in one folder, sorted."""
     names = sorted(name for name in os.listdir(root / folder) if not name.startswith("."))
-    return [f"{folder}/{name}" for name in names if os.path.splitext(name)[1].lower() in formats()]
+    return [
+        f"{folder}/{name}" for name in names if os.path.splitext(name)[1].lower() in image_formats()
+    ]
 
 
 def _lines(path: Path, pattern: str) -> Iterator[re.Match[str]]:

@@ -8,12 +8,11 @@ unchanged.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -21,31 +20,30 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from rmadapter.data.archives import ARCHIVES, DIGESTS, fetch, remember, unpack
+from rmadapter.data.archives import ARCHIVE_SUFFIXES, DIGESTS_FILE, fetch, remember, unpack
 from rmadapter.data.budget import Budget
 from rmadapter.data.catalog.readers import (
     READERS,
+    CoopSplits,
     Dataset,
-    Table,
     image_sets,
     split_json,
     subfolders,
 )
-from rmadapter.data.formats.base import CLASSNAMES, SPLITS, check_inside
+from rmadapter.data.formats.base import check_inside
 from rmadapter.data.formats.registry import refuse_crops
-from rmadapter.data.names import default_name, prompt_name
+from rmadapter.data.formats.tables import read_rows
+from rmadapter.data.names import CLASSNAMES, SPLITS, default_name, prompt_name
 from rmadapter.data.read import ImageSet, read_images
 from rmadapter.errors import UserError, did_you_mean
-from rmadapter.support.files import csv_text, read_text, user_path, write_json, write_text
+from rmadapter.support.files import csv_text, user_path, write_json, write_text
 from rmadapter.support.locks import exclusive
 from rmadapter.support.terminal import bar
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    pass
 
-    from rmadapter.support.terminal import Lines
-
-ELSEWHERE = (
+MIRRORS_HEADING = (
     "Mirrors, not checked by us (parquet and webdataset may lack the file names that published "
     "shots need):"
 )
@@ -70,8 +68,11 @@ def find(name: str) -> Dataset | None:
 
 
 def get(name: str) -> Dataset:
-    """Return a data set like `find`. Raises UserError, suggesting the nearest name, if there is
-    none."""
+    """Return a data set like `find`.
+
+    Raises:
+        UserError: There is none; the message suggests the nearest name.
+    """
     dataset = find(name)
     if dataset is None:
         raise UserError(f"the catalogue has no data set {name!r}{did_you_mean(name, CATALOG)}")
@@ -81,10 +82,11 @@ def get(name: str) -> Dataset:
 # Reading
 
 
-def table_of(dataset: Dataset, home: Path, outside: bool = False) -> Table:
+def table_of(dataset: Dataset, home: Path, outside: bool = False) -> CoopSplits:
     """Return the table of CoOp's split file if present, otherwise of the archive's own files.
 
-    Raises UserError for a path that leaves the folder, unless `outside` is set.
+    Raises:
+        UserError: A path leaves the folder, unless `outside` is set.
     """
     split = home / dataset.split
     published = bool(dataset.split) and split.is_file()
@@ -102,14 +104,22 @@ def load_dataset(
     outside: bool = False,
     crops: bool = False,
 ) -> dict[str, ImageSet]:
-    """Load a catalogue data set below `root`, by key or CoOp folder name; else a folder or table
-    relative to `root`.
+    """Load a catalogue data set, by key or CoOp folder name; or else any folder or table.
 
-    Returns split -> ImageSet with classes in label order and images in the order of the files that
-    list them. A catalogue data set may also be stored as plain folders ([split/]class/image); its
-    classes then get the catalogue's names. crops: as in `read_images`. Raises UserError if nothing
-    is there, images are missing or have several labels each, files contradict each other, or lists
-    name images outside the data set and `outside` is not set.
+    Args:
+        name_or_path: Name of a catalogue data set, which may also be stored as plain folders
+            ([split/]class/image), whose classes then get the catalogue's names; or a path.
+        root: The folder of data sets, which paths are relative to.
+        outside: Whether lists may name images outside the data set.
+        crops: As for `read_images`.
+
+    Returns:
+        Split -> ImageSet with classes in label order and images in the order of the files that list
+        them.
+
+    Raises:
+        UserError: Nothing is there, images are missing or have several labels each, files
+            contradict each other, or lists name images outside the data set.
     """
     base = user_path(root) if root else Path()
     name = user_path(name_or_path)
@@ -197,8 +207,16 @@ def domains(path: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Check:
-    """The status of a data set: complete, partial (with what is missing) or absent. how: to get the
-    rest."""
+    """The status of a data set.
+
+    Args:
+        name: Its key.
+        status: "complete", "partial" or "absent".
+        home: Its folder.
+        missing: What a partial one lacks, in sentences.
+        counts: Images by split.
+        how: How to get the rest.
+    """
 
     name: str
     status: str
@@ -216,8 +234,8 @@ def check(dataset: Dataset, root: Path) -> Check:
     how = f"{command} --download" if dataset.archives else f"{command} lists the steps"
     if home is None:
         return Check(dataset.key, "absent", str(root / dataset.folder), how=how)
-    missing: list[str] = []
     counts: dict[str, int] = {}
+    missing: list[str] = []
     no_split = bool(dataset.split) and not (home / dataset.split).is_file()
     if no_split:
         missing.append(f"{dataset.split}, so the splits are not those of published results")
@@ -230,15 +248,7 @@ def check(dataset: Dataset, root: Path) -> Check:
             missing.append("the original archive (plain folders are here, and can be read too)")
             sets = load_dataset(home)
         counts = {split: len(images) for split, images in sets.items()}
-        classes = len(next(iter(sets.values())).classes)
-        total = sum(counts.values())
-        if dataset.total and total != dataset.total:
-            missing.append(f"{total} of {dataset.total} images")
-        if classes != dataset.classes:
-            missing.append(f"classes: {classes} of {dataset.classes}")
-        for split, wanted in dataset.counts.items():
-            if counts.get(split, 0) != wanted:
-                missing.append(f"{split}: {counts.get(split, 0)} of {wanted} images")
+        missing += _unlike_published(dataset, counts, len(next(iter(sets.values())).classes))
     except UserError as error:
         missing.append(str(error))
     if not missing:
@@ -248,7 +258,19 @@ def check(dataset: Dataset, root: Path) -> Check:
     return Check(dataset.key, "partial", str(home), tuple(missing), counts, how)
 
 
-def _missing(images: Path, table: Table) -> str:
+def _unlike_published(dataset: Dataset, counts: Mapping[str, int], classes: int) -> Iterator[str]:
+    """Yield which numbers of images and classes differ from the published ones."""
+    total = sum(counts.values())
+    if dataset.total and total != dataset.total:
+        yield f"{total} of {dataset.total} images"
+    if classes != dataset.classes:
+        yield f"classes: {classes} of {dataset.classes}"
+    for split, wanted in dataset.counts.items():
+        if counts.get(split, 0) != wanted:
+            yield f"{split}: {counts.get(split, 0)} of {wanted} images"
+
+
+def _missing(images: Path, table: CoopSplits) -> str:
     """Return a sentence on the table's missing images, or "". Lists each folder only once, for
     speed."""
     present: dict[str, set[str]] = {}
@@ -286,15 +308,16 @@ def describe(dataset: Dataset, root: Path) -> str:
     lines += ["", fetched if dataset.archives else "How to get it:"]
     lines += [f"  {number}. {step}" for number, step in enumerate(steps, 1)]
     mirrors = [f"  {address}: {text}" for address, text in dataset.mirrors.items()]
-    return "\n".join([*lines, *(["", ELSEWHERE, *mirrors] if mirrors else [])])
+    return "\n".join([*lines, *(["", MIRRORS_HEADING, *mirrors] if mirrors else [])])
 
 
 def download(dataset: Dataset, root: Path) -> None:
     """Fetch the archives and lay them out as CoOp does; an interrupted download is resumed.
 
-    Raises UserError if there is nothing to fetch, another process works in the folder, the download
-    fails, or an archive has a wrong digest or differs from the first download, whose SHA-256 is
-    kept in the data set's folder.
+    Raises:
+        UserError: There is nothing to fetch, another process works in the folder, the download
+            fails, or an archive has a wrong digest or differs from the first download, whose
+            SHA-256 is kept in the data set's folder.
     """
     if not dataset.archives:
         raise UserError(f"{dataset.title} has to be fetched by hand: follow the steps")
@@ -317,20 +340,17 @@ def _download(dataset: Dataset, home: Path) -> None:
     unpacked = stage / "unpacked"
     archives = {url: stage / url.rpartition("/")[2] for url in dataset.archives}
     for url, archive in archives.items():
-        with bar() as display:
-            task = display.add_task(archive.name, total=None, note="bytes")
-            show = partial(_show_bytes, display, task)
-            fetch(url, archive, dataset.archives[url], dataset.most, show)
-        remember(archive, home / DIGESTS)
+        _fetch(dataset, url, archive)
+        remember(archive, home / DIGESTS_FILE)
     shutil.rmtree(unpacked, ignore_errors=True)
     for archive in archives.values():
-        if archive.name.endswith(ARCHIVES):
+        if archive.name.endswith(ARCHIVE_SUFFIXES):
             unpack(archive, unpacked, Budget.of_disk(dataset.most))
         else:
             shutil.copy(archive, unpacked)
     source = unpacked / dataset.unpacked
     shutil.copytree(source, home, copy_function=shutil.move, dirs_exist_ok=True)
-    if dataset.reader == "flowers_matlab" and not (home / dataset.order).exists():
+    if dataset.order.endswith(".json") and not (home / dataset.order).exists():
         from torchvision.datasets import Flowers102  # it has the names that the archive lacks
 
         names = {str(number): name for number, name in enumerate(Flowers102.classes, 1)}
@@ -338,8 +358,12 @@ def _download(dataset: Dataset, home: Path) -> None:
     shutil.rmtree(stage)
 
 
-def _show_bytes(display: Progress | Lines, task: TaskID, size: int) -> None:
-    display.update(task, completed=size)
+def _fetch(dataset: Dataset, url: str, archive: Path) -> None:
+    with bar() as display:
+        task = display.add_task(archive.name, total=None, note="bytes")
+        show = partial(display.update, task)
+        digest = dataset.archives[url]
+        fetch(url, archive, digest, dataset.most, lambda size: show(completed=size))
 
 
 # The few-shot lists of 2SFS (Farina et al., CVPR 2025): the exact images its authors drew.
@@ -354,8 +378,10 @@ def write_list(dataset: Dataset, root: Path, shots: int, seed: int) -> Path:
     and `bench` with --shots 0; return its path.
 
     Train and val come from the lists, test from the data set itself. Names that the table's reader
-    would change (707-320) go into classnames.json, unless that file exists. Raises UserError if the
-    data set, a list or one of its images is missing.
+    would change (707-320) go into classnames.json, unless that file exists.
+
+    Raises:
+        UserError: The data set, a list or one of its images is missing.
     """
     home = home_of(dataset, root)
     if home is None:
@@ -384,17 +410,11 @@ def _read_list(
     if not file.is_file():
         advice = "2SFS's scripts/download_splits.sh puts it there (see docs/reference/data_sets.md)"
         raise UserError(f"{file}: not found; {advice}")
-    rows = []
-    for number, line in enumerate(read_text(file).splitlines(), 1):
-        where = f"{file}, line {number}"
-        try:
-            item = json.loads(line)
-            path, label = str(item["_impath"]), str(item["_classname"])
-        except (ValueError, TypeError, KeyError):
-            what = "not an entry of a few-shot list (_impath, _classname)"
-            raise UserError(f"{where}: {what}") from None
-        rows.append((_listed_path(dataset, home, path, where), label))
-    return rows
+    entries = read_rows(file, ("image", "label"), named={"image": "_impath", "label": "_classname"})
+    return [
+        (_listed_path(dataset, home, cells["image"], where), cells["label"])
+        for where, cells in entries
+    ]
 
 
 def _listed_path(dataset: Dataset, home: Path, path: str, where: str) -> str:

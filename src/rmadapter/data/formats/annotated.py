@@ -18,33 +18,31 @@ from typing import Any, TypeAlias
 from PIL import Image
 
 from rmadapter.data.budget import Budget
-from rmadapter.data.decode import ORIENTATION, load_image, open_header, reading
+from rmadapter.data.decode import ORIENTATION_TAG, image_size, load_image
 from rmadapter.data.formats import coco, fiftyone, label_studio, yolo
 from rmadapter.data.formats.base import (
     UNLABELLED,
+    Format,
     Inputs,
+    Listing,
     Mark,
     Marks,
     Parsed,
     ReadOptions,
     Row,
     Rows,
-    Source,
-    class_name,
     count_unlisted,
     ignored_note,
-    only_label,
     search,
 )
+from rmadapter.data.names import listed_label, only_label
 from rmadapter.errors import UserError, quoted
-from rmadapter.support.files import atomic, cache_folder, plain_file, read_json, shortened, state_of
+from rmadapter.support.files import atomic, cache_folder, read_json, shortened, state_of
 
-HAS_BOXES = True
-HAS_COLUMNS = False
-YAML = (".yaml", ".yml")
-SUFFIXES = (".json", *YAML)
-LARGEST = 2**29  # most bytes of a JSON file of labels; COCO's train2017 is smaller
-UNREAD = ("segmentation", "mask", "rle")  # most of a COCO file; dropped while reading
+YAML_SUFFIXES = (".yaml", ".yml")
+SUFFIXES = (".json", *YAML_SUFFIXES)
+MAX_JSON_BYTES = 2**29  # of a file of labels; COCO's train2017 is smaller
+UNREAD_KEYS = ("segmentation", "mask", "rle")  # most of a COCO file; dropped while reading
 Box: TypeAlias = tuple[float, float, float, float]  # left, top, right, bottom; of 0 to 1
 UPRIGHT: dict[int, Callable[[float, float, float, float], Box]] = {
     1: lambda left, top, right, bottom: (left, top, right, bottom),
@@ -61,7 +59,8 @@ def detects(path: Path) -> bool:
     return bool(yolo.yaml_file(path) or coco.json_files(path) or fiftyone.is_export(path))
 
 
-def read(path: Path, options: ReadOptions) -> Source:
+def read(path: Path, options: ReadOptions) -> Listing:
+    """List the labelled images, or the boxes in them. Raises UserError for broken data."""
     marks = marks_of(path, options.budget, options.outside)
     root = image_root(path)
     ignored: Counter[str] = Counter()
@@ -72,11 +71,11 @@ def read(path: Path, options: ReadOptions) -> Source:
         note = ignored_note(ignored) or "nor any others"
         raise UserError(f"{root}: no labelled images ({note})")
     if path.is_dir():
-        count_unlisted(root, {image for part in marks.values() for image in part}, ignored)
-    home = path if path.is_dir() else path.parent
+        count_unlisted(root, (image for part in marks.values() for image in part), ignored)
     if options.crops:
-        return Source(cache_folder() / "crops", splits, ignored, home)
-    return Source(root, splits, ignored)
+        home = path if path.is_dir() else path.parent
+        return Listing(cache_folder() / "crops", splits, ignored, home)
+    return Listing(root, splits, ignored)
 
 
 def image_root(path: Path) -> Path:
@@ -95,7 +94,7 @@ def list_images(path: Path, options: ReadOptions) -> Inputs:
 def marks_of(path: Path, budget: Budget, outside: bool = False) -> dict[str, Marks]:
     """Return split -> images with their annotations. Raises UserError for broken files."""
     if not path.is_dir():
-        yaml = path.suffix.lower() in YAML
+        yaml = path.suffix.lower() in YAML_SUFFIXES
         return yolo.read_yolo(path, budget, outside) if yaml else _json_marks(path, budget, outside)
     data = yolo.yaml_file(path)
     if data:
@@ -116,15 +115,18 @@ def marks_of(path: Path, budget: Budget, outside: bool = False) -> dict[str, Mar
 
 
 def _read_json(file: Path, budget: Budget) -> Any:
-    return read_json(file, LARGEST, UNREAD, lambda size: budget.take("memory", size, file))
+    return read_json(
+        file, MAX_JSON_BYTES, UNREAD_KEYS, lambda size: budget.take("memory", size, file)
+    )
 
 
 def _json_marks(file: Path, budget: Budget, outside: bool) -> dict[str, Marks]:
     size = os.path.getsize(file) if os.path.isfile(file) else 0
-    if size > LARGEST:
+    if size > MAX_JSON_BYTES:
         raise UserError(
-            f"{file}: has {size:,} bytes, and labels may have {LARGEST:,}; leave out what is not "
-            f"needed, as with `jq -c 'del(.annotations[].segmentation)' {file.name} > small.json`"
+            f"{file}: has {size:,} bytes, and labels may have {MAX_JSON_BYTES:,}; leave out what "
+            f"is not needed, as with `jq -c 'del(.annotations[].segmentation)' {file.name} > "
+            "small.json`"
         )
     value = _read_json(file, budget)
     if coco.is_coco(value):
@@ -142,11 +144,17 @@ def _json_marks(file: Path, budget: Budget, outside: bool) -> dict[str, Marks]:
 def rows_of(
     marks: Mapping[Path, Sequence[Mark]], root: Path, cutting: Budget | None, ignored: Counter[str]
 ) -> Rows:
-    """Return rows of the images in order; with `cutting`, the budget for that, of their boxes,
-    grouped by image (its path relative to `root`).
+    """Return rows of the images in order.
 
-    ignored: counts images without a label, and labels without a box. Raises UserError for an
-    invalid class name or box, and without `cutting` for an image with several labels.
+    Args:
+        marks: Annotations by image.
+        root: The folder that names of images are relative to.
+        cutting: The budget for boxes, which then replace the images, grouped by image; None for
+            whole images.
+        ignored: Counts images without a label, and labels without a box.
+
+    Raises:
+        UserError: An invalid class name or box, or without `cutting` an image with several labels.
     """
     rows: Rows = []
     for image, labels in marks.items():
@@ -155,7 +163,7 @@ def rows_of(
         elif cutting:
             rows += _crop_rows(image, labels, root, cutting, ignored)
         else:
-            names = [class_name(mark.label, mark.where) for mark in labels]
+            names = [listed_label(mark.label, mark.where) for mark in labels]
             rows.append(Row(only_label(names, str(image)) or "", image))
     ignored += Counter()  # drops zero counts
     return rows
@@ -163,7 +171,7 @@ def rows_of(
 
 def _crop_rows(
     image: Path, marks: Sequence[Mark], root: Path, budget: Budget, ignored: Counter[str]
-) -> Rows:  # fmt: skip
+) -> Rows:
     for mark in marks:
         if not isinstance(mark.box, (list, tuple)):
             raise UserError(f"{mark.where}: the box {quoted(mark.box)} is not a list of numbers")
@@ -171,7 +179,7 @@ def _crop_rows(
     ignored["labels without a box"] += len(marks) - len(boxed)
     solid = [mark for mark in boxed if 0 not in mark.box[2:]]
     ignored["boxes without width or height"] += len(boxed) - len(solid)
-    labels = [class_name(mark.label, mark.where) for mark in solid]
+    labels = [listed_label(mark.label, mark.where) for mark in solid]
     turn = UPRIGHT[_orientation(image, solid[0].size) if solid else 1]
     crops = cut(image, [turn(*_shares(mark)) for mark in solid], budget)
     group = Path(os.path.relpath(image, root)).as_posix()
@@ -185,7 +193,7 @@ def _orientation(image: Path, size: Parsed) -> int:
         if os.path.isfile(image):
             with Image.open(image, formats=["JPEG", "MPO"]) as photo:  # reads the header alone
                 if photo.width != photo.height and photo.size == tuple(map(float, size)):
-                    turn = photo.getexif().get(ORIENTATION, 1)
+                    turn = photo.getexif().get(ORIENTATION_TAG, 1)
                     return int(turn) if turn in UPRIGHT else 1
     return 1
 
@@ -209,13 +217,16 @@ def _shares(mark: Mark) -> Box:
 
 
 def cut(image: Path, boxes: Sequence[Box], budget: Budget) -> list[Path]:
-    """Return the paths of the cut-out boxes, PNG files in the cache, made if missing. For an
-    unreadable image return its own path for every box, to be reported as a bad file. Raises
-    UserError for more pixels or bytes than the budget allows."""
+    """Return the paths of the cut-out boxes, PNG files in the cache, made if missing.
+
+    For an unreadable image return its own path for every box, to be reported as a bad file.
+
+    Raises:
+        UserError: More pixels or bytes than the budget allows.
+    """
     try:
         facts = os.stat(image)
-        with reading(str(image)), plain_file(image) as opened:
-            size = open_header(opened).size
+        size = image_size(image)
     except (UserError, OSError, ValueError):  # ValueError: a NUL in its name
         return [image] * len(boxes)
     budget.allow_photo(size[0] * size[1], facts.st_size)
@@ -251,3 +262,14 @@ def _pixels(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
     left = min(left, size[0] - 1)
     top = min(top, size[1] - 1)
     return left, top, max(right, left + 1), max(bottom, top + 1)
+
+
+FORMAT = Format(
+    "annotations",
+    detects,
+    read,
+    list_images,
+    image_root,
+    suffixes=SUFFIXES,
+    has_boxes=True,
+)

@@ -1,4 +1,4 @@
-"""What all formats share: rows of images with labels, names of splits, files of a folder."""
+"""What all formats share: rows of images with labels, and the files of a folder."""
 
 from __future__ import annotations
 
@@ -6,36 +6,34 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import Any, NamedTuple, NoReturn, Protocol, TypeAlias, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 from rmadapter.data.budget import Budget
-from rmadapter.data.decode import advice, formats
-from rmadapter.errors import UserError, is_text, quoted
+from rmadapter.data.decode import advice, image_formats
+from rmadapter.errors import UserError, quoted
 from rmadapter.support.files import RECORD, RUNS, SPLIT, walk
 
-T = TypeVar("T")
-
-CLASSNAMES = "classnames.json"
-ALLOW = "--allow-outside (outside=True)"
+ALLOW_OUTSIDE = "--allow-outside (outside=True)"
 URL = re.compile(r"[a-z][a-z0-9+.]+:/", re.IGNORECASE)  # a Path keeps one slash of two
-SPLITS = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
-    "test": "test", "testing": "test",
-}  # fmt: skip
 # folders of operating systems, with no data
 SYSTEM_FOLDERS = ("$RECYCLE.BIN", "@eaDir", "lost+found", "System Volume Information")
 UNLABELLED = "images without a label"
-MOST = 1000  # characters of a class name
-LISTS = (".csv", ".tsv", ".parquet", ".jsonl", ".json", ".yaml", ".yml", ".txt")  # may hold labels
+# suffixes of files that may hold labels
+LIST_SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".json", ".yaml", ".yml", ".txt")
 
 
 class Row(NamedTuple):
-    """One image. label: as written on disk. group: shared by images that belong together, "" for
-    none."""
+    """One labelled image.
+
+    Args:
+        label: As written on disk.
+        image: Its file.
+        group: Shared by images that belong together, "" for none.
+    """
 
     label: str
     image: Path
@@ -49,8 +47,14 @@ Parsed: TypeAlias = Sequence[Any]  # numbers as a file has them, which may be an
 
 
 class Mark(NamedTuple):
-    """One annotation. label: class name. where: its place, for messages. box: left, top, width,
-    height. size: width and height of the whole image, in the unit of the box."""
+    """One annotation of an image.
+
+    Args:
+        label: Class name.
+        where: Its place, for messages.
+        box: Left, top, width, height.
+        size: Width and height of the whole image, in the unit of the box.
+    """
 
     label: str
     where: str
@@ -61,13 +65,14 @@ class Mark(NamedTuple):
 Marks: TypeAlias = dict[Path, list[Mark]]  # includes listed images without annotations
 
 
-class Source(NamedTuple):
-    """The images of a data set.
+class Listing(NamedTuple):
+    """The labelled images of a data set.
 
-    - root: the folder that their names are relative to
-    - splits: "train", "val" and "test", or "all" -> rows
-    - ignored: number of files not read, by suffix or other reason
-    - home: the folder with classnames.json, if it is not `root`, which is then in the cache
+    Args:
+        root: The folder that their names are relative to.
+        splits: "train", "val" and "test", or "all" -> rows.
+        ignored: Number of files not read, by suffix or other reason.
+        home: The folder with classnames.json, if it is not `root`, which is then in the cache.
     """
 
     root: Path
@@ -80,11 +85,21 @@ class Source(NamedTuple):
         """A note such as "5 files ignored: .cr2 3, .txt 2", or ""."""
         return ignored_note(self.ignored)
 
+    @property
+    def images(self) -> list[Path]:
+        """The image of each row."""
+        return [row.image for rows in self.splits.values() for row in rows]
+
 
 @dataclass
 class Inputs:
-    """Images without labels. files: in the order in which they were named, those of a folder
-    sorted. folders: folders searched. ignored: number of other files in them, by suffix."""
+    """Images without labels.
+
+    Args:
+        files: In the order in which they were named, those of a folder sorted.
+        folders: Folders that were searched.
+        ignored: Number of other files in them, by suffix.
+    """
 
     files: list[Path] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
@@ -104,9 +119,14 @@ class Inputs:
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How to read data. outside: allow lists to name images outside their folder. columns: kind ->
-    column of a table, as in `read_images`. crops: use boxes instead of whole images. budget: what
-    reading may still take."""
+    """How to read data.
+
+    Args:
+        outside: Whether lists may name images outside their folder.
+        columns: Kind -> column of a table, as for `read_images`.
+        crops: Whether to use boxes instead of whole images.
+        budget: What reading may still take.
+    """
 
     outside: bool = False
     columns: Mapping[str, str] | None = None
@@ -114,77 +134,41 @@ class ReadOptions:
     budget: Budget = field(default_factory=Budget)
 
 
-class Format(Protocol):
+def search(folder: Path, options: ReadOptions | None = None) -> Inputs:
+    """List the images of a folder at any depth."""
+    ignored: Counter[str] = Counter()
+    return Inputs(image_files(folder, ignored=ignored), [folder], ignored)
+
+
+def _same(path: Path) -> Path:
+    return path
+
+
+@dataclass(frozen=True)
+class Format:
     """A format of data; each is a module of this package, and `registry.FORMATS` lists them.
 
-    SUFFIXES: of its files. HAS_BOXES, HAS_COLUMNS: whether its data may have boxes to crop, and
-    columns to name.
+    Args:
+        name: What it is called.
+        detects: Tells whether a file or folder has this format, as far as formats before it do not.
+        read: Lists the images with their labels. Raises UserError for broken data.
+        list_images: Lists all images, labelled or not.
+        image_root: Returns the `root` of what `read` returns, without reading.
+        check: Raises UserError for what can be seen without a search for images.
+        suffixes: Endings of its files.
+        has_boxes: Whether its data may have boxes to crop.
+        has_columns: Whether its data may have columns to name.
     """
 
-    @property
-    def SUFFIXES(self) -> tuple[str, ...]: ...
-
-    @property
-    def HAS_BOXES(self) -> bool: ...
-
-    @property
-    def HAS_COLUMNS(self) -> bool: ...
-
-    def detects(self, path: Path) -> bool:
-        """Return whether a file or folder has this format, as far as formats before it do not."""
-
-    def read(self, path: Path, options: ReadOptions) -> Source:
-        """List the images with their labels. Raises UserError for broken data."""
-
-    def image_root(self, path: Path) -> Path:
-        """Return the `root` of what `read` returns, without reading."""
-
-    def list_images(self, path: Path, options: ReadOptions) -> Inputs:
-        """List all images, labelled or not."""
-
-
-# Names
-
-
-def order(name: str) -> tuple[str, str]:
-    """Sort key of names: case-insensitive, and the same on file systems that decompose accents."""
-    return unicodedata.normalize("NFC", name).casefold(), name
-
-
-def split_named(name: str) -> str:
-    """Return the split in the name of a file or folder, such as "val" of "instances_val2017" and
-    "valset"; "all" if there is none. Raises UserError if there are two."""
-    words = [word.removesuffix("set") for word in re.findall("[a-z]+", name.casefold())]
-    splits = list(dict.fromkeys(SPLITS[word] for word in words if word in SPLITS))
-    if len(splits) > 1:
-        both = " and ".join(splits)
-        raise UserError(f"{name}: its name says {both}: rename it, so that it is in one split")
-    return splits[0] if splits else "all"
-
-
-def only_label(labels: Iterable[T], where: str) -> T | None:
-    """Return the label of an image, None if it has none; repeats count once. Raises UserError,
-    naming `where`, for an image with several labels."""
-    different: list[T] = []
-    for label in labels:
-        if label not in different:
-            different.append(label)
-    if len(different) > 1:
-        first, second = map(quoted, different[:2])
-        raise UserError(
-            f"{where}: has the labels {first} and {second}, but one label per image is supported: "
-            f"use --crops (crops=True) for boxes, or a multi-label library such as torchvision "
-            f"with BCE loss"
-        )
-    return different[0] if different else None
-
-
-def class_name(name: str, where: str) -> str:
-    """Return a class name from an annotation file, stripped. Raises UserError if it is invalid."""
-    if not name.strip() or len(name) > MOST or not is_text(name):
-        advice = f"use plain text of 1 to {MOST} characters"
-        raise UserError(f"{where}: {quoted(name)} is not a class name: {advice}")
-    return name.strip()
+    name: str
+    detects: Callable[[Path], bool]
+    read: Callable[[Path, ReadOptions], Listing]
+    list_images: Callable[[Path, ReadOptions], Inputs] = search
+    image_root: Callable[[Path], Path] = _same
+    check: Callable[[Path], object] = _same
+    suffixes: tuple[str, ...] = ()
+    has_boxes: bool = False
+    has_columns: bool = False
 
 
 # Folders
@@ -209,12 +193,12 @@ def image_files(
     """Return the files with an image suffix at any depth, sorted, without those that a run holds.
 
     Args:
-        folder: Folder to search.
+        folder: Where to search.
         skip: Folders not to enter; gets those entered, so that none is entered twice.
         ignored: Counts other files by suffix.
 
     Raises:
-        UserError: A folder that cannot be read.
+        UserError: A folder may not be read.
     """
     skip = set() if skip is None else skip
     images: list[Path] = []
@@ -235,11 +219,16 @@ def image_files(
             hidden += [inner for inner in folders if has_run(Path(name, inner))]
         folders[:] = sorted({*folders} - {*hidden})
         for path in (Path(name, file) for file in files):
-            if path.suffix.lower() in formats() and not path.name.startswith("."):
+            if is_image_name(path):
                 images.append(path)
             elif ignored is not None:
                 ignored[file_kind(path)] += 1
     return in_order(images)
+
+
+def is_image_name(path: Path) -> bool:
+    """Return whether a visible file is an image, by its suffix."""
+    return path.suffix.lower() in image_formats() and not path.name.startswith(".")
 
 
 def has_run(folder: Path) -> bool:
@@ -257,28 +246,23 @@ def file_kind(path: Path) -> str:
     return "hidden" if path.name.startswith(".") else path.suffix.lower() or "no suffix"
 
 
-def search(folder: Path) -> Inputs:
-    """List the images of a folder at any depth."""
-    ignored: Counter[str] = Counter()
-    return Inputs(image_files(folder, set(), ignored), [folder], ignored)
-
-
-def count_unlisted(root: Path, listed: set[Path], ignored: Counter[str]) -> None:
+def count_unlisted(root: Path, listed: Iterable[Path], ignored: Counter[str]) -> None:
     """Count a folder's unlisted images, and its other files except those that may hold labels."""
     others: Counter[str] = Counter()
     known = {os.path.abspath(image) for image in listed}
-    images = [os.path.abspath(image) for image in image_files(root, set(), others)]
+    images = [os.path.abspath(image) for image in image_files(root, ignored=others)]
     unlisted = sum(image not in known for image in images)
     if unlisted:
         ignored["images without an entry"] = unlisted
-    ignored.update({kind: count for kind, count in others.items() if kind not in LISTS})
+    ignored.update({kind: count for kind, count in others.items() if kind not in LIST_SUFFIXES})
 
 
 def ignored_note(ignored: Counter[str]) -> str:
     """Return a note such as "3 files ignored: .txt 2, .cr2 1; .cr2 is a camera's RAW format:
     convert it to JPEG first", or "".
 
-    ignored: number of files by suffix or by other reason.
+    Args:
+        ignored: Number of files by suffix or by other reason.
     """
     count = ignored.total()
     if not count:
@@ -300,13 +284,23 @@ def check_inside(name: str, where: str, outside: bool = False) -> None:
     """
     path = PurePath(name)
     if not outside and (path.anchor or ".." in path.parts):
-        raise UserError(f"{where}: {name!r:.80} lies outside the data's folder; {ALLOW} allows it")
+        message = f"{where}: {name!r:.80} lies outside the data's folder; {ALLOW_OUTSIDE} allows it"
+        raise UserError(message)
 
 
-def listed_image(table: Path, where: str, name: str, outside: bool = False) -> Path:
-    """Return the path of an image named in a table, relative to the table's folder. Raises
-    UserError, naming `where`, for an empty path, a character that no path has, a web address, a
-    missing file with the separators of Windows, and as `check_inside`."""
+def listed_image(folder: Path, where: str, name: str, outside: bool = False) -> Path:
+    """Return the path of an image that a list names.
+
+    Args:
+        folder: The folder that the path is relative to.
+        where: Place of the path, for messages.
+        name: The path as written.
+        outside: Whether it may leave the folder.
+
+    Raises:
+        UserError: An empty path, a character that no path has, a web address, a missing file with
+            the separators of Windows, and as for `check_inside`.
+    """
     if not name or "\0" in name:
         raise UserError(f"{where}: the path {'holds a NUL' if name else 'is empty'}")
     try:
@@ -316,7 +310,7 @@ def listed_image(table: Path, where: str, name: str, outside: bool = False) -> P
     if URL.match(name):
         raise UserError(f"{where}: {name!r:.200} is a web address; fetch the images first")
     check_inside(name, where, outside)
-    image = table.parent / name
+    image = folder / name
     if "\\" in name and os.sep == "/" and not os.path.lexists(image):
         raise UserError(
             f"{where}: {name!r:.200}: no such file; write / instead of \\ between folders"
@@ -326,7 +320,12 @@ def listed_image(table: Path, where: str, name: str, outside: bool = False) -> P
 
 @contextmanager
 def parsing(path: Path, kind: str) -> Iterator[None]:
-    """Convert errors of missing or malformed values of a parsed file into a UserError."""
+    """Convert errors of missing or malformed values of a parsed file into a UserError.
+
+    Args:
+        path: The file.
+        kind: What it should be, such as "a COCO file".
+    """
     try:
         yield
     except UserError:

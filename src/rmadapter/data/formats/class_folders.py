@@ -3,64 +3,49 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
+import shutil
+import zipfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from rmadapter.data.decode import formats
+from rmadapter.data.decode import reading
 from rmadapter.data.formats.base import (
-    CLASSNAMES,
-    SPLITS,
     SYSTEM_FOLDERS,
-    Inputs,
+    Format,
+    Listing,
     ReadOptions,
     Row,
     Rows,
-    Source,
     entries_of,
     file_kind,
     has_run,
     image_files,
-    order,
-    search,
-    split_named,
+    is_image_name,
 )
+from rmadapter.data.names import CLASSNAMES, SPLITS, default_name, order, split_named
 from rmadapter.errors import UserError
-from rmadapter.support.files import RUNS
+from rmadapter.support.files import RUNS, atomic, folder_name, write_json
+from rmadapter.support.locks import staged_folder
 
-SUFFIXES = ()
-HAS_BOXES = False
-HAS_COLUMNS = False
 ENDLESS = {("/", name) for name in ("dev", "proc", "sys")}  # their "files" may never end
 
 
-def detects(path: Path) -> bool:
-    return os.path.isdir(path)  # never raises, even for overlong names
+def read(path: Path, options: ReadOptions) -> Listing:
+    """List the images, sorted by split, class and file.
 
-
-def read(path: Path, options: ReadOptions) -> Source:
-    ignored: Counter[str] = Counter()
-    return Source(path, scan_folder(path, ignored), ignored)
-
-
-def image_root(path: Path) -> Path:
-    return path
-
-
-def list_images(path: Path, options: ReadOptions) -> Inputs:
-    return search(path)
-
-
-def scan_folder(root: Path, ignored: Counter[str] | None = None) -> dict[str, Rows]:
-    """Return split -> rows sorted by class and file; {"all": ...} if there are no split folders
-    above the class folders.
-
-    ignored: counts other files by suffix. Raises UserError for unreadable folders and any other
-    layout.
+    Raises:
+        UserError: An unreadable folder, or any other layout.
     """
-    ignored = Counter() if ignored is None else ignored
+    ignored: Counter[str] = Counter()
+    return Listing(path, _scan(path, ignored), ignored)
+
+
+def _scan(root: Path, ignored: Counter[str]) -> dict[str, Rows]:
+    """Return split -> rows; {"all": ...} if there are no split folders above the class folders."""
     check_layout(root)
     folders = _folders(root)
     splits = [folder for folder in folders if folder.name.casefold() in SPLITS]
@@ -116,7 +101,7 @@ def _data_around(root: Path) -> Path | None:
 
 def _holds_image(folder: Path, pattern: str) -> bool:
     """Return whether an image is among what the pattern matches in a folder."""
-    return any(map(_is_image, folder.glob(pattern)))
+    return any(map(is_image_name, folder.glob(pattern)))
 
 
 def _scan_classes(parent: Path, ignored: Counter[str]) -> Rows:
@@ -152,9 +137,7 @@ def _folders(path: Path) -> list[Path]:
 
 def _is_run(folder: Path) -> bool:
     """Return whether `fit --out DATA/run` wrote the folder, finished or not."""
-    return has_run(folder) and not any(
-        path.suffix.lower() in formats() for path in entries_of(folder)
-    )
+    return has_run(folder) and not any(map(is_image_name, entries_of(folder)))
 
 
 def _holds_runs(folder: Path) -> bool:
@@ -185,12 +168,77 @@ def _count_files(folder: Path, ignored: Counter[str]) -> None:
     there, which may be meant as classes (.net)."""
     for path in entries_of(folder):
         if path.is_file() and path.name != CLASSNAMES:
-            ignored["images outside class folders" if _is_image(path) else file_kind(path)] += 1
+            kind = "images outside class folders" if is_image_name(path) else file_kind(path)
+            ignored[kind] += 1
         elif path.name.startswith(".") and path.is_dir():
             with suppress(UserError):  # such as that of a trash may be closed
-                hidden = sum(map(_is_image, entries_of(path)))
+                hidden = sum(map(is_image_name, entries_of(path)))
                 ignored.update({"images in hidden folders": hidden} if hidden else {})
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in formats() and not path.name.startswith(".")
+FORMAT = Format("class folders", os.path.isdir, read, check=check_layout)
+
+
+# Writing
+
+
+def write(splits: Mapping[str, Rows], out: Path, home: Path) -> None:
+    """Write copies of images into class folders, below folders of splits if there are any.
+
+    Args:
+        splits: Split -> rows, as in `Listing`.
+        out: A new folder, or a zip.
+        home: Not used, as nothing refers to the images where they are.
+
+    Raises:
+        UserError: An image is missing.
+    """
+    folders = _folder_names(splits)
+    names = {folder: default_name(label) for label, folder in folders.items()}
+    custom = {folder: name for folder, name in names.items() if name != default_name(folder)}
+    if out.suffix.lower() == ".zip":
+        # images are compressed already
+        with (
+            atomic(out, sync=False) as part,
+            zipfile.ZipFile(part, "w", strict_timestamps=False) as archive,
+        ):
+            for place, image in _places(splits, folders):
+                with reading(str(image)):
+                    archive.write(image, place)
+            if custom:
+                archive.writestr(CLASSNAMES, json.dumps(custom, ensure_ascii=False))
+        return
+    with staged_folder(out) as folder:
+        for place, image in _places(splits, folders):
+            (folder / place).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(image, folder / place)
+        if custom:
+            write_json(folder / CLASSNAMES, custom)
+
+
+def _folder_names(splits: Mapping[str, Rows]) -> dict[str, str]:
+    """Return the folder of each label, valid on any system."""
+    taken: set[str] = set()
+    labels = sorted({row.label for rows in splits.values() for row in rows}, key=order)
+    return {label: _free(folder_name(label).lstrip(".") or "_", "", taken) for label in labels}
+
+
+def _places(splits: Mapping[str, Rows], folders: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
+    """Yield where each image goes, and the image."""
+    taken: set[str] = set()
+    for split, rows in splits.items():
+        above = "" if split == "all" else f"{split}/"
+        for row in rows:
+            stem = f"{above}{folders[row.label]}/{folder_name(row.image.stem)}"
+            yield _free(stem, row.image.suffix, taken), row.image
+
+
+def _free(stem: str, suffix: str, taken: set[str]) -> str:
+    """Return a name that is not taken, and take it."""
+    name = f"{stem}{suffix}"
+    number = 1
+    while name.casefold() in taken:
+        number += 1
+        name = f"{stem}-{number}{suffix}"
+    taken.add(name.casefold())
+    return name

@@ -7,17 +7,20 @@ An annotation without a box labels the whole image.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rmadapter.data.formats.base import SPLITS, Mark, Marks, listed_image, parsing, split_named
+from rmadapter.data.decode import image_size
+from rmadapter.data.formats.base import Mark, Marks, Row, Rows, listed_image, parsing
+from rmadapter.data.names import SPLITS, order, split_named
 from rmadapter.errors import UserError, quoted
-from rmadapter.support.files import JsonObject
+from rmadapter.support.files import JsonObject, path_from, write_json
 
-KIND = "a COCO file"
-TRIED = 20  # images by which their folder is recognised
+SAMPLE_IMAGES = 20  # by which the folder of images is recognised
 
 
 def is_coco(value: object) -> bool:
+    """Return whether a parsed file is one of COCO's."""
     return isinstance(value, dict) and {"images", "annotations", "categories"} <= value.keys()
 
 
@@ -46,10 +49,13 @@ def split_files(folder: Path) -> dict[str, Path]:
 
 
 def read_coco(path: Path, value: JsonObject, outside: bool = False) -> Marks:
-    """Return the images in the order of the file. Raises UserError for a malformed file, duplicate
-    ids, annotations of unlisted images or categories, and paths that leave the folder unless
-    `outside` is set."""
-    with parsing(path, KIND):
+    """Return the images in the order of the file.
+
+    Raises:
+        UserError: A malformed file, duplicate ids, annotations of unlisted images or categories, or
+            paths that leave the folder unless `outside` is set.
+    """
+    with parsing(path, "a COCO file"):
         names: dict[object, str] = {}
         for row in value["categories"]:
             if names.setdefault(row["id"], str(row["name"])) != str(row["name"]):
@@ -62,7 +68,7 @@ def read_coco(path: Path, value: JsonObject, outside: bool = False) -> Marks:
         files: dict[object, Path] = {}
         for number, row in images.items():
             where = f"{path}: image {quoted(number)}"
-            files[number] = listed_image(base / path.name, where, str(row["file_name"]), outside)
+            files[number] = listed_image(base, where, str(row["file_name"]), outside)
         marks: Marks = {file: [] for file in files.values()}
         for number, row in enumerate(value["annotations"]):
             where = f"{path}: annotation {quoted(row.get('id', number))}"
@@ -90,5 +96,45 @@ def _base(path: Path, names: list[str]) -> Path:
         split = path.stem.rpartition("_")[2]
         images = home.parent / "images"
         places += [home.parent / split, images / split, images, home.parent]
-    tried = names[:TRIED]  # one may be missing
+    tried = names[:SAMPLE_IMAGES]  # one may be missing
     return max(places, key=lambda place: sum(os.path.exists(place / name) for name in tried))
+
+
+# Writing
+
+
+def write(splits: Mapping[str, Rows], out: Path, home: Path) -> None:
+    """Write a COCO file of images without splits, with a box around each whole image.
+
+    Args:
+        splits: Split -> rows.
+        out: The file.
+        home: The folder that paths are relative to.
+
+    Raises:
+        UserError: An image is unreadable.
+    """
+    write_json(out, coco_json([row for rows in splits.values() for row in rows], home))
+
+
+def coco_json(rows: Sequence[Row], home: Path) -> JsonObject:
+    """Return the content of a COCO file; arguments as for `write`."""
+    labels = sorted({row.label for row in rows}, key=order)
+    numbers = {label: number for number, label in enumerate(labels, 1)}
+    images, annotations = [], []
+    for number, row in enumerate(rows, 1):
+        width, height = image_size(row.image)
+        name = path_from(home, row.image)
+        images.append({"id": number, "file_name": name, "width": width, "height": height})
+        annotation = {
+            "id": number,
+            "image_id": number,
+            "category_id": numbers[row.label],
+            "iscrowd": 0,
+            "bbox": [0, 0, width, height],
+            "area": width * height,
+            "segmentation": [],
+        }
+        annotations.append(annotation)
+    categories = [{"id": number, "name": label} for label, number in numbers.items()]
+    return {"images": images, "annotations": annotations, "categories": categories}

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from rmadapter.data.budget import LINE, Budget
+from rmadapter.data.budget import TEXT_BYTES, Budget
 from rmadapter.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 BATCH_ROWS, BATCH_BYTES = 16, 2**30  # at once, unless a single value may take more
 # types of which pyarrow's newer versions know more than its older ones
-SHARING = ("run_end_encoded", "string_view", "binary_view", "list_view", "large_list_view")
+SHARING_TYPES = ("run_end_encoded", "string_view", "binary_view", "list_view", "large_list_view")
 # positions in the format's tables Message and RecordBatch (arrow.apache.org/docs/format/IPC.html)
-HEADER, COMPRESSION = 2, 3
+HEADER_FIELD, COMPRESSION_FIELD = 2, 3
 
 
 def pyarrow(module: str, where: str) -> ModuleType:
@@ -36,10 +36,18 @@ def pyarrow(module: str, where: str) -> ModuleType:
 
 def parquet_batches(
     path: Path, columns: Sequence[str] | None, budget: Budget
-) -> Iterator[RecordBatch]:  # fmt: skip
-    """Yield a few rows of a parquet file at a time, and take them from the budget's rows. columns:
-    to read, None for all. Raises UserError for types whose values may share their bytes, for fewer
-    rows than the file says, and whatever pyarrow raises for broken files."""
+) -> Iterator[RecordBatch]:
+    """Yield a few rows of a parquet file at a time, and take them from the budget's rows.
+
+    Args:
+        path: The file.
+        columns: Those to read, None for all.
+        budget: What reading may still take.
+
+    Raises:
+        UserError: Types whose values may share their bytes, or fewer rows than the file says.
+        Exception: Whatever pyarrow raises for broken files.
+    """
     parquet = pyarrow("parquet", str(path))
     count = 0
     with parquet.ParquetFile(path) as file:
@@ -77,15 +85,15 @@ def cells_of(batch: RecordBatch, path: Path, budget: Budget) -> list[list[object
     """Return the values of each column of a batch, and take their memory."""
     columns = [getattr(column, "dictionary_decode", lambda one=column: one)() for column in batch]
     size = sum(column.nbytes for column in columns)
-    budget.take("memory", size + LINE * batch.num_rows * batch.num_columns, path)
+    budget.take("memory", size + TEXT_BYTES * batch.num_rows * batch.num_columns, path)
     return [column.to_pylist() for column in columns]
 
 
 def _check_type(path: Path, name: str, kind: DataType, inner: bool = False) -> None:
-    """Raises UserError for a column whose values may share their bytes: for views, run lengths, and
-    dictionaries in lists and the like."""
+    """Raise UserError for a column whose values may share their bytes: for views, run lengths, and
+    dictionaries in lists and the like. inner: whether the type is that of a part of its values."""
     types = pyarrow("types", str(path))
-    shared = [getattr(types, f"is_{name}", None) for name in SHARING]
+    shared = [getattr(types, f"is_{name}", None) for name in SHARING_TYPES]
     is_inner = inner and types.is_dictionary(kind)
     if is_inner or any(is_shared(kind) for is_shared in shared if is_shared):
         what = f"the column {name!r:.80} is of the type {str(kind)!r:.80}"
@@ -98,9 +106,13 @@ def _check_type(path: Path, name: str, kind: DataType, inner: bool = False) -> N
 
 
 def check_arrow(path: Path, budget: Budget) -> None:
-    """Raises UserError for an Arrow file that is compressed, of which nobody knows how large it is,
-    for types whose values may share their bytes, and for damaged parts; takes the rows from the
-    budget."""
+    """Take the rows of an Arrow file from the budget.
+
+    Raises:
+        UserError: A compressed file, of which nobody knows how large it is, or types whose values
+            may share their bytes.
+        Exception: Whatever pyarrow raises for damaged parts.
+    """
     arrow = pyarrow("ipc", str(path))
     file = pyarrow("lib", str(path)).memory_map(str(path))
     messages = arrow.MessageReader.open_stream(file)
@@ -121,9 +133,9 @@ def check_arrow(path: Path, budget: Budget) -> None:
 def _is_compressed(metadata: bytes) -> bool:
     """Return whether a message of a record batch says that its body is compressed."""
     message: int = struct.unpack_from("<I", metadata)[0]
-    place = _place(metadata, message, HEADER)
+    place = _place(metadata, message, HEADER_FIELD)
     batch: int = place + struct.unpack_from("<I", metadata, place)[0]
-    return _place(metadata, batch, COMPRESSION) != batch
+    return _place(metadata, batch, COMPRESSION_FIELD) != batch
 
 
 def _place(data: bytes, table: int, field: int) -> int:

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rmadapter.data.formats.base import (
-    SPLITS,
     Mark,
     Marks,
     check_inside,
@@ -17,14 +16,19 @@ from rmadapter.data.formats.base import (
     listed_image,
     parsing,
 )
+from rmadapter.data.names import only_split
 from rmadapter.errors import UserError, quoted
 from rmadapter.support.files import JsonObject
 
-KIND = "a FiftyOne list of labels"
 LABELS = "labels.json"
 SAMPLES = "samples.json"
-TRUTH = "ground_truth"  # the field to read if several hold labels
-TYPES = {"Classification", "Classifications", "Detection", "Detections"}  # the last two have boxes
+TRUTH_FIELD = "ground_truth"  # the field to read if several hold labels
+LABEL_TYPES = {
+    "Classification",
+    "Classifications",
+    "Detection",
+    "Detections",
+}  # the last two have boxes
 
 
 def is_classification(folder: Path) -> bool:
@@ -49,18 +53,21 @@ def is_fiftyone(value: object) -> bool:
 
 
 def read_fiftyone(path: Path, value: JsonObject) -> Marks:
-    """Return the images in the order of the labels. Raises UserError for a malformed file, an
-    unlisted class, and two images with the same name."""
+    """Return the images in the order of the labels.
+
+    Raises:
+        UserError: A malformed file, an unlisted class, or two images with the same name.
+    """
     data = path.parent / "data"
     files: dict[str, Path] = {}
-    for image in image_files(data, set()):
+    for image in image_files(data):
         stem = image.relative_to(data).with_suffix("").as_posix()
         other = files.setdefault(stem, image)
         if other is not image:
             both = f"{other.name} and {image.name}"
             raise UserError(f"{data}: {both} share one name in {path.name}: rename one")
     marks: Marks = {}
-    with parsing(path, KIND):
+    with parsing(path, "a FiftyOne list of labels"):
         classes = value.get("classes")
         for stem, target in value["labels"].items():
             where = f"{path}: {quoted(stem)}"
@@ -89,9 +96,10 @@ def is_samples(value: object) -> bool:
 def read_samples(path: Path, value: JsonObject, outside: bool = False) -> dict[str, Marks]:
     """Return split -> images in the order of the file; the tags train, val and test give the split.
 
-    Raises UserError for a malformed file, labels in several fields but none in TRUTH, a sample with
-    tags of several splits, split tags on only some samples, and paths that leave the folder unless
-    `outside` is set.
+    Raises:
+        UserError: A malformed file, labels in several fields but none in `TRUTH_FIELD`, a sample
+            with tags of several splits, split tags on only some samples, or paths that leave the
+            folder unless `outside` is set.
     """
     splits: dict[str, Marks] = {}
     with parsing(path, "a FiftyOne data set"):
@@ -99,8 +107,9 @@ def read_samples(path: Path, value: JsonObject, outside: bool = False) -> dict[s
         for sample in value["samples"]:
             name = str(sample["filepath"])
             where = f"{path}: sample {quoted(name)}"
-            image = listed_image(path, where, name, outside)
-            marks = splits.setdefault(_split(where, sample.get("tags") or ()), {})
+            image = listed_image(path.parent, where, name, outside)
+            split = only_split(map(str, sample.get("tags") or ()), where, "keep one of its tags")
+            marks = splits.setdefault(split, {})
             marks.setdefault(image, []).extend(_marks(where, sample.get(field)))
     if len(splits) > 1 and any(splits.get("all", {}).values()):
         what = "some samples are tagged train, val or test and others are not"
@@ -113,25 +122,19 @@ def _label_field(path: Path, samples: Sequence[JsonObject]) -> str:
     fields: dict[str, None] = {}
     for sample in samples:
         for name, value in sample.items():
-            if isinstance(value, dict) and value.get("_cls") in TYPES:
+            if isinstance(value, dict) and value.get("_cls") in LABEL_TYPES:
                 fields[name] = None
     if not fields:
-        raise UserError(f"{path}: no sample has a label of the types {', '.join(sorted(TYPES))}")
-    if TRUTH in fields:
-        return TRUTH
+        raise UserError(
+            f"{path}: no sample has a label of the types {', '.join(sorted(LABEL_TYPES))}"
+        )
+    if TRUTH_FIELD in fields:
+        return TRUTH_FIELD
     if len(fields) > 1:
         names = ", ".join(map(quoted, [*fields][:5]))
-        advice = f"export only one of them, or call one {TRUTH}"
+        advice = f"export only one of them, or call one {TRUTH_FIELD}"
         raise UserError(f"{path}: has labels in the fields {names}: {advice}")
     return next(iter(fields))
-
-
-def _split(where: str, tags: Sequence[object]) -> str:
-    splits = {SPLITS[tag.casefold()] for tag in map(str, tags) if tag.casefold() in SPLITS}
-    if len(splits) > 1:
-        both = " and ".join(sorted(splits))
-        raise UserError(f"{where} is tagged with the splits {both}: keep one")
-    return splits.pop() if splits else "all"
 
 
 def _marks(where: str, value: JsonObject | None) -> Iterator[Mark]:

@@ -10,28 +10,35 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from rmadapter.data.budget import Budget
 from rmadapter.data.formats.base import (
-    SPLITS,
     UNLABELLED,
+    Format,
     Inputs,
+    Listing,
     ReadOptions,
     Row,
     Rows,
-    Source,
     check_inside,
     in_order,
-    only_label,
-    split_named,
 )
 from rmadapter.data.formats.columnar import check_arrow, parquet_batches, pyarrow
-from rmadapter.data.formats.tables import Unread, as_text, choose_columns, row_labels
+from rmadapter.data.formats.tables import (
+    LABELLED,
+    LABELLED_OPTIONAL,
+    Cells,
+    Choice,
+    chosen_cells,
+    labelled_cells,
+)
+from rmadapter.data.names import split_named
 from rmadapter.errors import UserError, quoted
 from rmadapter.support.files import (
     JsonObject,
@@ -46,11 +53,8 @@ from rmadapter.support.terminal import silenced
 if TYPE_CHECKING:
     from datasets import Dataset
 
-SUFFIXES = (".parquet",)
-HAS_BOXES = False
-HAS_COLUMNS = True
-TEXT = ("string", "large_string")  # types of columns that may hold splits
-MOST_JSON = 2**24  # bytes of the files beside the Arrow files
+TEXT_TYPES = ("string", "large_string")  # of columns that may hold splits
+MAX_FACTS_BYTES = 2**24  # of a JSON file beside the Arrow files
 
 
 def detects(path: Path) -> bool:
@@ -59,12 +63,12 @@ def detects(path: Path) -> bool:
     return os.path.isfile(path) and is_hub_parquet(path)
 
 
-def read(path: Path, options: ReadOptions) -> Source:
+def read(path: Path, options: ReadOptions) -> Listing:
     """Read a folder or file. Raises UserError if it is unreadable, and as `read_dataset`."""
     parts, folder = _open(path, options.budget)
     outside = options.outside and is_saved(path)  # images of hub files are beside them
-    source = read_dataset(parts, options.columns, folder, outside, options.budget)
-    return source._replace(home=path if path.is_dir() else path.parent)
+    listing = read_dataset(parts, options.columns, folder, outside, options.budget)
+    return listing._replace(home=path if path.is_dir() else path.parent)
 
 
 def image_root(path: Path) -> Path:
@@ -78,11 +82,11 @@ def list_images(path: Path, options: ReadOptions) -> Inputs:
     inputs = Inputs()
     for split, part in parts.items():
         where = str(path) if split == "all" else f"{path} ({split})"
-        for number, cells in _Cells.of(part, where, ("image",), (), named).rows():
-            at = f"{where}, row {number}"
-            take_image(cells["image"], at, options.budget)
+        rows = _cells(part, where, ("image",), (), named)
+        for number, (at, cells) in enumerate(rows):
             name = f"{split}-{number}"
-            inputs.files.append(_file(cells["image"], name, at, folder, options.outside))
+            place = folder, options.outside
+            inputs.files.append(_image_file(cells["image"], name, at, options.budget, *place))
     return inputs
 
 
@@ -170,7 +174,7 @@ def arrow_files(folder: Path, budget: Budget) -> list[Path]:
 
 
 def _json(file: Path, budget: Budget) -> Any:
-    return read_json(file, MOST_JSON, take=lambda size: budget.take("memory", size, file))
+    return read_json(file, MAX_FACTS_BYTES, take=lambda size: budget.take("memory", size, file))
 
 
 def _names_in(file: Path, names: Sequence[object]) -> list[str]:
@@ -184,15 +188,24 @@ def _names_in(file: Path, names: Sequence[object]) -> list[str]:
 
 
 def read_dataset(
-    data: Dataset | Mapping[str, Dataset], columns: Mapping[str, str] | None = None,
-    folder: Path | None = None, outside: bool = True, budget: Budget | None = None,
-) -> Source:  # fmt: skip
-    """Read a Dataset, or split -> Dataset. Raises UserError for missing columns and splits but
-    train, val and test.
+    data: Dataset | Mapping[str, Dataset],
+    columns: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+    outside: bool = True,
+    budget: Budget | None = None,
+) -> Listing:
+    """Read a Dataset, or split -> Dataset.
 
-    columns: as in `read_images`; by default the only column of type Image, and the only one of type
-    ClassLabel or else one with a usual name. folder: that paths are relative to. outside: whether
-    paths may leave it. budget: by default without limits, for data in memory.
+    Args:
+        data: The data set.
+        columns: As for `read_images`; by default the only column of type Image, and the only one of
+            type ClassLabel or else one with a usual name.
+        folder: The folder that paths are relative to.
+        outside: Whether paths may leave it.
+        budget: By default without limits, for data in memory.
+
+    Raises:
+        UserError: Columns are missing, or splits have other names than train, val and test.
     """
     budget = budget or Budget.unlimited()
     splits: dict[str, Rows] = {}
@@ -200,80 +213,67 @@ def read_dataset(
     home = str(folder or "data set")
     for name, part in data.items() if isinstance(data, Mapping) else [("all", data)]:
         where = home if name == "all" else f"{home} ({name})"
-        optional = ("label_list", "split", "group")
-        table = _Cells.of(part, where, ("image", "label"), optional, columns)
-        for number, cells in table.rows():
-            at = f"{where}, row {number}"
-            label = table.label(cells, at)
+        rows = _cells(part, where, LABELLED, LABELLED_OPTIONAL, columns)
+        for number, (at, cells) in enumerate(rows):
+            label, split, group = labelled_cells(cells, at, name)
             if label is None:
                 ignored[UNLABELLED] += 1
                 continue
-            take_image(cells["image"], at, budget)
-            image = _file(cells["image"], f"{name}-{number}", at, folder, outside)
-            own = as_text(cells.get("split"))
-            split = SPLITS.get((own or name).casefold(), "")
-            if not split and "split" in cells:
-                raise UserError(f"{at}: split is {quoted(own)}: write train, val or test")
-            if not split and name != "all":
+            if split == "all" and name != "all":
                 what = f"has a split {quoted(name)}"
                 raise UserError(f"{where}: {what}: call it train, val or test")
-            row = Row(label, image, as_text(cells.get("group")))
-            splits.setdefault(split or "all", []).append(row)
+            place = folder, outside
+            image = _image_file(cells["image"], f"{name}-{number}", at, budget, *place)
+            splits.setdefault(split, []).append(Row(label, image, group))
     if not splits:
         raise UserError(f"{home}: no labelled images")
-    return Source(cache_folder() / "images", splits, ignored)
+    return Listing(cache_folder() / "images", splits, ignored)
 
 
-class _Cells(NamedTuple):
-    """The columns of a Dataset that are read. chosen: kind -> column. feature: of the labels."""
+def _cells(
+    part: Dataset,
+    where: str,
+    needed: Sequence[str],
+    optional: Sequence[str],
+    columns: Mapping[str, str] | None,
+) -> Cells:
+    """Yield the place of each row and its cells by kind; images are not decoded.
 
-    part: Dataset
-    chosen: dict[str, str]
-    feature: object
+    Args:
+        part: The data set.
+        where: Its name, for messages.
+        needed: As for `chosen_cells`, and so are `optional`, `columns` and what is raised; a column
+            may also be chosen by its type.
+    """
+    library, features = _library(where), part.features
+    if features is None:
+        what = "its columns are unknown, as of a stream"
+        raise UserError(f"{where}: {what}: give a Dataset with features")
+    images = [name for name, kind in features.items() if isinstance(kind, library.Image)]
+    labels = []
+    for name, feature in features.items():
+        if library.ClassLabel in (type(feature), type(_item_feature(feature))):
+            labels.append(name)
+    named = dict(columns or {})
+    for kind, typed in (("image", images), ("label", labels)):
+        named[kind] = named.get(kind) or (typed[0] if len(typed) == 1 else "")
+    yield from chosen_cells(where, partial(_rows, part, where), needed, optional, named)
 
-    @classmethod
-    def of(
-        cls, part: Dataset, where: str, needed: Sequence[str], optional: Sequence[str],
-        columns: Mapping[str, str] | None,
-    ) -> _Cells:  # fmt: skip
-        """Choose columns by name or type. Raises UserError if one is missing, and as
-        `Unread.refuse`."""
-        library, features = _library(where), part.features
-        if features is None:
-            what = "its columns are unknown, as of a stream"
-            raise UserError(f"{where}: {what}: give a Dataset with features")
-        named = dict(columns or {})
-        images = [name for name, kind in features.items() if isinstance(kind, library.Image)]
-        labels = []
-        for name, feature in features.items():
-            if library.ClassLabel in (type(feature), type(_item_feature(feature))):
-                labels.append(name)
-        for kind, typed in (("image", images), ("label", labels)):
-            named[kind] = named.get(kind) or (typed[0] if len(typed) == 1 else "")
-        chosen = choose_columns(where, list(features), needed, optional, named)
-        unread = Unread.beside(chosen, list(features), optional, columns)
-        for name in unread.columns:
-            if getattr(features[name], "dtype", "") in TEXT:
-                cells = part.select_columns(name).with_format(None)
-                all(unread.see(name, row[name]) for row in cells)
-        unread.refuse(where)
-        image = chosen["image"]
-        if not isinstance(features[image], library.Image):
-            raise UserError(f"{where}: the column {image!r} holds no images")
-        plain = part.select_columns([*dict.fromkeys(chosen.values())])
-        plain = plain.cast_column(image, library.Image(decode=False)).with_format(None)
-        return cls(plain, chosen, features.get(chosen.get("label", chosen.get("label_list"))))
 
-    def rows(self) -> Iterator[tuple[int, JsonObject]]:
-        """Yield (number, cells by kind) of each row; images are not decoded."""
-        for number, row in enumerate(self.part):
-            yield number, {kind: row[column] for kind, column in self.chosen.items()}
-
-    def label(self, cells: JsonObject, where: str) -> str | None:
-        """Return the label of a row, None if it has none."""
-        kind = "label" if "label" in cells else "label_list"
-        names = row_labels({kind: as_text(_names(cells[kind], self.feature))})
-        return only_label(names, where)
+def _rows(part: Dataset, where: str, choose: Choice) -> Cells:
+    """Yield the place of each row and its cells by column, labels as names; a reader of
+    `chosen_cells`."""
+    library, features = _library(where), part.features
+    chosen, unread = choose([*features])
+    image, label = chosen["image"], chosen.get("label", chosen.get("label_list", ""))
+    if not isinstance(features[image], library.Image):
+        raise UserError(f"{where}: the column {image!r} holds no images")
+    texts = [name for name in unread if getattr(features[name], "dtype", "") in TEXT_TYPES]
+    plain = part.select_columns([*dict.fromkeys([*chosen.values(), *texts])])
+    plain = plain.cast_column(image, library.Image(decode=False)).with_format(None)
+    for number, row in enumerate(plain):
+        names = {label: _names(row[label], features[label])} if label else {}
+        yield f"row {number}", {**row, **names}
 
 
 def _names(value: object, feature: object) -> object:
@@ -291,19 +291,28 @@ def _item_feature(feature: object) -> object:
     return getattr(feature, "feature", None)
 
 
-def take_image(cell: JsonObject | None, where: str, budget: Budget) -> None:
-    """Take the space of an image that is about to be stored."""
-    budget.take("rows", 1, where)
-    budget.take("disk", len((cell or {}).get("bytes") or b""), where)
-
-
-def _file(
-    cell: JsonObject | None, name: str, where: str, folder: Path | None, outside: bool
+def _image_file(
+    cell: JsonObject | None,
+    name: str,
+    where: str,
+    budget: Budget,
+    folder: Path | None,
+    outside: bool,
 ) -> Path:
-    """Return the image's file. name: for an image that has none."""
-    data = (cell or {}).get("bytes")
-    path = (cell or {}).get("path")
+    """Return the file of an image; an embedded one is stored.
+
+    Args:
+        cell: Bytes and path of the image, as in a column of type Image.
+        name: For an image that has none.
+        where: Place of the row, for messages.
+        budget: What reading may still take.
+        folder: The folder that paths are relative to.
+        outside: Whether paths may leave it.
+    """
+    budget.take("rows", 1, where)
+    data, path = (cell or {}).get("bytes"), (cell or {}).get("path")
     if data is not None:
+        budget.take("disk", len(data), where)
         return store_image(data, path or name)
     if not path:
         raise UserError(f"{where}: has no image")
@@ -329,3 +338,14 @@ def store_image(data: bytes, name: str) -> Path:
         with atomic(path, sync=False) as temporary:
             temporary.write_bytes(data)
     return path
+
+
+FORMAT = Format(
+    "data set of Hugging Face",
+    detects,
+    read,
+    list_images,
+    image_root,
+    suffixes=(".parquet",),
+    has_columns=True,
+)

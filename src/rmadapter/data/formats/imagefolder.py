@@ -10,23 +10,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rmadapter.data.formats.base import (
-    SPLITS,
-    Inputs,
+    Format,
+    Listing,
     ReadOptions,
     Rows,
-    Source,
     count_unlisted,
     entries_of,
-    search,
 )
 from rmadapter.data.formats.tables import NO_SPLITS, header, scan_table
+from rmadapter.data.names import SPLITS, only_split
 from rmadapter.errors import UserError
 from rmadapter.support.files import csv_text, inert_path, write_text
 
-SUFFIXES = ()
-HAS_BOXES = False
-HAS_COLUMNS = True
-FILE = "file_name"
+FILE_COLUMN = "file_name"
 
 
 def detects(path: Path) -> bool:
@@ -38,19 +34,11 @@ def detects(path: Path) -> bool:
         return True
 
 
-def read(path: Path, options: ReadOptions) -> Source:
-    ignored: Counter[str] = Counter()
-    splits = read_imagefolder(metadata(path), options)
-    count_unlisted(path, {row.image for rows in splits.values() for row in rows}, ignored)
-    return Source(path, splits, ignored)
-
-
-def image_root(path: Path) -> Path:
-    return path
-
-
-def list_images(path: Path, options: ReadOptions) -> Inputs:
-    return search(path)
+def read(path: Path, options: ReadOptions) -> Listing:
+    """List the images of all tables. Raises UserError as `read_imagefolder`."""
+    listing = Listing(path, read_imagefolder(metadata(path), options), Counter())
+    count_unlisted(path, listing.images, listing.ignored)
+    return listing
 
 
 def metadata(folder: Path) -> dict[str, Path]:
@@ -66,29 +54,33 @@ def metadata(folder: Path) -> dict[str, Path]:
     for below in sorted(entries_of(folder)):
         split = SPLITS.get(below.name.casefold())
         table = _table(below) if split and below.is_dir() else None
-        if split and table:
-            if split in tables:
-                what = f"{below.name!r} is a second folder for the split {split!r}"
-                raise UserError(f"{folder}: {what}: merge the two")
-            tables[split] = table
+        if split and table and tables.setdefault(split, table) is not table:
+            what = f"{below.name!r} is a second folder for the split {split!r}"
+            raise UserError(f"{folder}: {what}: merge the two")
     return tables
 
 
 def _table(folder: Path) -> Path | None:
     for suffix in (".csv", ".jsonl", ".parquet"):
         file = folder / f"metadata{suffix}"
-        if os.path.isfile(file) and FILE in (name.strip().casefold() for name in header(file)):
+        names = header(file) if os.path.isfile(file) else []
+        if FILE_COLUMN in (name.strip().casefold() for name in names):
             return file
     return None
 
 
 def read_imagefolder(tables: Mapping[str, Path], options: ReadOptions) -> dict[str, Rows]:
-    """Return split -> rows in the order of its table. In a table for the whole folder, a column
-    gives the split, or else a folder of each path, unless the user says that there are no splits.
-    Raises UserError as `scan_table`, and for contradictory or missing splits."""
+    """Return split -> rows in the order of its table.
+
+    In a table for the whole folder, a column gives the split, or else a folder of each path, unless
+    the user says that there are no splits.
+
+    Raises:
+        UserError: As for `scan_table`, and for contradictory or missing splits.
+    """
     columns = options.columns or {}
     undivided = columns.get("split") == NO_SPLITS
-    named = {**columns, "image": columns.get("image") or FILE}
+    named = {**columns, "image": columns.get("image") or FILE_COLUMN}
     splits: dict[str, Rows] = {}
     for split, table in tables.items():
         for part, rows in scan_table(table, options.outside, named, options.budget).items():
@@ -112,12 +104,12 @@ def _split_above(image: Path, table: Path) -> str:
     "all" if there is none. Raises UserError if there are two."""
     home = table.parent
     parts = image.relative_to(home).parts[:-1] if image.is_relative_to(home) else ()
-    named = [SPLITS[part.casefold()] for part in parts if part.casefold() in SPLITS]
-    splits = list(dict.fromkeys(named))
-    if len(splits) > 1:
-        what = f"the folders of {image} are called {' and '.join(splits)}"
-        raise UserError(f"{table}: {what}: rename one, or add a column split")
-    return splits[0] if splits else "all"
+    return only_split(
+        parts, f"{table}: the folders of {image}", "rename one, or add a column split"
+    )
+
+
+FORMAT = Format("imagefolder", detects, read, has_columns=True)
 
 
 def write_imagefolder(table: Path, labels: Mapping[str, str]) -> None:
@@ -132,4 +124,4 @@ def write_imagefolder(table: Path, labels: Mapping[str, str]) -> None:
     # a folder called test would be taken for a split, unless a column says otherwise
     width = 3 if parts & SPLITS.keys() else 2
     rows = [(inert_path(name), label, "train")[:width] for name, label in sorted(labels.items())]
-    write_text(table, csv_text((FILE, "label", "split")[:width], rows))
+    write_text(table, csv_text((FILE_COLUMN, "label", "split")[:width], rows))

@@ -6,20 +6,20 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
-from rmadapter.data.decode import formats
-from rmadapter.data.formats.base import URL, Mark, Marks, check_inside, parsing
-from rmadapter.data.formats.tables import USUAL
+from rmadapter.data.decode import image_formats
+from rmadapter.data.formats.base import URL, Mark, Marks, Rows, check_inside, parsing
+from rmadapter.data.formats.tables import USUAL_NAMES
 from rmadapter.errors import UserError, quoted
-from rmadapter.support.files import JsonObject
+from rmadapter.support.files import JsonObject, path_from, write_json
 
-KIND = "a Label Studio export"
-CHOICE = ("choice", "choices", *USUAL["label"])
-BOXES = "rectanglelabels"
+CHOICE_KEYS = ("choice", "choices", *USUAL_NAMES["label"])
+BOX_KEY = "rectanglelabels"
+LOCAL_FILES = "/data/local-files/?d="  # precedes a path below Label Studio's folder of local files
 Box: TypeAlias = tuple[float, float, float, float]  # left, top, width, height
 
 
@@ -29,12 +29,15 @@ def is_label_studio(value: object) -> bool:
 
 
 def read_label_studio(path: Path, tasks: Sequence[JsonObject], outside: bool = False) -> Marks:
-    """Return the images in the order of the file, without cancelled annotations. Raises UserError
-    for a malformed file, a task without an image, and paths that leave the folder unless `outside`
-    is set."""
+    """Return the images in the order of the file, without cancelled annotations.
+
+    Raises:
+        UserError: A malformed file, a task without an image, or paths that leave the folder unless
+            `outside` is set.
+    """
     marks: Marks = {}
     names: dict[Path, str] = {}
-    with parsing(path, KIND):
+    with parsing(path, "a Label Studio export"):
         for number, task in enumerate(tasks):
             where = f"{path}: task {quoted(task.get('id', number))}"
             full = isinstance(task.get("data"), dict)
@@ -52,8 +55,8 @@ def read_label_studio(path: Path, tasks: Sequence[JsonObject], outside: bool = F
 def _image_name(where: str, data: JsonObject) -> str:
     """Return the image as written, recognised by a usual key or else by its suffix."""
     texts = {key: value for key, value in data.items() if isinstance(value, str)}
-    usual = [texts[key] for key in USUAL["image"] if key in texts]
-    images = [text for text in texts.values() if _suffix(text) in formats()]
+    usual = [texts[key] for key in USUAL_NAMES["image"] if key in texts]
+    images = [text for text in texts.values() if _suffix(text) in image_formats()]
     if not (usual or images):
         raise UserError(f"{where} names no image")
     return (usual or images)[0]
@@ -74,7 +77,7 @@ def _full_marks(where: str, task: JsonObject) -> Iterator[Mark]:
 
 
 def _short_marks(where: str, task: JsonObject) -> Iterator[Mark]:
-    values = [task[key] for key in CHOICE if key in task]
+    values = [task[key] for key in CHOICE_KEYS if key in task]
     for value in values:
         if isinstance(value, list):
             yield from _boxes(where, value)
@@ -88,7 +91,7 @@ def _short_marks(where: str, task: JsonObject) -> Iterator[Mark]:
 def _boxes(where: str, values: Sequence[JsonObject]) -> Iterator[Mark]:
     """Yield rectangles in percent of the image; for a turned one, the box around it."""
     for value in values:
-        for name in value.get(BOXES, ()):
+        for name in value.get(BOX_KEY, ()):
             box = (value["x"], value["y"], value["width"], value["height"])
             turn = float(value.get("rotation") or 0)
             if turn:
@@ -99,7 +102,10 @@ def _boxes(where: str, values: Sequence[JsonObject]) -> Iterator[Mark]:
 def _around(box: Box, turn: float, ratio: float) -> Box:
     """Return the upright box around one that is turned clockwise about its corner at the top left.
 
-    turn: degrees of a circle in pixels. ratio: height of the image over its width, in pixels.
+    Args:
+        box: In percent of the image.
+        turn: Degrees of a circle in pixels.
+        ratio: Height of the image over its width, in pixels.
     """
     left, top, width, height = box
     cosine, sine = math.cos(math.radians(turn)), math.sin(math.radians(turn))
@@ -125,3 +131,30 @@ def _file(path: Path, where: str, written: str, upload: str, outside: bool) -> P
         what = f"{name!r:.200} is a web address, and there is no {base!r:.80} beside the file"
         raise UserError(f"{where}: {what}")
     return path.parent / base
+
+
+# Writing
+
+
+def write(splits: Mapping[str, Rows], out: Path, home: Path) -> None:
+    """Write tasks with one choice each, for a template of image classification.
+
+    Args:
+        splits: Split -> rows; the file does not say of which split an image is.
+        out: The file.
+        home: Label Studio's folder of local files, which paths are relative to.
+    """
+    tasks = []
+    rows = [row for part in splits.values() for row in part]
+    for number, row in enumerate(rows, 1):
+        choice = {
+            "from_name": "choice",
+            "to_name": "image",
+            "type": "choices",
+            "value": {"choices": [row.label]},
+        }
+        image = LOCAL_FILES + quote(path_from(home, row.image))
+        tasks.append(
+            {"id": number, "data": {"image": image}, "annotations": [{"result": [choice]}]}
+        )
+    write_json(out, tasks)

@@ -8,32 +8,35 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import NamedTuple, TypeAlias
 
-from rmadapter.data.budget import LINE, Budget
+from rmadapter.data.budget import TEXT_BYTES, Budget
 from rmadapter.data.formats.base import (
-    SPLITS,
+    Format,
     Inputs,
+    Listing,
     ReadOptions,
     Row,
     Rows,
-    Source,
-    class_name,
     listed_image,
-    only_label,
 )
 from rmadapter.data.formats.columnar import cells_of, parquet_batches, pyarrow, text_columns
+from rmadapter.data.names import SPLITS, listed_label, only_label
 from rmadapter.errors import UserError, did_you_mean, quoted
-from rmadapter.support.files import JsonObject, json_memory, read_text
-
-if TYPE_CHECKING:
-    import pandas
+from rmadapter.support.files import (
+    JsonObject,
+    csv_text,
+    inert_path,
+    json_memory,
+    path_from,
+    read_text,
+    write_text,
+)
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl")
-HAS_BOXES = False
-HAS_COLUMNS = True
-USUAL = {  # if a table has several of them, the first is used
+USUAL_NAMES = {  # of columns; if a table has several of them, the first is used
     "image": ("path", "image", "file", "filename", "file_name"),
     "label": ("label", "class", "category"),
     "label_list": ("labels",),  # replaces "label" in readers that accept it
@@ -46,111 +49,193 @@ USUAL = {  # if a table has several of them, the first is used
     "suggested": ("suggested",),
     "decision": ("decision",),
 }
+LABELLED = ("image", "label")  # kinds of columns that a table of labelled images has,
+LABELLED_OPTIONAL = ("label_list", "split", "group")  # and those that it may have
 DELIMITERS = ",;\t"  # of equally good ones, the first is used
 NO_SPLITS = "none"  # in the place of a column of splits: all rows are one set
-BETWEEN = "\x1f"  # joins the items of a list, as JSON lines and parquet have them
+ITEM_SEPARATOR = "\x1f"  # joins the items of a list, as JSON lines and parquet have them
 
-# the table's columns -> those to read, and those to read as long as they may hold splits
-Choice: TypeAlias = "Callable[[Sequence[str]], tuple[Sequence[str], Sequence[str]]]"
-Cells: TypeAlias = "Iterator[tuple[str, JsonObject]]"  # place of a row, and its cells by column
+# the table's columns -> kind -> column to read, and columns to read as long as they may hold splits
+Choice: TypeAlias = "Callable[[Sequence[str]], tuple[Mapping[str, str], Sequence[str]]]"
+Cells: TypeAlias = "Iterator[tuple[str, JsonObject]]"  # place of a row, and its cells
 
 
 def detects(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.is_dir()
 
 
-def read(path: Path, options: ReadOptions) -> Source:
+def read(path: Path, options: ReadOptions) -> Listing:
+    """List the images of a table. Raises UserError as `scan_table`."""
     splits = scan_table(path, options.outside, options.columns, options.budget)
-    return Source(path.parent, splits, Counter())
-
-
-def image_root(path: Path) -> Path:
-    return path.parent
+    return Listing(path.parent, splits, Counter())
 
 
 def list_images(path: Path, options: ReadOptions) -> Inputs:
+    """List the images of a table, labelled or not. Raises UserError as `read_rows`."""
     named = {"image": (options.columns or {}).get("image", "")}
     rows = read_rows(path, ["image"], named=named, budget=options.budget)
-    return Inputs([listed_image(path, at, cells["image"], options.outside) for at, cells in rows])
+    home = path.parent
+    return Inputs([listed_image(home, at, cells["image"], options.outside) for at, cells in rows])
 
 
 def scan_table(
-    path: Path, outside: bool = False, columns: Mapping[str, str] | None = None,
+    path: Path,
+    outside: bool = False,
+    columns: Mapping[str, str] | None = None,
     budget: Budget | None = None,
-) -> dict[str, Rows]:  # fmt: skip
+) -> dict[str, Rows]:
     """Return split -> rows in the order of the table, on which draws depend; {"all": ...} without a
     split column.
 
-    outside: whether images may be outside the table's folder. columns, budget: `named` and `budget`
-    of `read_rows`. Raises UserError as `read_rows`, `listed_image` and `only_label`, and for an
-    empty or very long label and a split other than train, val and test.
+    Args:
+        path: The table.
+        outside: Whether images may be outside its folder.
+        columns: As `named` of `read_rows`.
+        budget: As for `read_rows`.
+
+    Raises:
+        UserError: As for `read_rows`, `listed_image` and `labelled_cells`, and for an empty or very
+            long label.
     """
     splits: dict[str, Rows] = {}
     images: dict[str, Path] = {}  # many rows may name one image
-    optional = ("label_list", "split", "group")
-    for where, cells in read_rows(path, ("image", "label"), optional, columns, budget):
+    for where, cells in read_rows(path, LABELLED, LABELLED_OPTIONAL, columns, budget):
         name = cells["image"]
         if name not in images:
-            images[name] = listed_image(path, where, name, outside)
-        image = images[name]
-        label = only_label(row_labels(cells), where)
+            images[name] = listed_image(path.parent, where, name, outside)
+        label, split, group = labelled_cells(cells, where)
         if label is None:
             raise UserError(f"{where}: the label is empty")
-        class_name(label, where)
-        split = cells.get("split", "all")
-        if "split" in cells and split.casefold() not in SPLITS:
-            raise UserError(f"{where}: split is {split!r:.80}: write train, val or test")
-        row = Row(label, image, cells.get("group", ""))
-        splits.setdefault(SPLITS.get(split.casefold(), split), []).append(row)
+        listed_label(label, where)
+        splits.setdefault(split, []).append(Row(label, images[name], group))
     return splits
 
 
-def row_labels(cells: Mapping[str, str]) -> list[str]:
-    """Return the labels of a table's row: the items of a list; in a column called `labels`, also
-    the parts between ; or |."""
+class LabelledCells(NamedTuple):
+    """What a row says about its image. label: None for none. split: "all" without a column."""
+
+    label: str | None
+    split: str
+    group: str
+
+
+def labelled_cells(cells: Mapping[str, object], where: str, part: str = "") -> LabelledCells:
+    """Return what a row says about its image.
+
+    Args:
+        cells: Kind -> cell, of `LABELLED` and `LABELLED_OPTIONAL`.
+        where: Place of the row, for messages.
+        part: Name of the rows among which it is, which may be that of a split.
+
+    Raises:
+        UserError: Several labels, or a split other than train, val and test.
+    """
+    label = only_label(_labels(cells), where)
+    own = as_text(cells.get("split"))
+    split = SPLITS.get((own or part).casefold(), "")
+    if not split and "split" in cells:
+        raise UserError(f"{where}: split is {quoted(own)}: write train, val or test")
+    return LabelledCells(label, split or "all", as_text(cells.get("group")))
+
+
+def _labels(cells: Mapping[str, object]) -> list[str]:
+    """Return the labels of a row: the items of a list; in a column called `labels`, also the parts
+    between ; or |."""
     if "label" in cells:
-        text = cells["label"]
+        text = as_text(cells["label"])
     else:
-        text = cells["label_list"].replace(";", BETWEEN).replace("|", BETWEEN)
-    return [label for label in map(str.strip, text.split(BETWEEN)) if label]
+        text = as_text(cells["label_list"])
+        text = text.replace(";", ITEM_SEPARATOR).replace("|", ITEM_SEPARATOR)
+    return [label for label in map(str.strip, text.split(ITEM_SEPARATOR)) if label]
 
 
 def read_rows(
-    path: Path, needed: Sequence[str], optional: Sequence[str] = (),
-    named: Mapping[str, str] | None = None, budget: Budget | None = None,
-) -> Iterator[tuple[str, dict[str, str]]]:  # fmt: skip
-    """Yield the place of each row, for messages, and its cells, stripped, by kind.
+    path: Path,
+    needed: Sequence[str],
+    optional: Sequence[str] = (),
+    named: Mapping[str, str] | None = None,
+    budget: Budget | None = None,
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield the place of each row of a file, for messages, and its cells, stripped, by kind.
 
-    needed, optional: kinds (keys of USUAL); optional ones that the table lacks are left out. named:
-    kind -> column, "" for the usual names, `NO_SPLITS`; None if the user cannot name any. budget:
-    by default, one of its own. Raises UserError for a table that is unreadable or too large, lacks
-    a column or has no rows, and as `Unread.refuse`.
+    Args:
+        path: The file.
+        needed: Kinds of columns (keys of USUAL_NAMES).
+        optional: Kinds of columns that are left out if the table lacks them.
+        named: Kind -> column, "" for the usual names, `NO_SPLITS`; None if the user cannot name
+            any.
+        budget: What reading may still take; by default, one of its own.
+
+    Raises:
+        UserError: The table is unreadable or too large, has no rows, and as for `chosen_cells`.
     """
-    unknown = next((kind for kind in named or () if kind not in USUAL), "")
-    if unknown:
-        raise UserError(f"columns: unknown kind {quoted(unknown)}{did_you_mean(unknown, USUAL)}")
-    chosen: dict[str, str] = {}
-    unread = Unread(())
-
-    def choose(columns: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
-        nonlocal chosen, unread
-        chosen = choose_columns(path, columns, needed, optional, named)
-        unread = Unread.beside(chosen, columns, optional, named)
-        return [*chosen.values()], unread.columns
-
     where = ""
-    for where, row in _reader(path)(path, choose, budget or Budget()):
-        cells = {kind: row.get(column) for kind, column in chosen.items()}
+    reader = _reader(path, budget or Budget())
+    for where, cells in chosen_cells(str(path), reader, needed, optional, named):
         for kind, cell in cells.items():
             if isinstance(cell, (bytes, dict)):
                 advice = "`datasets` can save images in tables"
-                raise UserError(f"{path}, {where}: the {kind} is data, not text; {advice}")
-        for column in unread.columns:
-            unread.see(column, row.get(column))
-        yield f"{path}, {where}", {kind: as_text(cell) for kind, cell in cells.items()}
+                raise UserError(f"{where}: the {kind} is data, not text; {advice}")
+        yield where, {kind: as_text(cell) for kind, cell in cells.items()}
     if not where:
         raise UserError(f"{path}: has no rows of data")
-    unread.refuse(path)
+
+
+def read_columns(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
+    """Yield the cells, stripped, of some columns of a file. Raises UserError as `read_rows`."""
+
+    def choose(known: Sequence[str]) -> tuple[Mapping[str, str], Sequence[str]]:
+        for column in columns:
+            if column not in known:
+                raise UserError(f"{path}: has no column {quoted(column)}")
+        return dict(zip(columns, columns, strict=True)), []
+
+    for _, row in _reader(path, Budget())(choose):
+        yield {column: as_text(row.get(column)) for column in columns}
+
+
+def chosen_cells(
+    table: str,
+    reader: Callable[[Choice], Cells],
+    needed: Sequence[str],
+    optional: Sequence[str],
+    named: Mapping[str, str] | None,
+) -> Cells:
+    """Yield the place of each row of any table, for messages, and its cells by kind.
+
+    Args:
+        table: Name of the table, for messages.
+        reader: Yields the place of each row and its cells by column, once it has passed the names
+            of all columns to the function that it gets.
+        needed: As for `read_rows`.
+        optional: As for `read_rows`.
+        named: As for `read_rows`.
+
+    Raises:
+        UserError: A column is missing, or one that is not read holds the splits.
+    """
+    unknown = next((kind for kind in named or () if kind not in USUAL_NAMES), "")
+    if unknown:
+        hint = did_you_mean(unknown, USUAL_NAMES)
+        raise UserError(f"columns: unknown kind {quoted(unknown)}{hint}")
+    chosen: dict[str, str] = {}
+    unread = Unread(())
+
+    def choose(columns: Sequence[str]) -> tuple[Mapping[str, str], Sequence[str]]:
+        nonlocal chosen, unread
+        chosen = choose_columns(table, columns, needed, optional, named)
+        # splits were chosen, are not wanted, or there are none, as the user says
+        settled = "split" in chosen or (named or {}).get("split") == NO_SPLITS
+        if "split" in optional and not settled:
+            others = {*columns} - {*chosen.values()}
+            unread = Unread(name for name in columns if name in others and columns.count(name) == 1)
+        return chosen, unread.columns
+
+    for where, row in reader(choose):
+        for column in unread.columns:
+            unread.see(column, row.get(column))
+        yield f"{table}, {where}", {kind: row.get(column) for kind, column in chosen.items()}
+    unread.refuse(table)
 
 
 class Unread:
@@ -159,19 +244,6 @@ class Unread:
 
     def __init__(self, columns: Iterable[str]) -> None:
         self._splits: dict[str, set[str]] = {column: set() for column in columns}
-
-    @classmethod
-    def beside(
-        cls, chosen: Mapping[str, str], columns: Sequence[str], optional: Sequence[str],
-        named: Mapping[str, str] | None,
-    ) -> Unread:  # fmt: skip
-        """Return the columns beside those that were chosen; none if splits were, are not wanted, or
-        the user says that there are none. Arguments as in `choose_columns`."""
-        settled = "split" in chosen or (named or {}).get("split") == NO_SPLITS
-        if settled or "split" not in optional:
-            return cls(())
-        known = {*chosen.values()}
-        return cls(name for name in columns if name not in known and columns.count(name) == 1)
 
     @property
     def columns(self) -> list[str]:
@@ -189,7 +261,7 @@ class Unread:
             del self._splits[column]
         return column in self._splits
 
-    def refuse(self, table: Path | str) -> None:
+    def refuse(self, table: str) -> None:
         """Raise UserError for a column whose cells are the names of several splits, or empty."""
         for column, splits in self._splits.items():
             if len(splits) > 1:
@@ -204,32 +276,23 @@ def header(path: Path) -> list[str]:
     """Return the column names of a table. Raises UserError if it is unreadable."""
     names: list[str] = []
 
-    def keep(columns: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    def keep(columns: Sequence[str]) -> tuple[Mapping[str, str], Sequence[str]]:
         names.extend(columns)
-        return [], []
+        return {}, []
 
-    next(_reader(path)(path, keep, Budget()), None)
+    next(_reader(path, Budget())(keep), None)
     return names
 
 
-def frame_cells(frame: pandas.DataFrame, columns: Mapping[str, str]) -> dict[str, list[Any]]:
-    """Return kind -> cells of its column of a DataFrame; column names may be of any type, missing
-    cells are None."""
-    names = [*map(str, frame.columns)]
-    cells: dict[str, list[Any]] = {}
-    for kind, name in columns.items():
-        column = frame.iloc[:, names.index(name)]
-        missing = column.isna()
-        pairs = zip(column.tolist(), missing, strict=True)
-        cells[kind] = [None if gone else cell for cell, gone in pairs]
-    return cells
-
-
 def choose_columns(
-    table: Path | str, columns: Sequence[str], needed: Sequence[str], optional: Sequence[str] = (),
+    table: str,
+    columns: Sequence[str],
+    needed: Sequence[str],
+    optional: Sequence[str] = (),
     named: Mapping[str, str] | None = None,
-) -> dict[str, str]:  # fmt: skip
-    """Return kind -> its column; arguments as in `read_rows`. Raises UserError if it lacks one."""
+) -> dict[str, str]:
+    """Return kind -> its column; arguments as for `chosen_cells`. Raises UserError if it lacks
+    one."""
     if not columns:
         raise UserError(f"{table}: the first line is empty; write the column names there")
     lists = "label_list" in optional and _column(table, "label_list", columns, named, False)
@@ -244,18 +307,17 @@ def choose_columns(
 
 def as_text(value: object) -> str:
     """Return the cell as stripped text, "" for a missing one; the items of a list or array joined
-    with BETWEEN."""
+    with ITEM_SEPARATOR."""
     value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, (list, tuple)):
-        return BETWEEN.join(map(as_text, value))
+        return ITEM_SEPARATOR.join(map(as_text, value))
     missing = value is None or value != value  # NaN, as JSON lines of pandas have it
     return "" if missing else str(value).strip()
 
 
 def _column(
-    table: Path | str, kind: str, columns: Sequence[str], named: Mapping[str, str] | None,
-    needed: bool,
-) -> str | None:  # fmt: skip
+    table: str, kind: str, columns: Sequence[str], named: Mapping[str, str] | None, needed: bool
+) -> str | None:
     """Return the column that is named, or else has a usual name in any case; None if there is none
     and it is not `needed`."""
     wanted = (named or {}).get(kind, "")
@@ -265,14 +327,14 @@ def _column(
         matches = [wanted] if wanted in columns else []
     else:
         plain = {column.strip().casefold(): column for column in reversed(columns)}
-        matches = [plain[name] for name in USUAL[kind] if name in plain]
+        matches = [plain[name] for name in USUAL_NAMES[kind] if name in plain]
     if matches and columns.count(matches[0]) > 1:
         raise UserError(f"{table}: two columns are called {quoted(matches[0])}: rename one")
     if matches:
         return matches[0]
     if not (wanted or needed):
         return None
-    called = quoted(wanted) if wanted else " or ".join(USUAL[kind])
+    called = quoted(wanted) if wanted else " or ".join(USUAL_NAMES[kind])
     hint = ""
     if named is not None and not wanted:
         hint = f"; name one with --{kind}-column (columns={{'{kind}': ...}})"
@@ -284,11 +346,12 @@ def _column(
 # Readers
 
 
-def _reader(path: Path) -> Callable[[Path, Choice, Budget], Cells]:
-    return {".parquet": _parquet, ".jsonl": _json_lines}.get(path.suffix.lower(), _text)
+def _reader(path: Path, budget: Budget) -> Callable[[Choice], Cells]:
+    read = {".parquet": _parquet, ".jsonl": _json_lines}.get(path.suffix.lower(), _text)
+    return partial(read, path, budget)
 
 
-def _text(path: Path, choose: Choice, budget: Budget) -> Cells:
+def _text(path: Path, budget: Budget, choose: Choice) -> Cells:
     kind = "a readable CSV file in UTF-8"
     text = read_text(path, kind, errors="surrogateescape")
     try:
@@ -298,7 +361,7 @@ def _text(path: Path, choose: Choice, budget: Budget) -> Cells:
         advice = "save it as CSV UTF-8, which spreadsheets offer beside CSV"
         raise UserError(f"{path}, line {line}: not {kind}; {advice}") from None
     delimiter = _delimiter(text)
-    budget.take("memory", 2 * len(text) + LINE * text.count(delimiter), path)
+    budget.take("memory", 2 * len(text) + TEXT_BYTES * text.count(delimiter), path)
     budget.expect("rows", text.count("\n"), path)
     content = io.BytesIO(text.encode())
     del text  # unlike this, a StringIO would take four bytes for each character
@@ -327,12 +390,12 @@ def _delimiter(text: str) -> str:
     return max(DELIMITERS, key=lambda mark: len(next(csv.reader([line], delimiter=mark), [])))
 
 
-def _json_lines(path: Path, choose: Choice, budget: Budget) -> Cells:
+def _json_lines(path: Path, budget: Budget, choose: Choice) -> Cells:
     """Yield one object per line; any may have columns that others lack."""
     kind = "readable JSON lines"
     rows: dict[int, JsonObject] = {}
     text = read_text(path, kind)
-    budget.take("memory", json_memory(text) + LINE * text.count("\n"), path)
+    budget.take("memory", json_memory(text) + TEXT_BYTES * text.count("\n"), path)
     budget.expect("rows", text.count("\n"), path)
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
@@ -354,12 +417,12 @@ def _json_lines(path: Path, choose: Choice, budget: Budget) -> Cells:
         yield f"line {number}", row
 
 
-def _parquet(path: Path, choose: Choice, budget: Budget) -> Cells:
+def _parquet(path: Path, budget: Budget, choose: Choice) -> Cells:
     parquet = pyarrow("parquet", str(path))
     number = 0
     try:
-        columns, unread = choose(parquet.read_schema(path).names)
-        columns = [*columns, *_with_splits_at_first(path, unread)]
+        chosen, unread = choose(parquet.read_schema(path).names)
+        columns = [*chosen.values(), *_with_splits_at_first(path, unread)]
         for batch in parquet_batches(path, columns, budget):
             cells = dict(zip(batch.schema.names, cells_of(batch, path, budget), strict=True))
             for row in range(batch.num_rows):
@@ -382,3 +445,41 @@ def _with_splits_at_first(path: Path, columns: Sequence[str]) -> list[str]:
             all(unread.see(column, cell) for cell in cells)
         break
     return unread.columns
+
+
+FORMAT = Format(
+    "table",
+    detects,
+    read,
+    list_images,
+    image_root=lambda path: path.parent,
+    check=header,
+    suffixes=SUFFIXES,
+    has_columns=True,
+)
+
+
+# Writing
+
+
+def write(splits: Mapping[str, Rows], out: Path, home: Path) -> None:
+    """Write the table of `table_text`."""
+    write_text(out, table_text(splits, home))
+
+
+def table_text(splits: Mapping[str, Rows], home: Path) -> str:
+    """Return a CSV table of path and label, and of split and group if there are any.
+
+    Args:
+        splits: Split -> rows.
+        home: The folder that paths are relative to.
+    """
+    has_splits = "all" not in splits
+    has_groups = any(row.group for rows in splits.values() for row in rows)
+    header = ["path", "label", *["split"] * has_splits, *["group"] * has_groups]
+    lines = []
+    for split, rows in splits.items():
+        for row in rows:
+            path = inert_path(path_from(home, row.image))
+            lines.append([path, row.label, *[split] * has_splits, *[row.group] * has_groups])
+    return csv_text(header, lines)

@@ -15,46 +15,44 @@ from pathlib import Path
 
 from rmadapter.data.archives import unpack_once
 from rmadapter.data.budget import Budget
-from rmadapter.data.decode import formats
+from rmadapter.data.decode import image_formats
 from rmadapter.data.formats.base import (
-    SPLITS,
     UNLABELLED,
+    Format,
     Inputs,
+    Listing,
     ReadOptions,
     Row,
     Rows,
-    Source,
-    class_name,
     entries_of,
     image_files,
     in_order,
     search,
-    split_named,
 )
-from rmadapter.data.formats.tables import USUAL
+from rmadapter.data.formats.tables import USUAL_NAMES
+from rmadapter.data.names import SPLITS, listed_label, split_named
 from rmadapter.errors import UserError, quoted
 from rmadapter.support.files import cache_folder, read_json, read_text
 
-SUFFIXES = ()
-HAS_BOXES = False
-HAS_COLUMNS = False
-SHARDS = (".tar", ".tar.gz", ".tgz")
-FIELDS = (*USUAL["label"], "cls")
-DIGITS = 20  # of a class number; Python does not read numbers of more than 4,300
+SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+LABEL_FIELDS = (*USUAL_NAMES["label"], "cls")
+MAX_DIGITS = 20  # of a class number; Python does not read numbers of more than 4,300
 
 
 def detects(path: Path) -> bool:
     return os.path.isdir(path) and (bool(shards(path)) or is_sampled(path))
 
 
-def read(path: Path, options: ReadOptions) -> Source:
+def read(path: Path, options: ReadOptions) -> Listing:
+    """List the images of a folder of shards, or of an unpacked one. Raises UserError as
+    `read_shards` and `samples`."""
     ignored: Counter[str] = Counter()
     files = shards(path)
     if files:
-        return Source(
-            cache_folder() / "unpacked", read_shards(path, files, ignored, options.budget), ignored
-        )
-    return Source(path, {"all": samples(path, class_names(path), ignored, options.budget)}, ignored)
+        splits = read_shards(path, files, ignored, options.budget)
+    else:
+        splits = {"all": samples(path, class_names(path), ignored, options.budget)}
+    return Listing(image_root(path), splits, ignored)
 
 
 def image_root(path: Path) -> Path:
@@ -64,7 +62,7 @@ def image_root(path: Path) -> Path:
 def list_images(path: Path, options: ReadOptions) -> Inputs:
     budget = options.budget
     files = [file for part in shards(path).values() for file in part]
-    images = [image for file in files for image in image_files(unpack_once(file, budget), set())]
+    images = [image for file in files for image in image_files(unpack_once(file, budget))]
     others = search(path)
     others.ignored -= Counter(file.suffix.lower() for file in files)
     return Inputs(images + others.files, others.folders, others.ignored)
@@ -92,7 +90,7 @@ def shards(folder: Path) -> dict[str, list[Path]]:
 
 
 def _is_shard(file: Path) -> bool:
-    return file.name.lower().endswith(SHARDS) and not file.name.startswith(".")
+    return file.name.lower().endswith(SHARD_SUFFIXES) and not file.name.startswith(".")
 
 
 def read_shards(
@@ -122,17 +120,17 @@ def is_sampled(folder: Path) -> bool:
         return True
     names = [path.name.partition(".") for path in folder.iterdir() if path.is_file()]
     described = {stem for stem, _, kind in names if kind == "json"}
-    return any(stem in described and f".{kind.lower()}" in formats() for stem, _, kind in names)
+    return any(
+        stem in described and f".{kind.lower()}" in image_formats() for stem, _, kind in names
+    )
 
 
-def samples(
-    folder: Path, names: Sequence[str], ignored: Counter[str], budget: Budget
-) -> Rows:  # fmt: skip
+def samples(folder: Path, names: Sequence[str], ignored: Counter[str], budget: Budget) -> Rows:
     """Return the labelled images of an unpacked shard. Raises UserError for an unreadable label."""
     others: Counter[str] = Counter()
     rows: Rows = []
     label_files: set[Path] = set()
-    images = image_files(folder, set(), others)
+    images = image_files(folder, ignored=others)
     plain = {image.with_suffix("") for image in images if image.name.count(".") == 1}
     for image in images:
         stem, _, kind = image.name.partition(".")
@@ -142,7 +140,7 @@ def samples(
         if "." in kind and image.with_name(stem) in plain:  # such as a mask, 1.seg.png beside 1.jpg
             ignored[f".{kind}"] += 1
         elif label:
-            rows.append(Row(class_name(label, str(image)), image))
+            rows.append(Row(listed_label(label, str(image)), image))
         else:
             ignored[UNLABELLED] += 1
     others.subtract(file.suffix for file in label_files)
@@ -152,7 +150,7 @@ def samples(
 
 def _label(
     folder: Path, stem: str, names: Sequence[str], budget: Budget
-) -> tuple[str, Path | None]:  # fmt: skip
+) -> tuple[str, Path | None]:
     """Return a sample's class and the file that gives it; "" and None if there is none."""
     if (file := folder / f"{stem}.cls").is_file():
         return _class_name(read_text(file).strip(), names, file), file
@@ -161,8 +159,10 @@ def _label(
         return "", None
     fields = read_json(file, take=lambda size: budget.take("memory", size, file))
     if not isinstance(fields, dict):
-        raise UserError(f"{file}: {quoted(fields)} has none of the fields {', '.join(FIELDS)}")
-    value = next((fields[name] for name in FIELDS if fields.get(name) is not None), "")
+        raise UserError(
+            f"{file}: {quoted(fields)} has none of the fields {', '.join(LABEL_FIELDS)}"
+        )
+    value = next((fields[name] for name in LABEL_FIELDS if fields.get(name) is not None), "")
     if isinstance(value, (list, dict)):
         raise UserError(f"{file}: {quoted(value)} is not one class")
     return _class_name(str(value).strip(), names, file), file
@@ -171,7 +171,10 @@ def _label(
 def _class_name(label: str, names: Sequence[str], file: Path) -> str:
     if not names or not label.isdecimal():
         return label
-    if len(label) > DIGITS or int(label) >= len(names):
+    if len(label) > MAX_DIGITS or int(label) >= len(names):
         lines = f"the {len(names)} lines of classnames.txt"
-        raise UserError(f"{file}: class {label[:DIGITS]} is not among {lines}")
+        raise UserError(f"{file}: class {label[:MAX_DIGITS]} is not among {lines}")
     return names[int(label)]
+
+
+FORMAT = Format("webdataset", detects, read, list_images, image_root)

@@ -12,7 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rmadapter.data.budget import Budget
-from rmadapter.data.formats.base import ALLOW, Mark, Marks, image_files, listed_image, parsing
+from rmadapter.data.formats.base import (
+    ALLOW_OUTSIDE,
+    Mark,
+    Marks,
+    image_files,
+    listed_image,
+    parsing,
+)
 from rmadapter.errors import UserError, quoted
 from rmadapter.settings import read_yaml
 from rmadapter.support.files import JsonObject, read_text
@@ -33,8 +40,12 @@ def yaml_file(folder: Path) -> Path | None:
 
 
 def read_yolo(file: Path, budget: Budget, outside: bool = False) -> dict[str, Marks]:
-    """Return split -> images in order. Raises UserError for a malformed file, labels of unknown
-    classes, folders that do not exist, and folders outside the data unless `outside` is set."""
+    """Return split -> images in order.
+
+    Raises:
+        UserError: A malformed file, labels of unknown classes, folders that do not exist, or
+            folders outside the data unless `outside` is set.
+    """
     values = read_yaml(file)
     home = Path(os.path.abspath(file.parent))
     marks: dict[str, Marks] = {}
@@ -65,17 +76,17 @@ def _classes(file: Path, names: Mapping[str | int, object] | Sequence[object]) -
 
 def _images(
     file: Path, values: JsonObject, split: str, path: str, outside: bool, budget: Budget
-) -> Iterator[Path]:  # fmt: skip
+) -> Iterator[Path]:
     place = _place(file, values, split, path, outside)
     if place.is_dir():
-        yield from image_files(place, set())
+        yield from image_files(place)
         return
     for number, line in enumerate(budget.lines(read_text(place), place), 1):
         name = line.strip()
         budget.take("rows", 1, place)
         if name:
             where = f"{place}, line {number}"
-            yield listed_image(place, where, name.removeprefix("./"), outside)
+            yield listed_image(place.parent, where, name.removeprefix("./"), outside)
 
 
 def _place(file: Path, values: JsonObject, split: str, path: str, outside: bool) -> Path:
@@ -87,7 +98,7 @@ def _place(file: Path, values: JsonObject, split: str, path: str, outside: bool)
             place = Path(os.path.normpath(base / name))
             if os.path.exists(place) and (outside or place.is_relative_to(home)):
                 return place
-    elsewhere = f"; {ALLOW} allows images elsewhere" if not outside else ""
+    elsewhere = f"; {ALLOW_OUTSIDE} allows images elsewhere" if not outside else ""
     raise UserError(
         f"{file}: {split} is {quoted(path)}, which was not found in its folder: delete that line "
         f"if there is no such split{elsewhere}"
@@ -96,12 +107,16 @@ def _place(file: Path, values: JsonObject, split: str, path: str, outside: bool)
 
 def _marks(
     image: Path, classes: Mapping[int, str], home: Path, box_first: bool, budget: Budget
-) -> list[Mark]:  # fmt: skip
+) -> list[Mark]:
     """Return the boxes of images/a.jpg from labels/a.txt, or of a.jpg elsewhere from a.txt beside
     it; none without that file.
 
-    home: the data's folder, which may itself be in a folder called images. box_first: keypoints
-    follow each box.
+    Args:
+        image: The image.
+        classes: Number -> class.
+        home: The data's folder, which may itself be in a folder called images.
+        box_first: Whether keypoints follow each box.
+        budget: What reading may still take.
     """
     above = len(home.parts) if image.is_relative_to(home) else 0
     parts = image.parts

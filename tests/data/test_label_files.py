@@ -1,4 +1,4 @@
-"""Parents of labels, from tables and JSON."""
+"""Names in prompts and parents of labels, from files of the user."""
 
 from __future__ import annotations
 
@@ -8,8 +8,53 @@ from pathlib import Path
 import pytest
 
 from rmadapter.data.image_set import ImageSet
-from rmadapter.data.taxonomies import parents_of, read_parents, with_parents
+from rmadapter.data.label_files import (
+    check_known,
+    parents_of,
+    read_names,
+    read_parents,
+    with_parents,
+)
+from rmadapter.data.names import descriptions, prompt_names
 from rmadapter.errors import UserError
+
+
+def test_names_from_a_csv_file(tmp_path: Path) -> None:
+    file = tmp_path / "names.csv"
+    file.write_text('\ufeffname,label,note\nzebra , n01,x\n"crane, the bird",crane_bird\n', "utf-8")
+    given = read_names(file)
+    assert given == {"n01": "zebra", "crane_bird": "crane, the bird"}
+    check_known(given, ("n01", "crane_bird", 3), file)
+    with pytest.raises(UserError, match=r"names\.csv: names 'crane_bird', which is not a class"):
+        check_known(given, ("n01", "crane-bird"), file)
+
+
+def test_several_names_describe_one_class(tmp_path: Path) -> None:
+    file = tmp_path / "names.csv"
+    file.write_text("label;name\nb;crane\na;ant\nb; a tall,  grey bird \nb;crane\n")
+    given = read_names(file)
+    assert given == {"b": "crane | a tall,  grey bird", "a": "ant"}
+    names = prompt_names(["a", "b", "x | y_z"], given)
+    assert names == {"a": "ant", "b": "crane | a tall, grey bird", "x | y_z": "x | y z"}
+    assert descriptions(names["b"]) == ("crane", "a tall, grey bird")
+    assert descriptions("either|or") == ("either|or",)
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("label;called\n", r"none of its columns \(label, called\) is called name"),
+        ("label,name\na,\n", "line 2: label or name is empty"),
+        ("label,name\na\n", "line 2: label or name is empty"),
+    ],
+)
+def test_bad_files_of_names_are_refused(tmp_path: Path, text: str, hint: str) -> None:
+    (tmp_path / "names.csv").write_text(text)
+    with pytest.raises(UserError, match=hint):
+        read_names(tmp_path / "names.csv")
+
+
+# Parents
 
 PARENTS = {"cat": "mammal", "trout": "fish", "mammal": "animal", "fish": "animal"}
 FILES = {

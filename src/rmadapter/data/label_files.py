@@ -1,4 +1,4 @@
-"""Read which parent a label has, from a table or from JSON."""
+"""What a user's file says about classes: prompt names, and which parent a label has."""
 
 from __future__ import annotations
 
@@ -10,11 +10,41 @@ from pathlib import Path
 from rmadapter.answers.taxonomy import Taxonomy
 from rmadapter.data.formats.tables import read_rows
 from rmadapter.data.image_set import ImageSet
-from rmadapter.data.names import Label, key, nfc
+from rmadapter.data.names import DESCRIPTION_SEPARATOR, Label, key, nfc
 from rmadapter.errors import UserError, did_you_mean, quoted
 from rmadapter.support.files import read_json, user_path
 
-FORM = '{"label": "parent"} or {"label": ["parent", "grandparent"]}'
+PARENTS_FORM = '{"label": "parent"} or {"label": ["parent", "grandparent"]}'
+
+
+def read_names(path: str | Path) -> dict[str, str]:
+    """Return label -> prompt name from a table `label,name`; several rows of a label are
+    descriptions of one class.
+
+    Raises:
+        UserError: An unreadable table, or an empty cell.
+    """
+    names: dict[str, list[str]] = {}
+    for where, cells in read_rows(user_path(path), ("label", "name")):
+        label, name = nfc(cells["label"]), nfc(cells["name"])
+        if not label or not name:
+            raise UserError(f"{where}: label or name is empty")
+        names.setdefault(label, []).append(name)
+    return {
+        label: DESCRIPTION_SEPARATOR.join(dict.fromkeys(parts)) for label, parts in names.items()
+    }
+
+
+def check_known(names: Mapping[str, str], written: Sequence[Label], where: str | Path) -> None:
+    """Raise UserError if a prompt name is given for an unknown class."""
+    known = {nfc(str(label)) for label in written}
+    for label in names:
+        if label not in known:
+            what = f"names {quoted(label)}, which is not a class of the data"
+            raise UserError(f"{where}: {what}{did_you_mean(label, known)}")
+
+
+# Parents
 
 
 def read_parents(path: str | Path, label_column: str = "") -> dict[str, str]:
@@ -57,11 +87,13 @@ def _of_json(file: Path) -> Iterator[tuple[str, list[str]]]:
     """Yield the place of each label, and the label with its parents."""
     value = read_json(file)
     if not isinstance(value, dict):
-        raise UserError(f"{file}: write it as {FORM}")
+        raise UserError(f"{file}: write it as {PARENTS_FORM}")
     for label, parents in value.items():
         names = [parents] if isinstance(parents, str) else parents
         if not isinstance(names, list) or not all(isinstance(one, str) for one in names):
-            raise UserError(f"{file}: {quoted(label)} has no names of parents; write {FORM}")
+            raise UserError(
+                f"{file}: {quoted(label)} has no names of parents; write {PARENTS_FORM}"
+            )
         chain = [" ".join(nfc(name).split()) for name in (label, *names)]
         if not all(chain):
             raise UserError(f"{file}: {quoted(label)} has a parent without a name")
