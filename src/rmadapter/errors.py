@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-MOST = 100  # known words that a message lists at most
+MAX_LISTED_WORDS = 100  # known words that a message lists at most
 LINE, END = 1000, 300  # characters of a message, and those of its end if it is longer
 
 
@@ -68,13 +68,13 @@ def user_message(error: Exception) -> str:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `; did you mean 'rank'?` if a known word is close to `word`, else `; known are ...`
-    (the first `MOST`)."""
+    (the first `MAX_LISTED_WORDS`)."""
     words = sorted(known)
     close = difflib.get_close_matches(word[:100], words, n=1, cutoff=0.5)
     if close:
         return f"; did you mean {close[0]!r}?"
-    more = f" and {len(words) - MOST} more" if len(words) > MOST else ""
-    return f"; known are {', '.join(words[:MOST])}{more}"
+    more = f" and {len(words) - MAX_LISTED_WORDS} more" if len(words) > MAX_LISTED_WORDS else ""
+    return f"; known are {', '.join(words[:MAX_LISTED_WORDS])}{more}"
 
 
 _SHORT = reprlib.Repr()

@@ -30,8 +30,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Draw = Literal["balanced", "natural"]  # of shots, as in `Task`
 Compile = Literal["none", "default", "reduce-overhead"]  # as torch calls its modes
-MOST_NUMBER, MOST_WHOLE, MOST_PARTS = 1e12, 2**63, 10_000  # of any setting, also in a record
-MOST_TEXT, MOST_LEVELS = 2**16, 8  # characters of a config or value, and levels of nesting
+MAX_NUMBER, MAX_WHOLE_NUMBER, MAX_PARTS = 1e12, 2**63, 10_000  # of any setting, also in a record
+MAX_CHARACTERS, MAX_NESTING = 2**16, 8  # characters of a config or value, and levels of nesting
 
 
 def option(default: object, text: str, **limits: Any) -> Any:
@@ -203,10 +203,10 @@ def check_range(settings: Mapping[str, object], where: str = "") -> None:
     where: precedes the message."""
     for name, value in settings.items():
         parts = value if isinstance(value, (list, tuple)) else [value]
-        if len(parts) > MOST_PARTS:
-            raise UserError(f"{where}{name} has {len(parts):,} values: give at most {MOST_PARTS:,}")
+        if len(parts) > MAX_PARTS:
+            raise UserError(f"{where}{name} has {len(parts):,} values: give at most {MAX_PARTS:,}")
         for part in parts:
-            most = MOST_NUMBER if isinstance(part, float) else MOST_WHOLE
+            most = MAX_NUMBER if isinstance(part, float) else MAX_WHOLE_NUMBER
             if isinstance(part, (int, float)) and not abs(part) <= most:
                 what = f"{name}={quoted(part)} is too large to compute with"
                 raise UserError(f"{where}{what}: give a number of at most {most:.0e}")
@@ -276,7 +276,7 @@ def read_yaml(path: Path) -> JsonObject:
     """Read a YAML file of flat fields. Raises UserError if it is missing or not a list of
     'field: value' lines."""
     kind = "a readable config"
-    text = read_text(path, kind, MOST_TEXT)
+    text = read_text(path, kind, MAX_CHARACTERS)
     try:
         values = _load(text)
     except ValueError as error:
@@ -292,14 +292,14 @@ def _load(text: str) -> object:
 
     Raises ValueError for any other text.
     """
-    if len(text) > MOST_TEXT:
-        raise ValueError(f"more than {MOST_TEXT:,} characters")
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"more than {MAX_CHARACTERS:,} characters")
     level = 0
     try:
         for event in yaml.parse(text, yaml.SafeLoader):
             level += isinstance(event, yaml.CollectionStartEvent)
             level -= isinstance(event, yaml.CollectionEndEvent)
-            if level > MOST_LEVELS or isinstance(event, yaml.AliasEvent):
+            if level > MAX_NESTING or isinstance(event, yaml.AliasEvent):
                 raise ValueError
         return yaml.safe_load(text)
     # PyYAML raises nearly anything, such as an AttributeError for `!!timestamp x`.
@@ -307,7 +307,7 @@ def _load(text: str) -> object:
         mark = getattr(error, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark else ""
         raise ValueError(
-            f"not YAML of at most {MOST_LEVELS} levels without aliases{line}"
+            f"not YAML of at most {MAX_NESTING} levels without aliases{line}"
         ) from None
 
 

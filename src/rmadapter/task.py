@@ -16,7 +16,7 @@ from rmadapter.support.files import JsonObject
 Half = Literal["all", "base", "novel"]
 BALANCED = ("draw", "balanced")
 TEMPLATES = ("a photo of a {}.",)
-MOST_TEMPLATES, LONGEST_TEMPLATE = 1_000, 1_000  # characters; CLIP reads 77 tokens
+MAX_TEMPLATES, MAX_TEMPLATE_LENGTH = 1_000, 1_000  # characters; CLIP reads 77 tokens
 SHARED_GROUPS = "train and test share the group"  # begins a run's note
 
 
@@ -122,17 +122,17 @@ def check_views(task: Task) -> Task:
 
 
 def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
-    """Return the templates. Raises UserError unless there are 1 to MOST_TEMPLATES of at most
-    LONGEST_TEMPLATE characters and each has one place for the class name."""
+    """Return the templates. Raises UserError unless there are 1 to MAX_TEMPLATES of at most
+    MAX_TEMPLATE_LENGTH characters and each has one place for the class name."""
     if not templates:
         raise UserError('templates is empty: give at least one, such as "a photo of a {}."')
-    if len(templates) > MOST_TEMPLATES:
-        raise UserError(f"{len(templates):,} templates: give at most {MOST_TEMPLATES:,}")
+    if len(templates) > MAX_TEMPLATES:
+        raise UserError(f"{len(templates):,} templates: give at most {MAX_TEMPLATES:,}")
     for template in templates:
-        if len(template) > LONGEST_TEMPLATE:
+        if len(template) > MAX_TEMPLATE_LENGTH:
             raise UserError(
                 f"template {quoted(template)} has {len(template):,} characters: give at most "
-                f"{LONGEST_TEMPLATE:,}"
+                f"{MAX_TEMPLATE_LENGTH:,}"
             )
         before, braces, after = template.partition("{}")
         if not braces or set("{}") & set(before + after):

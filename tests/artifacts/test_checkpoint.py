@@ -535,7 +535,7 @@ def test_predictions_of_an_untrusted_run_are_limited(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy_run(finished, tmp_path / "one", untrusted=True)
-    monkeypatch.setattr("rmadapter.artifacts.checkpoint.MOST_ANSWERS", 50)
+    monkeypatch.setattr("rmadapter.artifacts.checkpoint.MAX_ANSWER_BYTES", 50)
     with pytest.raises(UserError, match=r"predictions\.csv"):
         copy_run(finished, tmp_path / "two", untrusted=True)
 

@@ -19,7 +19,7 @@ from rmadapter.artifacts.checkpoint import load
 from rmadapter.artifacts.page import write_run_page
 from rmadapter.artifacts.predictions import (
     COLUMNS,
-    SHOWN,
+    MAX_NEIGHBOURS,
     WRONG,
     Evaluation,
     Mistake,
@@ -215,7 +215,7 @@ def test_nearest_by_hand() -> None:
 def test_nearest_agrees_with_scikit_learn_and_skips_copies(monkeypatch: pytest.MonkeyPatch) -> None:
     from sklearn.neighbors import NearestNeighbors
 
-    monkeypatch.setattr("rmadapter.artifacts.predictions.CHUNK", 7)
+    monkeypatch.setattr("rmadapter.artifacts.predictions.IMAGES_AT_ONCE", 7)
     features = np.random.default_rng(0).normal(size=(30, 5))
     alone = np.arange(30)
     oracle = NearestNeighbors(n_neighbors=5, metric="cosine").fit(features)
@@ -273,7 +273,7 @@ def test_mistakes_with_their_nearest_training_images(
         for images, some in ((test, rows[:WRONG]), (train, None))
     )
     for one, cosines in zip(its, own @ unit.T, strict=True):
-        best = cosines.sort(descending=True).values[:SHOWN].tolist()
+        best = cosines.sort(descending=True).values[:MAX_NEIGHBOURS].tolist()
         assert [near.similarity for near in one.neighbours] == pytest.approx(best, abs=1e-3)
         for near in one.neighbours:
             assert near.source == colors / near.image
@@ -288,7 +288,7 @@ def test_a_training_image_is_not_its_own_neighbour(
     train, fitted = few_shot(read_images(colors), 4, 1).train, load(finished, tiny_clip).fitted
     [one] = mistakes_of(fitted, train, answered(train, {5: 0.7}), tiny_clip)
     assert one.image == train.name(5)
-    assert len(one.neighbours) == SHOWN
+    assert len(one.neighbours) == MAX_NEIGHBOURS
     assert one.image not in [near.image for near in one.neighbours]
 
 

@@ -19,7 +19,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.curate.suspects import (
     COLUMNS,
     KINDS,
-    MOST,
+    MAX_CARDS,
     Suspect,
     Suspects,
     copy_reasons,
@@ -189,11 +189,11 @@ def test_page_shows_images_labels_and_neighbours_without_scripts(tmp_path: Path)
 
 def test_page_with_many_suspects_names_the_list(tmp_path: Path) -> None:
     found = example(tmp_path)
-    many = Suspects(found.images, 3, (found.suspects[1],) * (MOST + 1))
+    many = Suspects(found.images, 3, (found.suspects[1],) * (MAX_CARDS + 1))
     write_page(tmp_path / "s.html", many, "photos", "linear-probe", tmp_path / "s.csv")
     page = Page(tmp_path / "s.html")
-    assert f"Showing the first {MOST} of {MOST + 1}; s.csv lists them all." in page.text
-    assert len(page.values("src")) == 3 * MOST
+    assert f"Showing the first {MAX_CARDS} of {MAX_CARDS + 1}; s.csv lists them all." in page.text
+    assert len(page.values("src")) == 3 * MAX_CARDS
 
 
 def scene(seed: int, side: int = 96) -> Image.Image:

@@ -13,7 +13,7 @@ from PIL import Image
 from torch.nn.functional import normalize
 
 from rmadapter.artifacts.checkpoint import load
-from rmadapter.artifacts.predictions import SHOWN, Neighbour
+from rmadapter.artifacts.predictions import MAX_NEIGHBOURS, Neighbour
 from rmadapter.backbones import Backbone
 from rmadapter.data.read import read_images
 from rmadapter.errors import UserError
@@ -44,12 +44,14 @@ def test_nearest_training_images_are_those_by_features(
     rows = [i for name in drawn for i in range(len(images)) if images.name(i) == name]
     unit = normalize(tiny_clip.image.frozen(pixels_of(tiny_clip, images, rows)).features, dim=-1)
     cosines = unit @ unit[5]
-    assert len(one.neighbours) == SHOWN
+    assert len(one.neighbours) == MAX_NEIGHBOURS
     assert one.neighbours[0].image == drawn[5]
     assert one.neighbours[0].source == colors / drawn[5]
     assert one.neighbours[0].similarity == pytest.approx(1, abs=1e-3)
     found = [n.similarity for n in one.neighbours]
-    assert found == pytest.approx(cosines.sort(descending=True).values[:SHOWN].tolist(), abs=1e-3)
+    assert found == pytest.approx(
+        cosines.sort(descending=True).values[:MAX_NEIGHBOURS].tolist(), abs=1e-3
+    )
     assert all(n.label == Path(n.image).parent.name for n in one.neighbours)
 
 

@@ -69,7 +69,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 def test_answers_equal_those_of_the_local_engine(
     ray_session: None, finished: Path, tiny_clip: Backbone, images: Path, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr("rmadapter.predict.ray.CHUNK", 8)  # three blocks
+    monkeypatch.setattr("rmadapter.predict.ray.IMAGES_PER_TASK", 8)  # three blocks
     run = [finished, "images", "--backbone", tiny_clip.name, "--unfamiliar", "--quiet"]
     assert predict(monkeypatch, *run, "--out", "local.csv", "--skip-bad") == 0
     assert predict(monkeypatch, *run, "--out", "ray.csv", "--ray", "--jobs", 2) == 0

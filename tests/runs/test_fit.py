@@ -330,7 +330,7 @@ def test_a_run_says_how_small_an_error_it_can_promise(
         return Choice(chosen="linear-probe", minutes=1)
 
     monkeypatch.setattr("rmadapter.runs.fit.choose_once", chosen)
-    monkeypatch.setattr("rmadapter.runs.folds.CHEAP", ())
+    monkeypatch.setattr("rmadapter.runs.folds.CHEAP_COSTS", ())
     images, text = run("auto", candidates=("linear-probe",))
     assert images in (6, 7, 8)
     assert f"by {images} training images, each" in text

@@ -91,7 +91,7 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> list[Memory]:
     for name, kind in kinds.items():
         monkeypatch.setitem(TRACKERS, name, kind)
     monkeypatch.setattr(Memory, "runs", [], raising=False)
-    monkeypatch.setattr("rmadapter.runs.track.SECONDS", -1.0)
+    monkeypatch.setattr("rmadapter.runs.track.SECONDS_BETWEEN_MESSAGES", -1.0)
     return Memory.runs
 
 

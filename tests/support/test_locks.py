@@ -50,7 +50,7 @@ def kind_of_lock(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     if request.param == "files":
         pytest.importorskip("filelock", "3.30")
     monkeypatch.setenv(locks.SOFT, str(int(request.param == "files")))
-    monkeypatch.setattr(locks, "SECONDS", 0.1)
+    monkeypatch.setattr(locks, "WAIT_SECONDS", 0.1)
     monkeypatch.setattr(locks, "LEASE", 1.0)
     return request.param
 
@@ -120,7 +120,7 @@ def test_the_lock_of_a_dead_machine_expires(
     where its clock was ahead of ours."""
     pytest.importorskip("filelock", "3.30")
     monkeypatch.setenv(locks.SOFT, "1")
-    monkeypatch.setattr(locks, "SECONDS", 0.1)
+    monkeypatch.setattr(locks, "WAIT_SECONDS", 0.1)
     monkeypatch.setattr(locks, "LEASE", 1.0)
     with another(inside, tmp_path) as process:
         process.kill()

@@ -48,13 +48,13 @@ from rmadapter.training.contract import Fitted, Known, Method
 
 EXAMPLES = "fitted to"  # the name of `Fitted.examples` in the file; no method's tensor can have it
 MEANS = "class means"  # likewise
-UPLOADED = "images.csv"  # list of the images that come with an untrusted run
+UPLOADED_LIST = "images.csv"  # list of the images that come with an untrusted run
 OWN_METHODS = "rmadapter.methods."
-MOST_CLASSES = 1_000
-MOST_WEIGHTS = 300_000_000  # bytes
+MAX_CLASSES = 1_000
+MAX_WEIGHT_BYTES = 300_000_000
 LONGEST_NAME = 1_000  # characters of a class, with its descriptions
 LONGEST_PROMPT = 200  # characters of a template
-MOST_ANSWERS = 10_000_000  # bytes of predictions.csv, which takes 25 times as much memory to read
+MAX_ANSWER_BYTES = 10_000_000  # of predictions.csv, which takes 25 times as much memory to read
 
 
 class Saved(NamedTuple):
@@ -463,21 +463,23 @@ def confine(run: Path) -> None:
     files.check_sums()
     model = read_model(files.model)
     for what, has, most in (
-        ("classes", max(len(model.classes), len(model.labels)), MOST_CLASSES),
+        ("classes", max(len(model.classes), len(model.labels)), MAX_CLASSES),
         ("characters of a class", max(map(len, (*model.classes, *model.names))), LONGEST_NAME),
         ("characters of a prompt template", max(map(len, model.templates)), LONGEST_PROMPT),
-        ("bytes of weights", files.weights.stat().st_size, MOST_WEIGHTS),
+        ("bytes of weights", files.weights.stat().st_size, MAX_WEIGHT_BYTES),
     ):
         if has > most:
             raise UserError(f"{run}: this page takes at most {most:,} {what}, not {has:,}")
     answers = files.predictions
-    if answers.is_file() and answers.stat().st_size > MOST_ANSWERS:
-        raise UserError(f"{answers}: larger than the {MOST_ANSWERS:,} bytes that this page takes")
+    if answers.is_file() and answers.stat().st_size > MAX_ANSWER_BYTES:
+        raise UserError(
+            f"{answers}: larger than the {MAX_ANSWER_BYTES:,} bytes that this page takes"
+        )
     if not files.record.is_file():
         return
     record = read_record(files.record)
     tests = tuple(replace(test, data="") for test in record.task.tests)
-    task = replace(record.task, data=UPLOADED, tests=tests)
+    task = replace(record.task, data=UPLOADED_LIST, tests=tests)
     scores = tuple(score.model_copy(update={"data": ""}) for score in record.scores)
     update = {"task": task, "scores": scores, "crops": False}
     record.model_copy(update=update).save(files.record)

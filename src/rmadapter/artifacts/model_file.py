@@ -19,7 +19,7 @@ from pydantic import (
 from rmadapter.answers.rejection import Familiarity
 from rmadapter.answers.sets import Calibration
 from rmadapter.answers.taxonomy import Taxonomy
-from rmadapter.artifacts.record import LONGEST, BackboneName, MethodName
+from rmadapter.artifacts.record import MAX_RECORD_BYTES, BackboneName, MethodName
 from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.artifacts.value import Text
 from rmadapter.errors import UserError, first_fault
@@ -29,7 +29,7 @@ from rmadapter.task import check_templates
 if TYPE_CHECKING:
     from torch import Tensor
 
-MOST_NAMES = 100_000  # classes of a model
+MAX_NAMES = 100_000  # classes of a model
 
 
 class Transform(BaseModel):
@@ -81,9 +81,9 @@ class Model(BaseModel):
     format: Literal[2] = 2
     method: MethodName
     backbone: BackboneName
-    classes: Annotated[tuple[Text, ...], FailFast()] = Field(min_length=1, max_length=MOST_NAMES)
-    names: Annotated[tuple[Text, ...], FailFast()] = Field((), max_length=MOST_NAMES)
-    labels: Annotated[tuple[Text | int, ...], FailFast()] = Field(max_length=MOST_NAMES)
+    classes: Annotated[tuple[Text, ...], FailFast()] = Field(min_length=1, max_length=MAX_NAMES)
+    names: Annotated[tuple[Text, ...], FailFast()] = Field((), max_length=MAX_NAMES)
+    labels: Annotated[tuple[Text | int, ...], FailFast()] = Field(max_length=MAX_NAMES)
     templates: Annotated[tuple[Text, ...], FailFast()] = Field(min_length=1)
     transform: Transform
     sha256: str
@@ -91,7 +91,7 @@ class Model(BaseModel):
     temperature: float = Field(1.0, gt=0, le=1e6)
     calibration: Calibration | None = None
     familiarity: Familiarity | None = None
-    parents: dict[Text, Text] = Field(default_factory=dict, max_length=MOST_NAMES)
+    parents: dict[Text, Text] = Field(default_factory=dict, max_length=MAX_NAMES)
     versions: dict[str, str]
 
     @field_validator("templates")
@@ -117,7 +117,7 @@ class Model(BaseModel):
 def read_model(file: Path) -> Model:
     """Read a model.json. Raises UserError if it is missing, damaged or no such file, and for a
     model of several labels per image, as earlier versions could fit."""
-    values = read_json(file, LONGEST)
+    values = read_json(file, MAX_RECORD_BYTES)
     if isinstance(values, dict) and values.get("several"):
         raise UserError(
             f"{file}: fitted to several labels per image, which is no longer supported: fit again "

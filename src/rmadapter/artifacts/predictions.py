@@ -42,8 +42,8 @@ COLUMNS = (
 )
 ROWS = 1024  # of a table processed at once
 WRONG = 6  # mistakes of a run
-SHOWN = 5  # neighbours of an image
-CHUNK = 2048  # images compared at once
+MAX_NEIGHBOURS = 5  # neighbours of an image
+IMAGES_AT_ONCE = 2048  # images compared at once
 
 Item = TypeVar("Item")
 
@@ -323,7 +323,7 @@ def images_of_examples(images: Sequence[Item]) -> Sequence[Item]:
 def nearest(
     features: np.ndarray,
     examples: np.ndarray | None = None,
-    count: int = SHOWN,
+    count: int = MAX_NEIGHBOURS,
     groups: np.ndarray | None = None,
 ) -> Nearest:
     """Find the examples with the highest cosine to each feature vector.
@@ -336,10 +336,10 @@ def nearest(
     others = unit if examples is None else examples
     count = min(count, len(others))
     rows, cosines = [], []
-    for start in range(0, len(unit), CHUNK):
-        part = unit[start : start + CHUNK] @ others.T
+    for start in range(0, len(unit), IMAGES_AT_ONCE):
+        part = unit[start : start + IMAGES_AT_ONCE] @ others.T
         if groups is not None:
-            part[groups[start : start + CHUNK, None] == groups[None]] = -np.inf
+            part[groups[start : start + IMAGES_AT_ONCE, None] == groups[None]] = -np.inf
         # topk is many times faster than sorting or NumPy's partition
         best = np.sort(torch.from_numpy(part).topk(count).indices.numpy(), axis=1)
         order = np.argsort(-np.take_along_axis(part, best, 1), axis=1, kind="stable")
@@ -350,7 +350,7 @@ def nearest(
     return Nearest(np.concatenate(rows), np.concatenate(cosines))
 
 
-def nearest_examples(fitted: Fitted, features: Tensor, count: int = SHOWN) -> Nearest:
+def nearest_examples(fitted: Fitted, features: Tensor, count: int = MAX_NEIGHBOURS) -> Nearest:
     """Find the training images nearest to features [B, e]; none if the model keeps no examples."""
     if fitted.examples is None:
         return Nearest(np.empty((len(features), 0), int), np.empty((len(features), 0)))
@@ -378,7 +378,7 @@ def find_mistakes(
     if not rows:
         return []
     known = images_of_examples(range(len(train)))
-    near = nearest_examples(fitted, cache.features(images.subset(rows))[0], SHOWN + 1)
+    near = nearest_examples(fitted, cache.features(images.subset(rows))[0], MAX_NEIGHBOURS + 1)
     mistakes = []
     for row, places, cosines in zip(rows, near.rows, near.cosines.tolist(), strict=True):
         neighbours = []
@@ -388,7 +388,7 @@ def find_mistakes(
                 label = str(train.written[train.labels[i]])
                 neighbour = Neighbour(train.name(i), train.images[i], label, round(cosine, 4))
                 neighbours.append(neighbour)
-        mistakes.append(Mistake(first.images[row], tuple(neighbours[:SHOWN])))
+        mistakes.append(Mistake(first.images[row], tuple(neighbours[:MAX_NEIGHBOURS])))
     return mistakes
 
 
@@ -434,7 +434,7 @@ def read_mistakes(path: Path, predictions: Predictions, root: Path) -> list[Mist
             )
         neighbours = [
             Neighbour(near.image, image_source(root, near.image), near.label, near.similarity)
-            for near in row.neighbours[:SHOWN]
+            for near in row.neighbours[:MAX_NEIGHBOURS]
         ]
         mistakes.append(Mistake(image, tuple(neighbours)))
     return mistakes

@@ -44,7 +44,7 @@ ANSWERED = ("finished", "not-applicable")
 MOST_HELD_OUT = 1000  # answers kept to choose a threshold by
 BALANCED = "balanced "  # begins the name of a figure, before that of a set
 LEVEL = 0.05  # significance level of the test whether another method is better
-LONGEST = 2**24  # bytes of a record; one with thousands of notes has a hundredth of that
+MAX_RECORD_BYTES = 2**24  # bytes of a record; one with thousands of notes has a hundredth of that
 
 
 class BackboneName(Value):
@@ -480,7 +480,7 @@ class Record(Value):
 def read_record(path: Path) -> Record:
     """Read the record from a file of one line. Raises UserError if it is missing, damaged or no
     record."""
-    return parse_record(read_text(path, "readable", LONGEST), str(path))
+    return parse_record(read_text(path, "readable", MAX_RECORD_BYTES), str(path))
 
 
 def parse_record(line: str, where: str) -> Record:

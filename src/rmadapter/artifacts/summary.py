@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     )
     from rmadapter.artifacts.value import BackboneChoice, Promise
 
-HEADER = ["accuracy in %", "images", "chance", "zero-shot", "adapted", "change"]
+SCORE_COLUMNS = ["accuracy in %", "images", "chance", "zero-shot", "adapted", "change"]
 PROBE = "linear-probe"
 UNTOUCHED = "the untouched model"
-OTHERS = {"zero-shot": UNTOUCHED, PROBE: "a linear probe"}  # in a sentence
+BASELINE_NAMES = {"zero-shot": UNTOUCHED, PROBE: "a linear probe"}  # in a sentence
 Table: TypeAlias = tuple[list[str], list[list[str]]]  # header and rows, for the screen and pages
 
 
@@ -65,7 +65,7 @@ def print_record(record: Record, as_json: bool, run: Path | None = None) -> None
         figures = [f"{before:.1f}", f"{mean:.1f}", f"{mean - before:+.1f}"]
         rows.append(["harmonic mean", "", "", *figures])
     if rows:
-        table(HEADER, rows)
+        table(SCORE_COLUMNS, rows)
         _print_balanced(record.scores)
     else:
         print("not evaluated: there were no images to evaluate on")
@@ -94,7 +94,7 @@ def print_score(score: Score, as_json: bool, promises: Sequence[Promise] = ()) -
         measured = [promise.model_dump(mode="json") for promise in promises]
         print(json.dumps(_score_json(score) | ({"promises": measured} if measured else {})))
         return
-    table(HEADER, [_score_row(score)])
+    table(SCORE_COLUMNS, [_score_row(score)])
     _print_balanced([score])
     levels = level_table([score])
     if levels[1]:
@@ -248,7 +248,7 @@ def headline_of(judged: Judgement, name: str) -> Headline | None:
     if rival is None:
         return None
     rates = judged.fitted.accuracy, rival.accuracy
-    other = OTHERS.get(rival.name, rival.name)
+    other = BASELINE_NAMES.get(rival.name, rival.name)
     return headline(name, judged.verdict(rival), other, rates, judged.images)
 
 

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from rmadapter.errors import is_text
 from rmadapter.metrics import balanced_accuracy
-from rmadapter.settings import MOST_NUMBER, MOST_PARTS, MOST_WHOLE
+from rmadapter.settings import MAX_NUMBER, MAX_PARTS, MAX_WHOLE_NUMBER
 
 
 def _a_name(text: str) -> str:
@@ -22,11 +22,13 @@ def _a_name(text: str) -> str:
 Text = Annotated[str, AfterValidator(_a_name)]
 # What a record's open fields may hold: nothing nested deeper than a list, no number too large to
 # compute with.
-Number = Annotated[float, Field(ge=-MOST_NUMBER, le=MOST_NUMBER)]
+Number = Annotated[float, Field(ge=-MAX_NUMBER, le=MAX_NUMBER)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 Split: TypeAlias = Literal["test", "held out", "cross-validated", "train", "val", "all"]
-Plain: TypeAlias = str | bool | Annotated[int, Field(ge=-MOST_WHOLE, le=MOST_WHOLE)] | Number | None
-Setting: TypeAlias = Plain | Annotated[list[Plain], Field(max_length=MOST_PARTS)]
+Plain: TypeAlias = (
+    str | bool | Annotated[int, Field(ge=-MAX_WHOLE_NUMBER, le=MAX_WHOLE_NUMBER)] | Number | None
+)
+Setting: TypeAlias = Plain | Annotated[list[Plain], Field(max_length=MAX_PARTS)]
 
 
 class Value(BaseModel):

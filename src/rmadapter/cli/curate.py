@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from rmadapter.curate.apply import Cleaned
     from rmadapter.curate.suspects import Suspects
 
-SHOWN = 20  # images in a table
+MAX_ROWS = 20  # images in a table
 METHOD = "linear-probe"
 Judge = Annotated[
     str,
@@ -162,7 +162,7 @@ def _show_suspects(result: Suspects, as_json: bool) -> None:
         print(json.dumps([one.json() for one in result.suspects]))
         return
     rows = []
-    for one in result.suspects[:SHOWN]:
+    for one in result.suspects[:MAX_ROWS]:
         sure = "" if one.confidence is None else f"{100 * one.confidence:.0f} %"
         suggested = "" if one.suggested is None else str(one.suggested)
         rows.append([one.image, str(one.given), suggested, sure, "; ".join(one.reasons)])

@@ -52,11 +52,13 @@ MEANINGS = {  # kinds of reasons, the worst first
     "them.",
 }
 KINDS = tuple(MEANINGS)
-SHOWN = 5  # neighbours of a suspect
+MAX_NEIGHBOURS = 5  # neighbours of a suspect
 COLUMNS = ("image", "given", "suggested", "confidence", "reasons", "neighbours", "decision")
-MOST = 60  # suspects of one kind on the page
+MAX_CARDS = 60  # suspects of one kind on the page
 NEIGHBOURS = 10
-LONGEST = 256  # pixels of the longer side to which an image is reduced to measure its sharpness
+SHARPNESS_SIDE = (
+    256  # pixels of the longer side to which an image is reduced to measure its sharpness
+)
 # modified z-score of an outlier (Iglewicz and Hoaglin, How to Detect and Handle Outliers, 1993)
 FAR = 3.5
 TINY, HALF = 64, 0.5  # tiny: a shorter side below TINY pixels and below HALF of the set's median
@@ -252,7 +254,9 @@ def _suspect(
     images: ImageSet, row: int, label: Doubt | None, reasons: list[str], near: Nearest
 ) -> Suspect:
     neighbours = []
-    for j, cosine in zip(near.rows[row, :SHOWN].tolist(), near.cosines[row].tolist(), strict=False):
+    for j, cosine in zip(
+        near.rows[row, :MAX_NEIGHBOURS].tolist(), near.cosines[row].tolist(), strict=False
+    ):
         if np.isfinite(cosine):
             written = images.written[images.labels[j]]
             neighbours.append(Neighbour(images.name(j), images.images[j], written, cosine))
@@ -285,7 +289,7 @@ def _measure(source: ImageSource) -> tuple[float, float, float]:
     image = load_image(source)
     shorter = min(image.size)
     spread = np.asarray(image, np.float32).std((0, 1)).max()
-    image.thumbnail((LONGEST, LONGEST), Image.Resampling.BICUBIC)
+    image.thumbnail((SHARPNESS_SIDE, SHARPNESS_SIDE), Image.Resampling.BICUBIC)
     grey = np.asarray(image.convert("L"), np.float32)
     middle = grey[1:-1, 1:-1]
     edges = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * middle
@@ -408,7 +412,7 @@ def _sections(suspects: Suspects) -> Iterator[dict[str, object]]:
     for title, meaning in MEANINGS.items():
         group = [one for one in suspects.suspects if kind(one.reasons[0]) == title]
         if group:
-            cards = [_card(suspects.images, one) for one in group[:MOST]]
+            cards = [_card(suspects.images, one) for one in group[:MAX_CARDS]]
             yield {"title": title, "meaning": meaning, "count": len(group), "cards": cards}
 
 

@@ -36,7 +36,7 @@ from rmadapter.training.cache import BATCH
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
-CHUNK = 8 * BATCH  # most images given to a worker at once, and repeated if it dies
+IMAGES_PER_TASK = 8 * BATCH  # most images given to a worker at once, and repeated if it dies
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class Cluster:
             context.execution_options.preserve_order = True
             context.enable_progress_bars = False
             # every worker gets some, even of few
-            size = min(CHUNK, -(-len(images) // (self.jobs * BATCH)) * BATCH)
+            size = min(IMAGES_PER_TASK, -(-len(images) // (self.jobs * BATCH)) * BATCH)
             parts = [images[start : start + size] for start in range(0, len(images), size)]
             blocks = [pa.table({"image": [str(image) for image in part]}) for part in parts]
             resources = shares(self.jobs)

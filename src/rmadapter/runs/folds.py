@@ -45,12 +45,13 @@ from rmadapter.training.shots import Callback, Figures
 from rmadapter.training.traits import COSTS, Cost, Expected
 
 FOLDS = 4  # divides 4, 8 and 16 shots per class evenly
-CHEAP: tuple[Cost, ...] = ("nothing", "features")  # to train: judged on all folds
-ERRORS = 2  # standard errors; by chance alone, one of several candidates is often ahead by one
+CHEAP_COSTS: tuple[Cost, ...] = ("nothing", "features")  # to train: judged on all folds
+# by chance alone, one of several candidates is often ahead by one standard error
+STANDARD_ERRORS = 2
 
 
 FIRST_STEPS = 5  # by which the pace of a training is known
-MOST = 20.0  # the highest temperature, and one over the lowest
+MAX_TEMPERATURE = 20.0  # the highest temperature, and one over the lowest
 
 
 class OutOfTime(Exception):
@@ -335,7 +336,7 @@ def split(
 def fitted_temperature(table: np.ndarray, labels: ArrayLike, expected: Expected) -> float:
     """Return the temperature that suits answers [N, C] on held-out images and what is expected of
     their method."""
-    return metrics.temperature(table, labels, MOST, *expected)
+    return metrics.temperature(table, labels, MAX_TEMPERATURE, *expected)
 
 
 # Choosing a method
@@ -429,7 +430,7 @@ def _judge(
 
 def _is_cheap(method: Method) -> bool:
     """Return whether a method is judged on all folds: it trains and answers in little time."""
-    return method.traits.cost in CHEAP and not method.test_views
+    return method.traits.cost in CHEAP_COSTS and not method.test_views
 
 
 def _settled(
@@ -440,7 +441,7 @@ def _settled(
     best = max(others, key=lambda other: others[other][: len(right)].mean())
     points, error = behind(right, others[best])
     wanted = preferred.index(name) < preferred.index(best)
-    return points > ERRORS * error or (wanted and points <= 0)
+    return points > STANDARD_ERRORS * error or (wanted and points <= 0)
 
 
 def pick(hits: Sequence[np.ndarray]) -> int:
@@ -450,7 +451,9 @@ def pick(hits: Sequence[np.ndarray]) -> int:
     """
     best = leader(hits)
     differences = [behind(right, best) for right in hits]
-    return next(i for i, (points, error) in enumerate(differences) if points <= ERRORS * error)
+    return next(
+        i for i, (points, error) in enumerate(differences) if points <= STANDARD_ERRORS * error
+    )
 
 
 def leader(hits: Sequence[np.ndarray]) -> np.ndarray:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rmadapter.artifacts.record import Record
     from rmadapter.training.shots import Callback, Figures
 
-SECONDS = 1.0  # between two messages to a tracker
+SECONDS_BETWEEN_MESSAGES = 1.0  # between two messages to a tracker
 
 
 class Tracking:
@@ -173,7 +173,7 @@ class Tracking:
         if step > self._done:
             named = {_name(name): float(value) for name, value in figures.items()}
             self._rows.setdefault(step, {}).update(named)
-            if time.monotonic() - self._sent > SECONDS:
+            if time.monotonic() - self._sent > SECONDS_BETWEEN_MESSAGES:
                 self._send()
 
     def _send(self) -> None:

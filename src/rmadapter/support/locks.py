@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 LOCK = ".lock"
 PRESENT = ".present.lock"
-SECONDS = 1.0  # to wait for a process that is about to leave or only looks in
+WAIT_SECONDS = 1.0  # to wait for a process that is about to leave or only looks in
 SOFT = "RMADAPTER_SOFT_LOCKS"  # 1 or 0: decides instead of the folder's mount which locks are used
 LEASE = 30.0  # seconds without a sign of life after which another machine takes over a lock file
 MOUNTS = Path("/proc/self/mounts")
@@ -138,7 +138,7 @@ def staged_folder(out: Path) -> Iterator[Path]:
     """
     failed = f"{out}: cannot be written (%s); nothing was left there"
     try:
-        with hold(_stage_lock(out), SECONDS, _busy(out), failed), _stage(out) as stage:
+        with hold(_stage_lock(out), WAIT_SECONDS, _busy(out), failed), _stage(out) as stage:
             yield stage
     except OSError as error:
         raise UserError(failed.replace("%s", str(error.strerror or error))) from error
@@ -188,7 +188,7 @@ def _stage(out: Path) -> Iterator[Path]:
 def _entry(folder: Path, patience: float = 1) -> AbstractContextManager[None]:
     """Hold the lock that a process needs to start or end its work in a folder."""
     failed = f"{folder}: cannot be written to (%s): choose another folder"
-    return hold(folder / LOCK, patience * SECONDS, _busy(folder), failed)
+    return hold(folder / LOCK, patience * WAIT_SECONDS, _busy(folder), failed)
 
 
 @contextmanager
