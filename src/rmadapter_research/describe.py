@@ -21,9 +21,7 @@ import torch.nn.functional as F
 from rmadapter import metrics
 from rmadapter.adapter import at_least_float32
 from rmadapter.backbones import Backbone
-from rmadapter.data.fewshot import split_digest
-from rmadapter.data.names import descriptions, key
-from rmadapter.data.texts import texts_of_all
+from rmadapter.data import descriptions, key, split_digest, texts_of_all
 from rmadapter.errors import UserError
 from rmadapter.methods.descriptions import text_weights, whole_texts
 from rmadapter.prompts import text_features, zero_shot_weights

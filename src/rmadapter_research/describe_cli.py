@@ -28,8 +28,8 @@ from rmadapter.support.files import check_new, user_path, write_text
 from rmadapter.support.terminal import note, table
 
 if TYPE_CHECKING:
+    from rmadapter import ImageSet
     from rmadapter.backbones import Backbone as Loaded
-    from rmadapter.data.image_set import ImageSet
     from rmadapter.runs.request import Request
     from rmadapter_research.describe import Measured
     from rmadapter_research.texts import Checked, Form, Named, TextFile
@@ -172,9 +172,8 @@ def _classes(
 ) -> tuple[dict[str, ImageSet] | None, list[Named]]:
     """Return the splits of a data set, and its classes; or no splits, and the classes that are
     named. needed: whether images are."""
-    from rmadapter.data.formats.registry import locate
-    from rmadapter.data.names import descriptions, prompt_names
-    from rmadapter.data.read import read_images
+    from rmadapter import read_images
+    from rmadapter.data import descriptions, locate, prompt_names
     from rmadapter_research.texts import Named
 
     is_data = False
@@ -200,7 +199,7 @@ def _write_questions(
 ) -> None:
     """Write the questions about classes that have no texts yet: as one text to paste, and as an
     object a line."""
-    from rmadapter.data.names import key
+    from rmadapter.data import key
     from rmadapter_research.texts import ask_about, pasted
 
     answered = {key(name) for name in known.texts}
@@ -225,7 +224,7 @@ def _answer(
     progress: bool,
 ) -> tuple[TextFile, Checked]:  # fmt: skip
     """Read answers, or ask for those that are missing, and write the file of texts."""
-    from rmadapter.data.names import key
+    from rmadapter.data import key
     from rmadapter_research.chat import Chat
     from rmadapter_research.describe import ask_all, origin_of
     from rmadapter_research.texts import check_answers, read_answers

@@ -40,7 +40,7 @@ from rmadapter.bench.report.tables import (
     columns_of,
     departures,
 )
-from rmadapter.data.catalog.sets import ELEVEN
+from rmadapter.data import ELEVEN
 from rmadapter.errors import UserError
 from rmadapter.support.files import write_text
 from rmadapter.support.html import template

@@ -18,7 +18,7 @@ from rmadapter.bench.protocols import DOMAINS, Job, expand
 from rmadapter.bench.report import paper
 from rmadapter.bench.report.groups import TRANSFER
 from rmadapter.bench.runner import run_all
-from rmadapter.data.catalog.sets import CATALOG, ELEVEN, check
+from rmadapter.data import CATALOG, ELEVEN, check
 from rmadapter.errors import UserError
 from rmadapter.settings import Machine
 from rmadapter.support.files import csv_text, write_text

@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
-from rmadapter.data.names import key
-from rmadapter.data.texts import parse_texts
+from rmadapter.data import key, parse_texts
 from rmadapter.errors import UserError, did_you_mean, is_text, quoted
 from rmadapter.support.files import JsonObject, read_json, read_text, write_json
 

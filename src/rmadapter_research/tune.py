@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rmadapter import ImageSet, read_images
 from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.bench.plan import Tuner
 from rmadapter.bench.protocols import TUNED, Job
 from rmadapter.bench.ray import SAME_PATH, connected, ray_module, settle, share, shares
-from rmadapter.data.read import ImageSet, read_images
 from rmadapter.errors import UserError
 from rmadapter.methods import changed_settings, load_method, name_with_settings
 from rmadapter.runs.folds import FOLDS, Folds, behind

@@ -4,12 +4,11 @@ count."""
 from __future__ import annotations
 
 import asyncio
-import io
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -26,7 +25,7 @@ from prometheus_client import (
 )
 from starlette.exceptions import HTTPException
 
-from rmadapter.data.decode import decoding_cost, open_header, read_image
+from rmadapter.data import decode_upload
 from rmadapter.errors import UserError, did_you_mean
 from rmadapter_serve.model import ServedModel
 from rmadapter_serve.waiting import Queue, QueueFull, QueueState, too_busy
@@ -401,11 +400,8 @@ def decode(
 ) -> np.ndarray | None:
     """Return float32 [3, H, W]; None if decoding would take more bytes than `most`, if that is not
     0. Raises UserError if the image is bad."""
-    if most:
-        with suppress(Exception):  # `read_image` says what is wrong
-            if decoding_cost(open_header(io.BytesIO(upload.data))) > most:
-                return None
-    return transform(read_image(io.BytesIO(upload.data), upload.name))
+    image = decode_upload(upload.data, upload.name, most)
+    return None if image is None else transform(image)
 
 
 def _bad_images(uploads: Sequence[Upload], bad: Mapping[int, UserError]) -> HTTPException:

@@ -7,8 +7,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rmadapter.data.archives import unpack_zip as unpack_zip
+    from rmadapter.data.catalog.sets import CATALOG as CATALOG
+    from rmadapter.data.catalog.sets import ELEVEN as ELEVEN
+    from rmadapter.data.catalog.sets import check as check
+    from rmadapter.data.decode import decode_upload as decode_upload
     from rmadapter.data.decode import image_error as image_error
     from rmadapter.data.decode import load_image as load_image
+    from rmadapter.data.fewshot import split_digest as split_digest
     from rmadapter.data.formats.base import Row as Row
     from rmadapter.data.formats.base import image_files as image_files
     from rmadapter.data.formats.imagefolder import write_imagefolder as write_imagefolder
@@ -16,19 +21,34 @@ if TYPE_CHECKING:
     from rmadapter.data.formats.registry import locate as locate
     from rmadapter.data.formats.registry import open_class_folders as open_class_folders
     from rmadapter.data.formats.registry import write_labels as write_labels
+    from rmadapter.data.names import descriptions as descriptions
     from rmadapter.data.names import is_catch_all as is_catch_all
+    from rmadapter.data.names import key as key
+    from rmadapter.data.names import prompt_names as prompt_names
     from rmadapter.data.names import typed_name as typed_name
+    from rmadapter.data.texts import parse_texts as parse_texts
+    from rmadapter.data.texts import texts_of_all as texts_of_all
 
 # Imported on first use, so that the command line does not import torch.
 _HOME_OF = {
+    "CATALOG": "rmadapter.data.catalog.sets",
+    "ELEVEN": "rmadapter.data.catalog.sets",
     "Row": "rmadapter.data.formats.base",
+    "check": "rmadapter.data.catalog.sets",
     "check_unlabelled": "rmadapter.data.formats.registry",
+    "decode_upload": "rmadapter.data.decode",
+    "descriptions": "rmadapter.data.names",
     "image_error": "rmadapter.data.decode",
     "image_files": "rmadapter.data.formats.base",
     "is_catch_all": "rmadapter.data.names",
+    "key": "rmadapter.data.names",
     "load_image": "rmadapter.data.decode",
     "locate": "rmadapter.data.formats.registry",
     "open_class_folders": "rmadapter.data.formats.registry",
+    "parse_texts": "rmadapter.data.texts",
+    "prompt_names": "rmadapter.data.names",
+    "split_digest": "rmadapter.data.fewshot",
+    "texts_of_all": "rmadapter.data.texts",
     "typed_name": "rmadapter.data.names",
     "unpack_zip": "rmadapter.data.archives",
     "write_imagefolder": "rmadapter.data.formats.imagefolder",

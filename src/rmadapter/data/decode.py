@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -121,6 +122,27 @@ def read_image(file: BinaryIO, name: str) -> Image.Image:
     _refuse_raw(name)
     with reading(name):
         return _rgb(open_image(file))
+
+
+def decode_upload(data: bytes, name: str, max_bytes: int = 0) -> Image.Image | None:
+    """Decode an image in memory like `load_image`.
+
+    Args:
+        data: The bytes of its file.
+        name: Its name in messages.
+        max_bytes: Memory that decoding may take; 0 for no limit but that of `load_image`.
+
+    Returns:
+        The image; None if decoding takes more than `max_bytes`.
+
+    Raises:
+        UserError: As for `load_image`.
+    """
+    if max_bytes:
+        with contextlib.suppress(Exception):  # `read_image` says what is wrong
+            if decoding_cost(open_header(io.BytesIO(data))) > max_bytes:
+                return None
+    return read_image(io.BytesIO(data), name)
 
 
 def load_hashed(path: str | Path) -> tuple[Image.Image, bytes]:
@@ -348,13 +370,6 @@ def _sides(image: Image.Image) -> str:
 def decoding_cost(image: Image.Image) -> int:
     """Return the bytes that decoding an opened image to RGB takes, as measured for its format."""
     return _cost(image) + 4 * image.width * image.height // shrink(image) ** 2
-
-
-def decoding_bytes(file: BinaryIO) -> int:
-    """Return the bytes that decoding an image takes; 0 for one that `read_image` refuses."""
-    with contextlib.suppress(Exception):
-        return decoding_cost(open_header(file))
-    return 0
 
 
 def _cost(image: Image.Image) -> int:
