@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, zeros
 
+from rmadapter.prompts import stems
+
 # one per class, as theirs and ours draw differently from several
 ONE_TEXT = Path(__file__).with_name("one_text.json")
 DEPTH, WIDTHS = 3, (768, 512)  # MaPLe's authors hard-coded these widths
@@ -115,7 +117,8 @@ def one_text_per_class(module: Any) -> None:
 
 def class_features(own: Any, shots: Any) -> Tensor:
     """Return 2SFS's class features at the start of its second stage."""
-    features: Tensor = own.class_features(own.prompts(shots.classes, shots.templates), 1)
+    prompts = stems(own.backbone, shots.classes, shots.templates)
+    features: Tensor = own.class_features(prompts, 1)
     return features
 
 

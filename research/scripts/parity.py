@@ -49,6 +49,7 @@ RESULTS, PAGE = ROOT / "research/results/parity.json", ROOT / "docs/studies/pari
 RECORDS = ROOT / "research/results/parity.md"
 BEGIN, END = "<!-- by parity.py --page, from parity.json -->", "<!-- end -->"
 LIMIT = 1e-4
+TRAINING = ("rmadapter.methods.", "rmadapter.training.contract")  # modules that call `minimise`
 BY_HAND = ("hicropl", "clip-adapter", "tip-adapter-f")  # not in this tool
 CLASSES = ("cat", "night sky", "red fire engine", "very small dog")
 DIFFERENCES = {
@@ -156,7 +157,7 @@ def untrained(method: Any, shots: Shots) -> tuple[Any, ...]:
     minimise = Mock(return_value=Trained())
     with ExitStack() as stack:
         for name, file in list(sys.modules.items()):
-            if name.startswith("rmadapter.methods.") and hasattr(file, "minimise"):
+            if name.startswith(TRAINING) and hasattr(file, "minimise"):
                 stack.enter_context(patch.object(file, "minimise", minimise))
         method.fit(shots.cache.backbone, shots)
     return tuple(minimise.call_args.args[:5])

@@ -21,7 +21,7 @@ from rmadapter.adapter import at_least_float32
 from rmadapter.backbones import Backbone
 from rmadapter.backbones.known import kept_weights
 from rmadapter.data.names import descriptions
-from rmadapter.encoders import States, pausing
+from rmadapter.encoders import Packed, States, pausing
 from rmadapter.errors import UserError
 
 CHUNK = 1024  # prompts encoded at once; more are encoded in turn, and again for their gradient
@@ -109,6 +109,26 @@ def frozen_prompts(
     `States`."""
     chunks = tokenize(backbone, names, templates).split(CHUNK)
     return [backbone.text.frozen(chunk, first) for chunk in chunks]
+
+
+@torch.no_grad()
+def stems(
+    backbone: Backbone, names: Sequence[str], templates: Sequence[str], share: bool = True
+) -> list[tuple[Tensor, Packed]]:
+    """Return what enters the first block of the text encoder for all prompts, and its layout, in
+    chunks of at most CHUNK prompts.
+
+    Args:
+        backbone: Backbone with a text encoder.
+        names: Names of C classes.
+        templates: Prompt templates.
+        share: Whether a common beginning is kept once.
+    """
+    layouts = [
+        backbone.text.layout(chunk, share)
+        for chunk in tokenize(backbone, names, templates).split(CHUNK)
+    ]
+    return [(backbone.text.stem(layout), layout) for layout in layouts]
 
 
 def class_weights(features: Tensor, each: int = 1) -> Tensor:

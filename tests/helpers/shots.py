@@ -33,6 +33,7 @@ REQUIRED_SETTINGS: dict[str, dict[str, Any]] = {
     "zero-shot-descriptions": {"descriptions": TEXTS}, "coop-few-shot": {"epochs": 4},
 }  # fmt: skip
 CPU = {"device": "cpu"}
+TRAINING = ("rmadapter.methods.", "rmadapter.training.contract")  # modules that call `minimise`
 # Weights that make every term of the loss count on a model of random weights.
 LARGE_WEIGHTS: dict[str, Any] = {
     "lambda_image_rec": 1, "lambda_text_rec": 1, "lambda_image_con": 20, "lambda_text_con": 50,
@@ -168,7 +169,7 @@ def untrained(method: Any, backbone: Backbone, shots: Shots) -> Untrained:
 
     with pytest.MonkeyPatch.context() as patch:
         for name, file in list(sys.modules.items()):
-            if name.startswith("rmadapter.methods.") and hasattr(file, "minimise"):
+            if name.startswith(TRAINING) and hasattr(file, "minimise"):
                 patch.setattr(file, "minimise", minimise)
         fitted = method.fit(backbone, shots)
     ((module, loss, recipe, given, source, *_),) = seen

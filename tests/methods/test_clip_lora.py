@@ -12,9 +12,8 @@ from torch.func import functional_call
 
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import blocks, encoder
-from rmadapter.methods import clip_lora
 from rmadapter.methods.clip_lora import CLIPLoRA, LowRank, UpdatedCLIP
-from rmadapter.prompts import cosine_logits
+from rmadapter.prompts import cosine_logits, stems
 from rmadapter.settings import configured
 from rmadapter.training.contract import Known
 from tests.helpers.rounding import double
@@ -70,7 +69,7 @@ def test_logits_and_gradients_are_those_of_merged_weights(
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(clip_lora, "CHUNK", chunk)  # more prompts than fit at once
+    monkeypatch.setattr("rmadapter.prompts.CHUNK", chunk)  # more prompts than fit at once
     given: Backbone = request.getfixturevalue(name)
     backbone = double(given)
     random = torch.Generator().manual_seed(1)
@@ -83,7 +82,7 @@ def test_logits_and_gradients_are_those_of_merged_weights(
             parameter.data = 0.3 * torch.randn(parameter.shape, generator=random).double()
 
     states = backbone.image.frozen(images, 1)
-    w = model.class_weights(model.prompts(NAMES, templates, share=True), len(templates))
+    w = model.class_features(stems(backbone, NAMES, templates), len(templates))
     lean = cosine_logits(backbone, model.image_features(states, model.views[0]), w)
     # with updates in copies of the weights
     answers = model.for_classes(NAMES, Known(NAMES, templates))(states)
@@ -127,7 +126,7 @@ def test_with_dropout_prompts_share_no_prefix(tiny_clip: Backbone, dropout: floa
         lambda module, given: seen.append(len(given[0]))
     )
     start.terms([0, 1])
-    ((_, layout),) = start.module.prompts(NAMES, shots.templates, share=dropout == 0)
+    ((_, layout),) = stems(tiny_clip, NAMES, shots.templates, share=dropout == 0)
     assert (layout.prefix > 0) == (dropout == 0)
     assert seen == [len(layout.ids)]
 

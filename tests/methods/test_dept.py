@@ -76,7 +76,7 @@ def test_terms_and_gradients_are_plain_ones(
 def test_the_head_answers_about_trained_classes_alone(tiny_clip: Backbone) -> None:
     """In any order and number of them, and about none of them where one is new."""
     backbone, images = double(tiny_clip), pixels(tiny_clip)
-    module: Any = shaken(DePT(depth=2).module(backbone, 4).double())
+    module: Any = shaken(DePT(depth=2).module(backbone, classes=4).double())
     some, others, known = ("tree house", "cat"), ("tree house", "cat", "boat"), Known(NAMES)
     states = backbone.image.frozen(images, 1)
     with torch.no_grad():
@@ -98,7 +98,7 @@ def test_the_head_learns_at_a_rate_of_its_own(tiny_clip: Backbone) -> None:
         "warmup_rate": 0.005,
     }
     method, shots = configured(DePT(), fields), eight_images(tiny_clip)
-    fitted, module = method.fit(tiny_clip, shots), method.module(tiny_clip, 4)
+    fitted, module = method.fit(tiny_clip, shots), method.module(tiny_clip, classes=4)
     named = dict(module.named_parameters())
     prompts, head = (
         [p for n, p in named.items() if n.startswith("prompts.") == own] for own in (True, False)

@@ -166,7 +166,7 @@ def test_a_class_is_asked_by_the_mean_of_its_texts(tiny_clip: Backbone, tmp_path
     file.unlink()
     again = method.restore(tiny_clip, fitted.known, fitted.tensors)
     found: Any = again.for_classes(("car", "tree", "house | hut"))
-    module = method.module(tiny_clip, fitted.tensors[TEXTS])
+    module = method.module(tiny_clip, texts=fitted.tensors[TEXTS])
     module.load_state_dict(dict(fitted.tensors))
     asked = (
         ["a photo of a car, car stands", "a photo of a car, it runs"],

@@ -17,6 +17,7 @@ from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.encoders import blocks, encoder
 from rmadapter.methods.mail import MAIL, AgentCLIP
 from rmadapter.methods.zero_shot import ZeroShot
+from rmadapter.prompts import stems
 from rmadapter.training.contract import Known
 from tests.helpers.deep_prompts import NAMES, pixels
 from tests.helpers.models import (
@@ -156,7 +157,7 @@ def test_features_and_gradients_are_plain_ones(name: str, request: pytest.Fixtur
     tokens = backbone.tokenizer([f"a photo of a {name}." for name in NAMES])
     states = backbone.image.frozen(images, 1)
     f = module.image_features(states)
-    w = module.class_weights(module.prompts(NAMES, ("a photo of a {}.",)), 1)
+    w = module.class_features(stems(backbone, NAMES, ("a photo of a {}.",)), 1)
     f_plain, w_plain = plain(backbone, module, images, tokens)
     torch.testing.assert_close(f, f_plain, rtol=1e-9, atol=1e-10)
     torch.testing.assert_close(w, w_plain, rtol=1e-9, atol=1e-10)

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from rmadapter.backbones import Backbone
 from rmadapter.data.read import ImageSet, read_images
 from rmadapter.errors import UserError
-from rmadapter.methods import tip_adapter
 from rmadapter.methods.tip_adapter import Search, TipAdapter, TipAdapterF
 from rmadapter.settings import configured
 from tests.helpers.shots import logits_of, noise_images, pixels_of, shots_of
@@ -135,11 +134,8 @@ def test_alpha_and_beta_are_the_best_of_the_grid_on_validation_images(
 def test_without_validation_images_every_shot_is_held_out_once(tiny_clip: Backbone) -> None:
     shots = shots_of(tiny_clip, noise_images(12, THREE, grain=32))
     method, views = TipAdapter(), shots.features()
-    parts = list(
-        tip_adapter._judged(
-            method, tiny_clip, shots, views, method.keys(tiny_clip, shots, views)[0]
-        )
-    )
+    keys, _ = method.keys(tiny_clip, shots, views)
+    parts = list(method.judged(tiny_clip, shots, views, keys))
     assert [len(part[0]) for part in parts] == [3, 3, 3, 3]
     for affinity, values, clip, wanted in parts:
         assert affinity.shape == (3, 9)

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import Grid
 from rmadapter.methods.two_stages import FIRST, Norms
-from rmadapter.prompts import class_weights, tokenize
+from rmadapter.prompts import class_weights, stems, tokenize
 from rmadapter.training.cache import Held
 from rmadapter.training.loop import Trainer
 from tests.helpers.methods import quick_method
@@ -108,7 +108,7 @@ def test_trained_norms_have_the_gradients_of_autocasts_own_casts(
     backbone: Backbone = request.getfixturevalue(name)
     module = Norms(backbone, len(NAMES))
     states = backbone.image.frozen(noise(backbone), FIRST)
-    (layout,) = module.prompts(NAMES, PHOTO)
+    ((x, layout),) = stems(backbone, NAMES, PHOTO)
 
     def gradients(f: Tensor, w: Tensor) -> list[Tensor]:
         loss = f.float().square().sum() + (w.float() ** 3).sum()
@@ -116,7 +116,7 @@ def test_trained_norms_have_the_gradients_of_autocasts_own_casts(
 
     image, text = module.image, module.text
     with torch.autocast("cpu", torch.bfloat16):
-        found = gradients(module.image_features(states), module.class_features([layout], 1))
+        found = gradients(module.image_features(states), module.class_features([(x, layout)], 1))
         f = image.encode(states.x, states.layout, FIRST, views=image.views)
         w = class_weights(text.encode(text.stem(layout), layout, views=text.views), 1)
         own = gradients(f, w)

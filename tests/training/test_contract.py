@@ -16,10 +16,9 @@ from rmadapter.encoders import Grid, States
 from rmadapter.errors import UserError
 from rmadapter.methods import load_method
 from rmadapter.methods.parts.features import columns
-from rmadapter.methods.parts.tensors import shaped
 from rmadapter.settings import Machine
 from rmadapter.training.cache import Cache
-from rmadapter.training.contract import NotApplicable, Shots, answers, count
+from rmadapter.training.contract import NotApplicable, Shots, answers, count, shaped
 from tests.helpers.external_methods import ExternalMethod
 from tests.helpers.shots import noisy_colors, shots_of
 

@@ -197,3 +197,37 @@ class Encoder(ABC, Generic[Layout]):
 
     def _is_top(self, block: int, layout: Layout) -> bool:
         return block == self.depth and self.reads_some(layout)
+
+
+class BlockView:
+    """A view of a block in the number format of its tokens, of which methods change parts.
+
+    Args:
+        encoder: Encoder of the block.
+        block: Number of the block, from 1, which is not opaque.
+    """
+
+    def __init__(self, encoder: Encoder[Grid] | Encoder[Packed], block: int) -> None:
+        self.encoder, self.block = encoder, block
+
+    def plain(self, kind: torch.dtype) -> View:
+        """Return the view of the untouched block for tokens of a number format."""
+        view = self.encoder.view(self.block, kind)
+        assert not isinstance(view, Opaque)
+        return view
+
+    @property
+    def heads(self) -> int:
+        return self.plain(torch.float32).heads
+
+    def qkv(self, n: Tensor) -> tuple[Tensor, ...]:
+        return self.plain(n.dtype).qkv(n)
+
+    def query(self, n: Tensor) -> Tensor:
+        return self.plain(n.dtype).query(n)
+
+    def key_value(self, n: Tensor) -> tuple[Tensor, ...]:
+        return self.plain(n.dtype).key_value(n)
+
+    def close(self, x: Tensor, attended: Tensor) -> Tensor:
+        return self.plain(x.dtype).close(x, attended)

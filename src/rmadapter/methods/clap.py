@@ -22,16 +22,8 @@ from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
 from rmadapter.methods.parts.features import columns, one_hot
-from rmadapter.methods.parts.tensors import shaped
 from rmadapter.prompts import Cosines, cosine_logits, raw_text_features, untouched
-from rmadapter.training.contract import (
-    Fitted,
-    Known,
-    Method,
-    Parameters,
-    Shots,
-    ToLogits,
-)
+from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits, shaped
 from rmadapter.training.loop import Batch, minimise
 from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
 
@@ -39,13 +31,48 @@ PAPER = (
     "Silva-Rodriguez et al., CVPR 2024 (arXiv 2312.12730); SGD_lr1e-1_B256_ep300 of "
     "github.com/jusiro/CLAP"
 )
-RECIPE = Recipe(learning_rate=0.1, epochs=300, batch_size=256, weight_decay=0.0)
 
 
 @dataclass(frozen=True)
-class ZeroShotProbe(Method):
-    """Class features trained as free weights, without a penalty. Only answers for the classes of
-    its shots."""
+class Probe(Method):
+    """Class features trained as free weights. Only answers for the classes of its shots."""
+
+    penalised: ClassVar[bool]
+    recipe: Recipe = Recipe(learning_rate=0.1, epochs=300, batch_size=256, weight_decay=0.0)
+
+    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
+        text = raw_text_features(backbone, shots.classes, shots.templates).mean(0)
+        held = strengths(backbone, shots, text) if self.penalised else None
+        probe = nn.ParameterDict({"weights": text.clone()})
+
+        def loss(batch: Batch) -> dict[str, Tensor]:
+            weights = probe["weights"]
+            logits = cosine_logits(backbone, batch.images.features, F.normalize(weights, dim=-1))
+            ce = F.cross_entropy(logits, batch.labels)
+            if held is None:
+                return {"loss": ce}
+            penalty = (held * (weights - text).square().sum(-1)).mean()
+            return {"loss": ce + penalty, "ce": ce, "penalty": penalty}
+
+        trained = minimise(probe, loss, self.recipe, shots, shots.source())
+        return self.restore(backbone, shots.known, probe.state_dict()).after(trained)
+
+    def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
+        weights = shaped(tensors, "weights", len(known.classes), backbone.embedding_size)
+        trained = F.normalize(weights, dim=-1)
+
+        def for_classes(names: Sequence[str]) -> ToLogits:
+            return Cosines(backbone, untouched, trained[columns(self.title, known.classes, names)])
+
+        return Fitted(self, backbone, known, tensors, for_classes, parameters=trained.numel())
+
+    def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
+        return Parameters(classes * backbone.embedding_size)
+
+
+@dataclass(frozen=True)
+class ZeroShotProbe(Probe):
+    """A probe without a penalty."""
 
     title: ClassVar[str] = "linear probe, zero-shot start"
     source: ClassVar[str] = f"ZS-LP of {PAPER}"
@@ -59,23 +86,13 @@ class ZeroShotProbe(Method):
         ),
         reads="features",
     )
-    recipe: Recipe = RECIPE
-
-    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
-        return _fit(self, self.recipe, backbone, shots, penalised=False)
-
-    def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
-        return _restore(self, backbone, known, tensors)
-
-    def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
-        return Parameters(classes * backbone.embedding_size)
+    penalised: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
-class CLAP(Method):
-    """`ZeroShotProbe`, held near the text features. One setting for all data sets, as published;
-    the strengths keep their initial values, as with constraint `l2` of the released code. Only
-    answers for the classes of its shots."""
+class CLAP(Probe):
+    """A probe held near the text features. One setting for all data sets, as published; the
+    strengths keep their initial values, as with constraint `l2` of the released code."""
 
     title: ClassVar[str] = "CLAP"
     source: ClassVar[str] = PAPER
@@ -89,16 +106,7 @@ class CLAP(Method):
         ),
         reads="features",
     )
-    recipe: Recipe = RECIPE
-
-    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
-        return _fit(self, self.recipe, backbone, shots, penalised=True)
-
-    def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
-        return _restore(self, backbone, known, tensors)
-
-    def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
-        return Parameters(classes * backbone.embedding_size)
+    penalised: ClassVar[bool] = True
 
 
 def strengths(backbone: Backbone, shots: Shots, text: Tensor) -> Tensor:
@@ -110,36 +118,3 @@ def strengths(backbone: Backbone, shots: Shots, text: Tensor) -> Tensor:
     )
     values = one_hot(shots)
     return (probabilities * values).sum(0) / values.sum(0).clamp(min=torch.finfo(values.dtype).tiny)
-
-
-def _fit(
-    method: Method, recipe: Recipe, backbone: Backbone, shots: Shots, penalised: bool
-) -> Fitted:
-    text = raw_text_features(backbone, shots.classes, shots.templates).mean(0)
-    held = strengths(backbone, shots, text) if penalised else None
-    probe = nn.ParameterDict({"weights": text.clone()})
-
-    def loss(batch: Batch) -> dict[str, Tensor]:
-        weights = probe["weights"]
-        logits = cosine_logits(backbone, batch.images.features, F.normalize(weights, dim=-1))
-        ce = F.cross_entropy(logits, batch.labels)
-        if held is None:
-            return {"loss": ce}
-        penalty = (held * (weights - text).square().sum(-1)).mean()
-        return {"loss": ce + penalty, "ce": ce, "penalty": penalty}
-
-    trained = minimise(probe, loss, recipe, shots, shots.source())
-    return method.restore(backbone, shots.known, probe.state_dict()).after(trained)
-
-
-def _restore(
-    method: Method, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]
-) -> Fitted:
-    trained = F.normalize(
-        shaped(tensors, "weights", len(known.classes), backbone.embedding_size), dim=-1
-    )
-
-    def for_classes(names: Sequence[str]) -> ToLogits:
-        return Cosines(backbone, untouched, trained[columns(method.title, known.classes, names)])
-
-    return Fitted(method, backbone, known, tensors, for_classes, parameters=trained.numel())

@@ -15,8 +15,8 @@ from rmadapter.errors import UserError
 from rmadapter.prompts import Cosines, cosine_logits, zero_shot_weights
 from rmadapter.settings import Share, Size
 from rmadapter.support.machine import seeded
-from rmadapter.training.contract import Fitted, Known, Learner, ModuleMethod, Shots, ToLogits
-from rmadapter.training.loop import Batch, minimise
+from rmadapter.training.contract import Known, Learner, ModuleMethod, Shots, ToLogits
+from rmadapter.training.loop import Batch, Loss
 from rmadapter.training.traits import About, Recipe, Traits, Uses
 
 
@@ -57,7 +57,7 @@ def check_reduction(reduction: int, backbone: Backbone) -> None:
 
 
 @dataclass(frozen=True)
-class CLIPAdapter(ModuleMethod):
+class CLIPAdapter(ModuleMethod[Bottleneck]):
     """Adapts only image features, as the released trainer does. That trainer has no configuration
     of its own and is run with CoOp's command for ImageNet, whose settings these are; the paper
     searches the ratio for every data set."""
@@ -91,13 +91,11 @@ class CLIPAdapter(ModuleMethod):
         with seeded(seed):
             return Bottleneck(backbone, self.reduction, self.ratio).to(backbone.device)
 
-    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
-        weights = zero_shot_weights(backbone, shots.classes, shots.templates)
-        module = self.module(backbone, shots.seed)
+    def objective(self, module: Bottleneck, shots: Shots) -> Loss:
+        weights = zero_shot_weights(module.backbone, shots.classes, shots.templates)
 
         def loss(batch: Batch) -> Tensor:
-            logits = cosine_logits(backbone, module(batch.images.features), weights)
+            logits = cosine_logits(module.backbone, module(batch.images.features), weights)
             return F.cross_entropy(logits, batch.labels)
 
-        trained = minimise(module, loss, self.recipe, shots, shots.source())
-        return self.restore(backbone, shots.known, module.state_dict()).after(trained)
+        return loss

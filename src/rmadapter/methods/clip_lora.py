@@ -12,7 +12,7 @@ is trained from its first block on, so only the input of that block is frozen.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -22,15 +22,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
-from rmadapter.backbones.known import kept_adapted
 from rmadapter.encoders import EitherEncoder, Packed, States
-from rmadapter.encoders.blocks import Opaque, Projections, View
+from rmadapter.encoders.blocks import Projections
+from rmadapter.encoders.encoder import BlockView
 from rmadapter.errors import UserError
-from rmadapter.prompts import CHUNK, Cosines, cosine_logits, learnt_weights, prompts_each, tokenize
+from rmadapter.methods.parts.learners import CosineLearner
+from rmadapter.prompts import cosine_logits, learnt_weights, prompts_each, stems
 from rmadapter.settings import Share, Size
 from rmadapter.support.machine import seeded
-from rmadapter.training.contract import Fitted, Known, Learner, ModuleMethod, Shots, ToLogits
-from rmadapter.training.loop import Batch, minimise
+from rmadapter.training.contract import Known, ModuleMethod, Shots
+from rmadapter.training.loop import Batch, Loss
 from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
 
 
@@ -48,37 +49,23 @@ class LowRank(nn.Module):
         return self.scale * self.up(self.down(F.dropout(x, self.dropout, self.training)))
 
 
-class UpdatedBlock:
-    """View of a block, in its tokens' number format, with a LowRank update each for query, key and
-    value."""
+class UpdatedBlock(BlockView):
+    """A block with a LowRank update each for query, key and value."""
 
     def __init__(self, encoder: EitherEncoder, block: int, updates: nn.ModuleList) -> None:
-        self.encoder, self.block, self.updates = encoder, block, updates
-
-    @property
-    def heads(self) -> int:
-        return self._view(torch.float32).heads
-
-    def _view(self, kind: torch.dtype) -> View:
-        view = self.encoder.view(self.block, kind)
-        assert not isinstance(view, Opaque)
-        return view
+        super().__init__(encoder, block)
+        self.updates = updates
 
     def query(self, n: Tensor) -> Tensor:
-        return self._view(n.dtype).query(n) + self.updates[0](n)
+        return super().query(n) + self.updates[0](n)
 
     def key_value(self, n: Tensor) -> tuple[Tensor, ...]:
-        projected = self._view(n.dtype).key_value(n)
+        projected = super().key_value(n)
         return tuple(x + update(n) for x, update in zip(projected, self.updates[1:], strict=True))
 
     def qkv(self, n: Tensor) -> tuple[Tensor, ...]:
-        return tuple(
-            x + update(n)
-            for x, update in zip(self._view(n.dtype).qkv(n), self.updates, strict=True)
-        )
-
-    def close(self, x: Tensor, attended: Tensor) -> Tensor:
-        return self._view(x.dtype).close(x, attended)
+        projected = super().qkv(n)
+        return tuple(x + update(n) for x, update in zip(projected, self.updates, strict=True))
 
 
 class MergedBlock:
@@ -105,7 +92,7 @@ class MergedBlock:
         return self._project(n, 1, 3).chunk(2, -1)
 
 
-class UpdatedCLIP(Learner):
+class UpdatedCLIP(CosineLearner):
     """Both encoders of a backbone with trainable updates; the backbone itself is not modified.
 
     Raises UserError for encoders whose blocks cannot be taken apart.
@@ -142,17 +129,8 @@ class UpdatedCLIP(Learner):
             for _ in range(encoder.depth)
         ]
 
-    @torch.no_grad()
-    def prompts(
-        self, names: Sequence[str], templates: Sequence[str], share: bool
-    ) -> list[tuple[Tensor, Packed]]:
-        """Return the frozen input of the text encoder's first block, in chunks of CHUNK prompts."""
-        text, tokens = self.backbone.text, tokenize(self.backbone, names, templates)
-        layouts = [text.layout(chunk, share) for chunk in tokens.split(CHUNK)]
-        return [(text.stem(layout), layout) for layout in layouts]
-
-    def class_weights(self, prompts: Sequence[tuple[Tensor, Packed]], each: int) -> Tensor:
-        """Return normalised class features [C, e]."""
+    def class_features(self, prompts: Sequence[tuple[Tensor, Packed]], each: int) -> Tensor:
+        """Return normalised class features [C, e]. prompts: as from `stems`."""
         return learnt_weights(self._encode_text, prompts, each)
 
     def _encode_text(self, x: Tensor, layout: Packed) -> Tensor:
@@ -169,17 +147,16 @@ class UpdatedCLIP(Learner):
         """Return features [B, e] from the input of the image encoder's first block."""
         return self.backbone.image.encode(states.x, states.layout, views=views)
 
-    def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
-        def make() -> Tensor:
-            prompts = self.prompts(names, known.templates, share=True)
-            return self.class_weights(prompts, prompts_each(names, known.templates))
+    def encode_classes(self, names: Sequence[str], known: Known) -> Tensor:
+        prompts = stems(self.backbone, names, known.templates)
+        return self.class_features(prompts, prompts_each(names, known.templates))
 
-        weights = kept_adapted(self.backbone, names, known.templates, known.saved, make)
-        return Cosines(self.backbone, partial(self.image_features, views=self.merged()), weights)
+    def image_encoder(self) -> Callable[[States], Tensor]:
+        return partial(self.image_features, views=self.merged())
 
 
 @dataclass(frozen=True)
-class CLIPLoRA(ModuleMethod):
+class CLIPLoRA(ModuleMethod[UpdatedCLIP]):
     """alpha / sqrt(rank) scales an update, as in the released code. Dropout is drawn anew for every
     token of every prompt, so training cannot compute the common beginning of all prompts only once.
     Several templates are averaged; the released code trains with the first.
@@ -216,15 +193,13 @@ class CLIPLoRA(ModuleMethod):
             backbone, self.rank, self.alpha / math.sqrt(self.rank), self.dropout, seed
         )
 
-    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
-        module = self.module(backbone, shots.seed)
-        each = prompts_each(shots.classes, shots.templates)
-        prompts = module.prompts(shots.classes, shots.templates, share=self.dropout == 0)
+    def objective(self, module: UpdatedCLIP, shots: Shots) -> Loss:
+        backbone, each = module.backbone, prompts_each(shots.classes, shots.templates)
+        prompts = stems(backbone, shots.classes, shots.templates, share=self.dropout == 0)
 
         def loss(batch: Batch) -> Tensor:
             features = module.image_features(batch.images, module.views[0])
-            logits = cosine_logits(backbone, features, module.class_weights(prompts, each))
+            logits = cosine_logits(backbone, features, module.class_features(prompts, each))
             return F.cross_entropy(logits, batch.labels)
 
-        trained = minimise(module, loss, self.recipe, shots, shots.source(1))
-        return self.restore(backbone, shots.known, module.state_dict()).after(trained)
+        return loss

@@ -39,7 +39,7 @@ from rmadapter.prompts import Cosines, cosine_logits, untouched, zero_shot_weigh
 from rmadapter.settings import Size
 from rmadapter.support.files import read_text
 from rmadapter.training.contract import Fitted, Known, ModuleMethod, Shots, ToLogits
-from rmadapter.training.loop import Batch, minimise
+from rmadapter.training.loop import Batch, Loss, minimise
 from rmadapter.training.traits import About, Recipe, Traits, Uses
 
 HALVINGS = 20  # finds a share to within a millionth
@@ -140,7 +140,7 @@ class Mixture(ContextLearner):
 
 
 @dataclass(frozen=True)
-class CoCoAMix(ModuleMethod):
+class CoCoAMix(ModuleMethod[Mixture]):
     """tokens: number of context vectors, at most a quarter of the text encoder's length; they start
     from noise, or as the words of `context`. confusion: w. margin: d, in nats.
 
@@ -171,14 +171,19 @@ class CoCoAMix(ModuleMethod):
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
         module = self.module(backbone, shots.seed)
+        trained = minimise(
+            module, self.objective(module, shots), self.recipe, shots, shots.source()
+        )
+        module.mix(shots, self.margin)
+        return self.restore(backbone, shots.known, module.state_dict()).after(trained)
+
+    def objective(self, module: Mixture, shots: Shots) -> Loss:
         weights = module.bind(shots.classes, shots.templates)
 
         def loss(batch: Batch) -> dict[str, Tensor]:
-            logits = cosine_logits(backbone, batch.images.features, weights())
+            logits = cosine_logits(module.backbone, batch.images.features, weights())
             ce = F.cross_entropy(logits, batch.labels, reduction="none")
             confused = self.confusion * (1 - (-ce).exp()).mean()
             return {"loss": ce.mean() + confused, "ce": ce.mean(), "confusion": confused}
 
-        trained = minimise(module, loss, self.recipe, shots, shots.source())
-        module.mix(shots, self.margin)
-        return self.restore(backbone, shots.known, module.state_dict()).after(trained)
+        return loss

@@ -16,8 +16,8 @@ from rmadapter.methods.parts.learned_prompts import PromptedText, context_vector
 from rmadapter.prompts import cosine_logits
 from rmadapter.settings import Size
 from rmadapter.support.machine import seeded
-from rmadapter.training.contract import Fitted, Known, Learner, ModuleMethod, Shots, ToLogits
-from rmadapter.training.loop import Batch, minimise
+from rmadapter.training.contract import Known, Learner, ModuleMethod, Shots, ToLogits
+from rmadapter.training.loop import Loss
 from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
 
 
@@ -57,7 +57,7 @@ class Conditional(Learner):
 
 
 @dataclass(frozen=True)
-class CoCoOp(ModuleMethod):
+class CoCoOp(ModuleMethod[Conditional]):
     """CoOp whose context depends on the image.
 
     No class feature serves two images: C prompts are encoded for each image, in training and in
@@ -86,12 +86,6 @@ class CoCoOp(ModuleMethod):
     def module(self, backbone: Backbone, seed: int = 1) -> Conditional:
         return Conditional(backbone, self.context, self.tokens, seed)
 
-    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
-        module = self.module(backbone, shots.seed)
+    def objective(self, module: Conditional, shots: Shots) -> Loss:
         score = module.score(shots.classes)
-
-        def loss(batch: Batch) -> Tensor:
-            return F.cross_entropy(score(batch.images.features), batch.labels)
-
-        trained = minimise(module, loss, self.recipe, shots, shots.source())
-        return self.restore(backbone, shots.known, module.state_dict()).after(trained)
+        return lambda batch: F.cross_entropy(score(batch.images.features), batch.labels)

@@ -14,12 +14,13 @@ from rmadapter.backbones import Backbone
 from rmadapter.methods.parts.learned_prompts import (
     ContextLearner,
     bind_context,
+    context_loss,
     context_vectors,
     limit_tokens,
-    train_context,
 )
 from rmadapter.settings import Size
 from rmadapter.training.contract import Fitted, ModuleMethod, Shots
+from rmadapter.training.loop import Loss
 from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
 
 
@@ -35,7 +36,7 @@ class Context(ContextLearner):
 
 
 @dataclass(frozen=True)
-class CoOp(ModuleMethod):
+class CoOp(ModuleMethod[Context]):
     """Trains context vectors, shared by all classes, that replace the words before the class name.
 
     context: words whose embeddings the vectors start from; if empty, `tokens` vectors start from
@@ -65,10 +66,8 @@ class CoOp(ModuleMethod):
     def module(self, backbone: Backbone, seed: int = 1) -> Context:
         return Context(backbone, self.context, self.tokens, seed)
 
-    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
-        module = self.module(backbone, shots.seed)
-        trained = train_context(module, shots, self.recipe)
-        return self.restore(backbone, shots.known, module.state_dict()).after(trained)
+    def objective(self, module: Context, shots: Shots) -> Loss:
+        return context_loss(module, shots)
 
 
 @dataclass(frozen=True)
@@ -100,5 +99,5 @@ class CoOpFewShot(CoOp):
         share = 0.25 if most == 1 else 0.5 if most <= 4 else 1.0
         epochs = max(1, round(share * self.recipe.epochs))
         module = self.module(backbone, shots.seed)
-        trained = train_context(module, shots, replace(self.recipe, epochs=epochs))
-        return self.restore(backbone, shots.known, module.state_dict()).after(trained)
+        recipe = replace(self.recipe, epochs=epochs)
+        return self.train(module, self.objective(module, shots), shots, recipe=recipe)

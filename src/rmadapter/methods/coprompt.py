@@ -29,8 +29,8 @@ from rmadapter.methods.parts.learned_prompts import Prompted, PromptedText
 from rmadapter.prompts import text_features, zero_shot_weights
 from rmadapter.settings import Share, Size
 from rmadapter.support.machine import seeded
-from rmadapter.training.contract import Fitted, ModuleMethod, Shots
-from rmadapter.training.loop import Batch, minimise
+from rmadapter.training.contract import ModuleMethod, Shots
+from rmadapter.training.loop import Batch, Loss, summed
 from rmadapter.training.traits import About, Recipe, Traits, Uses
 
 
@@ -81,7 +81,7 @@ class Descriptions:
 
 
 @dataclass(frozen=True)
-class CoPrompt(ModuleMethod):
+class CoPrompt(ModuleMethod[AdaptedPrompts]):
     """n_ctx, depth, init: as in MaPLe. consistency: lambda. reduction: width of the features over
     that of an adapter.
 
@@ -142,7 +142,7 @@ class CoPrompt(ModuleMethod):
             "image": self.consistency * (1 - F.cosine_similarity(f, frozen[0], eps=1e-7).mean()),
             "text": self.consistency * (1 - F.cosine_similarity(w, frozen[1], eps=1e-7).mean()),
         }
-        return {"loss": torch.stack(list(terms.values())).sum(), **terms}
+        return summed(terms)
 
     def read(
         self, backbone: Backbone, names: Sequence[str], templates: Sequence[str]
@@ -161,15 +161,13 @@ class CoPrompt(ModuleMethod):
             features, torch.tensor([len(group) for group in sentences], device=features.device)
         )
 
-    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
-        module, source = self.module(backbone, shots.seed), shots.source(1)
-        text = module.text(shots.classes)
-        descriptions = self.read(backbone, shots.classes, shots.templates)
+    def objective(self, module: AdaptedPrompts, shots: Shots) -> Loss:
+        text, source = module.text(shots.classes), shots.source(1)
+        descriptions = self.read(module.backbone, shots.classes, shots.templates)
 
         def loss(batch: Batch) -> dict[str, Tensor]:
             other = source.batch(batch.rows, batch.epoch + 1) if source.views != 1 else batch.images
             frozen = (other.features, descriptions.draw(batch.generator))
             return self.loss(module, batch.labels, batch.images, text, frozen)
 
-        trained = minimise(module, loss, self.recipe, shots, source)
-        return self.restore(backbone, shots.known, module.state_dict()).after(trained)
+        return loss

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
 import torch
@@ -34,16 +33,16 @@ from rmadapter.training.contract import (
     Fitted,
     Known,
     Learner,
-    Method,
+    ModuleMethod,
     Parameters,
     Shots,
     ToLogits,
     count,
 )
-from rmadapter.training.loop import Batch, minimise
+from rmadapter.training.loop import Batch, summed
 from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
 
-FIRST, PROMPTS = CoupledPrompts.first, "prompts."
+PROMPTS = "prompts."  # before the names of their parameters
 
 
 class Channels(nn.Module):
@@ -60,7 +59,7 @@ class Channels(nn.Module):
 class Decoupled(Learner):
     """Prompts, and the head for the C classes that they are trained on."""
 
-    first, reaches = FIRST, CoupledPrompts.reaches
+    first, reaches = CoupledPrompts.first, CoupledPrompts.reaches
 
     def __init__(self, method: DePT, backbone: Backbone, classes: int, seed: int) -> None:
         super().__init__(backbone)
@@ -82,7 +81,7 @@ class Decoupled(Learner):
             "ce": (1 - self.share) * F.cross_entropy(self.prompts.logits(f, w), labels),
             "ce_head": self.share * F.cross_entropy(own, labels.repeat(2)),
         }
-        return {"loss": torch.stack(list(terms.values())).sum(), **terms}
+        return summed(terms)
 
     def own_logits(self, features: Tensor) -> Tensor:
         """Return the head's logits [B, C]."""
@@ -103,7 +102,7 @@ class Decoupled(Learner):
 
 
 @dataclass(frozen=True)
-class DePT(Method):
+class DePT(ModuleMethod[Decoupled]):
     """n_ctx, depth, init: as in MaPLe. share: lambda. head_rate: factor on the learning rate for
     the head.
 
@@ -128,11 +127,14 @@ class DePT(Method):
     head_rate: Positive = 6.5
     recipe: Recipe = Recipe(learning_rate=0.0035, epochs=10, batch_size=4)
 
-    def module(self, backbone: Backbone, classes: int = 100, seed: int = 1) -> Decoupled:
+    def module(self, backbone: Backbone, seed: int = 1, classes: int = 100) -> Decoupled:
         return Decoupled(self, backbone, classes, seed)
 
+    def blank(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Decoupled:
+        return self.module(backbone, classes=len(known.classes))
+
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
-        module = self.module(backbone, len(shots.classes), shots.seed)
+        module = self.module(backbone, shots.seed, len(shots.classes))
         text = module.prompts.text(shots.classes)
 
         def loss(batch: Batch) -> dict[str, Tensor]:
@@ -141,17 +143,7 @@ class DePT(Method):
         def times(name: str) -> float:
             return 1.0 if name.startswith(PROMPTS) else self.head_rate
 
-        trained = minimise(module, loss, self.recipe, shots, shots.source(FIRST), times=times)
-        return self.restore(backbone, shots.known, module.state_dict()).after(trained)
-
-    def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
-        module = self.module(backbone, len(known.classes)).eval()
-        module.load_state_dict(dict(tensors))
-        for_classes = partial(module.for_classes, known=known)
-        return Fitted(self, backbone, known, tensors, for_classes, FIRST, count(module))
+        return self.train(module, loss, shots, times=times)
 
     def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
-        return Parameters(count(self.module(backbone, classes)))
-
-    def starts_at(self, backbone: Backbone) -> int:
-        return FIRST
+        return Parameters(count(self.module(backbone, classes=classes)))

@@ -25,17 +25,17 @@ from rmadapter.backbones import Backbone
 from rmadapter.data.names import descriptions
 from rmadapter.data.texts import Form, parse_texts, read_texts, texts_of, texts_of_all
 from rmadapter.errors import UserError
-from rmadapter.methods.parts.tensors import shaped
+from rmadapter.methods.parts.features import Places
 from rmadapter.prompts import Cosines, filled, text_features, untouched
 from rmadapter.support.terminal import note
 from rmadapter.training.contract import (
     Fitted,
     Known,
-    Method,
-    Parameters,
     Shots,
     ToLogits,
     Trained,
+    Untrained,
+    shaped,
 )
 from rmadapter.training.traits import About, Traits, Uses
 
@@ -46,7 +46,7 @@ ALONE = ("has", "often", "typically", "may", "can")
 
 
 @dataclass(frozen=True)
-class Descriptions(Method):
+class Descriptions(Untrained):
     """descriptions: JSON file {class name: [text, ...]} with every class it is fitted to. form:
     kind of the texts.
 
@@ -94,7 +94,7 @@ class Descriptions(Method):
 
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
         weights = shaped(tensors, WEIGHTS, len(known.classes), backbone.embedding_size)
-        rows, texts = dict(zip(known.classes, weights, strict=True)), unpacked(tensors[TEXTS])
+        texts = unpacked(tensors[TEXTS])
 
         def prompts_of(name: str) -> list[str]:
             prompts = [
@@ -104,11 +104,13 @@ class Descriptions(Method):
             ]
             return whole_texts(self.form, name, texts_of(texts, name)) or prompts
 
+        def others(names: list[str]) -> Tensor:
+            return self._weights(backbone, [prompts_of(name) for name in names])
+
         def for_classes(names: Sequence[str]) -> ToLogits:
-            new = [name for name in names if name not in rows]
-            added = self._weights(backbone, [prompts_of(name) for name in new]) if new else ()
-            every = {**rows, **dict(zip(new, added, strict=True))}
-            return Cosines(backbone, untouched, torch.stack([every[name] for name in names]))
+            places = Places.of(self.title, backbone, known.classes, names)
+            every = places.weights(lambda _, rows: weights[rows], others)
+            return Cosines(backbone, untouched, every)
 
         return Fitted(self, backbone, known, tensors, for_classes)
 
@@ -116,9 +118,6 @@ class Descriptions(Method):
         """Return class weights [C, e] from the texts of each class."""
         features = text_features(backbone, [text for group in groups for text in group])
         return text_weights(self.form, features, groups)
-
-    def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
-        return Parameters()
 
 
 def whole_texts(form: Form, name: str, texts: Sequence[str]) -> list[str]:
@@ -130,14 +129,14 @@ def whole_texts(form: Form, name: str, texts: Sequence[str]) -> list[str]:
 
 def text_weights(form: Form, features: Tensor, groups: Sequence[Sequence[object]]) -> Tensor:
     """Return class weights [C, e] from the unit features [S, e] of all texts, class after class."""
-    means = group_means(features, groups)
+    means = group_means(features, [len(group) for group in groups])
     return F.normalize(means, dim=-1) if form == "sentences" else means
 
 
-def group_means(features: Tensor, groups: Sequence[Sequence[object]]) -> Tensor:
+def group_means(features: Tensor, counts: list[int]) -> Tensor:
     """Return the mean [C, e] of each group, from the features [S, e] of all texts, group after
-    group."""
-    return torch.stack([part.mean(0) for part in features.split([len(group) for group in groups])])
+    group, and their numbers."""
+    return torch.stack([part.mean(0) for part in features.split(counts)])
 
 
 def packed(texts: Mapping[str, list[str]]) -> Tensor:

@@ -27,10 +27,16 @@ from torch import Tensor
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import States
 from rmadapter.methods.parts.features import Places, held_out, unit
-from rmadapter.methods.parts.tensors import shaped
 from rmadapter.prompts import cosine_logits, linear_logits, prior_weights
 from rmadapter.settings import Positive
-from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits
+from rmadapter.training.contract import (
+    Fitted,
+    Known,
+    Shots,
+    ToLogits,
+    Untrained,
+    shaped,
+)
 from rmadapter.training.traits import HELD_OUT, About, Traits, Uses
 
 ALPHAS = tuple(10.0**exponent for exponent in range(-4, 3))
@@ -38,7 +44,7 @@ NEAREST, REPEATED = 64, 16  # features nearest to the prompt of a class without 
 
 
 @dataclass(frozen=True)
-class GDA(Method):
+class GDA(Untrained):
     """Nothing is trained. alpha is searched on validation images, else on parts of the shots held
     out in turn; with one shot per class it stays as given. Every view of a shot counts; the
     released code takes ten."""
@@ -76,12 +82,13 @@ class GDA(Method):
         alpha, shots = float(shaped(tensors, "alpha")), shaped(tensors, "shots", -1, size)
 
         def for_classes(names: Sequence[str]) -> ToLogits:
-            old, rows, new = Places.of(self.title, backbone, known.classes, names)
+            places = Places.of(self.title, backbone, known.classes, names)
             prompts = prior_weights(backbone, names, known.templates)
             weights, biases = torch.empty_like(prompts), prompts.new_empty(len(names))
-            weights[old], biases[old] = weight[rows], bias[rows]
-            if new:
-                weights[new], biases[new] = without_shots(shots, prompts[new])
+            weights[places.old], biases[places.old] = weight[places.rows], bias[places.rows]
+            if places.new:
+                found = without_shots(shots, prompts[places.new])
+                weights[places.new], biases[places.new] = found
 
             def score(states: States) -> Tensor:
                 x = unit(states.features)
@@ -91,9 +98,6 @@ class GDA(Method):
             return score
 
         return Fitted(self, backbone, known, tensors, for_classes)
-
-    def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
-        return Parameters()
 
     def _best(self, backbone: Backbone, shots: Shots, views: Tensor) -> float:
         """Return the alpha with the most hits on held-out images, the smallest of equals. views:

@@ -100,8 +100,8 @@ class HeBA(LwEIB):
     smoothing: Share = 0.1
     recipe: Recipe = Recipe(learning_rate=0.0075, epochs=30, batch_size=16, warmup_epochs=0)
 
-    def module(self, backbone: Backbone, texts: Tensor | None = None, seed: int = 1) -> Bottlenecks:
-        return Bottlenecks(backbone, packed({}) if texts is None else texts, self.title, seed)
+    def module(self, backbone: Backbone, seed: int = 1, texts: Tensor | None = None) -> Bottlenecks:
+        return Bottlenecks(self, backbone, packed({}) if texts is None else texts, seed)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits, labels, label_smoothing=self.smoothing)

@@ -12,7 +12,7 @@ before. With these, f and w, and the untouched f_0 and w_0, the loss is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 from rmadapter.adapter import quick_gelu
 from rmadapter.backbones import Backbone
-from rmadapter.backbones.known import kept_adapted
 from rmadapter.encoders import EitherEncoder, States
 from rmadapter.errors import UserError
 from rmadapter.methods.parts.learned_prompts import (
@@ -35,11 +34,11 @@ from rmadapter.methods.parts.learned_prompts import (
     encode_image,
     first_context,
 )
-from rmadapter.prompts import Cosines, cosine_logits, zero_shot_weights
+from rmadapter.prompts import cosine_logits, zero_shot_weights
 from rmadapter.settings import Size
 from rmadapter.support.machine import seeded
-from rmadapter.training.contract import Fitted, Known, ModuleMethod, Shots, ToLogits
-from rmadapter.training.loop import Batch, minimise
+from rmadapter.training.contract import Known, ModuleMethod, Shots
+from rmadapter.training.loop import Batch, Loss, summed
 from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
 
 HEADS = 8
@@ -164,16 +163,12 @@ class HierarchicalPrompts(Prompted):
         """Return w [C, e], normalised. known: untouched class features [C, e]."""
         return F.normalize(_sum(self.class_features(text), known), dim=-1)
 
-    def class_weights(self, names: Sequence[str], known: Known) -> Tensor:
-        def make() -> Tensor:
-            w_0 = zero_shot_weights(self.backbone, names, known.templates)
-            return self.joint_classes(self.text(names), w_0)
+    def encode_classes(self, names: Sequence[str], known: Known) -> Tensor:
+        w_0 = zero_shot_weights(self.backbone, names, known.templates)
+        return self.joint_classes(self.text(names), w_0)
 
-        return kept_adapted(self.backbone, names, known.templates, known.saved, make)
-
-    def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
-        features = partial(self.joint_image, prompts=self.into_image())
-        return Cosines(self.backbone, features, self.class_weights(names, known))
+    def image_encoder(self) -> Callable[[States], Tensor]:
+        return partial(self.joint_image, prompts=self.into_image())
 
 
 def _sum(prompted: Tensor, untouched: Tensor) -> Tensor:
@@ -181,7 +176,7 @@ def _sum(prompted: Tensor, untouched: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class HiCroPL(ModuleMethod):
+class HiCroPL(ModuleMethod[HierarchicalPrompts]):
     """n_ctx: prompts per block. depth: prompted blocks. turn: how many of them text guides.
     consistency: lambda.
 
@@ -216,32 +211,18 @@ class HiCroPL(ModuleMethod):
     def module(self, backbone: Backbone, seed: int = 1) -> HierarchicalPrompts:
         return HierarchicalPrompts(self, backbone, seed)
 
-    def loss(
-        self,
-        module: HierarchicalPrompts,
-        labels: Tensor,
-        states: States,
-        text: PromptedText,
-        w_0: Tensor,
-    ) -> dict[str, Tensor]:
-        """Return the loss and its weighted terms, for labels [B] and untouched class features w_0
-        [C, e]."""
-        f, w = module.joint_image(states, module.into_image()), module.joint_classes(text, w_0)
-        terms = {
-            "ce": F.cross_entropy(cosine_logits(module.backbone, f, w), labels),
-            "image": self.consistency
-            * (1 - F.cosine_similarity(f, module.untouched(states)).mean()),
-            "text": self.consistency * (1 - F.cosine_similarity(w, w_0).mean()),
-        }
-        return {"loss": torch.stack(list(terms.values())).sum(), **terms}
-
-    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
-        module = self.module(backbone, shots.seed)
+    def objective(self, module: HierarchicalPrompts, shots: Shots) -> Loss:
         text = module.text(shots.classes)
-        w_0 = zero_shot_weights(backbone, shots.classes, shots.templates)
+        w_0 = zero_shot_weights(module.backbone, shots.classes, shots.templates)
 
         def loss(batch: Batch) -> dict[str, Tensor]:
-            return self.loss(module, batch.labels, batch.images, text, w_0)
+            f = module.joint_image(batch.images, module.into_image())
+            w, f_0 = module.joint_classes(text, w_0), module.untouched(batch.images)
+            terms = {
+                "ce": F.cross_entropy(cosine_logits(module.backbone, f, w), batch.labels),
+                "image": self.consistency * (1 - F.cosine_similarity(f, f_0).mean()),
+                "text": self.consistency * (1 - F.cosine_similarity(w, w_0).mean()),
+            }
+            return summed(terms)
 
-        trained = minimise(module, loss, self.recipe, shots, shots.source(1))
-        return self.restore(backbone, shots.known, module.state_dict()).after(trained)
+        return loss

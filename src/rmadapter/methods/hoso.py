@@ -24,7 +24,7 @@ from rmadapter.prompts import cosine_logits, zero_shot_weights
 from rmadapter.settings import Size
 from rmadapter.support.machine import seeded
 from rmadapter.training.contract import Fitted, ModuleMethod, Shots
-from rmadapter.training.loop import Batch, minimise
+from rmadapter.training.loop import Batch, Loss
 from rmadapter.training.traits import About, Recipe, Traits, Uses
 
 
@@ -40,7 +40,7 @@ class Blend(Bottleneck):
 
 
 @dataclass(frozen=True)
-class HOSOAdapter(ModuleMethod):
+class HOSOAdapter(ModuleMethod[Blend]):
     """ratio: where training starts. With one shot per class none is held out, and it stays there.
 
     The paper's optimiser, rate and epochs are not known to us; these are CLIP-Adapter's.
@@ -73,12 +73,15 @@ class HOSOAdapter(ModuleMethod):
             return Blend(backbone, self.reduction, self.ratio).to(backbone.device)
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
-        weights = zero_shot_weights(backbone, shots.classes, shots.templates)
         module = self.module(backbone, shots.seed)
-        held = one_of_each(shots)
-        rest = sorted({*range(len(shots.images))} - {*held})
+        rest = sorted({*range(len(shots.images))} - {*one_of_each(shots)})
+        learning = replace(shots, images=shots.images.subset(rest))
+        return self.train(module, self.objective(module, shots), learning)
+
+    def objective(self, module: Blend, shots: Shots) -> Loss:
+        backbone, held = module.backbone, one_of_each(shots)
+        weights = zero_shot_weights(backbone, shots.classes, shots.templates)
         x, labels = shots.plain_features()[held], shots.labels[held]
-        shots = replace(shots, images=shots.images.subset(rest))
 
         def loss(batch: Batch) -> Tensor:
             ratio, seen = module.share.sigmoid(), batch.images.features
@@ -91,8 +94,7 @@ class HOSOAdapter(ModuleMethod):
                 total = total + F.cross_entropy(logits, labels)
             return total
 
-        trained = minimise(module, loss, self.recipe, shots, shots.source())
-        return self.restore(backbone, shots.known, module.state_dict()).after(trained)
+        return loss
 
 
 def one_of_each(shots: Shots) -> list[int]:

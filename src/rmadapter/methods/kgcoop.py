@@ -12,10 +12,11 @@ from torch import Tensor
 
 from rmadapter.backbones import Backbone
 from rmadapter.methods.coop import Context
-from rmadapter.methods.parts.learned_prompts import train_context
+from rmadapter.methods.parts.learned_prompts import context_loss
 from rmadapter.prompts import zero_shot_weights
 from rmadapter.settings import Size
-from rmadapter.training.contract import Fitted, ModuleMethod, Shots
+from rmadapter.training.contract import ModuleMethod, Shots
+from rmadapter.training.loop import Loss
 from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
 
 
@@ -27,7 +28,7 @@ def knowledge(backbone: Backbone, shots: Shots, weight: float) -> Callable[[Tens
 
 
 @dataclass(frozen=True)
-class KgCoOp(ModuleMethod):
+class KgCoOp(ModuleMethod[Context]):
     """CoOp with class features held near those of hand-written prompts, here the run's templates.
 
     The loss is cross-entropy + distance_weight * (1 - mean cosine). The authors' prompts differ
@@ -56,9 +57,5 @@ class KgCoOp(ModuleMethod):
     def module(self, backbone: Backbone, seed: int = 1) -> Context:
         return Context(backbone, self.context, self.tokens, seed)
 
-    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
-        module = self.module(backbone, shots.seed)
-        trained = train_context(
-            module, shots, self.recipe, knowledge(backbone, shots, self.distance_weight)
-        )
-        return self.restore(backbone, shots.known, module.state_dict()).after(trained)
+    def objective(self, module: Context, shots: Shots) -> Loss:
+        return context_loss(module, shots, knowledge(module.backbone, shots, self.distance_weight))

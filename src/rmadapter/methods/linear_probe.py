@@ -16,10 +16,9 @@ from torch import Tensor
 from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
 from rmadapter.methods.parts.features import held_out, linear_scorer
-from rmadapter.methods.parts.tensors import shaped
 from rmadapter.metrics import temperature
 from rmadapter.settings import Count, Positive
-from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, Trained
+from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, Trained, shaped
 from rmadapter.training.traits import HELD_OUT, About, Traits, Uses
 
 if TYPE_CHECKING:

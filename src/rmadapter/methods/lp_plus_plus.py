@@ -23,10 +23,9 @@ from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
 from rmadapter.methods.parts.features import linear_scorer, one_hot, unit
-from rmadapter.methods.parts.tensors import shaped
 from rmadapter.prompts import linear_logits, zero_shot_weights
 from rmadapter.settings import Positive, Size
-from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots
+from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, shaped
 from rmadapter.training.loop import Batch, minimise
 from rmadapter.training.traits import PUBLISHED, WHOLE, About, Recipe, Traits, Uses
 

@@ -27,19 +27,19 @@ from torch import Tensor, nn
 
 from rmadapter.adapter import SIDES, decoupled
 from rmadapter.backbones import Backbone
-from rmadapter.backbones.known import kept_adapted
 from rmadapter.data.names import descriptions
 from rmadapter.data.texts import read_texts, texts_of, texts_of_all
 from rmadapter.encoders import EitherEncoder, Packed, States, send
-from rmadapter.encoders.blocks import Opaque, View
+from rmadapter.encoders.encoder import BlockView
 from rmadapter.encoders.layouts import pack
 from rmadapter.errors import UserError
 from rmadapter.methods.descriptions import TEXTS, group_means, packed, unpacked, without_texts
-from rmadapter.prompts import Cosines, check_prompts, cosine_logits, filled, learnt_weights
+from rmadapter.methods.parts.learners import CosineLearner
+from rmadapter.prompts import check_prompts, cosine_logits, filled, learnt_weights
 from rmadapter.settings import Count, Positive, Share
 from rmadapter.support.machine import seeded
-from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits, count
-from rmadapter.training.loop import Batch, minimise
+from rmadapter.training.contract import Fitted, Known, ModuleMethod, Shots
+from rmadapter.training.loop import Batch
 from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
 
 FIRST = 1  # block of the image encoder whose input is read
@@ -80,9 +80,8 @@ def among_words(x: Tensor, weight: Tensor, scale: float, layout: Packed) -> Tens
     return x + decoupled(convolved, x, scale)
 
 
-class ChangedBlock:
-    """View of a block, in its tokens' number format, with layers "attention" and, if present,
-    "mlp"."""
+class ChangedBlock(BlockView):
+    """A block with layers "attention" and, if present, "mlp"."""
 
     def __init__(
         self,
@@ -92,33 +91,24 @@ class ChangedBlock:
         change: Change,
         scale: float,
     ) -> None:
-        self.encoder, self.block, self.layers = encoder, block, layers
-        self.change, self.scale = change, scale
-        self.heads = encoder.views[block - 1].heads  # type: ignore[union-attr]
-
-    def _view(self, x: Tensor) -> View:
-        view = self.encoder.view(self.block, x.dtype)
-        assert not isinstance(view, Opaque)
-        return view
+        super().__init__(encoder, block)
+        self.layers, self.change, self.scale = layers, change, scale
 
     def _changed(self, x: Tensor, which: str) -> Tensor:
         return self.change(x, self.layers[which], self.scale)
 
     def qkv(self, n: Tensor) -> tuple[Tensor, ...]:
-        return self._view(n).qkv(self._changed(n, "attention"))
+        return super().qkv(self._changed(n, "attention"))
 
     def key_value(self, n: Tensor) -> tuple[Tensor, ...]:
-        return self._view(n).key_value(self._changed(n, "attention"))
-
-    def query(self, n: Tensor) -> Tensor:
-        return self._view(n).query(n)  # for the class token, which has no neighbours
+        return super().key_value(self._changed(n, "attention"))
 
     def close(self, x: Tensor, attended: Tensor) -> Tensor:
         edit = partial(self._changed, which="mlp") if "mlp" in self.layers else None
-        return self._view(x).close(x, attended, edit)
+        return self.plain(x.dtype).close(x, attended, edit)
 
 
-class Convolutions(nn.Module):
+class Convolutions(CosineLearner):
     """The convolutions of all blocks of both encoders, which are not modified, and the model's
     texts, as bytes.
 
@@ -126,17 +116,19 @@ class Convolutions(nn.Module):
     affect that token. Raises UserError for encoders whose blocks cannot be taken apart.
     """
 
+    first = FIRST
+    reaches = SIDES
     texts: Tensor
 
-    def __init__(self, backbone: Backbone, texts: Tensor, title: str, seed: int = 1) -> None:
-        super().__init__()
+    def __init__(self, method: LwEIB, backbone: Backbone, texts: Tensor, seed: int = 1) -> None:
+        super().__init__(backbone)
+        self.method, self.sentences = method, unpacked(texts)
         self.register_buffer(TEXTS, texts)
-        self.backbone = backbone.with_blocks(*SIDES)
         self.encoders: dict[str, EitherEncoder] = {"image": backbone.image, "text": backbone.text}
         for encoder in self.encoders.values():
             if encoder.opaque or not all(view.hidden for view in encoder.views):  # type: ignore[union-attr]
                 raise UserError(
-                    f"{title} changes attention and MLP of each block, but the blocks of "
+                    f"{method.title} changes attention and MLP of each block, but the blocks of "
                     f"{backbone.name} cannot be taken apart; choose another method or a plain ViT"
                 )
         with seeded(seed):
@@ -212,6 +204,23 @@ class Convolutions(nn.Module):
         )
         return pack(tokens, seen, read, encoder.causal, share=False)
 
+    def prompts(self, names: Sequence[str], known: Known) -> tuple[Tensor, list[int]]:
+        """Return the tokens [S, L] of all prompts, class by class, and their number for each
+        class."""
+        groups = [self.method.texts(name, known, self.sentences) for name in names]
+        check_prompts(sum(map(len, groups)))
+        tokens = self.backbone.tokenizer([text for group in groups for text in group])
+        return tokens, [len(group) for group in groups]
+
+    def encode_classes(self, names: Sequence[str], known: Known) -> Tensor:
+        tokens, counts = self.prompts(names, known)
+        features = self.text_features(tokens, self.method.scales(self.backbone.text.depth))
+        return F.normalize(group_means(features, counts), dim=-1)
+
+    def image_encoder(self) -> Callable[[States], Tensor]:
+        scales = self.method.scales(self.backbone.image.depth)
+        return partial(self.image_features, scales=scales)
+
 
 def rivals(
     labels: Tensor, classes: int, negatives: int, generator: torch.Generator
@@ -229,7 +238,7 @@ def rivals(
 
 
 @dataclass(frozen=True)
-class LwEIB(Method):
+class LwEIB(ModuleMethod[Convolutions]):
     """scale: s. fast: factor on s at random in training. slow: probability that the factor is not
     applied. negatives: other classes for each class of a step's images; 0 for all classes.
 
@@ -267,9 +276,14 @@ class LwEIB(Method):
     recipe: Recipe = Recipe(learning_rate=0.28, epochs=25, batch_size=16, warmup_epochs=0)
 
     def module(
-        self, backbone: Backbone, texts: Tensor | None = None, seed: int = 1
+        self, backbone: Backbone, seed: int = 1, texts: Tensor | None = None
     ) -> Convolutions:
-        return Convolutions(backbone, packed({}) if texts is None else texts, self.title, seed)
+        return Convolutions(self, backbone, packed({}) if texts is None else texts, seed)
+
+    def blank(
+        self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]
+    ) -> Convolutions:
+        return self.module(backbone, texts=tensors[TEXTS])
 
     def texts(self, name: str, known: Known, texts: Mapping[str, list[str]]) -> list[str]:
         """Return all prompts of a class. texts: as from `read_texts`."""
@@ -288,17 +302,15 @@ class LwEIB(Method):
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
         texts = self._read(shots.classes)
-        module = self.module(backbone, packed(texts), shots.seed)
-        groups = [self.texts(name, shots.known, texts) for name in shots.classes]
-        check_prompts(sum(map(len, groups)))
-        tokens = backbone.tokenizer([text for group in groups for text in group])
+        module = self.module(backbone, shots.seed, packed(texts))
+        tokens, numbers = module.prompts(shots.classes, shots.known)
         all_labels = torch.tensor(shots.images.labels)  # all that is drawn stays on the CPU
-        counts = torch.tensor([len(group) for group in groups])
+        counts = torch.tensor(numbers)
         starts = counts.cumsum(0) - counts
 
         def loss(batch: Batch) -> Tensor:
             own = all_labels[batch.rows]
-            classes, labels = rivals(own, len(groups), self.negatives, batch.generator)
+            classes, labels = rivals(own, len(counts), self.negatives, batch.generator)
             shares = torch.rand(len(classes), generator=batch.generator)
             places = (shares * counts[classes]).long()
             chosen = tokens[starts[classes] + places]
@@ -308,8 +320,7 @@ class LwEIB(Method):
             )
             return self.loss(cosine_logits(backbone, f, w), send(labels, f.device))
 
-        trained = minimise(module, loss, self.recipe, shots, shots.source(FIRST))
-        return self.restore(backbone, shots.known, module.state_dict()).after(trained)
+        return self.train(module, loss, shots)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the scalar loss of logits [B, K] of images with labels [B]."""
@@ -323,27 +334,3 @@ class LwEIB(Method):
         texts = read_texts(self.descriptions)
         texts_of_all(texts, names, self.descriptions)  # raises for a class without texts
         return texts
-
-    def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
-        module, texts = self.module(backbone, tensors[TEXTS]).eval(), unpacked(tensors[TEXTS])
-        module.load_state_dict(dict(tensors))
-
-        def for_classes(names: Sequence[str]) -> ToLogits:
-            def make() -> Tensor:
-                groups = [self.texts(name, known, texts) for name in names]
-                check_prompts(sum(map(len, groups)))
-                tokens = backbone.tokenizer([text for group in groups for text in group])
-                features = module.text_features(tokens, self.scales(backbone.text.depth))
-                return F.normalize(group_means(features, groups), dim=-1)
-
-            weights = kept_adapted(backbone, names, known.templates, known.saved, make)
-            image = partial(module.image_features, scales=self.scales(backbone.image.depth))
-            return Cosines(backbone, image, weights)
-
-        return Fitted(self, backbone, known, tensors, for_classes, FIRST, count(module))
-
-    def starts_at(self, backbone: Backbone) -> int:
-        return FIRST
-
-    def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
-        return Parameters(count(self.module(backbone)))

@@ -29,15 +29,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
-from rmadapter.backbones.known import kept_adapted
 from rmadapter.encoders import EitherEncoder, ImageEncoder, Packed, States, encoders_of
 from rmadapter.encoders.blocks import Opaque, PreNorm, View, with_own
+from rmadapter.encoders.encoder import BlockView
 from rmadapter.errors import UserError
-from rmadapter.prompts import CHUNK, Cosines, cosine_logits, learnt_weights, prompts_each, tokenize
+from rmadapter.methods.parts.learners import CosineLearner
+from rmadapter.prompts import cosine_logits, learnt_weights, prompts_each, stems
 from rmadapter.settings import Size
 from rmadapter.support.machine import seeded
-from rmadapter.training.contract import Fitted, Known, Learner, ModuleMethod, Shots, ToLogits
-from rmadapter.training.loop import Batch, minimise
+from rmadapter.training.contract import Known, ModuleMethod, Shots
+from rmadapter.training.loop import Batch, Loss
 from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
 
 Affine: TypeAlias = tuple[Tensor, Tensor]  # a [d] and b [d]
@@ -84,39 +85,30 @@ def affine(x: Tensor, agent: Affine) -> Tensor:
     return (x * scale + shift).to(x.dtype)
 
 
-class AgentBlock:
-    """View of a block, in its tokens' number format, with its agent layers by place."""
+class AgentBlock(BlockView):
+    """A block with its agent layers by place."""
 
     def __init__(self, encoder: EitherEncoder, block: int, agents: Mapping[str, Affine]) -> None:
-        self.encoder, self.block, self.agents = encoder, block, agents
-        self.heads = self._view(torch.float32).heads
-
-    def _view(self, kind: torch.dtype) -> View:
-        view = self.encoder.view(self.block, kind)
-        assert not isinstance(view, Opaque)
-        return view
+        super().__init__(encoder, block)
+        self.agents = agents
 
     def _edit(self, place: str, x: Tensor) -> Tensor:
         return affine(x, self.agents[place])
 
-    def _read(self, n: Tensor) -> tuple[View, Tensor]:
-        view = self._view(n.dtype)
-        return view, self._edit("norm", n) if view.norm_first else n
+    def _read(self, n: Tensor) -> Tensor:
+        return self._edit("norm", n) if self.plain(n.dtype).norm_first else n
 
     def qkv(self, n: Tensor) -> tuple[Tensor, ...]:
-        view, n = self._read(n)
-        return view.qkv(n)
+        return super().qkv(self._read(n))
 
     def query(self, n: Tensor) -> Tensor:
-        view, n = self._read(n)
-        return view.query(n)
+        return super().query(self._read(n))
 
     def key_value(self, n: Tensor) -> tuple[Tensor, ...]:
-        view, n = self._read(n)
-        return view.key_value(n)
+        return super().key_value(self._read(n))
 
     def close(self, x: Tensor, attended: Tensor) -> Tensor:
-        return self._view(x.dtype).close_by_parts(x, attended, self._edit)
+        return self.plain(x.dtype).close_by_parts(x, attended, self._edit)
 
 
 def layers_before(view: View | Opaque) -> dict[str, nn.LayerNorm | nn.Linear]:
@@ -142,7 +134,7 @@ def merge(layer: nn.LayerNorm | nn.Linear, agent: Affine) -> None:
     layer.bias.mul_(scale).add_(shift)
 
 
-class AgentCLIP(Learner):
+class AgentCLIP(CosineLearner):
     """The agent layers of both encoders, which are not modified, and their projections, if these
     are linear and trained.
 
@@ -255,17 +247,8 @@ class AgentCLIP(Learner):
         x = image.through(states.x, states.layout)
         return self._features("image", image.pooled(x))
 
-    @torch.no_grad()
-    def prompts(
-        self, names: Sequence[str], templates: Sequence[str]
-    ) -> list[tuple[Tensor, Packed]]:
-        """Return the frozen input of the text encoder's first block, in chunks of CHUNK prompts."""
-        text, tokens = self.backbone.text, tokenize(self.backbone, names, templates)
-        layouts = [text.layout(chunk) for chunk in tokens.split(CHUNK)]
-        return [(text.stem(layout), layout) for layout in layouts]
-
-    def class_weights(self, prompts: Sequence[tuple[Tensor, Packed]], each: int) -> Tensor:
-        """Return normalised class features [C, e]."""
+    def class_features(self, prompts: Sequence[tuple[Tensor, Packed]], each: int) -> Tensor:
+        """Return normalised class features [C, e]. prompts: as from `stems`."""
         return learnt_weights(self._encode_text, prompts, each)
 
     def _encode_text(self, x: Tensor, layout: Packed) -> Tensor:
@@ -273,17 +256,16 @@ class AgentCLIP(Learner):
         x = text.through(x, layout, views=self._views("text"))
         return self._features("text", text.pooled(x, layout))
 
-    def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
-        def make() -> Tensor:
-            prompts = self.prompts(names, known.templates)
-            return self.class_weights(prompts, prompts_each(names, known.templates))
+    def encode_classes(self, names: Sequence[str], known: Known) -> Tensor:
+        prompts = stems(self.backbone, names, known.templates)
+        return self.class_features(prompts, prompts_each(names, known.templates))
 
-        weights = kept_adapted(self.backbone, names, known.templates, known.saved, make)
-        return Cosines(self.backbone, partial(self.merged_features, image=self.merged()), weights)
+    def image_encoder(self) -> Callable[[States], Tensor]:
+        return partial(self.merged_features, image=self.merged())
 
 
 @dataclass(frozen=True)
-class MAIL(ModuleMethod):
+class MAIL(ModuleMethod[AgentCLIP]):
     """rank: r of the bridges. projections: whether both projections are trained. The released code
     has other words of the prompt for each data set, and on some another rate, rank, batch or
     optimiser; here all use those of its general file. Several templates are averaged, where it has
@@ -313,15 +295,13 @@ class MAIL(ModuleMethod):
     def module(self, backbone: Backbone, seed: int = 1) -> AgentCLIP:
         return AgentCLIP(backbone, self.rank, self.projections, seed)
 
-    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
-        module = self.module(backbone, shots.seed)
-        each = prompts_each(shots.classes, shots.templates)
-        prompts = module.prompts(shots.classes, shots.templates)
+    def objective(self, module: AgentCLIP, shots: Shots) -> Loss:
+        backbone, each = module.backbone, prompts_each(shots.classes, shots.templates)
+        prompts = stems(backbone, shots.classes, shots.templates)
 
         def loss(batch: Batch) -> Tensor:
             features = module.image_features(batch.images)
-            logits = cosine_logits(backbone, features, module.class_weights(prompts, each))
+            logits = cosine_logits(backbone, features, module.class_features(prompts, each))
             return F.cross_entropy(logits, batch.labels)
 
-        trained = minimise(module, loss, self.recipe, shots, shots.source(module.first))
-        return self.restore(backbone, shots.known, module.state_dict()).after(trained)
+        return loss

@@ -18,8 +18,8 @@ from rmadapter.backbones import Backbone
 from rmadapter.methods.parts.learned_prompts import Prompted, check_room, draw, first_context
 from rmadapter.settings import Size
 from rmadapter.support.machine import seeded
-from rmadapter.training.contract import Fitted, ModuleMethod, Shots
-from rmadapter.training.loop import Batch, minimise
+from rmadapter.training.contract import ModuleMethod, Shots
+from rmadapter.training.loop import Batch, Loss
 from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
 
 
@@ -60,7 +60,7 @@ class CoupledPrompts(Prompted):
 
 
 @dataclass(frozen=True)
-class MaPLe(ModuleMethod):
+class MaPLe(ModuleMethod[CoupledPrompts]):
     """n_ctx: prompts per block. depth: prompted blocks J, limited to the blocks that an encoder
     has."""
 
@@ -85,13 +85,11 @@ class MaPLe(ModuleMethod):
     def module(self, backbone: Backbone, seed: int = 1) -> CoupledPrompts:
         return CoupledPrompts(backbone, self.n_ctx, self.depth, self.init, seed)
 
-    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
-        module = self.module(backbone, shots.seed)
+    def objective(self, module: CoupledPrompts, shots: Shots) -> Loss:
         text = module.text(shots.classes)
 
         def loss(batch: Batch) -> Tensor:
             image, classes = module.image_features(batch.images), module.class_features(text)
             return F.cross_entropy(module.logits(image, classes), batch.labels)
 
-        trained = minimise(module, loss, self.recipe, shots, shots.source(1))
-        return self.restore(backbone, shots.known, module.state_dict()).after(trained)
+        return loss

@@ -35,16 +35,16 @@ from torch import Tensor, nn
 
 from rmadapter.adapter import adapted_blocks
 from rmadapter.backbones import Backbone
-from rmadapter.backbones.known import kept_adapted
 from rmadapter.encoders import Grid, Packed, States, TextEncoder
 from rmadapter.encoders.layouts import pack
 from rmadapter.errors import UserError
 from rmadapter.methods.parts.learned_prompts import check_room, draw
+from rmadapter.methods.parts.learners import CosineLearner
 from rmadapter.prompts import CHUNK, Cosines, class_weights, cosine_logits, prompts_each, tokenize
 from rmadapter.settings import Share, Size
 from rmadapter.support.machine import seeded
-from rmadapter.training.contract import Fitted, Known, Learner, ModuleMethod, Shots, ToLogits
-from rmadapter.training.loop import Batch, minimise
+from rmadapter.training.contract import Known, ModuleMethod, Shots, ToLogits
+from rmadapter.training.loop import Batch, Loss, summed
 from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
 
 
@@ -90,7 +90,7 @@ class LowRank(nn.Module):
         return self.a @ self.b
 
 
-class Representations(Learner):
+class Representations(CosineLearner):
     """R, its maps into both encoders, by block number, and the projection of representation
     features.
 
@@ -202,12 +202,12 @@ class Representations(Learner):
             x = encoder.step(i, x, encoder.norm(i, x), wide, i == encoder.depth and partly)
         return encoder.head(x[:, :-k], layout), self.project(encoder.top_norm(x[:, -k:]).mean(1))
 
-    def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
-        def make() -> Tensor:
-            prompts = self.prompts(names, known.templates)
-            return self.class_features(prompts, prompts_each(names, known.templates))
+    def encode_classes(self, names: Sequence[str], known: Known) -> Tensor:
+        prompts = self.prompts(names, known.templates)
+        return self.class_features(prompts, prompts_each(names, known.templates))
 
-        w = kept_adapted(self.backbone, names, known.templates, known.saved, make)
+    def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
+        w = self.class_weights(names, known)
         alpha = self.alpha if {*names} <= {*known.classes} else 1.0
 
         if alpha == 1:
@@ -225,7 +225,7 @@ Rank = Annotated[int, Field(ge=0, le=4096)]  # 0 for a whole matrix
 
 
 @dataclass(frozen=True)
-class MMRL(ModuleMethod):
+class MMRL(ModuleMethod[Representations]):
     """tokens: K. width: r. first_block: J, counted in the deeper encoder. alpha, regularisation
     (lambda): of the loss. rank: of A_i B_i; 0 for separate maps. projection_rank: of the addition
     to CLIP's projection; 0 for a projection of its own. beta: 1 discards the tokens output by the
@@ -265,37 +265,27 @@ class MMRL(ModuleMethod):
     def module(self, backbone: Backbone, seed: int = 1) -> Representations:
         return Representations(backbone, self, seed)
 
-    def loss(
-        self,
-        module: Representations,
-        labels: Tensor,
-        states: States,
-        prompts: Sequence[Prompts],
-        each: int = 1,
-    ) -> dict[str, Tensor]:
-        """Return the loss and its weighted terms, for labels [B]."""
-        f_c, f_r = module.image_features(states)
-        w = module.class_features(prompts, each)
-        w_0 = class_weights(torch.cat([chunk.frozen.features for chunk in prompts]), each)
-        terms = {
-            "ce": self.alpha * F.cross_entropy(cosine_logits(module.backbone, f_c, w), labels),
-            "ce_representation": (1 - self.alpha)
-            * F.cross_entropy(cosine_logits(module.backbone, f_r, w), labels),
-            "image": self.regularisation * (1 - F.cosine_similarity(f_c, states.features).mean()),
-            "text": self.regularisation * (1 - F.cosine_similarity(w, w_0).mean()),
-        }
-        return {"loss": torch.stack(list(terms.values())).sum(), **terms}
-
-    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
-        module = self.module(backbone, shots.seed)
-        each = prompts_each(shots.classes, shots.templates)
+    def objective(self, module: Representations, shots: Shots) -> Loss:
+        backbone, each = module.backbone, prompts_each(shots.classes, shots.templates)
         prompts = module.prompts(shots.classes, shots.templates)
+        w_0 = class_weights(torch.cat([chunk.frozen.features for chunk in prompts]), each)
 
         def loss(batch: Batch) -> dict[str, Tensor]:
-            return self.loss(module, batch.labels, batch.images, prompts, each)
+            f_c, f_r = module.image_features(batch.images)
+            w = module.class_features(prompts, each)
+            ce, ce_r = (
+                F.cross_entropy(cosine_logits(backbone, f, w), batch.labels) for f in (f_c, f_r)
+            )
+            f_0 = batch.images.features
+            terms = {
+                "ce": self.alpha * ce,
+                "ce_representation": (1 - self.alpha) * ce_r,
+                "image": self.regularisation * (1 - F.cosine_similarity(f_c, f_0).mean()),
+                "text": self.regularisation * (1 - F.cosine_similarity(w, w_0).mean()),
+            }
+            return summed(terms)
 
-        trained = minimise(module, loss, self.recipe, shots, shots.source(module.first))
-        return self.restore(backbone, shots.known, module.state_dict()).after(trained)
+        return loss
 
 
 MMRL_PLUS_PLUS = MMRL(

@@ -23,8 +23,8 @@ from rmadapter.methods.parts.learned_prompts import PromptedText, limit_tokens
 from rmadapter.prompts import cosine_logits, zero_shot_weights
 from rmadapter.settings import Size
 from rmadapter.support.distributed import add_up, several
-from rmadapter.training.contract import Fitted, ModuleMethod, Shots
-from rmadapter.training.loop import Batch, minimise
+from rmadapter.training.contract import ModuleMethod, Shots
+from rmadapter.training.loop import Batch, Loss
 from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
 
 
@@ -57,7 +57,7 @@ class Aligned(Function):
 
 
 @dataclass(frozen=True)
-class ProGrad(ModuleMethod):
+class ProGrad(ModuleMethod[Context]):
     """CoOp whose gradient never works against zero-shot CLIP's answers with the run's templates.
 
     context: initial words of the last of `tokens` vectors; the others start as zeros, as in the
@@ -91,8 +91,8 @@ class ProGrad(ModuleMethod):
         module.ctx = nn.Parameter(F.pad(module.ctx.detach(), (0, 0, more, 0)))
         return module
 
-    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
-        module = self.module(backbone, shots.seed)
+    def objective(self, module: Context, shots: Shots) -> Loss:
+        backbone = module.backbone
         prompts = PromptedText(backbone, shots.classes, len(module.ctx))
         known = zero_shot_weights(backbone, shots.classes, shots.templates)
 
@@ -107,5 +107,4 @@ class ProGrad(ModuleMethod):
             divergence = F.cross_entropy(same, cosine_logits(backbone, f, known).softmax(-1))
             return {"loss": ce + divergence, "ce": ce, "divergence": divergence}
 
-        trained = minimise(module, loss, self.recipe, shots, shots.source())
-        return self.restore(backbone, shots.known, module.state_dict()).after(trained)
+        return loss

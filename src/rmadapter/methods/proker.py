@@ -23,11 +23,17 @@ from torch import Tensor
 
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import States
-from rmadapter.methods.parts.features import columns, held_out, unit
-from rmadapter.methods.parts.tensors import shaped
+from rmadapter.methods.parts.features import best_pair, columns, held_out, unit
 from rmadapter.prompts import prior_weights
 from rmadapter.settings import STRICT, option
-from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits
+from rmadapter.training.contract import (
+    Fitted,
+    Known,
+    Shots,
+    ToLogits,
+    Untrained,
+    shaped,
+)
 from rmadapter.training.traits import HELD_OUT, About, Traits, Uses
 
 
@@ -49,7 +55,7 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class ProKeR(Method):
+class ProKeR(Untrained):
     """Nothing is trained. Every view of a shot counts; the released code takes ten. Only answers
     for the classes of its shots."""
 
@@ -104,14 +110,10 @@ class ProKeR(Method):
 
         return Fitted(self, backbone, known, tensors, for_classes)
 
-    def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
-        return Parameters()
-
     def _search(self, backbone: Backbone, shots: Shots, views: Tensor) -> tuple[float, float]:
         """Return beta and lambda with the most hits on held-out images; among equals, the smallest
         beta, then lambda. views: [V, N, e]."""
-        grid, best = self.grid, -1
-        chosen = grid.beta, grid.penalty
+        grid = self.grid
         betas, penalties = (
             torch.linspace(low, high, steps).tolist()
             for low, high, steps in (
@@ -124,21 +126,18 @@ class ProKeR(Method):
             (*residuals(backbone, shots, views[:, rows], shots.labels[rows]), unit(x), targets)
             for rows, x, targets in held_out(shots)
         ]
-        for beta in betas if parts else ():
-            hits = torch.zeros(len(penalties), dtype=torch.long)
+
+        def hits(beta: float) -> Tensor:
+            found = torch.zeros(len(penalties), dtype=torch.long)
             for keys, rest, x, targets in parts:
                 values, vectors = torch.linalg.eigh(kernel(keys, keys, beta))
                 asked, turned, clip = kernel(x, keys, beta), vectors.T @ rest, x @ weights.T
-                hits += torch.tensor(
-                    [
-                        int(((clip + asked @ a).argmax(-1) == targets).sum())
-                        for a in (solve(values, vectors, turned, one) for one in penalties)
-                    ]
-                )
-            if int(hits.max()) > best:
-                best = int(hits.max())
-                chosen = beta, penalties[hits.tolist().index(best)]
-        return chosen
+                fits = (solve(values, vectors, turned, one) for one in penalties)
+                right = [((clip + asked @ fit).argmax(-1) == targets).sum() for fit in fits]
+                found += torch.tensor([int(count) for count in right])
+            return found
+
+        return best_pair(betas, penalties, hits) if parts else (grid.beta, grid.penalty)
 
 
 def kernel(x: Tensor, s: Tensor, beta: float) -> Tensor:

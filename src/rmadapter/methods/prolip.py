@@ -24,7 +24,7 @@ from rmadapter.prompts import Cosines, cosine_logits, zero_shot_weights
 from rmadapter.settings import Positive
 from rmadapter.training.cache import Held
 from rmadapter.training.contract import Fitted, Known, Learner, ModuleMethod, Shots, ToLogits
-from rmadapter.training.loop import Batch, minimise
+from rmadapter.training.loop import Batch, Loss
 from rmadapter.training.traits import PUBLISHED, WHOLE, About, Recipe, Traits, Uses
 
 
@@ -64,7 +64,7 @@ class Projector(Learner):
 
 
 @dataclass(frozen=True)
-class ProLIP(ModuleMethod):
+class ProLIP(ModuleMethod[Projector]):
     """strength: of the penalty, divided by the shots of the largest class. Every epoch is one step
     on all shots, using their views in turn; the released code has 300 views. It trains without
     validation images, at one setting for all data sets: that of its scripts for new classes and new
@@ -91,17 +91,21 @@ class ProLIP(ModuleMethod):
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
         module = self.module(backbone)
-        weights = zero_shot_weights(backbone, shots.classes, shots.templates)
-        start, most = module.weight.detach().clone(), int(torch.bincount(shots.labels).max())
         pooled = shots.cache.features(
             shots.images, augmented=True, first=module.first, of=module.pooled
         )
+        return self.train(
+            module, self.objective(module, shots), shots, source=Held.of_features(pooled)
+        )
+
+    def objective(self, module: Projector, shots: Shots) -> Loss:
+        weights = zero_shot_weights(module.backbone, shots.classes, shots.templates)
+        start, most = module.weight.detach().clone(), int(torch.bincount(shots.labels).max())
 
         def loss(batch: Batch) -> dict[str, Tensor]:
-            logits = cosine_logits(backbone, module.project(batch.images.features), weights)
+            logits = cosine_logits(module.backbone, module.project(batch.images.features), weights)
             ce = F.cross_entropy(logits, batch.labels)
             penalty = self.strength / most * (module.weight - start).square().sum()
             return {"loss": ce + penalty, "ce": ce, "penalty": penalty}
 
-        trained = minimise(module, loss, self.recipe, shots, Held.of_features(pooled))
-        return self.restore(backbone, shots.known, module.state_dict()).after(trained)
+        return loss

@@ -25,15 +25,23 @@ from torch import Tensor, nn
 from rmadapter.backbones import Backbone
 from rmadapter.backbones.load import reload, shared
 from rmadapter.encoders import States
-from rmadapter.methods.parts.features import FixedFeatures
+from rmadapter.methods.parts.features import FixedFeatures, Places
 from rmadapter.methods.parts.learned_prompts import check_room, draw, encode_image
-from rmadapter.methods.parts.tensors import shaped
 from rmadapter.methods.promptsrc import IndependentPrompts, PromptSRC
 from rmadapter.prompts import Cosines, cosine_logits
 from rmadapter.settings import Positive, Size
 from rmadapter.support.machine import seeded
 from rmadapter.training.cache import Cache
-from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits, count
+from rmadapter.training.contract import (
+    Fitted,
+    Known,
+    Method,
+    Parameters,
+    Shots,
+    ToLogits,
+    count,
+    shaped,
+)
 from rmadapter.training.loop import Batch, key_of, minimise
 from rmadapter.training.shots import Unfinished
 from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
@@ -212,16 +220,14 @@ class PromptKD(Method):
         classes = shaped(tensors, CLASSES, len(known.classes), -1)
         student = self._student(backbone, classes.shape[1]).eval()
         student.load_state_dict(_part(tensors, STUDENT))
-        rows = dict(zip(known.classes, classes, strict=True))
         teacher = cache(partial(self._teacher, backbone, tensors))
 
         def for_classes(names: Sequence[str]) -> ToLogits:
-            new = [name for name in names if name not in rows]
-            more = encode_classes(teacher(), new) if new else ()
-            every = {**rows, **dict(zip(new, more, strict=True))}
-            return Cosines(
-                backbone, student.image_features, torch.stack([every[name] for name in names])
+            places = Places.of(self.title, backbone, known.classes, names)
+            every = places.weights(
+                lambda _, rows: classes[rows], lambda new: encode_classes(teacher(), new)
             )
+            return Cosines(backbone, student.image_features, every)
 
         return Fitted(self, backbone, known, tensors, for_classes, FIRST, count(student))
 

@@ -21,10 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
-from rmadapter.encoders import States
 from rmadapter.methods.parts.learned_prompts import (
     Prompted,
-    PromptedText,
     check_room,
     draw,
     first_context,
@@ -33,7 +31,7 @@ from rmadapter.prompts import cosine_logits, raw_text_features
 from rmadapter.settings import Size
 from rmadapter.task import check_templates
 from rmadapter.training.contract import Fitted, ModuleMethod, Shots
-from rmadapter.training.loop import Batch, minimise
+from rmadapter.training.loop import Batch, Loss, minimise, summed
 from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
 
 # Our own list; the released code averages 60 templates of CLIP's ImageNet ensemble. Both mix
@@ -117,7 +115,7 @@ def gaussian(epochs: int, mean: float, std: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class PromptSRC(ModuleMethod):
+class PromptSRC(ModuleMethod[IndependentPrompts]):
     """n_text, n_image: prompts per block. depth: prompted blocks of each encoder.
 
     text_weight, image_weight: of the two L1 terms. mean, std: of the Gaussian over epochs, counted
@@ -166,43 +164,37 @@ class PromptSRC(ModuleMethod):
             raw_text_features(backbone, names, self.templates or templates).mean(0), dim=-1
         )
 
-    def loss(
-        self,
-        module: IndependentPrompts,
-        labels: Tensor,
-        states: States,
-        text: PromptedText,
-        w_0: Tensor,
-    ) -> dict[str, Tensor]:
-        """Return the loss and its weighted terms, for labels [B] and frozen class features w_0 [C,
-        e]."""
-        f, w = (
-            F.normalize(x, dim=-1)
-            for x in (module.image_features(states), module.class_features(text))
-        )
-        logits, logits_0 = (
-            cosine_logits(module.backbone, *pair) for pair in ((f, w), (states.features, w_0))
-        )
-        divergence = F.kl_div(
-            logits.log_softmax(-1), logits_0.log_softmax(-1), reduction="sum", log_target=True
-        )
-        terms = {
-            "ce": F.cross_entropy(logits, labels),
-            "text": self.text_weight * F.l1_loss(w, w_0),
-            "image": self.image_weight * F.l1_loss(f, F.normalize(states.features, dim=-1)),
-            "logits": divergence / logits.numel(),
-        }
-        return {"loss": torch.stack(list(terms.values())).sum(), **terms}
+    def objective(self, module: IndependentPrompts, shots: Shots) -> Loss:
+        text = module.text(shots.classes)
+        w_0 = self.frozen_classes(module.backbone, shots.classes, shots.templates)
+
+        def loss(batch: Batch) -> dict[str, Tensor]:
+            f_0 = batch.images.features
+            f, w = (
+                F.normalize(x, dim=-1)
+                for x in (module.image_features(batch.images), module.class_features(text))
+            )
+            logits, logits_0 = (
+                cosine_logits(module.backbone, *pair) for pair in ((f, w), (f_0, w_0))
+            )
+            divergence = F.kl_div(
+                logits.log_softmax(-1), logits_0.log_softmax(-1), reduction="sum", log_target=True
+            )
+            return summed(
+                {
+                    "ce": F.cross_entropy(logits, batch.labels),
+                    "text": self.text_weight * F.l1_loss(w, w_0),
+                    "image": self.image_weight * F.l1_loss(f, F.normalize(f_0, dim=-1)),
+                    "logits": divergence / logits.numel(),
+                }
+            )
+
+        return loss
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
         module = self.module(backbone, shots.seed)
-        text = module.text(shots.classes)
-        w_0 = self.frozen_classes(backbone, shots.classes, shots.templates)
+        loss = self.objective(module, shots)
         epochs, _ = self.recipe.length(shots.images.labels)
         averaged = Averaged(module, gaussian(epochs, self.mean, self.std).tolist())
-
-        def loss(batch: Batch) -> dict[str, Tensor]:
-            return self.loss(module, batch.labels, batch.images, text, w_0)
-
         trained = minimise(averaged, loss, self.recipe, shots, shots.source(1), averaged.add)
         return self.restore(backbone, shots.known, averaged.state()).after(trained)

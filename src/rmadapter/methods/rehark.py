@@ -24,10 +24,16 @@ from torch import Tensor
 
 from rmadapter.backbones import Backbone
 from rmadapter.methods.parts.features import columns, held_out, unit
-from rmadapter.methods.parts.tensors import shaped
 from rmadapter.prompts import zero_shot_weights
 from rmadapter.settings import STRICT, Count, option
-from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits
+from rmadapter.training.contract import (
+    Fitted,
+    Known,
+    Shots,
+    ToLogits,
+    Untrained,
+    shaped,
+)
 from rmadapter.training.traits import HELD_OUT, About, Traits, Uses
 
 # Where the released code draws the numbers from; `penalty` on a logarithmic scale.
@@ -52,7 +58,7 @@ class Numbers:
 
 
 @dataclass(frozen=True)
-class ReHARK(Method):
+class ReHARK(Untrained):
     """Nothing is trained. trials: how many numbers are drawn at random from their ranges, to keep
     those with the most hits on validation images, else on parts of the shots held out in turn; with
     one shot per class they stay as given. Every view of a shot counts. Only answers for the classes
@@ -108,9 +114,6 @@ class ReHARK(Method):
             return lambda states: logits(numbers, bent(unit(states.features), numbers), ours)
 
         return Fitted(self, backbone, known, tensors, for_classes)
-
-    def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
-        return Parameters()
 
     def _search(self, shots: Shots, views: Tensor, prompts: Tensor) -> Numbers:
         """Return the first numbers with the most hits on held-out images, the given ones first.

@@ -22,19 +22,11 @@ from torch import Tensor
 
 from rmadapter.backbones import Backbone
 from rmadapter.methods.parts.features import Places, unit
-from rmadapter.methods.parts.tensors import shaped
 from rmadapter.methods.zero_shot import SEVEN
 from rmadapter.prompts import Cosines, prior_weights, untouched, zero_shot_weights
 from rmadapter.settings import Positive
 from rmadapter.task import check_templates
-from rmadapter.training.contract import (
-    Fitted,
-    Known,
-    Method,
-    Parameters,
-    Shots,
-    Trained,
-)
+from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, Trained, shaped
 from rmadapter.training.traits import About, Traits, Uses
 
 HEAD = "head"
@@ -79,14 +71,13 @@ class Ridge(Method):
         head = shaped(tensors, HEAD, len(known.classes), backbone.embedding_size)
 
         def for_classes(names: Sequence[str]) -> Cosines:
-            old, rows, new = Places.of(self.title, backbone, known.classes, names)
-            weights = head.new_zeros(len(names), head.shape[1])
-            if old:
-                prior = prior_weights(backbone, [names[i] for i in old], known.templates)
-                weights[old] = prior + self.head * head[rows]
-            if new:
-                prompts = (*known.templates, *self.general)
-                weights[new] = zero_shot_weights(backbone, [names[i] for i in new], prompts)
+            places = Places.of(self.title, backbone, known.classes, names)
+            weights = places.weights(
+                lambda old, rows: (
+                    prior_weights(backbone, old, known.templates) + self.head * head[rows]
+                ),
+                lambda new: zero_shot_weights(backbone, new, (*known.templates, *self.general)),
+            )
             return Cosines(backbone, untouched, weights)
 
         return Fitted(self, backbone, known, tensors, for_classes, parameters=head.numel())

@@ -20,7 +20,6 @@ from torch import Tensor
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import States
 from rmadapter.methods.parts.features import Places, unit
-from rmadapter.methods.parts.tensors import shaped
 from rmadapter.methods.ridge import HEAD, ridge
 from rmadapter.methods.rmadapter import ADAMW, PLAIN, RMAdapter, class_weights
 from rmadapter.methods.zero_shot import SEVEN
@@ -28,7 +27,7 @@ from rmadapter.model import AdaptedCLIP
 from rmadapter.prompts import zero_shot_weights
 from rmadapter.settings import AdapterSettings, LossSettings, Positive, Share
 from rmadapter.task import check_templates
-from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits
+from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits, shaped
 from rmadapter.training.traits import About, Expected, Recipe, Traits, Uses
 
 
@@ -99,26 +98,29 @@ class RMAdapterPlus(Method):
         )
 
         def for_classes(names: Sequence[str]) -> ToLogits:
-            return Both(model, *self._weights(model, known, names, head))
+            adapted, untouched = self._weights(model, known, names, head).chunk(2, -1)
+            return Both(model, adapted, untouched)
 
         count = model.adapters.parameter_counts()[0] + head.numel()
         return Fitted(self, backbone, known, tensors, for_classes, model.first("image"), count)
 
     def _weights(
         self, model: AdaptedCLIP, known: Known, names: Sequence[str], head: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return weights [C, e] for adapted and for untouched image features."""
-        old, rows, new = Places.of(self.title, model.backbone, known.classes, names)
-        adapted, untouched = (head.new_zeros(len(names), head.shape[1]) for _ in range(2))
-        if old:
-            which = [names[i] for i in old]
-            adapted[old] = class_weights(model, which, known.templates, known.saved)
-            untouched[old] = self.head * head[rows]
-        if new:
-            which, prompts = [names[i] for i in new], (*known.templates, *self.general)
-            adapted[new] = self.keep * class_weights(model, which, prompts, known.saved)
-            untouched[new] = (1 - self.keep) * zero_shot_weights(model.backbone, which, prompts)
-        return adapted, untouched
+    ) -> Tensor:
+        """Return weights [C, 2 e] for adapted image features, and then for untouched ones."""
+        places = Places.of(self.title, model.backbone, known.classes, names)
+        prompts = (*known.templates, *self.general)
+
+        def trained(names: list[str], rows: list[int]) -> Tensor:
+            adapted = class_weights(model, names, known.templates, known.saved)
+            return torch.cat([adapted, self.head * head[rows]], -1)
+
+        def others(names: list[str]) -> Tensor:
+            adapted = class_weights(model, names, prompts, known.saved)
+            untouched = zero_shot_weights(model.backbone, names, prompts)
+            return torch.cat([self.keep * adapted, (1 - self.keep) * untouched], -1)
+
+        return places.weights(trained, others)
 
     def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
         trained, training_only = self.adapters.parameters(backbone, classes, shots)

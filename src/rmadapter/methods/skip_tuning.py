@@ -10,7 +10,7 @@ few of the others; classes that no image of a batch needs are not encoded.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -20,13 +20,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
-from rmadapter.backbones.known import kept_adapted
 from rmadapter.encoders import Packed, States, encoders_of, send, weights_of
 from rmadapter.encoders.blocks import with_own
 from rmadapter.errors import UserError
+from rmadapter.methods.parts.learners import CosineLearner
 from rmadapter.prompts import (
     CHUNK,
-    Cosines,
     cosine_logits,
     frozen_prompts,
     learnt_weights,
@@ -35,8 +34,8 @@ from rmadapter.prompts import (
     zero_shot_weights,
 )
 from rmadapter.settings import Positive, Share
-from rmadapter.training.contract import Fitted, Known, Learner, ModuleMethod, Shots, ToLogits
-from rmadapter.training.loop import Batch, minimise
+from rmadapter.training.contract import Known, ModuleMethod, Shots
+from rmadapter.training.loop import Batch, Loss
 from rmadapter.training.traits import About, Recipe, Traits, Uses
 
 
@@ -71,7 +70,7 @@ class Prompts:
         return self.x[rows[prompt], layout.positions], layout
 
 
-class TunedCLIP(Learner):
+class TunedCLIP(CosineLearner):
     """Both encoders; their upper blocks and the norm and projection after them learn, all else is
     the backbone's own.
 
@@ -108,14 +107,13 @@ class TunedCLIP(Learner):
         """Encode tokens [T, d] that enter the first trained block -> features [P, e]."""
         return self.text.encode(x, layout, self.first_text, views=self.text.views)
 
-    def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
-        def make() -> Tensor:
-            frozen = frozen_prompts(self.backbone, names, known.templates, self.first_text)
-            chunks = [(states.x, states.layout) for states in frozen]
-            return learnt_weights(self.encode_text, chunks, prompts_each(names, known.templates))
+    def encode_classes(self, names: Sequence[str], known: Known) -> Tensor:
+        frozen = frozen_prompts(self.backbone, names, known.templates, self.first_text)
+        chunks = [(states.x, states.layout) for states in frozen]
+        return learnt_weights(self.encode_text, chunks, prompts_each(names, known.templates))
 
-        weights = kept_adapted(self.backbone, names, known.templates, known.saved, make)
-        return Cosines(self.backbone, self.image_features, weights)
+    def image_encoder(self) -> Callable[[States], Tensor]:
+        return self.image_features
 
 
 def choose_classes(
@@ -132,7 +130,7 @@ def choose_classes(
 
 
 @dataclass(frozen=True)
-class SkipTuning(ModuleMethod):
+class SkipTuning(ModuleMethod[TunedCLIP]):
     """skipped: share of each encoder's blocks that stays fixed, 9 of 12. ratio, decay: as in
     `kept`; ratio=1 skips no class. Decay, optimiser and rates are ours:
     docs/reference/methods.md lists what the paper leaves open."""
@@ -162,8 +160,8 @@ class SkipTuning(ModuleMethod):
             )
         return TunedCLIP(backbone, self.skipped)
 
-    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
-        module = self.module(backbone)
+    def objective(self, module: TunedCLIP, shots: Shots) -> Loss:
+        backbone = module.backbone
         prompts = Prompts(backbone, shots.classes, shots.templates, module.first_text)
         known = zero_shot_weights(backbone, shots.classes, shots.templates)
 
@@ -177,5 +175,4 @@ class SkipTuning(ModuleMethod):
             ce = F.cross_entropy(logits, torch.searchsorted(classes, batch.labels))
             return {"loss": ce, "classes": keep.sum(1).float().mean()}
 
-        trained = minimise(module, loss, self.recipe, shots, shots.source(module.first))
-        return self.restore(backbone, shots.known, module.state_dict()).after(trained)
+        return loss

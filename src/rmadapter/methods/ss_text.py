@@ -26,15 +26,21 @@ from torch import Tensor
 
 from rmadapter.backbones import Backbone
 from rmadapter.methods.parts.features import Places, one_hot, unit
-from rmadapter.methods.parts.tensors import shaped
 from rmadapter.prompts import Cosines, cosine_logits, untouched, zero_shot_weights
 from rmadapter.settings import Positive, Size
-from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, Trained
+from rmadapter.training.contract import (
+    Fitted,
+    Known,
+    Shots,
+    Trained,
+    Untrained,
+    shaped,
+)
 from rmadapter.training.traits import PUBLISHED, About, Traits, Uses
 
 
 @dataclass(frozen=True)
-class SSText(Method):
+class SSText(Untrained):
     """Nothing is trained and nothing is searched. Classes without shots have their prompts."""
 
     title: ClassVar[str] = "SS-Text"
@@ -65,15 +71,12 @@ class SSText(Method):
         weights = shaped(tensors, "weights", len(known.classes), backbone.embedding_size)
 
         def for_classes(names: Sequence[str]) -> Cosines:
-            old, rows, _ = Places.of(self.title, backbone, known.classes, names)
+            places = Places.of(self.title, backbone, known.classes, names)
             every = zero_shot_weights(backbone, names, known.templates)
-            every[old] = weights[rows]
+            every[places.old] = weights[places.rows]
             return Cosines(backbone, untouched, every)
 
         return Fitted(self, backbone, known, tensors, for_classes)
-
-    def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
-        return Parameters()
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,12 @@ from rmadapter.encoders import States
 from rmadapter.methods.parts.features import unit
 from rmadapter.prompts import cosine_logits, zero_shot_weights
 from rmadapter.settings import Positive, Size
-from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits, Trained
+from rmadapter.training.contract import (
+    Fitted,
+    Known,
+    ToLogits,
+    Untrained,
+)
 from rmadapter.training.traits import PUBLISHED, About, Traits, Uses
 
 STEPS = 5  # of the shares, between two steps of means and variances
@@ -38,7 +43,7 @@ LEAST = 1e-12  # sum of the shares, and variance
 
 
 @dataclass(frozen=True)
-class StatA(Method):
+class StatA(Untrained):
     """anchor: number of images that the prompt of a class counts for. strength, neighbours: of the
     pull between similar images. rounds: how often means and variances are computed.
 
@@ -69,10 +74,6 @@ class StatA(Method):
     neighbours: Size = 3
     rounds: Size = 10
 
-    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
-        # nothing is learnt in advance
-        return self.restore(backbone, shots.known, {}).after(Trained(weighed=True))
-
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
         def for_classes(names: Sequence[str]) -> ToLogits:
             prompts = zero_shot_weights(backbone, names, known.templates)
@@ -85,9 +86,6 @@ class StatA(Method):
             return score
 
         return Fitted(self, backbone, known, tensors, for_classes, remembers=True)
-
-    def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
-        return Parameters()
 
     def shares(self, x: Tensor, prompts: Tensor, logits: Tensor) -> Tensor:
         """Return shares [B, C] of the classes. x: unit features [B, e]. prompts: of the classes,

@@ -18,13 +18,14 @@ from rmadapter.methods.kgcoop import knowledge
 from rmadapter.methods.parts.learned_prompts import (
     ContextLearner,
     PromptedText,
+    context_loss,
     context_vectors,
-    train_context,
 )
 from rmadapter.prompts import zero_shot_weights
 from rmadapter.settings import Size
 from rmadapter.support.machine import seeded
-from rmadapter.training.contract import Fitted, ModuleMethod, Shots
+from rmadapter.training.contract import ModuleMethod, Shots
+from rmadapter.training.loop import Loss
 from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
 
 
@@ -75,7 +76,7 @@ class ClassAware(ContextLearner):
 
 
 @dataclass(frozen=True)
-class TCP(ModuleMethod):
+class TCP(ModuleMethod[ClassAware]):
     """KgCoOp from noise, with a separate context for each class from block `layer` of the text
     encoder on.
 
@@ -107,9 +108,5 @@ class TCP(ModuleMethod):
     def module(self, backbone: Backbone, seed: int = 1) -> ClassAware:
         return ClassAware(self, backbone, seed)
 
-    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
-        module = self.module(backbone, shots.seed)
-        trained = train_context(
-            module, shots, self.recipe, knowledge(backbone, shots, self.distance_weight)
-        )
-        return self.restore(backbone, shots.known, module.state_dict()).after(trained)
+    def objective(self, module: ClassAware, shots: Shots) -> Loss:
+        return context_loss(module, shots, knowledge(module.backbone, shots, self.distance_weight))

@@ -25,7 +25,12 @@ from rmadapter.encoders import States
 from rmadapter.methods.parts.features import unit
 from rmadapter.prompts import cosine_logits, zero_shot_weights
 from rmadapter.settings import Positive, Share, Size
-from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits, Trained
+from rmadapter.training.contract import (
+    Fitted,
+    Known,
+    ToLogits,
+    Untrained,
+)
 from rmadapter.training.traits import About, Traits, Uses
 
 
@@ -54,7 +59,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class TDA(Method):
+class TDA(Untrained):
     """alpha, beta, size: of the positive memory, with `size` images per class. negative_...: of the
     negative one, which takes entropies over log2 C between lowest and highest. mask: probability
     above which a class counts there.
@@ -92,18 +97,11 @@ class TDA(Method):
     highest: Share = 0.5
     mask: Share = 0.03
 
-    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
-        # nothing is learnt in advance
-        return self.restore(backbone, shots.known, {}).after(Trained(weighed=True))
-
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
         def for_classes(names: Sequence[str]) -> ToLogits:
             return Stream(self, backbone, zero_shot_weights(backbone, names, known.templates))
 
         return Fitted(self, backbone, known, tensors, for_classes, remembers=True)
-
-    def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
-        return Parameters()
 
 
 class Stream:

@@ -10,7 +10,7 @@ into tokens that predict its class; each row of A is a running mean of those mos
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -20,30 +20,28 @@ from torch import Tensor, nn
 
 from rmadapter.adapter import at_least_float32
 from rmadapter.backbones import Backbone
-from rmadapter.backbones.known import kept_adapted
 from rmadapter.encoders import States
 from rmadapter.encoders.blocks import Opaque
 from rmadapter.errors import UserError
 from rmadapter.methods.parts.learned_prompts import PromptedText, context_vectors
-from rmadapter.prompts import Cosines, cosine_logits, linear_logits
+from rmadapter.methods.parts.learners import CosineLearner
+from rmadapter.prompts import cosine_logits, linear_logits
 from rmadapter.settings import Share, Size
 from rmadapter.support.distributed import add_up, several
 from rmadapter.support.machine import seeded
 from rmadapter.training.contract import (
     Fitted,
     Known,
-    Learner,
     ModuleMethod,
     Parameters,
     Shots,
-    ToLogits,
     count,
 )
-from rmadapter.training.loop import Batch, minimise
+from rmadapter.training.loop import Batch, minimise, summed
 from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
 
 
-class Refiner(Learner):
+class Refiner(CosineLearner):
     """CoOp's context ctx [n, d], the cache [S, e] and the map; these refine class features and are
     all answers need.
 
@@ -79,14 +77,13 @@ class Refiner(Learner):
         read = (t @ self.cache.T).softmax(-1) @ self.cache
         return t + self.alpha * self.map(torch.cat([t, read], -1))
 
-    def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
-        def make() -> Tensor:
-            prompts = PromptedText(self.backbone, names, len(self.ctx))
-            return self.refine(F.normalize(prompts.encode(self.ctx), dim=-1))
+    def encode_classes(self, names: Sequence[str], known: Known) -> Tensor:
+        prompts = PromptedText(self.backbone, names, len(self.ctx))
+        return self.refine(F.normalize(prompts.encode(self.ctx), dim=-1))
 
-        image = self.backbone.image
-        weights = kept_adapted(self.backbone, names, known.templates, known.saved, make)
-        return Cosines(self.backbone, lambda states: image.head(states.y, states.layout), weights)
+    def image_encoder(self) -> Callable[[States], Tensor]:
+        head = self.backbone.image.head
+        return lambda states: head(states.y, states.layout)
 
 
 class Training(nn.Module):
@@ -142,7 +139,7 @@ def local_features(backbone: Backbone, states: States, looked_at: int) -> tuple[
 
 
 @dataclass(frozen=True)
-class TextRefiner(ModuleMethod):
+class TextRefiner(ModuleMethod[Refiner]):
     """slots: rows of the cache. alpha: weight of the term added to class features. keep: share of a
     row that a write keeps. looked_at: how many tokens of an image learn to predict its class,
     besides the class token and the mean of all. local_weight, likeness: weights of their
@@ -198,7 +195,7 @@ class TextRefiner(ModuleMethod):
                 * F.cross_entropy(linear_logits(backbone.logit_scale * local, t), labels),
                 "likeness": self.likeness * F.l1_loss(F.normalize(w, dim=-1), t),
             }
-            return {"loss": torch.stack(list(terms.values())).sum(), **terms}
+            return summed(terms)
 
         trained = minimise(module, loss, self.recipe, shots, shots.source(refiner.first))
         return self.restore(backbone, shots.known, refiner.state_dict()).after(trained)

@@ -9,6 +9,7 @@ their classes as one-hot vectors.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
@@ -20,8 +21,7 @@ from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import States
-from rmadapter.methods.parts.features import columns, held_out, one_hot, unit
-from rmadapter.methods.parts.tensors import shaped
+from rmadapter.methods.parts.features import best_pair, columns, held_out, one_hot, unit
 from rmadapter.prompts import cosine_logits, zero_shot_weights
 from rmadapter.settings import STRICT, option
 from rmadapter.training.cache import Held
@@ -33,6 +33,7 @@ from rmadapter.training.contract import (
     Shots,
     ToLogits,
     Trained,
+    shaped,
 )
 from rmadapter.training.loop import Batch, minimise
 from rmadapter.training.traits import HELD_OUT, About, Recipe, Traits, Uses
@@ -61,9 +62,92 @@ class Search:
 
 
 @dataclass(frozen=True)
-class TipAdapter(Method):
+class CachedShots(Method):
+    """Answers by zero-shot and by the shots, whose features are keys and whose classes are values.
+    Only answers for the classes of its shots."""
+
+    grid: Search = field(default_factory=Search)
+
+    @abstractmethod
+    def keys(self, backbone: Backbone, shots: Shots, views: Tensor) -> tuple[Tensor, Trained]:
+        """Return keys [N, e] of some shots with features `views` [V, N, e], and how they were
+        trained."""
+
+    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
+        views = shots.features()
+        keys, trained = self.keys(backbone, shots, views)
+        alpha, beta = self.grid.alpha, self.grid.beta
+        parts = list(self.judged(backbone, shots, views, keys)) if self.grid.search else []
+        if parts:
+            alpha, beta = self._best(parts)
+        numbers = {"alpha": torch.tensor(alpha), "beta": torch.tensor(beta)}
+        tensors = {"keys": keys, "values": one_hot(shots), **numbers}
+        return self.restore(backbone, shots.known, tensors).after(trained)
+
+    def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
+        alpha, beta = float(shaped(tensors, "alpha")), float(shaped(tensors, "beta"))
+        keys = shaped(tensors, "keys", -1, backbone.embedding_size)
+        every = shaped(tensors, "values", len(keys), len(known.classes))
+
+        def for_classes(names: Sequence[str]) -> ToLogits:
+            chosen = columns(self.title, known.classes, names)
+            weights = zero_shot_weights(backbone, known.classes, known.templates)[chosen]
+            values = every[:, chosen]
+
+            def score(states: States) -> Tensor:
+                x = unit(states.features)
+                return cosine_logits(backbone, x, weights) + alpha * ask(x @ keys.T, values, beta)
+
+            return score
+
+        parameters = 0 if self.recipe is None else keys.numel()
+        return Fitted(self, backbone, known, tensors, for_classes, parameters=parameters)
+
+    def judged(
+        self, backbone: Backbone, shots: Shots, views: Tensor, keys: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Yield the affinity to the keys, values, zero-shot logits and labels of each held-out
+        part. keys: of all shots."""
+        weights = zero_shot_weights(backbone, shots.classes, shots.templates)
+        for rows, features, targets in held_out(shots):
+            fitted, part_keys = shots, keys
+            if not shots.val:
+                images = shots.images.subset(rows.tolist())
+                fitted = replace(
+                    shots, images=images, unfinished=None, progress=False, callbacks=()
+                )
+                part_keys = self.keys(backbone, fitted, views[:, rows])[0]
+            x = unit(features)
+            yield x @ part_keys.T, one_hot(fitted), cosine_logits(backbone, x, weights), targets
+
+    def _best(self, parts: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]]) -> tuple[float, float]:
+        """Return alpha and beta with the most hits on a grid from 0.1; among equals, the smallest
+        beta, then alpha."""
+        grid = self.grid
+        alphas, betas = (
+            [0.1 + (largest - 0.1) * i / steps for i in range(steps)]
+            for largest, steps in (
+                (grid.largest_alpha, grid.alpha_steps),
+                (grid.largest_beta, grid.beta_steps),
+            )
+        )
+
+        def hits(beta: float) -> Tensor:
+            found = torch.zeros(len(alphas), dtype=torch.long)
+            for affinity, values, clip, labels in parts:
+                extra = ask(affinity, values, beta)
+                right = [((clip + alpha * extra).argmax(-1) == labels).sum() for alpha in alphas]
+                found += torch.tensor([int(count) for count in right])
+            return found
+
+        beta, alpha = best_pair(betas, alphas, hits)
+        return alpha, beta
+
+
+@dataclass(frozen=True)
+class TipAdapter(CachedShots):
     """Nothing is trained. A key is the mean of a shot over the run's augmented views; the released
-    code takes ten. Only answers for the classes of its shots."""
+    code takes ten."""
 
     title: ClassVar[str] = "Tip-Adapter"
     source: ClassVar[str] = PAPER
@@ -81,24 +165,16 @@ class TipAdapter(Method):
         ),
         reads="features",
     )
-    grid: Search = field(default_factory=Search)
-
-    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
-        return _fit(self, backbone, shots)
 
     def keys(self, backbone: Backbone, shots: Shots, views: Tensor) -> tuple[Tensor, Trained]:
-        """Return keys [N, e] of some shots with features `views` [V, N, e]."""
-        return _keys(views), Trained(weighed=True)
-
-    def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
-        return _restore(self, backbone, known, tensors, trained=False)
+        return mean_keys(views), Trained(weighed=True)
 
     def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
         return Parameters()
 
 
 @dataclass(frozen=True)
-class TipAdapterF(Method):
+class TipAdapterF(CachedShots):
     """Trains the keys, with alpha and beta as given, before both are searched. The keys of the last
     epoch are used; the released code uses the best epoch on the test images."""
 
@@ -118,125 +194,40 @@ class TipAdapterF(Method):
         ),
         reads="features",
     )
-    grid: Search = field(default_factory=Search)
     recipe: Recipe = Recipe(
-        optimizer="adamw", learning_rate=1e-3, weight_decay=0.01, eps=1e-4, epochs=20,
+        optimizer="adamw",
+        learning_rate=1e-3,
+        weight_decay=0.01,
+        eps=1e-4,
+        epochs=20,
         batch_size=256,
-        schedule="step", warmup_epochs=0,
-    )  # fmt: skip
-
-    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
-        return _fit(self, backbone, shots)
+        schedule="step",
+        warmup_epochs=0,
+    )
 
     def keys(self, backbone: Backbone, shots: Shots, views: Tensor) -> tuple[Tensor, Trained]:
-        """Return keys [N, e] of some shots with features `views` [V, N, e], and how they were
-        trained."""
         weights = zero_shot_weights(backbone, shots.classes, shots.templates)
-        cache, values = nn.ParameterDict({"trained": _keys(views)}), one_hot(shots)
+        cache, values = nn.ParameterDict({"trained": mean_keys(views)}), one_hot(shots)
 
         def loss(batch: Batch) -> Tensor:
             x = F.normalize(batch.images.features, dim=-1)
-            extra = _ask(x @ cache["trained"].T, values, self.grid.beta)
-            return F.cross_entropy(
-                cosine_logits(backbone, x, weights) + self.grid.alpha * extra, batch.labels
-            )
+            extra = ask(x @ cache["trained"].T, values, self.grid.beta)
+            logits = cosine_logits(backbone, x, weights) + self.grid.alpha * extra
+            return F.cross_entropy(logits, batch.labels)
 
         trained = minimise(cache, loss, self.recipe, shots, Held.of_features(views))
         return cache["trained"].detach(), trained
-
-    def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
-        return _restore(self, backbone, known, tensors, trained=True)
 
     def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
         return Parameters(classes * shots * backbone.embedding_size)
 
 
-def _keys(views: Tensor) -> Tensor:
+def mean_keys(views: Tensor) -> Tensor:
     """Average features [V, N, e] over views: [N, e]."""
     return F.normalize(views.mean(0), dim=-1)
 
 
-def _ask(affinity: Tensor, values: Tensor, beta: float | Tensor) -> Tensor:
+def ask(affinity: Tensor, values: Tensor, beta: float) -> Tensor:
     """Turn cosines [B, N] to the keys and values [N, C] into the cache's logits [B, C], before
     alpha."""
     return (-beta * (1 - affinity)).exp() @ values
-
-
-def _fit(method: TipAdapter | TipAdapterF, backbone: Backbone, shots: Shots) -> Fitted:
-    views = shots.features()
-    keys, trained = method.keys(backbone, shots, views)
-    alpha, beta = _search(method, backbone, shots, views, keys)
-    numbers = {"alpha": torch.tensor(alpha), "beta": torch.tensor(beta)}
-    return method.restore(
-        backbone, shots.known, {"keys": keys, "values": one_hot(shots), **numbers}
-    ).after(trained)
-
-
-def _restore(
-    method: TipAdapter | TipAdapterF,
-    backbone: Backbone,
-    known: Known,
-    tensors: Mapping[str, Tensor],
-    trained: bool,
-) -> Fitted:
-    alpha, beta = float(shaped(tensors, "alpha")), float(shaped(tensors, "beta"))
-    keys = shaped(tensors, "keys", -1, backbone.embedding_size)
-    every = shaped(tensors, "values", len(keys), len(known.classes))
-
-    def for_classes(names: Sequence[str]) -> ToLogits:
-        chosen = columns(method.title, known.classes, names)
-        weights = zero_shot_weights(backbone, known.classes, known.templates)[chosen]
-        values = every[:, chosen]
-
-        def score(states: States) -> Tensor:
-            x = unit(states.features)
-            return cosine_logits(backbone, x, weights) + alpha * _ask(x @ keys.T, values, beta)
-
-        return score
-
-    parameters = keys.numel() if trained else 0
-    return Fitted(method, backbone, known, tensors, for_classes, parameters=parameters)
-
-
-def _judged(
-    method: TipAdapter | TipAdapterF, backbone: Backbone, shots: Shots, views: Tensor, keys: Tensor
-) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Return the affinity to the keys, values, zero-shot logits and labels of each held-out part.
-    keys: of all shots."""
-    weights = zero_shot_weights(backbone, shots.classes, shots.templates)
-    for rows, features, targets in held_out(shots):
-        fitted, part_keys = shots, keys
-        if not shots.val:
-            images = shots.images.subset(rows.tolist())
-            fitted = replace(shots, images=images, unfinished=None, progress=False, callbacks=())
-            part_keys = method.keys(backbone, fitted, views[:, rows])[0]
-        x = unit(features)
-        yield x @ part_keys.T, one_hot(fitted), cosine_logits(backbone, x, weights), targets
-
-
-def _search(
-    method: TipAdapter | TipAdapterF, backbone: Backbone, shots: Shots, views: Tensor, keys: Tensor
-) -> tuple[float, float]:
-    """Return alpha and beta with the most hits on a grid from 0.1; among equals, the smallest beta,
-    then alpha."""
-    grid, best = method.grid, -1
-    chosen = grid.alpha, grid.beta
-    parts = list(_judged(method, backbone, shots, views, keys)) if grid.search else []
-    alphas, betas = (
-        [0.1 + (largest - 0.1) * i / steps for i in range(steps)]
-        for largest, steps in (
-            (grid.largest_alpha, grid.alpha_steps),
-            (grid.largest_beta, grid.beta_steps),
-        )
-    )
-    for beta in betas if parts else ():
-        hits = torch.zeros(len(alphas), dtype=torch.long)
-        for affinity, values, clip, labels in parts:
-            extra = _ask(affinity, values, beta)
-            hits += torch.tensor(
-                [int(((clip + alpha * extra).argmax(-1) == labels).sum()) for alpha in alphas]
-            )
-        if int(hits.max()) > best:
-            best = int(hits.max())
-            chosen = alphas[hits.tolist().index(best)], beta
-    return chosen

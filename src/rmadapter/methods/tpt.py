@@ -25,12 +25,12 @@ from rmadapter.encoders import States
 from rmadapter.methods.parts.learned_prompts import encoder_of, init_words
 from rmadapter.prompts import cosine_logits
 from rmadapter.settings import Positive, Share
-from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits, Trained
+from rmadapter.training.contract import Fitted, Known, Parameters, ToLogits, Untrained
 from rmadapter.training.traits import PUBLISHED, About, Traits, Uses
 
 
 @dataclass(frozen=True)
-class TPT(Method):
+class TPT(Untrained):
     """views: of an image, itself included. share: of the views that count. learning_rate: of AdamW,
     with torch's other settings. context: words before the class name, whose embeddings the vectors
     start from.
@@ -67,10 +67,6 @@ class TPT(Method):
     def test_views(self) -> int:
         return self.views - 1
 
-    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
-        # nothing is learnt in advance
-        return self.restore(backbone, shots.known, {}).after(Trained(weighed=True))
-
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
         backbone.with_blocks("text")
 
@@ -81,7 +77,7 @@ class TPT(Method):
 
     def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
         backbone.with_blocks("text")
-        return Parameters()
+        return super().parameters(backbone, classes, shots)
 
 
 class Tuned:

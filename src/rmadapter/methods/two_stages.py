@@ -9,7 +9,7 @@ encoder after stage 1 for others.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,25 +20,28 @@ from torch import Tensor, nn
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import EitherEncoder, Packed, States, encoders_of
 from rmadapter.encoders.blocks import Opaque, View, with_own
-from rmadapter.methods.parts.features import FixedFeatures
-from rmadapter.prompts import CHUNK, Cosines, cosine_logits, learnt_weights, prompts_each, tokenize
-from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits, count
-from rmadapter.training.loop import Batch, minimise
+from rmadapter.methods.parts.features import FixedFeatures, Places
+from rmadapter.methods.parts.learners import CosineLearner
+from rmadapter.prompts import cosine_logits, learnt_weights, prompts_each, stems
+from rmadapter.training.contract import Fitted, Known, ModuleMethod, Parameters, Shots, count
+from rmadapter.training.loop import Batch
 from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
 
 FIRST = 1  # block of the image encoder whose input is read; nothing before it is trained
 
 
-class Norms(nn.Module):
+class Norms(CosineLearner):
     """Both encoders with their own LayerNorms in the blocks, which start as the backbone's, and
     weights [C, e] of C classes.
 
     All else is shared with the backbone. Raises UserError for encoders without blocks.
     """
 
+    first = FIRST
+    reaches = ("image", "text")
+
     def __init__(self, backbone: Backbone, classes: int) -> None:
-        super().__init__()
-        self.backbone = backbone.with_blocks("image", "text")
+        super().__init__(backbone)
         norms = _norms(backbone.image, backbone.text)
         model = with_own(backbone.model, (p for norm in norms for p in norm.parameters()))
         self.image, self.text = encoders_of(model)
@@ -51,33 +54,27 @@ class Norms(nn.Module):
         """Return image features [B, e]."""
         return self.image.encode(states.x, states.layout, FIRST, views=_own_views(self.image))
 
-    def prompts(self, names: Sequence[str], templates: Sequence[str]) -> list[Packed]:
-        """Return the layouts of all prompts, in chunks of CHUNK."""
-        return [
-            self.text.layout(chunk)
-            for chunk in tokenize(self.backbone, names, templates).split(CHUNK)
-        ]
+    def image_encoder(self) -> Callable[[States], Tensor]:
+        return self.image_features
 
-    def class_features(self, prompts: Sequence[Packed], each: int) -> Tensor:
-        """Return normalised class features [C, e]."""
-        return learnt_weights(self._encode_text, [(chunk,) for chunk in prompts], each)
+    def class_features(self, prompts: Sequence[tuple[Tensor, Packed]], each: int) -> Tensor:
+        """Return normalised class features [C, e]. prompts: as from `stems`."""
+        return learnt_weights(self._encode_text, prompts, each)
 
-    def _encode_text(self, layout: Packed) -> Tensor:
-        return self.text.encode(self.text.stem(layout), layout, views=_own_views(self.text))
+    def _encode_text(self, x: Tensor, layout: Packed) -> Tensor:
+        return self.text.encode(x, layout, views=_own_views(self.text))
 
-    def weights(self, names: Sequence[str], known: Known) -> Tensor:
+    def encode_classes(self, names: Sequence[str], known: Known) -> Tensor:
         """Return normalised class weights [C, e]: trained for known classes, from the text encoder
         for others."""
-        place = {name: i for i, name in enumerate(known.classes)}
         weights = F.normalize(self.classes, dim=-1)
-        new = [name for name in names if name not in place]
-        if new:
-            each = prompts_each(new, known.templates)
-            weights = torch.cat(
-                [weights, self.class_features(self.prompts(new, known.templates), each)]
-            )
-        place |= {name: i for i, name in enumerate(new, len(place))}
-        return weights[[place[name] for name in names]]
+
+        def others(names: list[str]) -> Tensor:
+            prompts = stems(self.backbone, names, known.templates)
+            return self.class_features(prompts, prompts_each(names, known.templates))
+
+        places = Places.of("2SFS", self.backbone, known.classes, names)
+        return places.weights(lambda _, rows: weights[rows], others)
 
 
 def _own_views(encoder: EitherEncoder) -> Sequence[View | Opaque]:
@@ -96,7 +93,7 @@ def _norms(*encoders: EitherEncoder) -> list[nn.Module]:
 
 
 @dataclass(frozen=True)
-class TwoStages(Method):
+class TwoStages(ModuleMethod[Norms]):
     """One setting for all data sets, as published; stages end with whole epochs. Several templates
     are averaged, where the released code trains with the first.
 
@@ -118,10 +115,16 @@ class TwoStages(Method):
         schedule="twice", warmup_epochs=0, final_rate=1e-6,
     )  # fmt: skip
 
+    def module(self, backbone: Backbone, seed: int = 1, classes: int = 100) -> Norms:
+        return Norms(backbone, classes)
+
+    def blank(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Norms:
+        return Norms(backbone, len(known.classes))
+
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
         module = Norms(backbone, len(shots.classes))
         each = prompts_each(shots.classes, shots.templates)
-        prompts = module.prompts(shots.classes, shots.templates)
+        prompts = stems(backbone, shots.classes, shots.templates)
         source, epochs = shots.source(FIRST), self.recipe.length(shots.images.labels)[0]
         turn = self.recipe.restart(epochs)
         fixed = FixedFeatures(source, module.image_features, epochs - turn)
@@ -140,20 +143,7 @@ class TwoStages(Method):
             if epoch + 1 == turn:
                 module.classes.copy_(module.class_features(prompts, each))
 
-        trained = minimise(module, loss, self.recipe, shots, source, start)
-        return self.restore(backbone, shots.known, module.state_dict()).after(trained)
-
-    def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
-        module = Norms(backbone, len(known.classes)).eval()
-        module.load_state_dict(dict(tensors))
-
-        def for_classes(names: Sequence[str]) -> ToLogits:
-            return Cosines(backbone, module.image_features, module.weights(names, known))
-
-        return Fitted(self, backbone, known, tensors, for_classes, FIRST, count(module))
+        return self.train(module, loss, shots, source, after_epoch=start)
 
     def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
         return Parameters(count(Norms(backbone, classes)))
-
-    def starts_at(self, backbone: Backbone) -> int:
-        return FIRST

@@ -10,7 +10,7 @@ from torch import Tensor
 from rmadapter.backbones import Backbone
 from rmadapter.prompts import Cosines, untouched, zero_shot_weights
 from rmadapter.task import check_templates
-from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, Trained
+from rmadapter.training.contract import Fitted, Known, Untrained
 from rmadapter.training.traits import About, Traits, Uses
 
 PAPER = "Radford et al., ICML 2021 (arXiv 2103.00020)"
@@ -27,7 +27,7 @@ SEVEN = (
 
 
 @dataclass(frozen=True)
-class ZeroShot(Method):
+class ZeroShot(Untrained):
     """The untouched backbone. templates: averaged in place of those of the run; empty for those of
     the run."""
 
@@ -48,19 +48,12 @@ class ZeroShot(Method):
         if self.templates:
             check_templates(self.templates)
 
-    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
-        trained = Trained(weighed=True)  # nothing is learnt, so any weights hold
-        return self.restore(backbone, shots.known, {}).after(trained)
-
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
         def for_classes(names: Sequence[str]) -> Cosines:
             weights = zero_shot_weights(backbone, names, self.templates or known.templates)
             return Cosines(backbone, untouched, weights)
 
         return Fitted(self, backbone, known, tensors, for_classes)
-
-    def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
-        return Parameters()
 
 
 ENSEMBLE = ZeroShot(

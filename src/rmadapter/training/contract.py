@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Generic, NamedTuple, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +21,11 @@ from rmadapter.data.read import ImageSource
 from rmadapter.encoders import States
 from rmadapter.errors import UserError
 from rmadapter.support.terminal import track
-from rmadapter.training.cache import test_batch, test_transform
+from rmadapter.training.cache import Source, test_batch, test_transform
+from rmadapter.training.loop import Loss, minimise
 from rmadapter.training.shots import Known as Known
 from rmadapter.training.shots import Shots as Shots
+from rmadapter.training.shots import Trained as Trained
 from rmadapter.training.traits import Recipe, Traits
 
 if TYPE_CHECKING:
@@ -64,20 +66,6 @@ class Parameters(NamedTuple):
 
     trained: int = 0
     training_only: int = 0
-
-
-@dataclass
-class Trained:
-    """The progress of a training, finished or not: steps, seconds, and the loss terms of each step.
-
-    step_seconds: median of the steps. weighed: whether the shots' weights, if any, were used.
-    """
-
-    step: int = 0
-    seconds: float = 0.0
-    history: list[dict[str, float]] = field(default_factory=list)
-    step_seconds: float | None = None
-    weighed: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -351,6 +339,16 @@ class Method(ABC):
         return None
 
 
+class Untrained(Method):
+    """A method that trains no parameters; by default it learns nothing from the shots."""
+
+    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
+        return self.restore(backbone, shots.known, {}).after(Trained(weighed=True))
+
+    def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
+        return Parameters()
+
+
 @torch.no_grad()
 def answers(
     models: Mapping[str, ToLogits], stream: Iterable[States]
@@ -416,8 +414,11 @@ class Learner(nn.Module, ABC):
         """
 
 
-class ModuleMethod(Method):
-    """A method that learns one module.
+Module = TypeVar("Module", bound=Learner)
+
+
+class ModuleMethod(Method, Generic[Module]):
+    """A method that learns one module by minimising an objective.
 
     A new module that loads the trained state answers like the trained one.
 
@@ -432,8 +433,13 @@ class ModuleMethod(Method):
         800
     """
 
+    @property
     @abstractmethod
-    def module(self, backbone: Backbone, seed: int = 1) -> Learner:
+    def recipe(self) -> Recipe:
+        """Return how the module is optimised."""
+
+    @abstractmethod
+    def module(self, backbone: Backbone, seed: int = 1) -> Module:
         """Return an untrained module.
 
         Args:
@@ -441,8 +447,60 @@ class ModuleMethod(Method):
             seed: Seed of its initialisation.
         """
 
+    def objective(self, module: Module, shots: Shots) -> Loss:
+        """Return the loss that `fit` minimises; a method with another `fit` needs none.
+
+        Args:
+            module: Untrained module.
+            shots: Images, and whatever else it may use.
+
+        Returns:
+            Function from a `Batch` to a scalar, or to terms, as `minimise` takes it.
+        """
+        raise NotImplementedError(f"{self.title} has neither fit nor objective")
+
+    def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
+        module = self.module(backbone, shots.seed)
+        return self.train(module, self.objective(module, shots), shots)
+
+    def train(
+        self,
+        module: Module,
+        loss: Loss,
+        shots: Shots,
+        source: Source | None = None,
+        recipe: Recipe | None = None,
+        after_epoch: Callable[[int], object] = lambda epoch: None,
+        times: Callable[[str], float] = lambda name: 1.0,
+    ) -> Fitted:
+        """Minimise a loss, and return the fitted method.
+
+        Args:
+            module: Module to train.
+            loss: As for `minimise`.
+            shots: Images to train on.
+            source: Source of the states of a batch; by default those that the module reads.
+            recipe: Optimiser and its schedule; by default those of the settings.
+            after_epoch: As for `minimise`.
+            times: As for `minimise`.
+        """
+        source = shots.source(module.first) if source is None else source
+        recipe = recipe or self.recipe
+        trained = minimise(module, loss, recipe, shots, source, after_epoch, times)
+        return self.restore(module.backbone, shots.known, module.state_dict()).after(trained)
+
+    def blank(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Module:
+        """Return a module that can load the state of a trained one.
+
+        Args:
+            backbone: Backbone of the fit.
+            known: Classes and templates of the fit.
+            tensors: State of the trained module.
+        """
+        return self.module(backbone)
+
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
-        module = self.module(backbone).eval()
+        module = self.blank(backbone, known, tensors).eval()
         module.load_state_dict(dict(tensors))
         for_classes = partial(module.for_classes, known=known)
         return Fitted(self, backbone, known, tensors, for_classes, module.first, count(module))
@@ -457,3 +515,22 @@ class ModuleMethod(Method):
 def count(module: nn.Module) -> int:
     """Count the parameters of a module."""
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def shaped(tensors: Mapping[str, Tensor], name: str, *shape: int) -> Tensor:
+    """Return one of a saved method's tensors, in float32. shape: its expected sides, -1 for any
+    length.
+
+    Raises RuntimeError, as torch does for a module's tensors, if it has another shape or no
+    floating-point numbers, and KeyError if it is missing.
+    """
+    tensor = tensors[name]
+    fits = tensor.ndim == len(shape) and all(
+        want in (-1, side) for want, side in zip(shape, tensor.shape, strict=True)
+    )
+    if not fits or not tensor.is_floating_point():
+        expected = ", ".join("any" if side < 0 else str(side) for side in shape)
+        raise RuntimeError(
+            f"{name} is {tensor.dtype} of {[*tensor.shape]}, not numbers of [{expected}]"
+        )
+    return tensor.float()

@@ -28,8 +28,7 @@ from rmadapter.support.files import JsonObject, write_tensors
 from rmadapter.support.machine import keep_freed_memory
 from rmadapter.support.terminal import bar, note
 from rmadapter.training.cache import FORMATS, Source
-from rmadapter.training.contract import Trained
-from rmadapter.training.shots import Callback, Figures, Shots, Unfinished
+from rmadapter.training.shots import Callback, Figures, Shots, Trained, Unfinished
 from rmadapter.training.traits import Recipe
 
 SAVE_SECONDS = 30.0  # a killed run loses at most this much work
@@ -70,6 +69,11 @@ class Batch:
 
 
 Loss = Callable[[Batch], "Tensor | dict[str, Tensor]"]
+
+
+def summed(terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the terms of a loss with their sum under "loss"."""
+    return {"loss": torch.stack(list(terms.values())).sum(), **terms}
 
 
 def minimise(

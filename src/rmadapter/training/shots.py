@@ -61,6 +61,25 @@ class Callback:
     on_epoch: Callable[[Figures], object] = _nothing
 
 
+@dataclass
+class Trained:
+    """The progress of a training, finished or not.
+
+    Args:
+        step: Number of steps.
+        seconds: Seconds that it took.
+        history: Loss terms of each step.
+        step_seconds: Median seconds of a step.
+        weighed: Whether the shots' weights, if any, were used.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+    step_seconds: float | None = None
+    weighed: bool = False
+
+
 @dataclass(frozen=True)
 class Unfinished:
     """The file that keeps a training while it runs, and the training's key, so that another one is

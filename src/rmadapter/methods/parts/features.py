@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -106,10 +105,18 @@ class FixedFeatures:
         return self.of(batch.images if alike else self.source.batch(batch.rows, batch.epoch))
 
 
-class Places(NamedTuple):
-    """Which names of a question are trained classes: `old` are their indices, `rows` their places
-    among these classes, and `new` the indices of all other names."""
+@dataclass(frozen=True)
+class Places:
+    """Where the names of a question stand among the trained classes.
 
+    Args:
+        names: The C names.
+        old: Indices of those that are trained classes.
+        rows: Places of these among the trained classes.
+        new: Indices of all other names.
+    """
+
+    names: Sequence[str]
     old: list[int]
     rows: list[int]
     new: list[int]
@@ -125,7 +132,42 @@ class Places(NamedTuple):
         row = {name: i for i, name in enumerate(classes)}
         old = [i for i, name in enumerate(names) if name in row]
         new = [i for i, name in enumerate(names) if name not in row]
-        return cls(old, [row[names[i]] for i in old], new)
+        return cls(names, old, [row[names[i]] for i in old], new)
+
+    def weights(
+        self,
+        trained: Callable[[list[str], list[int]], Tensor],
+        others: Callable[[list[str]], Tensor],
+    ) -> Tensor:
+        """Return weights [C, e] in the order of the names.
+
+        Args:
+            trained: Function from names of trained classes and their places to their weights.
+            others: Function from other names to their weights.
+        """
+        parts = []
+        if self.old:
+            parts.append(trained([self.names[i] for i in self.old], self.rows))
+        if self.new:
+            parts.append(others([self.names[i] for i in self.new]))
+        order = torch.tensor([*self.old, *self.new], device=parts[0].device)
+        return torch.cat(parts)[order.argsort()]
+
+
+def best_pair(
+    outer: Sequence[float], inner: Sequence[float], hits: Callable[[float], Tensor]
+) -> tuple[float, float]:
+    """Return the values of two settings with the most hits; among equals the first outer one, then
+    the first inner one.
+
+    Args:
+        outer: Values of one setting.
+        inner: Values of the other.
+        hits: Function from an outer value to the hits of each inner one.
+    """
+    counts = [count for value in outer for count in hits(value).tolist()]
+    place = counts.index(max(counts))
+    return outer[place // len(inner)], inner[place % len(inner)]
 
 
 def columns(title: str, classes: Sequence[str], names: Sequence[str]) -> list[int]:

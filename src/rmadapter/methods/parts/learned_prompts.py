@@ -22,14 +22,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rmadapter.backbones import Backbone
-from rmadapter.backbones.known import kept_adapted, kept_words
+from rmadapter.backbones.known import kept_words
 from rmadapter.data.names import descriptions
 from rmadapter.encoders import States
 from rmadapter.errors import UserError
-from rmadapter.prompts import CHUNK, Cosines, check_prompts, cosine_logits, untouched
-from rmadapter.training.contract import Known, Learner, Shots, ToLogits, Trained
-from rmadapter.training.loop import Batch, minimise
-from rmadapter.training.traits import Recipe
+from rmadapter.methods.parts.learners import CosineLearner
+from rmadapter.prompts import CHUNK, check_prompts, cosine_logits
+from rmadapter.training.contract import Known, Shots
+from rmadapter.training.loop import Batch, Loss
 
 _STARTS: WeakKeyDictionary[Backbone, int] = WeakKeyDictionary()
 HOLDER = "X"  # a single token in every vocabulary, if only the unknown one
@@ -151,7 +151,7 @@ def limit_tokens(backbone: Backbone, tokens: int) -> int:
     return min(tokens, backbone.text_length // 4)
 
 
-class ContextLearner(Learner):
+class ContextLearner(CosineLearner):
     """A module that learns class features and leaves image features untouched."""
 
     reaches = ("text",)
@@ -161,39 +161,27 @@ class ContextLearner(Learner):
         """Return a function without arguments that returns the normalised features [C, e] of these
         classes under the current parameters."""
 
-    def class_weights(self, names: Sequence[str], known: Known) -> Tensor:
-        """Return the normalised features [C, e] of these classes, or those that were kept."""
-
-        def make() -> Tensor:
-            return self.bind(names, known.templates)()
-
-        return kept_adapted(self.backbone, names, known.templates, known.saved, make)
-
-    def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
-        return Cosines(self.backbone, untouched, self.class_weights(names, known))
+    def encode_classes(self, names: Sequence[str], known: Known) -> Tensor:
+        return self.bind(names, known.templates)()
 
 
-def train_context(
-    learner: ContextLearner,
-    shots: Shots,
-    recipe: Recipe,
-    penalty: Callable[[Tensor], Tensor] | None = None,
-) -> Trained:
-    """Minimise the cross-entropy of untouched image features against a learner's class features,
-    plus penalty(class features)."""
+def context_loss(
+    learner: ContextLearner, shots: Shots, penalty: Callable[[Tensor], Tensor] | None = None
+) -> Loss:
+    """Return the cross-entropy of untouched image features against a learner's class features, plus
+    penalty(class features)."""
     weights = learner.bind(shots.classes, shots.templates)
 
     def loss(batch: Batch) -> dict[str, Tensor]:
         classes = weights()
-        ce = F.cross_entropy(
-            cosine_logits(learner.backbone, batch.images.features, classes), batch.labels
-        )
+        logits = cosine_logits(learner.backbone, batch.images.features, classes)
+        ce = F.cross_entropy(logits, batch.labels)
         if penalty is None:
             return {"loss": ce}
         distance = penalty(classes)
         return {"loss": ce + distance, "ce": ce, "distance": distance}
 
-    return minimise(learner, loss, recipe, shots, shots.source())
+    return loss
 
 
 # ---- deep prompts ----
@@ -250,7 +238,7 @@ def encode_image(backbone: Backbone, states: States, prompts: Sequence[Tensor]) 
     return encoder.encode(append(states.x, encoder.pre_norm(prompts[0])), states.layout, edit=edit)
 
 
-class Prompted(Learner):
+class Prompted(CosineLearner):
     """A module of prompts for both encoders. rest: fixed words between the text prompts and a class
     name. Features are not normalised."""
 
@@ -290,13 +278,8 @@ class Prompted(Learner):
         """Compare features [B, e] and [C, e], normalised here, -> [B, C]."""
         return cosine_logits(self.backbone, image, F.normalize(classes, dim=-1))
 
-    def class_weights(self, names: Sequence[str], known: Known) -> Tensor:
-        """Return normalised class features [C, e], or those that were kept."""
+    def encode_classes(self, names: Sequence[str], known: Known) -> Tensor:
+        return F.normalize(self.class_features(self.text(names)), dim=-1)
 
-        def make() -> Tensor:
-            return F.normalize(self.class_features(self.text(names)), dim=-1)
-
-        return kept_adapted(self.backbone, names, known.templates, known.saved, make)
-
-    def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
-        return Cosines(self.backbone, self.image_features, self.class_weights(names, known))
+    def image_encoder(self) -> Callable[[States], Tensor]:
+        return self.image_features
