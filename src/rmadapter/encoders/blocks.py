@@ -44,8 +44,9 @@ class Projections(Protocol):
 class View(Projections, Protocol):
     """All parts of a block.
 
-    hidden: width inside the MLP; 0 for an MLP of another make, whose layers are not known.
-    norm_first: whether "norm" is in front of attention, not behind it.
+    Attributes:
+        hidden: Width inside the MLP; 0 for an MLP of another make, whose layers are not known.
+        norm_first: Whether "norm" is in front of attention, not behind it.
     """
 
     hidden: int
@@ -56,7 +57,8 @@ class View(Projections, Protocol):
         ...
 
     def close(self, x: Tensor, attended: Tensor, edit: Edit | None = None) -> Tensor:
-        """As in `Projections`. edit: changes what enters the MLP's activation, [..., hidden]."""
+        """Do as `Projections.close`, and change what enters the MLP's activation, [..., hidden], by
+        `edit`."""
         ...
 
     def close_by_parts(self, x: Tensor, attended: Tensor, edit: EditPart) -> Tensor:
@@ -171,7 +173,7 @@ class Opaque:
         self.norm = getattr(block, "norm1", None) or getattr(block, "ln_1", None) or nn.Identity()
 
     def run(self, x: Tensor, extras: Mapping[str, object]) -> Tensor:
-        """Run the block. extras: further arguments that its encoder passes besides the tokens."""
+        """Run the block, with further arguments that its encoder passes besides the tokens."""
         return self.block(x, **extras)
 
 

@@ -44,12 +44,17 @@ def weights_of(*parts: nn.Module | nn.Parameter | None) -> list[nn.Parameter]:
 
 @dataclass(frozen=True)
 class States:
-    """What an encoder computes up to block `first`, which no training changes.
+    """What an encoder computes up to a block, which no training changes; what was not wanted is
+    empty.
 
-    first: a block, counted from 1; None if only the features were wanted. x: tokens that enter it,
-    [B, L, d] of images, [T, d] of text. y: the untouched block's output for them (only for the
-    token that is read, if it is the top block). features: [B or C, e] of the untouched encoder.
-    views: features [B, V, e] of V further views of each image. What was not wanted is empty.
+    Attributes:
+        first: Block, counted from 1; None if only the features were wanted.
+        layout: Layout of the tokens.
+        features: Features [B or C, e] of the untouched encoder.
+        x: Tokens that enter the block, [B, L, d] of images, [T, d] of text.
+        y: The untouched block's output for them, only for the token that is read if it is the top
+            block.
+        views: Features [B, V, e] of V further views of each image.
     """
 
     first: int | None
@@ -66,8 +71,14 @@ class States:
 
 
 class Encoder(ABC, Generic[Layout]):
-    """One side of a backbone. blocks: its own modules. views: the same by the roles of their
-    parts."""
+    """One side of a backbone.
+
+    Attributes:
+        blocks: Its own modules.
+        views: The same by the roles of their parts.
+        width: Width of a token.
+        depth: Number of blocks.
+    """
 
     side: ClassVar[str]
 
@@ -154,8 +165,16 @@ class Encoder(ABC, Generic[Layout]):
         top: bool = False,
         views: Sequence[Projections | Opaque] = (),
     ) -> Tensor:
-        """Run a block on tokens x, whose norm is n. top: only for the tokens that are read. views:
-        used instead."""
+        """Run a block.
+
+        Args:
+            block: Number of the block, from 1.
+            x: Tokens that enter it.
+            n: Their norm.
+            layout: Their layout.
+            top: Whether to run it only for the tokens that are read.
+            views: Views of all blocks to use instead of the encoder's.
+        """
         x, n = self._low(x), self._low(n)
         view = views[block - 1] if views else self.view(block, x.dtype)
         if isinstance(view, Opaque):

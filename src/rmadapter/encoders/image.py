@@ -27,8 +27,10 @@ class _StopForward(Exception):
 class ImageEncoder(Encoder[Grid]):
     """An image encoder as stem, blocks and head.
 
-    pre_norm: applied to the embeddings before block 1. read_index: the token that the head reads,
-    if it reads just one. front: number of tokens before those of the patches.
+    Attributes:
+        pre_norm: Module that is applied to the embeddings before block 1.
+        read_index: Token that the head reads, if it reads just one.
+        front: Number of tokens before those of the patches.
     """
 
     side = "image"
@@ -64,10 +66,12 @@ class ImageEncoder(Encoder[Grid]):
         """Apply the norm after the top block to single tokens [..., d]."""
 
     def frozen(self, images: Tensor, first: int | None = None, *, features: bool = True) -> States:
-        """Run the untouched encoder on images [B, 3, H, W], or on images with V further views each,
-        [B, 1 + V, 3, H, W].
+        """Run the untouched encoder.
 
-        first: the block whose input is wanted, if any. features=False skips the blocks above it.
+        Args:
+            images: Images [B, 3, H, W], or images with V further views each, [B, 1 + V, 3, H, W].
+            first: Block whose input is wanted, if any.
+            features: Whether features are wanted; without, the blocks above `first` are skipped.
         """
         if images.ndim == 4:
             return self.frozen_at(images, [first], features=features)[0]
@@ -193,7 +197,10 @@ class TimmImage(ImageEncoder):
 class WholeImage(ImageEncoder):
     """An encoder without blocks to reach into, such as a convolutional network.
 
-    kind: its name. encode: images [B, 3, H, W] -> features [B, e].
+    Args:
+        visual: Module of the encoder.
+        kind: Its name.
+        encode: Function from images [B, 3, H, W] to features [B, e].
     """
 
     opaque = True

@@ -51,9 +51,11 @@ def send(x: Tensor, device: torch.device) -> Tensor:
 class Grid:
     """The layout of images: every sequence has the same L tokens, all of them real.
 
-    read_index: the token that the head reads; None for all. last: number of tokens at the end that
-    are read as well. extras: what the encoder passes to blocks of an unknown make besides the
-    tokens, by block number.
+    Args:
+        read_index: Token that the head reads; None for all.
+        last: Number of tokens at the end that are read as well.
+        extras: What the encoder passes to blocks of an unknown make besides the tokens, by block
+            number.
     """
 
     read_index: int | None
@@ -89,13 +91,20 @@ class Grid:
 
 @dataclass(frozen=True)
 class Packed:
-    """The layout of prompts, without padding: a shared prefix of P tokens once, then each prompt's
-    own tokens, one after the other.
+    """The layout of prompts, without padding.
 
-    ids, positions: [T] id and position of each token. slots: [T - P] place of each own token in the
-    padded grid [C, S]. mask: what a grid token may look at, among prefix and own tokens.
-    read_index: [C] packed index of the token read, read_mask: what that one may look at; both None
-    if all are read. weight: [T] how many prompts hold the token.
+    A shared prefix of P tokens comes once, then each prompt's own tokens, one after the other.
+
+    Args:
+        ids: Id [T] of each token.
+        positions: Position [T] of each token.
+        prefix: P.
+        slots: Place [T - P] of each own token in the padded grid [C, S].
+        grid: C and S.
+        mask: What a grid token may look at, among prefix and own tokens.
+        read_index: Packed index [C] of the token that is read; None if all are.
+        read_mask: What that token may look at; None if all are read.
+        weight: How many prompts hold the token, [T].
     """
 
     ids: Tensor
@@ -147,12 +156,17 @@ class Packed:
 def pack(
     tokens: Tensor, lengths: Tensor, read: Tensor | None, causal: bool, share: bool = True
 ) -> Packed:
-    """Lay out prompts [C, L] of which the first `lengths` [C] tokens are real; read: [C] position
-    of the one read.
+    """Lay out prompts.
 
-    share: keep a common beginning once, which is exact only under causal attention. In a graph that
-    is traced for any tokens, padding is laid out too, since the number of tokens must not depend on
-    their values.
+    In a graph that is traced for any tokens, padding is laid out too, since the number of tokens
+    must not depend on their values.
+
+    Args:
+        tokens: Tokens [C, L].
+        lengths: Number [C] of real tokens of each prompt.
+        read: Position [C] of the token that is read; None if all are.
+        causal: Whether a token attends only to itself and those before it.
+        share: Whether to keep a common beginning once, which is exact only under causal attention.
     """
     if torch.compiler.is_compiling():
         return _whole(tokens, lengths, read, causal)

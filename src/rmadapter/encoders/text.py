@@ -70,11 +70,21 @@ class TextEncoder(Encoder[Packed]):
 
     @abstractmethod
     def stem(self, layout: Packed, words: Tensor | None = None) -> Tensor:
-        """Return what enters block 1, [T, d]. words: embeddings to use instead of the tokens'."""
+        """Return what enters block 1, [T, d].
+
+        Args:
+            layout: Layout of the tokens.
+            words: Embeddings to use instead of the tokens'.
+        """
 
     def layout(self, tokens: Tensor, share: bool = True) -> Packed:
-        """Lay out tokens [C, L]. share: keep a common beginning once; False keeps it for each
-        prompt, so that it can be changed class by class."""
+        """Lay out tokens.
+
+        Args:
+            tokens: Tokens [C, L].
+            share: Whether to keep a common beginning once; False keeps it for each prompt, so that
+                it can be changed class by class.
+        """
         return pack(tokens, *self.real_tokens(tokens), causal=self.causal, share=share)
 
     def step(
@@ -94,8 +104,12 @@ class TextEncoder(Encoder[Packed]):
 
     @torch.no_grad()
     def frozen(self, tokens: Tensor, first: int | None = None) -> States:
-        """Run the untouched encoder on tokens [C, L]. first: the block whose input is wanted, if
-        any."""
+        """Run the untouched encoder.
+
+        Args:
+            tokens: Tokens [C, L].
+            first: Block whose input is wanted, if any.
+        """
         layout = self.layout(tokens)
         x = self.stem(layout)
         kept = (NOTHING, NOTHING)
@@ -203,7 +217,9 @@ class BertText(TextEncoder):
 class WholeText(TextEncoder):
     """An encoder without blocks to reach into, such as T5.
 
-    kind: its name. encode: tokens [C, L] -> features [C, e].
+    Args:
+        kind: Its name.
+        encode: Function from tokens [C, L] to features [C, e].
     """
 
     opaque = True

@@ -110,8 +110,16 @@ class CLAP(Probe):
 
 
 def strengths(backbone: Backbone, shots: Shots, text: Tensor) -> Tensor:
-    """Return strengths [C] in [0, 1], over all views of the shots; text: class features [C, e].
-    Raises UserError if views are drawn anew in every epoch."""
+    """Return strengths [C] in [0, 1], over all views of the shots.
+
+    Args:
+        backbone: Backbone of the fit.
+        shots: Images of C classes.
+        text: Class features [C, e].
+
+    Raises:
+        UserError: Views are drawn anew in every epoch.
+    """
     # [N, C]
     probabilities = (
         cosine_logits(backbone, shots.features(), F.normalize(text, dim=-1)).softmax(-1).mean(0)

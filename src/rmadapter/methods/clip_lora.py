@@ -69,11 +69,16 @@ class UpdatedBlock(BlockView):
 
 
 class MergedBlock:
-    """An updated block without dropout, its updates merged into its weights. The weights are read
-    off the block's output for unit vectors, which works for any kind of block."""
+    """An updated block without dropout, its updates merged into its weights.
+
+    The weights are read off the block's output for unit vectors, which works for any kind of block.
+
+    Args:
+        block: Block to merge.
+        unit: Identity matrix [d, d].
+    """
 
     def __init__(self, block: UpdatedBlock, unit: Tensor) -> None:
-        """unit: the identity [d, d]."""
         self.heads, self.close = block.heads, block.close
         self.bias = torch.cat(block.qkv(torch.zeros_like(unit[:1])), -1)  # [1, 3d]
         self.weight = torch.cat(block.qkv(unit), -1) - self.bias  # [d, 3d]
@@ -130,7 +135,7 @@ class UpdatedCLIP(CosineLearner):
         ]
 
     def class_features(self, prompts: Sequence[tuple[Tensor, Packed]], each: int) -> Tensor:
-        """Return normalised class features [C, e]. prompts: as from `stems`."""
+        """Return normalised class features [C, e] of prompts, as `stems` returns them."""
         return learnt_weights(self._encode_text, prompts, each)
 
     def _encode_text(self, x: Tensor, layout: Packed) -> Tensor:

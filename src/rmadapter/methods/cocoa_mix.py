@@ -141,12 +141,17 @@ class Mixture(ContextLearner):
 
 @dataclass(frozen=True)
 class CoCoAMix(ModuleMethod[Mixture]):
-    """tokens: number of context vectors, at most a quarter of the text encoder's length; they start
-    from noise, or as the words of `context`. confusion: w. margin: d, in nats.
+    """CoOp whose answers are mixed with those of the written prompts.
 
     Neither the authors' code nor the paper was available; this follows a summary that has the
     equations. Optimiser, rate and number of vectors are theirs by that summary; w, d and the number
     of epochs are ours. They find the shares by SGD; here they are found exactly.
+
+    Args:
+        context: Words that the context starts from; if empty, it starts from noise.
+        tokens: Number of context vectors, at most a quarter of the text encoder's length.
+        confusion: Weight w of the term for confused classes.
+        margin: Margin d, in nats.
     """
 
     title: ClassVar[str] = "CoCoA-Mix"

@@ -39,9 +39,12 @@ class Context(ContextLearner):
 class CoOp(ModuleMethod[Context]):
     """Trains context vectors, shared by all classes, that replace the words before the class name.
 
-    context: words whose embeddings the vectors start from; if empty, `tokens` vectors start from
-    noise with standard deviation 0.02. The released script trains for 200 epochs, on ImageNet for
-    50 (`--set coop.epochs=50`).
+    The released script trains for 200 epochs, on ImageNet for 50 (`--set coop.epochs=50`).
+
+    Args:
+        context: Words whose embeddings the vectors start from; if empty, they start from noise with
+            standard deviation 0.02.
+        tokens: Number of vectors, without words to start from.
     """
 
     title: ClassVar[str] = "CoOp"

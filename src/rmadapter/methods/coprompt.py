@@ -35,7 +35,14 @@ from rmadapter.training.traits import About, Recipe, Traits, Uses
 
 
 class AdaptedPrompts(Prompted):
-    """Coupled prompts with an adapter after each encoder. share: m of each adapter."""
+    """Coupled prompts with an adapter after each encoder.
+
+    Args:
+        coupled: Prompts of MaPLe.
+        reduction: Width of the features over that of an adapter.
+        share: m of each adapter, by encoder.
+        seed: Seed of the initialisation.
+    """
 
     def __init__(
         self, coupled: CoupledPrompts, reduction: int, share: dict[str, float], seed: int
@@ -82,13 +89,21 @@ class Descriptions:
 
 @dataclass(frozen=True)
 class CoPrompt(ModuleMethod[AdaptedPrompts]):
-    """n_ctx, depth, init: as in MaPLe. consistency: lambda. reduction: width of the features over
-    that of an adapter.
+    """MaPLe with an adapter after each encoder, held near the untouched encoders.
 
-    descriptions: JSON file {class name: [sentence, ...]} of the trained classes. Without it, the
-    run's class prompts replace the generated sentences, and a note on stderr says so. The released
-    preset sets n_ctx (2 or 4), depth (9 or 12) and consistency (0.1 to 8) for each data set; here
-    all use those of ImageNet, from which the paper transfers to every other set.
+    The released preset sets n_ctx (2 or 4), depth (9 or 12) and consistency (0.1 to 8) for each
+    data set; here all use those of ImageNet, from which the paper transfers to every other set.
+
+    Args:
+        n_ctx: Prompts per block, as in MaPLe.
+        depth: Prompted blocks, as in MaPLe.
+        init: Words that the first prompts start from, as in MaPLe.
+        consistency: Weight lambda of the consistency.
+        image_share: m of the image encoder's adapter.
+        text_share: m of the text encoder's adapter.
+        reduction: Width of the features over that of an adapter.
+        descriptions: JSON file {class name: [sentence, ...]} of the trained classes. Without it,
+            the run's class prompts replace the generated sentences, and a note on stderr says so.
     """
 
     title: ClassVar[str] = "CoPrompt"
@@ -134,8 +149,15 @@ class CoPrompt(ModuleMethod[AdaptedPrompts]):
         text: PromptedText,
         frozen: tuple[Tensor, Tensor],
     ) -> dict[str, Tensor]:
-        """Return the loss and its weighted terms. labels: [B]. frozen: features of images [B, e]
-        and of classes [C, e]."""
+        """Return the loss and its weighted terms.
+
+        Args:
+            module: Module to train.
+            labels: Labels [B].
+            states: States of the images.
+            text: Prompts of the C classes.
+            frozen: Untouched features of images [B, e] and of classes [C, e].
+        """
         f, w = module.image_features(states), module.class_features(text)
         terms = {
             "ce": F.cross_entropy(module.logits(f, w), labels),

@@ -103,11 +103,17 @@ class Decoupled(Learner):
 
 @dataclass(frozen=True)
 class DePT(ModuleMethod[Decoupled]):
-    """n_ctx, depth, init: as in MaPLe. share: lambda. head_rate: factor on the learning rate for
-    the head.
+    """MaPLe with a head for the trained classes.
 
     Of the prompts in the released code, MaPLe's are the best by the authors' own table. That code
     mixes logits, as done here; the paper writes probabilities.
+
+    Args:
+        n_ctx: Prompts per block, as in MaPLe.
+        depth: Prompted blocks, as in MaPLe.
+        init: Words that the first prompts start from, as in MaPLe.
+        share: Weight lambda of the head.
+        head_rate: Factor on the learning rate for the head.
     """
 
     title: ClassVar[str] = "DePT"

@@ -47,11 +47,14 @@ ALONE = ("has", "often", "typically", "may", "can")
 
 @dataclass(frozen=True)
 class Descriptions(Untrained):
-    """descriptions: JSON file {class name: [text, ...]} with every class it is fitted to. form:
-    kind of the texts.
+    """Zero-shot CLIP with texts about each class.
 
     The model stores all texts, so the file is not needed afterwards: a class added later uses its
     own texts, or the run's prompts if the file has none for it.
+
+    Args:
+        descriptions: JSON file {class name: [text, ...]} with every class it is fitted to.
+        form: Kind of the texts.
     """
 
     title: ClassVar[str] = "zero-shot CLIP, generated texts"

@@ -45,9 +45,15 @@ NEAREST, REPEATED = 64, 16  # features nearest to the prompt of a class without 
 
 @dataclass(frozen=True)
 class GDA(Untrained):
-    """Nothing is trained. alpha is searched on validation images, else on parts of the shots held
-    out in turn; with one shot per class it stays as given. Every view of a shot counts; the
-    released code takes ten."""
+    """Normal distributions of the shots' features beside zero-shot; nothing is trained.
+
+    Every view of a shot counts; the released code takes ten.
+
+    Args:
+        alpha: Weight of the normal distributions.
+        search: Whether to search alpha on validation images, else on parts of the shots held out in
+            turn; with one shot per class it stays as given.
+    """
 
     title: ClassVar[str] = "GDA"
     source: ClassVar[str] = (
@@ -100,8 +106,13 @@ class GDA(Untrained):
         return Fitted(self, backbone, known, tensors, for_classes)
 
     def _best(self, backbone: Backbone, shots: Shots, views: Tensor) -> float:
-        """Return the alpha with the most hits on held-out images, the smallest of equals. views:
-        [V, N, e]."""
+        """Return the alpha with the most hits on held-out images, the smallest of equals.
+
+        Args:
+            backbone: Backbone of the fit.
+            shots: Images of the fit.
+            views: Unit features [V, N, e] of the shots.
+        """
         prompts = prior_weights(backbone, shots.classes, shots.templates)
         hits = torch.zeros(len(ALPHAS), dtype=torch.long)
         parts = held_out(shots)

@@ -72,10 +72,13 @@ class Bottlenecks(Convolutions):
 
 @dataclass(frozen=True)
 class HeBA(LwEIB):
-    """Settings as for LwEIB. smoothing: of the labels.
+    """LwEIB with bottlenecks instead of convolutions, and settings as there.
 
     The released configuration has a second, smaller scale for new classes, which its code never
     uses.
+
+    Args:
+        smoothing: Share of a label that is spread over all classes.
     """
 
     title: ClassVar[str] = "HeBA"

@@ -160,7 +160,12 @@ class HierarchicalPrompts(Prompted):
         return _sum(encode_image(self.backbone, states, prompts), self.untouched(states))
 
     def joint_classes(self, text: PromptedText, known: Tensor) -> Tensor:
-        """Return w [C, e], normalised. known: untouched class features [C, e]."""
+        """Return w [C, e], normalised.
+
+        Args:
+            text: Prompts of the C classes.
+            known: Untouched class features [C, e].
+        """
         return F.normalize(_sum(self.class_features(text), known), dim=-1)
 
     def encode_classes(self, names: Sequence[str], known: Known) -> Tensor:
@@ -177,14 +182,20 @@ def _sum(prompted: Tensor, untouched: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class HiCroPL(ModuleMethod[HierarchicalPrompts]):
-    """n_ctx: prompts per block. depth: prompted blocks. turn: how many of them text guides.
-    consistency: lambda.
+    """Prompts of all blocks of both encoders that guide each other.
 
     For w_0 the authors average sentences that a language model wrote about each class, new classes
     included; here it is the average of the class's descriptions, or of the run's prompts if it has
     none. Their released code copies the mapped values into the prompts without a gradient, so
     proxies and mappers stay random, and maps again for every batch it answers, so answers drift;
     here they are trained, and answers do not change (research/results/parity.md).
+
+    Args:
+        n_ctx: Prompts per block.
+        depth: Prompted blocks.
+        turn: Number of blocks in which text guides.
+        init: Words that the first text prompts start from.
+        consistency: Weight lambda of the consistency.
     """
 
     title: ClassVar[str] = "HiCroPL"

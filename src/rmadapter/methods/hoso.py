@@ -41,9 +41,13 @@ class Blend(Bottleneck):
 
 @dataclass(frozen=True)
 class HOSOAdapter(ModuleMethod[Blend]):
-    """ratio: where training starts. With one shot per class none is held out, and it stays there.
+    """CLIP-Adapter whose ratio is learned from one shot of each class.
 
     The paper's optimiser, rate and epochs are not known to us; these are CLIP-Adapter's.
+
+    Args:
+        ratio: Ratio at the start. With one shot per class none is held out, and it stays there.
+        reduction: Width of the features over that of the adapter.
     """
 
     title: ClassVar[str] = "HOSO-Adapter"

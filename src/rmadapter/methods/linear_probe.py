@@ -36,6 +36,12 @@ class LinearProbe(Method):
     class nothing can be held out, and `C` stays as given. The penalty strongly affects the probe's
     confidence, so its logits are divided by the temperature that suits the same images; no answer
     changes. Only answers for the classes of its shots.
+
+    Args:
+        iterations: Largest number of iterations of L-BFGS.
+        search_steps: Halvings of the step in the search of C, down to eight steps per decade; 0
+            takes C as given.
+        C: One over the penalty, without a search.
     """
 
     title: ClassVar[str] = "linear probe"
@@ -96,7 +102,14 @@ class LinearProbe(Method):
     def _regression(
         self, views: Tensor, labels: Tensor, weights: Tensor, strength: float
     ) -> LogisticRegression:
-        """Fit to views [V, N, e] with labels and weights [N]. strength: C."""
+        """Return a regression that is fitted to views of shots.
+
+        Args:
+            views: Unit features [V, N, e].
+            labels: Labels [N].
+            weights: Weights [N].
+            strength: C, one over the penalty.
+        """
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
 
@@ -118,7 +131,11 @@ class LinearProbe(Method):
         """Return the C with the most hits on the held-out parts, as found by `_best`, and the
         temperature of its probes.
 
-        parts: as from `held_out`.
+        Args:
+            views: Unit features [V, N, e].
+            labels: Labels [N].
+            weights: Weights [N].
+            parts: Held-out parts, as `held_out` returns them.
         """
         if not parts:
             return self.C, 1.0

@@ -31,12 +31,17 @@ from rmadapter.training.traits import PUBLISHED, WHOLE, About, Recipe, Traits, U
 
 
 class Blend(nn.Module):
-    """The classifier. W starts as the sum of each class's features, alpha as `start` times the mean
-    cosine of the shots to their class, b as 0.
+    """The classifier, whose W starts as the sum of each class's features, and b as 0.
 
-    alpha, slope: [C]; slope sums the gradients of alpha at the start and after each epoch so far.
-    views: features [V, N, e]. values: [N, C], the weight of each shot in the column of its class.
-    text: class features [C, e].
+    Args:
+        views: Features [V, N, e] of the shots.
+        values: [N, C], the weight of each shot in the column of its class.
+        text: Class features [C, e].
+        start: alpha in units of the mean cosine of the shots to their class.
+
+    Attributes:
+        alpha: Weights [C] of the classes' texts.
+        slope: Sum [C] of the gradients of alpha at the start and after each epoch so far.
     """
 
     alpha: Tensor
@@ -74,13 +79,17 @@ class Blend(nn.Module):
 
 @dataclass(frozen=True)
 class LPPlusPlus(Method):
-    """One step on all shots per epoch, and one of alpha every `every` epochs. `learning_rate` and
-    `final_rate` are factors on the step size of W and b. start: initial alpha in units of the mean
-    cosine. One setting for all data sets, as published. Only answers for the classes of its shots.
+    """One step on all shots per epoch, and one of alpha after some epochs.
 
-    As in the released code, alpha moves by the sum of all gradients since the start, which is never
-    cleared. That code takes the best epoch on validation images and starts b at random; here it is
-    the last epoch, and b starts as 0.
+    `learning_rate` and `final_rate` are factors on the step size of W and b. One setting for all
+    data sets, as published. Only answers for the classes of its shots. As in the released code,
+    alpha moves by the sum of all gradients since the start, which is never cleared. That code takes
+    the best epoch on validation images and starts b at random; here it is the last epoch, and b
+    starts as 0.
+
+    Args:
+        start: Initial alpha in units of the mean cosine.
+        every: Number of epochs between two steps of alpha.
     """
 
     title: ClassVar[str] = "LP++"

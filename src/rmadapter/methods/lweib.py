@@ -168,8 +168,12 @@ class Convolutions(CosineLearner):
         return views
 
     def image_features(self, states: States, scales: Sequence[float]) -> Tensor:
-        """Return features [B, e], not normalised, of tokens that enter block 1. scales: s of each
-        block."""
+        """Return features [B, e], not normalised, of tokens that enter block 1.
+
+        Args:
+            states: States of the images.
+            scales: s of each block.
+        """
         image = self.backbone.image
         views = self._views("image", scales, self.on_image)
         return image.encode(states.x, states.layout, views=views)
@@ -239,14 +243,20 @@ def rivals(
 
 @dataclass(frozen=True)
 class LwEIB(ModuleMethod[Convolutions]):
-    """scale: s. fast: factor on s at random in training. slow: probability that the factor is not
-    applied. negatives: other classes for each class of a step's images; 0 for all classes.
+    """Convolutions in all blocks, and texts about the classes.
 
-    descriptions: JSON file {class name: [text, ...]} with every trained class. The model stores all
-    its texts, so that a class added later uses its own, or the run's prompts if the file has none
-    for it. Without a file, the run's prompts are used throughout, and a note on stderr says so. The
-    settings are those for base-to-novel; the authors have others for transfer from ImageNet to
-    other data sets.
+    The model stores all its texts, so that a class added later uses its own, or the run's prompts
+    if the file has none for it. The settings are those for base-to-novel; the authors have others
+    for transfer from ImageNet to other data sets.
+
+    Args:
+        scale: Factor s of the convolutions.
+        fast: Factor on s at random in training.
+        slow: Probability that this factor is not applied.
+        negatives: Number of other classes for each class of a step's images; 0 for all classes.
+        init: Words before a class name.
+        descriptions: JSON file {class name: [text, ...]} with every trained class. Without it, the
+            run's prompts are used throughout, and a note on stderr says so.
     """
 
     title: ClassVar[str] = "LwEIB"
@@ -286,7 +296,7 @@ class LwEIB(ModuleMethod[Convolutions]):
         return self.module(backbone, texts=tensors[TEXTS])
 
     def texts(self, name: str, known: Known, texts: Mapping[str, list[str]]) -> list[str]:
-        """Return all prompts of a class. texts: as from `read_texts`."""
+        """Return all prompts of a class, by the texts that `read_texts` returned."""
         called = descriptions(name)
         sentences = [f"{self.init} {called[0]}, {text}".strip() for text in texts_of(texts, name)]
         return sentences or [
@@ -294,7 +304,12 @@ class LwEIB(ModuleMethod[Convolutions]):
         ]
 
     def scales(self, depth: int, generator: torch.Generator | None = None) -> list[float]:
-        """Return s of each block. generator: given in training, where `fast` applies at random."""
+        """Return s of each block.
+
+        Args:
+            depth: Number of blocks.
+            generator: In training, generator of the blocks that `fast` applies to.
+        """
         if generator is None:
             return [self.scale] * depth
         quick = torch.rand(depth, generator=generator) > self.slow

@@ -56,10 +56,14 @@ class Agent(nn.Module):
 
 
 class Bridged(Agent):
-    """An image's agent layer, with a bridge from the text's at the same place."""
+    """An image's agent layer, with a bridge from the text's at the same place.
+
+    Args:
+        width: Width of an image's tokens.
+        down: D [d_text, r] at first.
+    """
 
     def __init__(self, width: int, down: Tensor) -> None:
-        """down: D [d_text, r] at first."""
         super().__init__(width)
         self.down = nn.Parameter(down.clone())
         self.up = nn.Parameter(torch.zeros(down.shape[1], width))
@@ -248,7 +252,7 @@ class AgentCLIP(CosineLearner):
         return self._features("image", image.pooled(x))
 
     def class_features(self, prompts: Sequence[tuple[Tensor, Packed]], each: int) -> Tensor:
-        """Return normalised class features [C, e]. prompts: as from `stems`."""
+        """Return normalised class features [C, e] of prompts, as `stems` returns them."""
         return learnt_weights(self._encode_text, prompts, each)
 
     def _encode_text(self, x: Tensor, layout: Packed) -> Tensor:
@@ -266,10 +270,16 @@ class AgentCLIP(CosineLearner):
 
 @dataclass(frozen=True)
 class MAIL(ModuleMethod[AgentCLIP]):
-    """rank: r of the bridges. projections: whether both projections are trained. The released code
-    has other words of the prompt for each data set, and on some another rate, rank, batch or
-    optimiser; here all use those of its general file. Several templates are averaged, where it has
-    one."""
+    """Agent layers behind each part of both encoders, tied together.
+
+    The released code has other words of the prompt for each data set, and on some another rate,
+    rank, batch or optimiser; here all use those of its general file. Several templates are
+    averaged, where it has one.
+
+    Args:
+        rank: Rank r of the bridges.
+        projections: Whether both projections are trained.
+    """
 
     title: ClassVar[str] = "MAIL"
     source: ClassVar[str] = (

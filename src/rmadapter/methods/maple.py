@@ -61,8 +61,13 @@ class CoupledPrompts(Prompted):
 
 @dataclass(frozen=True)
 class MaPLe(ModuleMethod[CoupledPrompts]):
-    """n_ctx: prompts per block. depth: prompted blocks J, limited to the blocks that an encoder
-    has."""
+    """Prompt tokens in the blocks of both encoders, those of images made from those of text.
+
+    Args:
+        n_ctx: Prompts per block.
+        depth: Prompted blocks J, at most the blocks that an encoder has.
+        init: Words that the first text prompts start from.
+    """
 
     title: ClassVar[str] = "MaPLe"
     source: ClassVar[str] = (

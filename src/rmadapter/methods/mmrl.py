@@ -52,8 +52,12 @@ from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
 class Prompts:
     """Frozen prompts that enter block J, and the places of the K representation tokens among them.
 
-    frozen: T tokens of C prompts. wide: layout of T' >= T tokens. old: [T] rows of `wide` with the
-    prompts' own tokens. new: its other rows. which: which of the K tokens each of these is.
+    Args:
+        frozen: States of T tokens of C prompts.
+        wide: Layout of T' >= T tokens.
+        old: Rows [T] of `wide` with the prompts' own tokens.
+        new: Its other rows.
+        which: Which of the K tokens each of these is.
     """
 
     frozen: States
@@ -64,8 +68,14 @@ class Prompts:
 
 
 def widen(encoder: TextEncoder, tokens: Tensor, more: int, first: int) -> Prompts:
-    """Make room for `more` tokens after the first of every prompt. tokens: [C, L], which enter
-    block `first`."""
+    """Make room for representation tokens after the first token of every prompt.
+
+    Args:
+        encoder: Text encoder.
+        tokens: Tokens [C, L].
+        more: Number of representation tokens.
+        first: Block J, which the prompts enter.
+    """
     lengths, read = encoder.real_tokens(tokens)
     filled = torch.cat([tokens[:, :1].expand(-1, 1 + more), tokens[:, 1:]], 1)
     moved = None if read is None else read + more * (read > 0)
@@ -91,11 +101,14 @@ class LowRank(nn.Module):
 
 
 class Representations(CosineLearner):
-    """R, its maps into both encoders, by block number, and the projection of representation
-    features.
+    """R, its maps into both encoders, and the projection of representation features.
 
-    lowest: the lowest mapped block of each side. In the shallower encoder the blocks are those at
-    the same relative height. shared: W of each side, in MMRL++.
+    Attributes:
+        space: R [K, r].
+        maps: Maps by side and block number.
+        lowest: Lowest mapped block of each side; in the shallower encoder the blocks are those at
+            the same relative height.
+        shared: W of each side, in MMRL++.
     """
 
     reaches = ("image", "text")
@@ -226,14 +239,24 @@ Rank = Annotated[int, Field(ge=0, le=4096)]  # 0 for a whole matrix
 
 @dataclass(frozen=True)
 class MMRL(ModuleMethod[Representations]):
-    """tokens: K. width: r. first_block: J, counted in the deeper encoder. alpha, regularisation
-    (lambda): of the loss. rank: of A_i B_i; 0 for separate maps. projection_rank: of the addition
-    to CLIP's projection; 0 for a projection of its own. beta: 1 discards the tokens output by the
-    block below.
+    """Tokens of a space that both encoders share.
 
     The released presets set `regularisation` (and in MMRL `width` on EuroSAT, in MMRL++ `beta`) for
     each data set, from 0.01 to 7; here all use that of the general file. Logits are over the
     backbone's own temperature, 1/100 in OpenAI's CLIP, the constant in the released code.
+
+    Args:
+        title: Name in tables.
+        source: Paper, and where the settings are from.
+        tokens: Number K of representation tokens.
+        width: Width r of their space.
+        first_block: Lowest mapped block J, counted in the deeper encoder.
+        alpha: Weight alpha of the class token's logits.
+        regularisation: Weight lambda of the pull to untouched features.
+        rank: Rank of A_i B_i; 0 for separate maps.
+        projection_rank: Rank of the addition to CLIP's projection; 0 for a projection of its own.
+        beta: Share of the mapped tokens in a block's input; 1 discards the tokens output by the
+            block below.
     """
 
     title: str = "MMRL"

@@ -24,8 +24,12 @@ PROBE = LinearProbe()
 
 @dataclass(frozen=True)
 class ProbePair(Method):
-    """recipe: of the probe that starts as zero-shot; the other one is as published. Only answers
-    for the classes of its shots."""
+    """Both linear probes, which answer by the mean of their log-probabilities. Only answers for the
+    classes of its shots.
+
+    Args:
+        recipe: Recipe of the probe that starts as zero-shot; the other one is as published.
+    """
 
     title: ClassVar[str] = "both linear probes"
     source: ClassVar[str] = (

@@ -60,10 +60,14 @@ class Aligned(Function):
 class ProGrad(ModuleMethod[Context]):
     """CoOp whose gradient never works against zero-shot CLIP's answers with the run's templates.
 
-    context: initial words of the last of `tokens` vectors; the others start as zeros, as in the
-    released code. tokens: at most a quarter of the text encoder's length. The authors' README has
-    50 to 200 epochs depending on the number of shots, and a strength of 0.8 with 8 and 16 shots on
-    three data sets.
+    The authors' README has 50 to 200 epochs depending on the number of shots, and a strength of 0.8
+    with 8 and 16 shots on three data sets.
+
+    Args:
+        context: Initial words of the last vectors; the others start as zeros, as in the released
+            code.
+        tokens: Number of vectors, at most a quarter of the text encoder's length.
+        strength: Share of the opposing component that is removed.
     """
 
     title: ClassVar[str] = "ProGrad"

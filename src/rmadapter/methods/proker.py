@@ -112,7 +112,13 @@ class ProKeR(Untrained):
 
     def _search(self, backbone: Backbone, shots: Shots, views: Tensor) -> tuple[float, float]:
         """Return beta and lambda with the most hits on held-out images; among equals, the smallest
-        beta, then lambda. views: [V, N, e]."""
+        beta, then lambda.
+
+        Args:
+            backbone: Backbone of the fit.
+            shots: Images of the fit.
+            views: Unit features [V, N, e] of the shots.
+        """
         grid = self.grid
         betas, penalties = (
             torch.linspace(low, high, steps).tolist()

@@ -65,10 +65,15 @@ class Projector(Learner):
 
 @dataclass(frozen=True)
 class ProLIP(ModuleMethod[Projector]):
-    """strength: of the penalty, divided by the shots of the largest class. Every epoch is one step
-    on all shots, using their views in turn; the released code has 300 views. It trains without
-    validation images, at one setting for all data sets: that of its scripts for new classes and new
-    data sets; for few shots of all classes it has others."""
+    """Trains the projection behind the image encoder.
+
+    Every epoch is one step on all shots, using their views in turn; the released code has 300
+    views. It trains without validation images, at one setting for all data sets: that of its
+    scripts for new classes and new data sets; for few shots of all classes it has others.
+
+    Args:
+        strength: Weight of the penalty, divided by the shots of the largest class.
+    """
 
     title: ClassVar[str] = "ProLIP"
     source: ClassVar[str] = (

@@ -76,8 +76,13 @@ class Student(nn.Module):
 
 
 class Lesson(nn.Module):
-    """Everything that a resumed training needs. classes: the teacher's features [C, e'],
-    normalised."""
+    """Everything that a resumed training needs.
+
+    Args:
+        student: Student to train.
+        teacher: Fitted teacher.
+        classes: The teacher's features [C, e'], normalised.
+    """
 
     classes: Tensor
 
@@ -89,14 +94,20 @@ class Lesson(nn.Module):
 
 @dataclass(frozen=True)
 class PromptKD(Method):
-    """teacher: name of its backbone, such as a larger one; empty: the student's own. teaching:
-    epochs of the teacher. n_image, depth: the student's prompts per block, and its prompted blocks.
-    tau, weight: of the loss.
+    """A student's prompts that copy a teacher's answers.
 
     As with the authors, the student sees the shots and all other train images, those of novel
     classes included, and the names of all classes. If the data has no test split, the other images
     are tested on and so not seen. The authors take the best epoch on test images of the base
     classes; here it is the last one. The released script has a weight of 200 for three data sets.
+
+    Args:
+        teacher: Name of the teacher's backbone, such as a larger one; empty for the student's own.
+        teaching: Epochs of the teacher.
+        n_image: The student's prompts per block.
+        depth: The student's prompted blocks.
+        tau: Temperature tau of the loss.
+        weight: Weight of the loss.
     """
 
     title: ClassVar[str] = "PromptKD"
@@ -162,14 +173,20 @@ class PromptKD(Method):
         ).after(trained)
 
     def loss(self, predicted: Tensor, expected: Tensor) -> Tensor:
-        """Return the scalar loss. predicted, expected: logits [B, C] of student and teacher."""
+        """Return the scalar loss of logits [B, C] of the student, `predicted`, and of the teacher,
+        `expected`."""
         z_s, z_t = ((z / self.tau).log_softmax(-1) for z in (predicted, expected))
         divergence = F.kl_div(z_s, z_t, reduction="sum", log_target=True)
         return self.weight * self.tau**2 * divergence / predicted.numel()
 
     def module(self, backbone: Backbone, seed: int = 1, large: Backbone | None = None) -> Lesson:
-        """Return an untrained student and an untrained teacher, without classes. large: the
-        teacher's backbone."""
+        """Return an untrained student and an untrained teacher, without classes.
+
+        Args:
+            backbone: The student's backbone.
+            seed: Seed of the initialisation.
+            large: The teacher's backbone.
+        """
         large = self._large(backbone) if large is None else large
         student = self._student(backbone, large.embedding_size, seed)
         return Lesson(

@@ -116,11 +116,19 @@ def gaussian(epochs: int, mean: float, std: float) -> Tensor:
 
 @dataclass(frozen=True)
 class PromptSRC(ModuleMethod[IndependentPrompts]):
-    """n_text, n_image: prompts per block. depth: prompted blocks of each encoder.
+    """Separate prompts in the blocks of both encoders, held near CLIP.
 
-    text_weight, image_weight: of the two L1 terms. mean, std: of the Gaussian over epochs, counted
-    from 1. templates: for the frozen class features, by default a list of our own; empty for those
-    of the run.
+    Args:
+        n_text: Text prompts per block.
+        n_image: Image prompts per block.
+        depth: Prompted blocks of each encoder.
+        init: Words that the first text prompts start from.
+        text_weight: Weight of the text's L1 term.
+        image_weight: Weight of the images' L1 term.
+        mean: Mean of the Gaussian over epochs, counted from 1.
+        std: Standard deviation of that Gaussian.
+        templates: Templates of the frozen class features, by default a list of our own; empty for
+            those of the run.
     """
 
     title: ClassVar[str] = "PromptSRC"

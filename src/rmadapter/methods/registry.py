@@ -155,8 +155,13 @@ def load_method(
 def changed_settings(
     name: str, settings: Mapping[str, object], published: Mapping[str, object] | None = None
 ) -> dict[str, object]:
-    """Return those of the settings that differ from the method's published ones. published: as in
-    `published_settings`, which is asked if they are not recorded."""
+    """Return those of the settings that differ from the method's published ones.
+
+    Args:
+        name: Name that `load_method` accepts.
+        settings: Settings by flat name.
+        published: Published settings; if not recorded, `published_settings` is asked.
+    """
     own = published or published_settings(name)
     plain = {key: list(one) if isinstance(one, tuple) else one for key, one in settings.items()}
     return {key: one for key, one in plain.items() if own.get(key, one) != one}
@@ -333,8 +338,13 @@ def _with_effort(method: Method, effort: str) -> Method:
 
 
 def explain_effort(name: str, effort: str, method: Method | None = None) -> str:
-    """Describe in a sentence what an effort changes. method: the one to be trained, if its settings
-    may say otherwise."""
+    """Describe in a sentence what an effort changes.
+
+    Args:
+        name: Name that `load_method` accepts.
+        effort: "fast", "normal" or "thorough".
+        method: Method to be trained, if its settings may say otherwise.
+    """
     if method is not None and method.choices():
         return f"effort {effort}: applies to every method that {name} tries"
     published, scaled = load_method(name).recipe, load_method(name, effort=effort).recipe

@@ -59,14 +59,17 @@ class Numbers:
 
 @dataclass(frozen=True)
 class ReHARK(Untrained):
-    """Nothing is trained. trials: how many numbers are drawn at random from their ranges, to keep
-    those with the most hits on validation images, else on parts of the shots held out in turn; with
-    one shot per class they stay as given. Every view of a shot counts. Only answers for the classes
-    of its shots.
+    """Two kernels of what prompts and class means get wrong on the shots; nothing is trained.
 
-    The released code takes ten views and 1,000 trials of Optuna on validation images, those of
-    ImageNet being the test images. It also moves features to the mean and spread of all test
-    images, and mixes texts of a language model into the prompts; this does neither.
+    Every view of a shot counts. Only answers for the classes of its shots. The released code takes
+    ten views and 1,000 trials of Optuna on validation images, those of ImageNet being the test
+    images. It also moves features to the mean and spread of all test images, and mixes texts of a
+    language model into the prompts; this does neither.
+
+    Args:
+        trials: How many numbers are drawn at random from their ranges, to keep those with the most
+            hits on validation images, else on parts of the shots held out in turn; with one shot
+            per class they stay as given.
     """
 
     title: ClassVar[str] = "ReHARK"
@@ -117,7 +120,12 @@ class ReHARK(Untrained):
 
     def _search(self, shots: Shots, views: Tensor, prompts: Tensor) -> Numbers:
         """Return the first numbers with the most hits on held-out images, the given ones first.
-        views: [V, N, e]."""
+
+        Args:
+            shots: Images of the fit.
+            views: Unit features [V, N, e] of the shots.
+            prompts: Class features [C, e].
+        """
         parts, best, most = held_out(shots), self.numbers, -1
         for numbers in self._drawn(shots.seed) if parts else ():
             hits = 0
@@ -171,6 +179,6 @@ def regression(
 
 
 def logits(numbers: Numbers, x: Tensor, fit: Mapping[str, Tensor]) -> Tensor:
-    """Return logits [B, C] of bent features [B, e]. fit: as `regression` returns it."""
+    """Return logits [B, C] of bent features [B, e] by what `regression` returned."""
     ours = kernel(numbers, x, fit["support"]) @ fit["values"]
     return numbers.scale * x @ fit["prior"].T + ours

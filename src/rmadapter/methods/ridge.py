@@ -34,8 +34,13 @@ HEAD = "head"
 
 @dataclass(frozen=True)
 class Ridge(Method):
-    """head: weight of the regression. penalty: its lambda. general: prompts in addition to the
-    run's, for classes without shots."""
+    """A ridge regression of the shots beside zero-shot.
+
+    Args:
+        head: Weight of the regression.
+        penalty: Its lambda.
+        general: Prompts in addition to the run's, for classes without shots.
+    """
 
     title: ClassVar[str] = "ridge regression beside zero-shot"
     source: ClassVar[str] = "of this project: RMAdapter+ without adapters"
@@ -89,8 +94,15 @@ class Ridge(Method):
 def ridge(
     x: Tensor, labels: Tensor, classes: int, penalty: float, weights: Tensor | None = None
 ) -> Tensor:
-    """Return weights [C, e] of the ridge regression of one-hot labels, less 1/C, on x [N, e],
-    without an intercept; weights: [N] or None."""
+    """Return weights [C, e] of the ridge regression of one-hot labels less 1/C.
+
+    Args:
+        x: Features [N, e]; there is no intercept.
+        labels: Labels [N].
+        classes: Number C of classes.
+        penalty: Lambda.
+        weights: Weights [N] of the rows; None for equal ones.
+    """
     y = F.one_hot(labels, classes).to(x) - 1 / classes
     root = x.new_ones(len(x), 1) if weights is None else weights.to(x)[:, None].sqrt()
     x, y = root * x, root * y

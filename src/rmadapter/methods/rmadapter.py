@@ -147,8 +147,8 @@ class RMAdapter(Method):
 def class_weights(
     model: AdaptedCLIP, names: Sequence[str], templates: Sequence[str], saved: str
 ) -> Tensor:
-    """Return normalised class features [C, e] of a fitted model, or those that were kept. saved: as
-    in `Known`."""
+    """Return normalised class features [C, e] of a fitted model, or those that were kept of a saved
+    one, whose digest is `saved`."""
     make = partial(model.class_weights, names, templates)
     return kept_adapted(model.backbone, names, templates, saved, make)
 

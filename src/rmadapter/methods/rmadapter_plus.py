@@ -33,9 +33,22 @@ from rmadapter.training.traits import About, Expected, Recipe, Traits, Uses
 
 @dataclass(frozen=True)
 class RMAdapterPlus(Method):
-    """For classes of the shots, head: weight of the regression, and penalty: its lambda. For other
-    classes, keep: the adapted model's share of the logits, chosen in docs/studies/answer.md, and
-    general: prompts in addition to the run's."""
+    """RMAdapter's adapters, with a regression for classes of the shots and the untouched model for
+    others.
+
+    Args:
+        title: Name in tables.
+        source: Papers.
+        adapter: Settings of the adapters.
+        loss: Settings of the loss.
+        recipe: Optimiser and its schedule.
+        forward: As in RMAdapter.
+        head: Weight of the regression.
+        penalty: Lambda of the regression.
+        keep: Share of the adapted model in the logits of other classes, chosen in
+            docs/studies/answer.md.
+        general: Prompts in addition to the run's, for other classes.
+    """
 
     title: str = "RMAdapter+"
     source: str = (
@@ -132,8 +145,15 @@ class RMAdapterPlus(Method):
 
 @dataclass(frozen=True)
 class Both:
-    """Logits [B, C] of the states of B images, from adapted and untouched features of an image,
-    which are its features [B, 2 e] together. adapted, untouched: weights [C, e]."""
+    """Logits [B, C] of the states of B images.
+
+    An image's features [B, 2 e] are the adapted ones and the untouched ones together.
+
+    Args:
+        model: Backbone with trained adapters.
+        adapted: Weights [C, e] for adapted features.
+        untouched: Weights [C, e] for untouched features.
+    """
 
     model: AdaptedCLIP
     adapted: Tensor

@@ -71,11 +71,16 @@ class Prompts:
 
 
 class TunedCLIP(CosineLearner):
-    """Both encoders; their upper blocks and the norm and projection after them learn, all else is
-    the backbone's own.
+    """Both encoders, whose upper blocks and the norm and projection after them learn.
 
-    skipped: share of the blocks, from below, that do not learn. Raises UserError for encoders
-    without blocks.
+    All else is the backbone's own.
+
+    Args:
+        backbone: Backbone with blocks.
+        skipped: Share of the blocks, from below, that do not learn.
+
+    Raises:
+        UserError: An encoder has no blocks.
     """
 
     reaches = ("image", "text")
@@ -121,7 +126,15 @@ def choose_classes(
 ) -> Tensor:
     """Return which of C classes each of B images is compared with, [B, C]: its own and the most
     similar others, ratio * C in all, rounded up, and the k-th after these with probability
-    exp(-decay k). similar: [B, C]. labels: [B]."""
+    exp(-decay k).
+
+    Args:
+        similar: Untouched logits [B, C].
+        labels: Labels [B].
+        ratio: Share of the classes that are always compared.
+        decay: Decay of the probability of the others.
+        generator: Generator of the draw.
+    """
     own_first = similar.scatter(1, labels[:, None], math.inf)
     ranks = own_first.argsort(1, descending=True).argsort(1)  # from 0
     behind = ranks + 1 - math.ceil(ratio * similar.shape[1])
@@ -131,9 +144,15 @@ def choose_classes(
 
 @dataclass(frozen=True)
 class SkipTuning(ModuleMethod[TunedCLIP]):
-    """skipped: share of each encoder's blocks that stays fixed, 9 of 12. ratio, decay: as in
-    `kept`; ratio=1 skips no class. Decay, optimiser and rates are ours:
-    docs/reference/methods.md lists what the paper leaves open."""
+    """Fine-tunes the upper blocks themselves, on the classes that matter to an image.
+
+    Decay, optimiser and rates are ours: docs/reference/methods.md lists what the paper leaves open.
+
+    Args:
+        skipped: Share of each encoder's blocks that stays fixed, 9 of 12.
+        ratio: As in `choose_classes`; 1 skips no class.
+        decay: As in `choose_classes`.
+    """
 
     title: ClassVar[str] = "Skip Tuning"
     source: ClassVar[str] = (

@@ -103,12 +103,15 @@ class SSTextPlus(SSText):
 
 @dataclass(frozen=True)
 class SSTextU(SSText):
-    """SS-Text with images without labels. rounds: how often weights and shares are computed.
-    sinkhorn: iterations of the transport. rare: a class without shots is that much rarer than the
-    rarest of the others.
+    """SS-Text with images without labels.
 
     The images are all train images that are not tested on, and the names are those of all classes.
     Without such images, only the shots count.
+
+    Args:
+        rounds: How often weights and shares are computed.
+        sinkhorn: Iterations of the transport.
+        rare: How much rarer a class without shots is than the rarest of the others.
     """
 
     title: ClassVar[str] = "SS-Text-U"

@@ -44,10 +44,15 @@ LEAST = 1e-12  # sum of the shares, and variance
 
 @dataclass(frozen=True)
 class StatA(Untrained):
-    """anchor: number of images that the prompt of a class counts for. strength, neighbours: of the
-    pull between similar images. rounds: how often means and variances are computed.
+    """Zero-shot whose classes move towards the images of a batch.
 
     An answer depends on the other images of its batch; here, 64 are classified together.
+
+    Args:
+        anchor: Number of images that the prompt of a class counts for.
+        strength: Strength of the pull between similar images.
+        neighbours: Number k of similar images of each.
+        rounds: How often means and variances are computed.
     """
 
     title: ClassVar[str] = "StatA"
@@ -88,8 +93,13 @@ class StatA(Untrained):
         return Fitted(self, backbone, known, tensors, for_classes, remembers=True)
 
     def shares(self, x: Tensor, prompts: Tensor, logits: Tensor) -> Tensor:
-        """Return shares [B, C] of the classes. x: unit features [B, e]. prompts: of the classes,
-        [C, e]. logits: of zero-shot, [B, C]."""
+        """Return shares [B, C] of the classes.
+
+        Args:
+            x: Unit features [B, e].
+            prompts: Class features [C, e].
+            logits: Logits [B, C] of zero-shot.
+        """
         first = z = logits.softmax(-1)
         near = affinities(x, self.neighbours)
         near = self.strength * SMOOTH / (2 * self.neighbours) * (near + near.T)

@@ -77,14 +77,20 @@ class ClassAware(ContextLearner):
 
 @dataclass(frozen=True)
 class TCP(ModuleMethod[ClassAware]):
-    """KgCoOp from noise, with a separate context for each class from block `layer` of the text
-    encoder on.
+    """KgCoOp from noise, with a separate context for each class in the upper blocks of the text
+    encoder.
 
-    A bottleneck makes these contexts from the untouched class features (templates of the run).
-    layer: counted from 1 in an encoder of 12 blocks (8, counted from 0, in the released code); a
-    shallower one takes the same fraction of its depth. The authors' prompts differ between data
-    sets; here all are "X X X X name.". They test new classes of SUN397 and ImageNet after 25 of the
-    50 epochs; here all are tested at the end.
+    A bottleneck makes these contexts from the untouched class features (templates of the run). The
+    authors' prompts differ between data sets; here all are "X X X X name.". They test new classes
+    of SUN397 and ImageNet after 25 of the 50 epochs; here all are tested at the end.
+
+    Args:
+        context: Words that the context starts from; if empty, it starts from noise.
+        tokens: Number of context vectors, without words to start from.
+        layer: Block before which the contexts are put, counted from 1 in an encoder of 12 blocks
+            (8, counted from 0, in the released code); a shallower one takes the same fraction of
+            its depth.
+        distance_weight: Weight of the distance from the run's prompts, as in KgCoOp.
     """
 
     title: ClassVar[str] = "TCP"

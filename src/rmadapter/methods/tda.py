@@ -35,18 +35,28 @@ from rmadapter.training.traits import About, Traits, Uses
 
 
 class Memory:
-    """For each of C predicted classes, at most `size` images: those of the lowest entropy."""
+    """For each of C predicted classes, at most `size` images: those of the lowest entropy.
+
+    Args:
+        weights: Class weights [C, e].
+        size: Number of images per class.
+    """
 
     def __init__(self, weights: Tensor, size: int) -> None:
-        """weights: class weights [C, e]."""
         count, width = weights.shape
         self.keys = weights.new_zeros(count, size, width)
         self.values = weights.new_zeros(count, size, count)
         self.entropies = torch.full((count, size), math.inf)  # infinite for a free slot
 
     def add(self, place: int, entropy: float, key: Tensor, value: Tensor) -> None:
-        """Add an image. place: the class. key: the image's unit features [e]. value: its
-        contribution to each class, [C]."""
+        """Add an image.
+
+        Args:
+            place: Predicted class.
+            entropy: Entropy of the prediction.
+            key: Unit features [e].
+            value: Contribution to each class, [C].
+        """
         last = int(self.entropies[place].argmax())
         if entropy < self.entropies[place, last]:
             self.entropies[place, last] = entropy
@@ -60,12 +70,21 @@ class Memory:
 
 @dataclass(frozen=True)
 class TDA(Untrained):
-    """alpha, beta, size: of the positive memory, with `size` images per class. negative_...: of the
-    negative one, which takes entropies over log2 C between lowest and highest. mask: probability
-    above which a class counts there.
+    """Zero-shot that remembers test images in their order.
 
     Released configurations set alpha (1 to 5) and beta (1 to 8) for each data set; here all use
     those of ImageNet.
+
+    Args:
+        alpha: Weight of the positive memory.
+        beta: Sharpness of the positive memory.
+        size: Images per class in the positive memory.
+        negative_alpha: Weight of the negative memory.
+        negative_beta: Sharpness of the negative memory.
+        negative_size: Images per class in the negative memory.
+        lowest: Entropy over log2 C above which the negative memory takes an image.
+        highest: Entropy over log2 C below which it does.
+        mask: Probability above which a class counts in the negative memory.
     """
 
     title: ClassVar[str] = "TDA"
@@ -105,8 +124,13 @@ class TDA(Untrained):
 
 
 class Stream:
-    """Answers images one after the other, however they are batched. weights: class weights [C,
-    e]."""
+    """Answers images one after the other, however they are batched.
+
+    Args:
+        method: Method with its settings.
+        backbone: Backbone of the fit.
+        weights: Class weights [C, e].
+    """
 
     def __init__(self, method: TDA, backbone: Backbone, weights: Tensor) -> None:
         self.method, self.backbone, self.weights = method, backbone, weights

@@ -140,13 +140,21 @@ def local_features(backbone: Backbone, states: States, looked_at: int) -> tuple[
 
 @dataclass(frozen=True)
 class TextRefiner(ModuleMethod[Refiner]):
-    """slots: rows of the cache. alpha: weight of the term added to class features. keep: share of a
-    row that a write keeps. looked_at: how many tokens of an image learn to predict its class,
-    besides the class token and the mean of all. local_weight, likeness: weights of their
-    cross-entropy, and of the L1 distance of refined from plain features.
+    """CoOp whose class features are refined by a cache of image tokens.
 
     The weights of the last epoch are used; the released configuration uses the best epoch on
     validation images, and two more of its files have other rates.
+
+    Args:
+        context: Words that the context starts from; if empty, it starts from noise.
+        tokens: Number of context vectors, without words to start from.
+        slots: Rows of the cache.
+        alpha: Weight of the term added to class features.
+        keep: Share of a row that a write keeps.
+        looked_at: How many tokens of an image learn to predict its class, besides the class token
+            and the mean of all.
+        local_weight: Weight of the tokens' cross-entropy.
+        likeness: Weight of the L1 distance of refined from plain features.
     """
 
     title: ClassVar[str] = "TextRefiner"

@@ -106,8 +106,14 @@ class CachedShots(Method):
     def judged(
         self, backbone: Backbone, shots: Shots, views: Tensor, keys: Tensor
     ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Yield the affinity to the keys, values, zero-shot logits and labels of each held-out
-        part. keys: of all shots."""
+        """Yield affinities to the keys, values, zero-shot logits and labels of each held-out part.
+
+        Args:
+            backbone: Backbone of the fit.
+            shots: Images of the fit.
+            views: Features [V, N, e] of the shots.
+            keys: Keys of all shots.
+        """
         weights = zero_shot_weights(backbone, shots.classes, shots.templates)
         for rows, features, targets in held_out(shots):
             fitted, part_keys = shots, keys

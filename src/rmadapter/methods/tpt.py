@@ -31,12 +31,16 @@ from rmadapter.training.traits import PUBLISHED, About, Traits, Uses
 
 @dataclass(frozen=True)
 class TPT(Untrained):
-    """views: of an image, itself included. share: of the views that count. learning_rate: of AdamW,
-    with torch's other settings. context: words before the class name, whose embeddings the vectors
-    start from.
+    """Zero-shot whose prompt takes a step for each image, by crops of it.
 
     Each image costs `views` passes of the image encoder, and one backward and one forward pass of
     the text encoder on all classes.
+
+    Args:
+        views: Views of an image, itself included.
+        share: Share of the views that count.
+        learning_rate: Learning rate of AdamW, with torch's other settings.
+        context: Words before the class name, whose embeddings the vectors start from.
     """
 
     title: ClassVar[str] = "TPT"
@@ -81,7 +85,13 @@ class TPT(Untrained):
 
 
 class Tuned:
-    """Answers each image by a prompt of its own. names: of the C classes."""
+    """Answers each image by a prompt of its own.
+
+    Args:
+        method: Method with its settings.
+        backbone: Backbone of the fit.
+        names: Names of the C classes.
+    """
 
     def __init__(self, method: TPT, backbone: Backbone, names: Sequence[str]) -> None:
         self.method, self.backbone = method, backbone

@@ -58,7 +58,7 @@ class Norms(CosineLearner):
         return self.image_features
 
     def class_features(self, prompts: Sequence[tuple[Tensor, Packed]], each: int) -> Tensor:
-        """Return normalised class features [C, e]. prompts: as from `stems`."""
+        """Return normalised class features [C, e] of prompts, as `stems` returns them."""
         return learnt_weights(self._encode_text, prompts, each)
 
     def _encode_text(self, x: Tensor, layout: Packed) -> Tensor:

@@ -28,8 +28,13 @@ SEVEN = (
 
 @dataclass(frozen=True)
 class ZeroShot(Untrained):
-    """The untouched backbone. templates: averaged in place of those of the run; empty for those of
-    the run."""
+    """The untouched backbone.
+
+    Args:
+        title: Name in tables.
+        source: Paper.
+        templates: Templates in place of those of the run, averaged; empty for those of the run.
+    """
 
     title: str = "zero-shot CLIP"
     source: str = PAPER

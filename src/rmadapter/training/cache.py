@@ -62,7 +62,8 @@ class Held:
     """Activations of V views of N images, view by view: features [V * N, e], and x and y as in
     `States`.
 
-    contents: `ImageSet.contents` of the N images; empty if nothing looks images up by them.
+    Attributes:
+        contents: `ImageSet.contents` of the N images; empty if nothing looks images up by them.
     """
 
     first: int | None
@@ -116,8 +117,11 @@ class Held:
 
 @dataclass(frozen=True)
 class Live:
-    """The same activations as `Held`, read and encoded on demand. views: 0 draws new ones in every
-    epoch. test_views: number of further views that each image brings along.
+    """The same activations as `Held`, read and encoded on demand.
+
+    Attributes:
+        views: Number of views; 0 draws new ones in every epoch.
+        test_views: Number of further views that each image brings along.
     """
 
     cache: Cache
@@ -159,10 +163,18 @@ class Cache:
     """A memory of activations that drops the least recently used when `machine.cache_memory` GB are
     full.
 
-    augmentation, views, seed: of the training images, as in `Task`. folder: holds activations that
-    do not fit into memory, as files. hold: False computes everything on demand, for images seen
-    once, unless `machine.disk_cache` keeps it for later commands. blocks: those whose inputs will
-    be needed; one pass computes them all if together they take at most a quarter of the memory.
+    Args:
+        backbone: Backbone that encodes images.
+        machine: Settings of the machine.
+        augmentation: Augmentation of the training images, as in `Task`.
+        views: Views of the training images, as in `Task`.
+        seed: Seed of the augmentation.
+        folder: Folder of files with activations that do not fit into memory.
+        hold: Whether to hold activations; False computes everything on demand, for images seen
+            once, unless `machine.disk_cache` keeps it for later commands.
+        progress: Whether to show bars on stderr.
+        blocks: Blocks whose inputs will be needed; one pass computes them all if together they take
+            at most a quarter of the memory.
     """
 
     backbone: Backbone
@@ -202,11 +214,13 @@ class Cache:
         augmented: bool = False,
         precision: str = "fp32",
     ) -> Source:
-        """Return tokens into block `first` of the image encoder, the block's output and the
-        features; for None features alone.
+        """Return tokens into a block of the image encoder, the block's output and the features.
 
-        augmented: take the training views, if there is augmentation. precision: format in which
-        tokens are held; features are held in float32.
+        Args:
+            images: N images.
+            first: Block; None for features alone.
+            augmented: Whether to take the training views, if there is augmentation.
+            precision: Format in which tokens are held; features are held in float32.
         """
         augmented = augmented and self.augmentation == "standard"
         views = self.views if augmented else 1
@@ -241,8 +255,14 @@ class Cache:
         """Return untouched features [V, N, e] of all views of all images, on the device; not
         normalised.
 
-        of: computes what to return instead from the states of block `first`, [B, d]. Raises
-        UserError if every epoch draws its own views.
+        Args:
+            images: N images.
+            augmented: Whether to take the training views, if there is augmentation.
+            first: Block whose states `of` reads.
+            of: Function from states to what to return instead, [B, d].
+
+        Raises:
+            UserError: Every epoch draws its own views.
         """
         source = self.source(images, first, augmented=augmented)
         if not source.views:
@@ -260,8 +280,15 @@ class Cache:
         order: Tensor | None = None,
         test_views: int = 0,
     ) -> Iterator[States]:
-        """Yield the states of all images in batches, in their own order or in that of the rows
-        `order`. test_views: as in `Live`; then nothing is held."""
+        """Yield the states of all images in batches.
+
+        Args:
+            images: N images.
+            first: Block whose input is wanted; None for features alone.
+            text: Text beside the bar.
+            order: Rows in the order wanted; by default the images' own order.
+            test_views: As in `Live`; with views, nothing is held.
+        """
         rows = torch.arange(len(images)) if order is None else order
         orders = list(rows.split(test_batch(test_views))) if len(rows) else []
         source: Source
@@ -275,7 +302,14 @@ class Cache:
         self, images: ImageSet, view: int, augmented: bool, test_views: int = 0
     ) -> ImageTensors:
         """Prepare images for the encoder; an augmented one depends only on the seed, the view and
-        its place. test_views: as in `Live`."""
+        its place.
+
+        Args:
+            images: N images.
+            view: Number of the view.
+            augmented: Whether to augment.
+            test_views: As in `Live`.
+        """
         if not augmented:
             return ImageTensors(images, test_transform(self.backbone, test_views))
         transform = TrainTransform(self.backbone.image_size, self.backbone.mean, self.backbone.std)
@@ -404,7 +438,14 @@ class Cache:
         tensors: list[Tensor],
         rows: Tensor | None = None,
     ) -> None:
-        """Fill the tensors by encoding. rows: of each view; None for all."""
+        """Fill the tensors by encoding.
+
+        Args:
+            live: Images and views to encode.
+            blocks: Blocks whose inputs are wanted.
+            tensors: Tensors of a plan.
+            rows: Rows of each view to fill; None for all.
+        """
         orders = in_turn(len(live)) if rows is None else list(rows.split(BATCH))
         turns = [(view, order) for view in range(live.views) for order in orders]
         stream = (pixels for view in range(live.views) for pixels in live.pixels(view, orders))

@@ -38,8 +38,13 @@ NAME = re.compile(r"[0-9a-f]{16}(\.safetensors)?")
 
 
 class Rows(NamedTuple):
-    """The content of a file. about: a description, for people. keys: name what each row was made
-    from. parts: [N, ...]."""
+    """The content of a file.
+
+    Attributes:
+        about: Description for people.
+        keys: Keys that name what each row was made from.
+        parts: Tensors [N, ...] by name.
+    """
 
     about: str
     keys: tuple[str, ...]
@@ -47,7 +52,14 @@ class Rows(NamedTuple):
 
 
 class Entry(TypedDict):
-    """Everything stored under one description. used: time of the last use in seconds since 1970."""
+    """Everything stored under one description.
+
+    Attributes:
+        what: Description.
+        images: Number of images.
+        mb: Megabytes.
+        used: Time of the last use in seconds since 1970.
+    """
 
     what: str
     images: int
@@ -62,8 +74,12 @@ def place() -> Path:
 
 @dataclass(frozen=True)
 class Store:
-    """A folder of activations. limit: bytes of all files together; beyond it, the least recently
-    used are removed."""
+    """A folder of activations.
+
+    Args:
+        folder: Folder.
+        limit: Bytes of all files together, beyond which the least recently used are removed.
+    """
 
     folder: Path
     limit: float = 0
@@ -191,8 +207,12 @@ def _write(folder: Path, rows: Rows) -> None:
 
 
 def _read(file: Path, check: bool = False) -> Rows | None:
-    """Read a file; return None if it is gone or damaged, and remove a damaged one. check: read and
-    verify its tensors too."""
+    """Read a file; return None if it is gone or damaged, and remove a damaged one.
+
+    Args:
+        file: File to read.
+        check: Whether to read and verify its tensors, too.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -189,7 +189,11 @@ Output = TypeVar("Output")
 
 def compiled(function: Callable[Inputs, Output], graphs: bool = False) -> Callable[Inputs, Output]:
     """Compile a function by torch.compile, so that it draws the same random numbers as before.
-    graphs: also record what it does on a GPU as CUDA graphs."""
+
+    Args:
+        function: Function to compile.
+        graphs: Whether to record what it does on a GPU as CUDA graphs.
+    """
     # as mode="reduce-overhead", which torch takes only without other options
     more = {"triton.cudagraphs": True} if graphs else {}
     return torch.compile(function, options={"fallback_random": True, **more})
@@ -212,7 +216,10 @@ class _Compiled:
     the last batch of an epoch, if it is smaller: to compile its size too hardly pays for one step
     an epoch, and to pad it, each method's loss would have to leave images out.
 
-    size: of the part of a whole batch that this process has.
+    Args:
+        loss: Loss to compile.
+        size: Size of the part of a whole batch that this process has.
+        graphs: As in `compiled`.
     """
 
     def __init__(self, loss: Loss, size: int, graphs: bool) -> None:
@@ -235,9 +242,15 @@ def order(
 ) -> list[Tensor]:
     """Return the rows of every step of an epoch.
 
-    weights: [count] in float64, 1 on average. By systematic sampling, a row of weight w comes w
-    times per epoch on average, and always less than once more or fewer, so that a loss need not
-    know of weights.
+    By systematic sampling, a row of weight w comes w times per epoch on average, and always less
+    than once more or fewer, so that a loss need not know of weights.
+
+    Args:
+        count: Number of rows.
+        batch_size: Rows of a step.
+        seed: Seed of the order.
+        epoch: Number of the epoch.
+        weights: Weights [count] in float64, 1 on average; None for equal ones.
     """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     rows = torch.randperm(count, generator=generator)
@@ -258,8 +271,13 @@ def _share(rows: Tensor) -> tuple[Tensor, float]:
 
 
 def notify(callbacks: Iterable[Callback], history: Sequence[Figures], per_epoch: int) -> None:
-    """Call the callbacks after a step. history: figures of all steps so far. per_epoch: steps in an
-    epoch."""
+    """Call the callbacks after a step.
+
+    Args:
+        callbacks: Callbacks.
+        history: Figures of all steps so far.
+        per_epoch: Steps in an epoch.
+    """
     last = history[-1]
     for callback in callbacks:
         callback.on_step(dict(last))
@@ -271,7 +289,7 @@ def notify(callbacks: Iterable[Callback], history: Sequence[Figures], per_epoch:
 
 
 class Unread(NamedTuple):
-    """A step whose loss terms are still on the device. epoch: counted from 0."""
+    """A step whose loss terms are still on the device, of an epoch counted from 0."""
 
     step: int
     epoch: int
@@ -325,8 +343,14 @@ class Trainer:
             torch.cuda.set_rng_state(self._random["random.cuda"], self.device)
 
     def step(self, loss: Loss, batch: Batch, rates: Sequence[float], share: float) -> None:
-        """Do a step and count it; `read` gets its loss terms. rates: one per group. share: how much
-        of the batch is this process's."""
+        """Do a step and count it; `read` gets its loss terms.
+
+        Args:
+            loss: Loss.
+            batch: Input of the loss.
+            rates: Learning rates, one per group.
+            share: Share of the batch that is this process's.
+        """
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         self.optimizer.zero_grad()  # first: a CUDA graph of the loss writes over the gradients

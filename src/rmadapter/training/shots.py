@@ -22,10 +22,13 @@ Figures: TypeAlias = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Known:
-    """The classes that a model is fitted to: their names, and templates with one {} each.
+    """The classes that a model is fitted to.
 
-    saved: digest of the saved model that this is read from, whose class weights are kept for later;
-    empty for others.
+    Args:
+        classes: Their names.
+        templates: Prompt templates with one {} each.
+        saved: Digest of the saved model that this is read from, whose class weights are kept for
+            later; empty for others.
     """
 
     classes: tuple[str, ...]
@@ -82,10 +85,12 @@ class Trained:
 
 @dataclass(frozen=True)
 class Unfinished:
-    """The file that keeps a training while it runs, and the training's key, so that another one is
-    refused.
+    """The file that keeps a training while it runs.
 
-    before: key of a training that precedes this one; its file may stay until this one saves.
+    Args:
+        path: File.
+        key: Key of the training, so that another one is refused.
+        before: Key of a training that precedes this one; its file may stay until this one saves.
     """
 
     path: Path

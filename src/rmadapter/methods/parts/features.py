@@ -74,12 +74,15 @@ def linear_scorer(
 
 @dataclass
 class FixedFeatures:
-    """Features, by an encoder that no longer learns, of the images of a source: computed for all
-    images at the first request if all views are used within the remaining epochs, else batch by
-    batch.
+    """Features, by an encoder that no longer learns, of the images of a source.
 
-    of: the states of some images -> [B, d]. epochs: number of epochs in which features will be
-    requested.
+    They are computed for all images at the first request if all views are used within the remaining
+    epochs, else batch by batch.
+
+    Args:
+        source: Source of the states of a batch.
+        of: Function from states of images to features [B, d].
+        epochs: Number of epochs in which features will be requested.
     """
 
     source: Source
@@ -95,8 +98,12 @@ class FixedFeatures:
 
     @torch.no_grad()
     def _features(self, batch: Batch, source: Source) -> Tensor:
-        """Return features [B, d]. source: where the batch comes from; its states are not computed
-        again."""
+        """Return features [B, d].
+
+        Args:
+            batch: Batch of images.
+            source: Source of the batch, whose states are not computed again.
+        """
         if 0 < self.source.views <= self.epochs:
             if self._held is None:
                 self._held = Held.of_features(encoded(self.source, self.of))

@@ -36,13 +36,25 @@ HOLDER = "X"  # a single token in every vocabulary, if only the unknown one
 
 
 class PromptedText:
-    """The text encoder of a backbone on "X ... X name.", where the n_ctx X are the context. Of a
-    name with several descriptions, the first is used.
+    """The text encoder of a backbone on "X ... X name.", where the n_ctx X are the context.
 
-    layout: the packed prompts of C classes, T tokens in all. words: their own embeddings [T, d].
-    positions: packed rows of the context tokens, [n_ctx] if the classes share them, else [C,
-    n_ctx]. share=False always keeps them apart, for contexts that differ between classes. Raises
-    UserError if n_ctx tokens and a name do not fit the encoder.
+    Of a name with several descriptions, the first is used.
+
+    Args:
+        backbone: Backbone with text blocks.
+        classes: Names of C classes.
+        n_ctx: Number of context tokens.
+        share: Whether prompts keep a common beginning once; False for contexts that differ between
+            classes.
+
+    Attributes:
+        layout: The packed prompts, T tokens in all.
+        words: Their own embeddings [T, d].
+        positions: Packed rows of the context tokens, [n_ctx] if the classes share them, else [C,
+            n_ctx].
+
+    Raises:
+        UserError: The tokens and a name do not fit the encoder.
     """
 
     def __init__(
