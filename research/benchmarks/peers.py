@@ -35,7 +35,7 @@ from rmadapter.settings import configured, settings_of
 from rmadapter.support.terminal import track
 from rmadapter.training.cache import Cache
 from rmadapter.training.contract import Fitted, Method, Shots
-from rmadapter.training.traits import WHOLE
+from rmadapter.training.traits import ALL_IMAGES
 
 STEPS = 6
 IN_BLOCKS = (
@@ -94,7 +94,7 @@ def measure(options: argparse.Namespace, backbone: Backbone, name: str) -> dict[
     method = quick(name)
     batch = settings_of(method).get("batch_size")
     steps = STEPS
-    if batch == WHOLE:  # the most that its paper has: 16 shots per class
+    if batch == ALL_IMAGES:  # the most that its paper has: 16 shots per class
         batch, steps = 16 * options.classes, 1
     count = max(steps * (batch or 1), options.classes)
     images = noise(count, options.classes, backbone.image_size, options.seed)

@@ -233,7 +233,7 @@ def test_examples_of_many_images_are_a_regular_subset(
     monkeypatch: pytest.MonkeyPatch, finished: Path, tiny_clip: Backbone
 ) -> None:
     for module in ("training.contract", "artifacts.predictions"):
-        monkeypatch.setattr(f"rmadapter.{module}.MOST_EXAMPLES", 4)
+        monkeypatch.setattr(f"rmadapter.{module}.MAX_EXAMPLES", 4)
     features = torch.eye(11)
     examples = load(finished, tiny_clip).fitted.fitted_to(features).examples
     assert examples is not None

@@ -35,7 +35,7 @@ from rmadapter.curate.suspects import NEIGHBOURS, PROBE
 from rmadapter.methods.rmadapter_plus import RMAdapterPlus
 from rmadapter.runs.folds import FOLDS
 from rmadapter.support.files import read_json
-from rmadapter.training.contract import NEIGHBOUR
+from rmadapter.training.contract import NEIGHBOUR_RANK
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "research/results"
@@ -213,7 +213,7 @@ def test_suspects_uses_the_rule_that_its_study_chose() -> None:
 def test_unfamiliar_uses_the_score_that_its_study_chose() -> None:
     lines = lines_of("unfamiliar")
     usable = filter(unfamiliar.usable, lines[0]["scores"])
-    assert unfamiliar.best(lines, usable) == f"neighbour {NEIGHBOUR}, frozen"
+    assert unfamiliar.best(lines, usable) == f"neighbour {NEIGHBOUR_RANK}, frozen"
 
 
 # Speed

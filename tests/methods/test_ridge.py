@@ -9,7 +9,7 @@ from sklearn.linear_model import Ridge as SklearnRidge
 from rmadapter.backbones import Backbone
 from rmadapter.methods import load_method
 from rmadapter.methods.ridge import Ridge
-from rmadapter.methods.zero_shot import SEVEN
+from rmadapter.methods.zero_shot import GENERAL_TEMPLATES
 from tests.helpers.shots import logits_of, noisy_colors, pixels_of, shots_of
 
 
@@ -28,6 +28,6 @@ def test_logits_are_the_prompts_and_the_regression(tiny_clip: Backbone) -> None:
 
     new, known = "house", shots.classes[1]
     of_known = zero_shot(known) + 0.7 * tiny_clip.logit_scale * regression[:, 1]
-    expected = [zero_shot(new, (*shots.templates, *SEVEN)), of_known]
+    expected = [zero_shot(new, (*shots.templates, *GENERAL_TEMPLATES)), of_known]
     found = logits_of(fitted, shots, (new, known))
     torch.testing.assert_close(found, torch.stack(expected, 1), rtol=1e-4, atol=1e-3)

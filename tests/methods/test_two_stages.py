@@ -53,7 +53,7 @@ def test_stage_1_is_the_backbones_forward_with_other_norms(
 ) -> None:
     """Loss, gradients and answers; a class that was not trained is answered by the text encoder."""
     # more prompts than fit at once
-    monkeypatch.setattr("rmadapter.methods.two_stages.CHUNK", chunk)
+    monkeypatch.setattr("rmadapter.prompts.CHUNK", chunk)
     given: Backbone = request.getfixturevalue(name)
     backbone, pixels = double(given), torch.randn(4, 3, 32, 32).double()
     shots = shots_of(given, noise_images(4, NAMES), templates=TEMPLATES)
@@ -96,7 +96,7 @@ def test_both_stages_with_the_steps_of_adamw(
     fitted = configured(TwoStages(), {**WHOLE, "epochs": 5, "learning_rate": 0.01}).fit(
         tiny_clip, shots
     )
-    monkeypatch.setattr(traits, "RESTART", 1.0)
+    monkeypatch.setattr(traits, "RESTART_SHARE", 1.0)
     first = configured(TwoStages(), {**WHOLE, "epochs": 3, "learning_rate": 0.01}).fit(
         tiny_clip, shots
     )

@@ -20,7 +20,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.data.read import ImageSet, read_images
 from rmadapter.errors import UserError
 from rmadapter.methods import METHODS, load_method
-from rmadapter.methods.auto import CANDIDATES, FEW, FOR_FEW, Auto, preferred
+from rmadapter.methods.auto import CANDIDATES, FEW_IMAGES, PROBE_FOR_FEW, Auto, preferred
 from rmadapter.methods.linear_probe import LinearProbe
 from rmadapter.runs.fit import fit
 from rmadapter.runs.folds import (
@@ -403,14 +403,15 @@ def test_one_image_a_class_is_too_few_to_choose_by(tiny_clip: Backbone, colors: 
 
 @pytest.mark.usefixtures("no_search")
 def test_both_probes_are_preferred_for_few_images_alone(tiny_clip: Backbone, colors: Path) -> None:
-    assert preferred(CANDIDATES, 16) == preferred(CANDIDATES, FEW) == [*CANDIDATES]
-    for few in (preferred(CANDIDATES, FEW - 1), preferred(("linear-probe", FOR_FEW), 2)):
-        assert few.index(FOR_FEW) + 1 == few.index("linear-probe")
-    assert preferred(CANDIDATES, FEW - 1)[0] == CANDIDATES[0]
+    assert preferred(CANDIDATES, 16) == preferred(CANDIDATES, FEW_IMAGES) == [*CANDIDATES]
+    probes = ("linear-probe", PROBE_FOR_FEW)
+    for few in (preferred(CANDIDATES, FEW_IMAGES - 1), preferred(probes, 2)):
+        assert few.index(PROBE_FOR_FEW) + 1 == few.index("linear-probe")
+    assert preferred(CANDIDATES, FEW_IMAGES - 1)[0] == CANDIDATES[0]
     assert preferred(("zero-shot", "linear-probe"), 2) == ["zero-shot", "linear-probe"]
-    folds, choices = candidates_of(tiny_clip, colors, candidates=("linear-probe", FOR_FEW))
-    assert np.median(np.bincount(folds.images.labels)) < FEW
-    assert [row.name for row in choose(folds, choices).rows] == [FOR_FEW, "linear-probe"]
+    folds, choices = candidates_of(tiny_clip, colors, candidates=("linear-probe", PROBE_FOR_FEW))
+    assert np.median(np.bincount(folds.images.labels)) < FEW_IMAGES
+    assert [row.name for row in choose(folds, choices).rows] == [PROBE_FOR_FEW, "linear-probe"]
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def test_unfamiliar_is_far_from_the_nearest_training_image(
     torch.testing.assert_close(
         shown.unfamiliar(asked), torch.tensor([0.0, 0.2, 1.0]), atol=1e-6, rtol=0
     )
-    monkeypatch.setattr("rmadapter.training.contract.MOST_EXAMPLES", 2)
+    monkeypatch.setattr("rmadapter.training.contract.MAX_EXAMPLES", 2)
     assert shown.fitted_to(torch.eye(5)).examples.tolist() == torch.eye(5)[[0, 3]].tolist()  # type: ignore[union-attr]
 
 

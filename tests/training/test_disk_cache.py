@@ -41,7 +41,7 @@ def filled(folder: Path, limit: float = 1e6, rows: range = range(5), name: str =
 def test_rows_come_back_by_their_keys_from_several_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "SHARD", 2 * (48 + 4))
+    monkeypatch.setattr(module, "SHARD_BYTES", 2 * (48 + 4))
     store = filled(tmp_path, rows=range(3))
     assert len(list(store.files())) == 2
     found = blank(4)

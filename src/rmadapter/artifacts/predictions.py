@@ -26,7 +26,7 @@ from rmadapter.data.read import ImageSet, ImageSource
 from rmadapter.errors import UserError, first_fault
 from rmadapter.support.files import csv_text, inert, read_json, read_text, write_json, write_text
 from rmadapter.training.cache import Cache
-from rmadapter.training.contract import MOST_EXAMPLES, Fitted
+from rmadapter.training.contract import MAX_EXAMPLES, Fitted
 
 COLUMNS = (
     "set",
@@ -317,7 +317,7 @@ class Mistake(NamedTuple):
 
 def images_of_examples(images: Sequence[Item]) -> Sequence[Item]:
     """Return the training images of a model whose features `Fitted.examples` keeps, in order."""
-    return images[:: max(-(-len(images) // MOST_EXAMPLES), 1)]
+    return images[:: max(-(-len(images) // MAX_EXAMPLES), 1)]
 
 
 def nearest(

@@ -28,7 +28,7 @@ from rmadapter.encoders.blocks import Opaque, Projections, View, cast, view_of
 from rmadapter.encoders.layouts import Grid, Packed, send
 
 Layout = TypeVar("Layout", Grid, Packed)
-NOTHING = torch.empty(0)
+EMPTY = torch.empty(0)
 
 
 def weights_of(*parts: nn.Module | nn.Parameter | None) -> list[nn.Parameter]:
@@ -59,10 +59,10 @@ class States:
 
     first: int | None
     layout: Any  # Grid of images, Packed of text
-    features: Tensor = NOTHING
-    x: Tensor = NOTHING
-    y: Tensor = NOTHING
-    views: Tensor = NOTHING
+    features: Tensor = EMPTY
+    x: Tensor = EMPTY
+    y: Tensor = EMPTY
+    views: Tensor = EMPTY
 
     def to(self, device: torch.device) -> States:
         parts = (self.features, self.x, self.y, self.views)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rmadapter.encoders.blocks import Opaque
-from rmadapter.encoders.encoder import NOTHING, Encoder, States, weights_of
+from rmadapter.encoders.encoder import EMPTY, Encoder, States, weights_of
 from rmadapter.encoders.layouts import Grid
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class ImageEncoder(Encoder[Grid]):
             seen[top] = (x, self.step(top, x, self.norm(top, x), layout, top=True))
             raise _StopForward
 
-        output = NOTHING
+        output = EMPTY
         with ExitStack() as stack:
             for i in range(min(wanted, default=top + 1), top + 1):
                 handle = self.blocks[i - 1].register_forward_hook(watch(i), with_kwargs=True)

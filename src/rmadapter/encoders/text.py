@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rmadapter.encoders.blocks import Opaque, Projections
-from rmadapter.encoders.encoder import NOTHING, Encoder, States, weights_of
+from rmadapter.encoders.encoder import EMPTY, Encoder, States, weights_of
 from rmadapter.encoders.layouts import Packed, pack
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class TextEncoder(Encoder[Packed]):
         """
         layout = self.layout(tokens)
         x = self.stem(layout)
-        kept = (NOTHING, NOTHING)
+        kept = (EMPTY, EMPTY)
         for i in range(1, self.depth + 1):
             y = self.step(i, x, self.norm(i, x), layout, self._is_top(i, layout))
             if i == first:

@@ -28,19 +28,17 @@ CANDIDATES = (
     *("rmadapter-plus", "linear-probe", "linear-probe-pair", "linear-probe-zero-shot"),
     *("tip-adapter-f", "zero-shot", "zero-shot-ensemble"),
 )
-FEW = 8
-FOR_FEW = (
-    "linear-probe-pair"  # before the plain probe if classes usually have fewer than FEW images
-)
+FEW_IMAGES = 8  # of a class; with fewer, PROBE_FOR_FEW comes before the plain probe
+PROBE_FOR_FEW = "linear-probe-pair"
 
 
 def preferred(candidates: Sequence[str], images: float) -> list[str]:
-    """Return the candidates in their order, but `FOR_FEW` before the plain probe if a class usually
-    has fewer than `FEW` images."""
+    """Return the candidates in their order, but `PROBE_FOR_FEW` before the plain probe if a class
+    usually has fewer than `FEW_IMAGES` images."""
     names = list(candidates)
-    if images < FEW and FOR_FEW in names and "linear-probe" in names:
-        names.remove(FOR_FEW)
-        names.insert(names.index("linear-probe"), FOR_FEW)
+    if images < FEW_IMAGES and PROBE_FOR_FEW in names and "linear-probe" in names:
+        names.remove(PROBE_FOR_FEW)
+        names.insert(names.index("linear-probe"), PROBE_FOR_FEW)
     return names
 
 
@@ -60,7 +58,7 @@ class Auto(Method):
     effort: str = option("normal", "effort of the candidates")
 
     def choices(self, labels: Sequence[int] = ()) -> Choices:
-        images = float(np.median(np.bincount(labels))) if labels else FEW
+        images = float(np.median(np.bincount(labels))) if labels else FEW_IMAGES
         names = preferred(self.candidates, images)
         methods = {name: load_method(name, effort=self.effort) for name in names}
         return Choices(methods, self.minutes)

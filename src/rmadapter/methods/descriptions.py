@@ -41,8 +41,8 @@ from rmadapter.training.traits import About, Traits, Uses
 
 WEIGHTS, TEXTS = "weights", "texts"
 # first words of a descriptor
-IS = ("a", "an", "used")
-ALONE = ("has", "often", "typically", "may", "can")
+COMPLEMENT_WORDS = ("a", "an", "used")
+VERBS = ("has", "often", "typically", "may", "can")
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def clause(descriptor: str) -> str:
     Compares whole words; the authors' code compares first letters, and so gives "which is antlers".
     """
     first = descriptor.split()[0].lower()
-    verb = "is " if first in IS else "" if first in ALONE else "has "
+    verb = "is " if first in COMPLEMENT_WORDS else "" if first in VERBS else "has "
     return f"which {verb}{descriptor}"
 
 

@@ -40,7 +40,10 @@ from rmadapter.training.contract import (
 from rmadapter.training.traits import HELD_OUT, About, Traits, Uses
 
 ALPHAS = tuple(10.0**exponent for exponent in range(-4, 3))
-NEAREST, REPEATED = 64, 16  # features nearest to the prompt of a class without shots; its prompt
+NEIGHBOURS, PROMPT_REPEATS = (
+    64,
+    16,
+)  # features nearest to the prompt of a class without shots; its prompt
 
 
 @dataclass(frozen=True)
@@ -145,9 +148,9 @@ def classifier(views: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Ten
 def without_shots(features: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor]:
     """Return W [C, e] and b [C] for classes that have prompts [C, e] alone, by the features [M, e]
     of other classes' shots."""
-    count = min(NEAREST, len(features))
+    count = min(NEIGHBOURS, len(features))
     nearest = features[(prompts @ features.T).topk(count, dim=-1).indices]  # [C, count, e]
-    means = (nearest.sum(1) + REPEATED * prompts) / (count + REPEATED)
+    means = (nearest.sum(1) + PROMPT_REPEATS * prompts) / (count + PROMPT_REPEATS)
     each = [precision(own - prompt) for own, prompt in zip(nearest, prompts, strict=True)]
     return discriminant(means, torch.stack(each).mean(0))
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
 
 # mean difference of logits to which they are divided at most: float32 still tells the answers apart
-FLATTEST = 1e-2
+MIN_LOGIT_SPREAD = 1e-2
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class LinearProbe(Method):
         # the weakest probes are nearly uniform
         heat = temperature(probabilities, targets, most=1e8)
         spread = float(np.ptp(np.log(np.maximum(probabilities, 1e-300)), axis=1).mean())
-        return 10.0**best, min(heat, max(1.0, spread / FLATTEST))
+        return 10.0**best, min(heat, max(1.0, spread / MIN_LOGIT_SPREAD))
 
     def _best(self, worth: Callable[[float], float]) -> float:
         """Return the best exponent of ten: among even ones, then neighbours at 1, 1/2, 1/4, ... The

@@ -27,7 +27,7 @@ from rmadapter.prompts import linear_logits, zero_shot_weights
 from rmadapter.settings import Positive, Size
 from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, shaped
 from rmadapter.training.loop import Batch, minimise
-from rmadapter.training.traits import PUBLISHED, WHOLE, About, Recipe, Traits, Uses
+from rmadapter.training.traits import ALL_IMAGES, PUBLISHED, About, Recipe, Traits, Uses
 
 
 class Blend(nn.Module):
@@ -107,7 +107,7 @@ class LPPlusPlus(Method):
     start: Positive = 250.0
     every: Size = 10
     recipe: Recipe = Recipe(
-        learning_rate=1.0, final_rate=1.0, weight_decay=0.0, epochs=300, batch_size=WHOLE,
+        learning_rate=1.0, final_rate=1.0, weight_decay=0.0, epochs=300, batch_size=ALL_IMAGES,
         schedule="step", warmup_epochs=0,
     )  # fmt: skip
 

@@ -43,8 +43,8 @@ from rmadapter.training.loop import Batch
 from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
 
 FIRST = 1  # block of the image encoder whose input is read
-CHUNK = 256  # prompts encoded at once: whole sentences
-REACH = 2  # how many tokens ahead a block lets each token see, one by each convolution
+TEXT_CHUNK = 256  # prompts encoded at once: whole sentences
+TOKENS_AHEAD = 2  # how many tokens ahead a block lets each token see, one by each convolution
 Change = Callable[[Tensor, nn.Module, float], Tensor]  # tokens, a layer, s -> tokens
 
 
@@ -182,7 +182,7 @@ class Convolutions(CosineLearner):
         """Return normalised features [S, e] of texts [S, L], on the CPU: a GPU would have to be
         waited for to lay them out."""
         return learnt_weights(
-            self._encode_text, [(chunk, scales) for chunk in tokens.split(CHUNK)], each=1
+            self._encode_text, [(chunk, scales) for chunk in tokens.split(TEXT_CHUNK)], each=1
         )
 
     def _encode_text(self, tokens: Tensor, scales: Sequence[float]) -> Tensor:
@@ -202,7 +202,7 @@ class Convolutions(CosineLearner):
         encoder = self.backbone.text
         lengths, read = encoder.real_tokens(tokens)
         seen = (
-            (lengths + REACH * encoder.depth).clamp(max=tokens.shape[1])
+            (lengths + TOKENS_AHEAD * encoder.depth).clamp(max=tokens.shape[1])
             if encoder.causal
             else lengths
         )

@@ -25,7 +25,7 @@ from rmadapter.settings import Positive
 from rmadapter.training.cache import Held
 from rmadapter.training.contract import Fitted, Known, Learner, ModuleMethod, Shots, ToLogits
 from rmadapter.training.loop import Batch, Loss
-from rmadapter.training.traits import PUBLISHED, WHOLE, About, Recipe, Traits, Uses
+from rmadapter.training.traits import ALL_IMAGES, PUBLISHED, About, Recipe, Traits, Uses
 
 
 class Projector(Learner):
@@ -87,7 +87,7 @@ class ProLIP(ModuleMethod[Projector]):
     strength: Positive = 1.0
     recipe: Recipe = Recipe(
         optimizer="adam", learning_rate=1e-5, weight_decay=0.0, eps=1e-4, epochs=300,
-        batch_size=WHOLE,
+        batch_size=ALL_IMAGES,
         schedule="step", warmup_epochs=0,
     )  # fmt: skip
 

@@ -36,7 +36,7 @@ from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
 
 # Our own list; the released code averages 60 templates of CLIP's ImageNet ensemble. Both mix
 # medium, quality and size.
-DIVERSE = (
+FROZEN_TEMPLATES = (
     "a photo of a {}.",
     "a photo of the {}.",
     "a photo of one {}.",
@@ -153,7 +153,7 @@ class PromptSRC(ModuleMethod[IndependentPrompts]):
     image_weight: float = 10.0
     mean: float = 15.0
     std: float = 1.0
-    templates: tuple[str, ...] = DIVERSE
+    templates: tuple[str, ...] = FROZEN_TEMPLATES
     recipe: Recipe = Recipe(learning_rate=0.0025, epochs=20, batch_size=4)
 
     def __post_init__(self) -> None:

@@ -84,8 +84,8 @@ METHODS: dict[str, str] = {
 DEFAULT = "rmadapter"  # of the paper's experiments: `bench` and `tune`
 AUTO = "auto"
 FOR_NEW_CLASSES = "rmadapter-plus"
-CHOOSING = {AUTO: "auto:Auto"}  # methods that choose among others
-GROUP = "rmadapter.methods"
+CHOOSERS = {AUTO: "auto:Auto"}  # methods that choose among others
+ENTRY_POINT_GROUP = "rmadapter.methods"
 EFFORTS = {"fast": 0.3, "normal": 1.0, "thorough": 3.0}  # times the published epochs
 # Methods from outside that this process has loaded, as its user named them.
 _TRUSTED: set[str] = set()
@@ -99,14 +99,14 @@ def default_for(classes: object) -> str:
 
 def entry_points() -> dict[str, metadata.EntryPoint]:
     """Return the methods of installed packages by name; built-in names take precedence."""
-    points = metadata.entry_points(group=GROUP)
-    return {point.name: point for point in points if point.name not in {*METHODS, *CHOOSING}}
+    points = metadata.entry_points(group=ENTRY_POINT_GROUP)
+    return {point.name: point for point in points if point.name not in {*METHODS, *CHOOSERS}}
 
 
 def is_outside(name: str) -> bool:
     """Return whether loading the method runs code that neither this package nor an installed entry
     point names."""
-    return name not in {*METHODS, *CHOOSING, *entry_points()}
+    return name not in {*METHODS, *CHOOSERS, *entry_points()}
 
 
 def may_run(name: str) -> bool:
@@ -195,7 +195,7 @@ def _published_settings(name: str) -> JsonObject:
 
 def _find(name: str) -> object:
     """Return the class or object that a name stands for."""
-    place = METHODS.get(name) or CHOOSING.get(name)
+    place = METHODS.get(name) or CHOOSERS.get(name)
     if place:
         module, _, attribute = place.partition(":")
         return getattr(import_module(f"rmadapter.methods.{module}"), attribute)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from rmadapter.backbones import Backbone
 from rmadapter.methods.parts.features import Places, unit
-from rmadapter.methods.zero_shot import SEVEN
+from rmadapter.methods.zero_shot import GENERAL_TEMPLATES
 from rmadapter.prompts import Cosines, prior_weights, untouched, zero_shot_weights
 from rmadapter.settings import Positive
 from rmadapter.task import check_templates
@@ -59,7 +59,7 @@ class Ridge(Method):
     )
     head: float = 2.0
     penalty: Positive = 1.0
-    general: tuple[str, ...] = SEVEN
+    general: tuple[str, ...] = GENERAL_TEMPLATES
 
     def __post_init__(self) -> None:
         if self.general:

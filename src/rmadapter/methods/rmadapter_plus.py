@@ -22,7 +22,7 @@ from rmadapter.encoders import States
 from rmadapter.methods.parts.features import Places, unit
 from rmadapter.methods.ridge import HEAD, ridge
 from rmadapter.methods.rmadapter import ADAMW, PLAIN, RMAdapter, class_weights
-from rmadapter.methods.zero_shot import SEVEN
+from rmadapter.methods.zero_shot import GENERAL_TEMPLATES
 from rmadapter.model import AdaptedCLIP
 from rmadapter.prompts import zero_shot_weights
 from rmadapter.settings import AdapterSettings, LossSettings, Positive, Share
@@ -62,7 +62,7 @@ class RMAdapterPlus(Method):
     head: float = 0.5
     penalty: Positive = 1.0
     keep: Share = 0.4
-    general: tuple[str, ...] = SEVEN
+    general: tuple[str, ...] = GENERAL_TEMPLATES
     traits: Traits = Traits(
         uses=Uses(
             extra="7 general templates",

@@ -37,9 +37,9 @@ from rmadapter.training.contract import (
 )
 from rmadapter.training.traits import PUBLISHED, About, Traits, Uses
 
-STEPS = 5  # of the shares, between two steps of means and variances
-SMOOTH = 50.0  # divisor of the log-densities
-LEAST = 1e-12  # sum of the shares, and variance
+SHARE_STEPS = 5  # of the shares, between two steps of means and variances
+DENSITY_DIVISOR = 50.0  # divisor of the log-densities
+SMALLEST_SUM = 1e-12  # sum of the shares, and variance
 
 
 @dataclass(frozen=True)
@@ -102,22 +102,22 @@ class StatA(Untrained):
         """
         first = z = logits.softmax(-1)
         near = affinities(x, self.neighbours)
-        near = self.strength * SMOOTH / (2 * self.neighbours) * (near + near.T)
+        near = self.strength * DENSITY_DIVISOR / (2 * self.neighbours) * (near + near.T)
         means = prompts
         at_first = spread(x, prompts, z).sum(0) / len(x)
         variances = at_first.expand_as(prompts)
         for number in range(self.rounds + 1):
             density = log_density(x, means, variances)
-            for _ in range(STEPS):
+            for _ in range(SHARE_STEPS):
                 pull = density + near @ z
                 pull = pull - pull.amax(-1, keepdim=True)
-                z = F.normalize(first * (pull / SMOOTH).exp(), p=1, dim=-1)
+                z = F.normalize(first * (pull / DENSITY_DIVISOR).exp(), p=1, dim=-1)
             if number == self.rounds:
                 break
             held = torch.bincount(z.argmax(-1), minlength=len(prompts)).to(z)
             b = (held / (self.anchor + held))[:, None]
             means = unit(b * unit(z.T @ x) + (1 - b) * prompts)
-            total = z.sum(0).clamp(min=LEAST)[:, None]
+            total = z.sum(0).clamp(min=SMALLEST_SUM)[:, None]
             anchored = at_first + (prompts - means) ** 2
             variances = b * spread(x, means, z) / total + (1 - b) * anchored
         return z.clamp(min=torch.finfo(z.dtype).tiny)
@@ -133,7 +133,7 @@ def spread(x: Tensor, means: Tensor, z: Tensor) -> Tensor:
 def log_density(x: Tensor, means: Tensor, variances: Tensor) -> Tensor:
     """Return the logarithms [B, C], but for a constant, of normal densities of images [B, e], with
     means and variances [C, e]."""
-    inverse = 1 / variances.clamp(min=LEAST)
+    inverse = 1 / variances.clamp(min=SMALLEST_SUM)
     square = x**2 @ inverse.T - 2 * x @ (means * inverse).T + (means**2 * inverse).sum(-1)
     return -0.5 * (square - inverse.log().sum(-1))
 

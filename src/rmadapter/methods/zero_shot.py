@@ -15,7 +15,7 @@ from rmadapter.training.traits import About, Traits, Uses
 
 PAPER = "Radford et al., ICML 2021 (arXiv 2103.00020)"
 # The templates that CLIP's authors chose for ImageNet.
-SEVEN = (
+GENERAL_TEMPLATES = (
     "itap of a {}.",
     "a bad photo of the {}.",
     "a origami {}.",
@@ -65,7 +65,7 @@ ENSEMBLE = ZeroShot(
     "zero-shot CLIP, 7 templates",
     f"{PAPER}; templates of notebooks/Prompt_Engineering_for_ImageNet.ipynb in openai/CLIP, "
     "whatever the data",
-    SEVEN,
+    GENERAL_TEMPLATES,
     traits=Traits(
         uses=Uses(extra="7 general templates", tuned="ImageNet, by CLIP's authors"),
         about=About(

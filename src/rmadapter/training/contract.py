@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 ToLogits: TypeAlias = Callable[[States], Tensor]  # states of B images -> logits [B, C]
-MOST_EXAMPLES = 10_000
-NEIGHBOUR = 1  # chosen in docs/studies/unfamiliar.md
+MAX_EXAMPLES = 10_000
+NEIGHBOUR_RANK = 1  # chosen in docs/studies/unfamiliar.md
 
 
 class NotApplicable(Exception):
@@ -147,7 +147,7 @@ class Fitted:
         Args:
             features: Untouched features [N, e]; at most 10,000 rows are kept.
         """
-        kept = features[:: -(-len(features) // MOST_EXAMPLES)]
+        kept = features[:: -(-len(features) // MAX_EXAMPLES)]
         return replace(self, examples=F.normalize(kept.float(), dim=-1).half())
 
     def unfamiliar(self, features: Tensor) -> Tensor:
@@ -164,7 +164,7 @@ class Fitted:
         if self.examples is None:
             raise UserError("this model holds no features of its training images")
         cosines = F.normalize(features.float(), dim=-1) @ self.examples.float().T
-        nearest = cosines.topk(min(NEIGHBOUR, cosines.shape[1])).values[:, -1]
+        nearest = cosines.topk(min(NEIGHBOUR_RANK, cosines.shape[1])).values[:, -1]
         return (1 - nearest).clamp(min=0)  # against rounding
 
     def score(self, names: Sequence[str] | None = None) -> ToLogits:
@@ -473,7 +473,7 @@ class ModuleMethod(Method, Generic[Module]):
         after_epoch: Callable[[int], object] = lambda epoch: None,
         times: Callable[[str], float] = lambda name: 1.0,
     ) -> Fitted:
-        """Minimise a loss, and return the fitted method.
+        """Train a module.
 
         Args:
             module: Module to train.
@@ -483,6 +483,9 @@ class ModuleMethod(Method, Generic[Module]):
             recipe: Optimiser and its schedule; by default those of the settings.
             after_epoch: As for `minimise`.
             times: As for `minimise`.
+
+        Returns:
+            The fitted method.
         """
         source = shots.source(module.first) if source is None else source
         recipe = recipe or self.recipe

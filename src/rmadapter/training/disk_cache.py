@@ -27,14 +27,14 @@ from rmadapter.support.files import PART, atomic, cache_folder, write_text
 from rmadapter.support.terminal import note
 
 GB = 1e9
-AHEAD = 60.0  # seconds by which the clocks of machines that share the folder may differ
-SHARD = 2**26  # bytes of a file, roughly; it is copied in memory while it is written
+CLOCK_SKEW = 60.0  # seconds by which the clocks of machines that share the folder may differ
+SHARD_BYTES = 2**26  # bytes of a file, roughly; it is copied in memory while it is written
 TAG = "CACHEDIR.TAG"  # tells backup programs to leave this folder out (bford.info/cachedir)
-OURS = (
+TAG_TEXT = (
     "Signature: 8a477f597d28d172789f06886806bc55\n"
     "# Of rmadapter: `rmadapter cache --clear` removes this folder.\n"
 )
-NAME = re.compile(r"[0-9a-f]{16}(\.safetensors)?")
+FILE_NAME = re.compile(r"[0-9a-f]{16}(\.safetensors)?")
 
 
 class Rows(NamedTuple):
@@ -118,7 +118,7 @@ class Store:
         each = sum(part[0].numel() * part.element_size() for part in parts.values()) if rows else 0
         if not each or each * len(rows) > self.limit or not self._make():
             return
-        size = max(SHARD // each, 1)
+        size = max(SHARD_BYTES // each, 1)
         with suppress(UserError):  # disk full, or the folder was cleared: computed again later
             for start in range(0, len(rows), size):
                 batch = list(rows[start : start + size])
@@ -176,7 +176,7 @@ class Store:
     def _is_ours(self) -> bool:
         with suppress(OSError, UnicodeDecodeError):
             tag = (self.folder / TAG).read_text(encoding="utf-8")
-            return not self.folder.is_symlink() and tag == OURS
+            return not self.folder.is_symlink() and tag == TAG_TEXT
         return False
 
     def _make(self) -> bool:
@@ -186,13 +186,13 @@ class Store:
             untagged = not self._is_ours() and not self.folder.is_symlink()
             if untagged and all(map(_is_known, self.folder.iterdir())):
                 self.folder.chmod(0o700)  # made by a writer after `clear` took its folder away
-                write_text(self.folder / TAG, OURS)
+                write_text(self.folder / TAG, TAG_TEXT)
         return self._is_ours()
 
 
 def _is_known(path: Path) -> bool:
     """Return whether this module may have written the file or folder."""
-    known = path.name == TAG or NAME.fullmatch(path.name) or PART.fullmatch(path.name)
+    known = path.name == TAG or FILE_NAME.fullmatch(path.name) or PART.fullmatch(path.name)
     return bool(known) and not path.is_symlink()
 
 
@@ -248,7 +248,7 @@ def _last_use(file: tuple[Path, os.stat_result]) -> float:
     """Return the time of the last use; 0 for one in the future, of before the clock was set back,
     which would outlive all that is written now."""
     used = file[1].st_mtime
-    return used if used < time.time() + AHEAD else 0.0
+    return used if used < time.time() + CLOCK_SKEW else 0.0
 
 
 def _kinds(parts: Mapping[str, Tensor]) -> dict[str, tuple[torch.dtype, torch.Size]]:

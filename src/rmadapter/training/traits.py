@@ -24,8 +24,8 @@ UNKNOWN = "not stated"  # track of methods that do not say what they use: shown,
 PUBLISHED = "as published"
 HELD_OUT = "held-out shots, in every fit"
 
-WHOLE = 1_000_000  # batch size that means all images
-RESTART = 0.6  # share of the epochs after which the schedule `twice` starts again, as in 2SFS
+ALL_IMAGES = 1_000_000  # batch size that means all images
+RESTART_SHARE = 0.6  # share of the epochs after which the schedule `twice` starts again, as in 2SFS
 Rate = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -212,7 +212,7 @@ class Recipe:
         ge=0,
         le=10**6,
     )
-    batch_size: int = option(32, "images per step", ge=1, le=WHOLE)
+    batch_size: int = option(32, "images per step", ge=1, le=ALL_IMAGES)
     schedule: Literal["epoch", "step", "twice"] = option(
         "epoch",
         "cosine updated every epoch, as in Dassl, or every step; twice: two cosines by step, as in "
@@ -258,7 +258,7 @@ class Recipe:
         Args:
             epochs: Number of epochs of the training.
         """
-        return round(RESTART * epochs)
+        return round(RESTART_SHARE * epochs)
 
     def length(self, labels: Sequence[int]) -> tuple[int, int]:
         """Return the number of epochs, and of steps in each.

@@ -32,7 +32,7 @@ from rmadapter.training.contract import Known, Shots
 from rmadapter.training.loop import Batch, Loss
 
 _STARTS: WeakKeyDictionary[Backbone, int] = WeakKeyDictionary()
-HOLDER = "X"  # a single token in every vocabulary, if only the unknown one
+PLACEHOLDER = "X"  # a single token in every vocabulary, if only the unknown one
 
 
 class PromptedText:
@@ -62,7 +62,7 @@ class PromptedText:
     ) -> None:
         self.encoder, device = backbone.text, backbone.device
         check_prompts(len(classes))
-        holders = " ".join([HOLDER] * n_ctx)
+        holders = " ".join([PLACEHOLDER] * n_ctx)
         called = [descriptions(name)[0] for name in classes]
         tokens = backbone.tokenizer([f"{holders} {name}." for name in called]).to(device)
         start = _start(backbone)
@@ -120,7 +120,7 @@ def _start(backbone: Backbone) -> int:
     """Count the tokens that the tokenizer puts before a text, once, as an export that is traced
     cannot look at them."""
     if backbone not in _STARTS:
-        one, other = backbone.tokenizer([HOLDER, "photo"])
+        one, other = backbone.tokenizer([PLACEHOLDER, "photo"])
         _STARTS[backbone] = int((one != other).int().argmax())
     return _STARTS[backbone]
 
@@ -131,7 +131,7 @@ def init_words(backbone: Backbone, text: str) -> Tensor:
     around it."""
 
     def make() -> Tensor:
-        tokens = backbone.tokenizer([text, f"{text} {HOLDER}"]).to(backbone.device)
+        tokens = backbone.tokenizer([text, f"{text} {PLACEHOLDER}"]).to(backbone.device)
         end = int((tokens[0] != tokens[1]).int().argmax())
         words = backbone.text.words(backbone.text.layout(tokens[:1]))
         return words[_start(backbone) : end].clone()
