@@ -10,7 +10,7 @@ import torch
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import Grid, States
 from rmadapter.methods.ridge import HEAD, Ridge, ridge
-from rmadapter.methods.zero_shot import SEVEN
+from rmadapter.methods.zero_shot import GENERAL_TEMPLATES
 from rmadapter.prompts import cosine_logits, zero_shot_weights
 from rmadapter.runs.labels import (
     Proposals,
@@ -58,7 +58,7 @@ def same_order(table: np.ndarray, logits: torch.Tensor) -> None:
 def test_without_labels_it_is_zero_shot(tiny_clip: Backbone) -> None:
     unit = draw(tiny_clip, 6)
     found = propose_labels(tiny_clip, unit, CLASSES, labels_of(6, []), np.arange(6))
-    weights = zero_shot_weights(tiny_clip, CLASSES, (*TEMPLATES, *SEVEN))
+    weights = zero_shot_weights(tiny_clip, CLASSES, (*TEMPLATES, *GENERAL_TEMPLATES))
     logits = cosine_logits(tiny_clip, torch.from_numpy(unit).float(), weights)
     expected = logits.detach().softmax(-1).numpy()
     np.testing.assert_allclose(found.table, expected, rtol=1e-4, atol=1e-6)
