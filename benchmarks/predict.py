@@ -28,7 +28,6 @@ from common import arguments, class_names, interleaved, medians, set_up, setting
 from PIL import Image
 from torch import Tensor
 
-from rmadapter.answers.answer import columns
 from rmadapter.backbones import load_backbone
 from rmadapter.data.formats.registry import find_images
 from rmadapter.data.read import ImageSet
@@ -129,7 +128,9 @@ def make_runs(
     def file() -> Tensor:
         """Write the answers, and return the probabilities of the best class."""
         with tempfile.TemporaryDirectory() as folder:
-            out = AnswerFile(Path(folder) / "answers.csv", columns(1), "")
+            out = AnswerFile(
+                Path(folder) / "answers.csv", predictor.decider.columns(1, ["zero_shot_label"]), ""
+            )
             files = find_images([str(images.root)]).files
             write_answers(files, predictor, 0.0, False, out, None, progress=False)
             with open(out.path, newline="", encoding="utf-8") as text:

@@ -152,7 +152,7 @@ def asker(
         labels = tuple(model.labels)
 
         def tables() -> Iterator[np.ndarray]:
-            return (table for _, table in model.answers(files))
+            return (outputs.probabilities for _, outputs in model.outputs(files))
 
     def ask() -> Answers:
         found = np.concatenate(list(tables()))

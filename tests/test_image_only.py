@@ -301,8 +301,8 @@ def test_an_export_answers_as_the_run_and_is_served(
     images = sorted(colors.glob("test/*/*.png"))
     [expected] = saved.fitted.probabilities(images)
     model = Model(tmp_path / "exported")
-    [(_, answered)] = model.answers(images)
-    assert np.allclose(answered, expected.numpy(), atol=1e-5)
+    [(_, outputs)] = model.outputs(images)
+    assert np.allclose(outputs.probabilities, expected.numpy(), atol=1e-5)
     for options in (
         ServeOptions(tmp_path / "exported"),
         ServeOptions(run, backbone=saved.fitted.backbone.name),

@@ -43,8 +43,7 @@ from studies import (
 )
 from torch import Tensor
 
-from rmadapter.answers.rejection import Familiarity
-from rmadapter.answers.sets import in_sets, limits_of
+from rmadapter.answers.rejection import RejectionScore
 from rmadapter.data.fewshot import half, split_digest
 from rmadapter.data.image_set import ImageSet
 from rmadapter.encoders import States
@@ -53,7 +52,7 @@ from rmadapter.prompts import OfFeatures, zero_shot_weights
 from rmadapter.runs.evaluate import predict_all
 from rmadapter.runs.features import (
     distances,
-    shared_features,
+    image_features,
     with_means,
 )
 from rmadapter.runs.folds import FOLDS, Folds
@@ -93,7 +92,7 @@ class Read(NamedTuple):
 @torch.no_grad()
 def read(fitted: Fitted, images: ImageSet, cache: Cache) -> Read:
     """Read images as a method does."""
-    features, score = shared_features(fitted, fitted.classes)
+    features, score = image_features(fitted, fitted.classes), fitted.score()
 
     def both(states: States) -> Tensor:
         return torch.cat([features(states), score(states)], -1)
@@ -106,7 +105,7 @@ def read(fitted: Fitted, images: ImageSet, cache: Cache) -> Read:
 
 @torch.no_grad()
 def scores(fitted: Fitted, shots: Read, new: Read) -> Scores:
-    """Return each score of new images, higher for stranger ones."""
+    """Return each score of new images, higher for those more out of distribution."""
     assert fitted.familiarity is not None
     assert fitted.means is not None
     table = new.logits.softmax(-1).numpy()
@@ -128,7 +127,7 @@ def scores(fitted: Fitted, shots: Read, new: Read) -> Scores:
         others["ViM"] = ood_scores.virtual_logit(*read_all)
         others["NNGuide"] = ood_scores.guided(*read_all)
     return {
-        OURS: fitted.familiarity.strangeness(table, far),
+        OURS: fitted.familiarity.scores(table, far),
         "distance": far,
         "doubt": 1 - table.max(1).astype(np.float64),
         **{name: score.double().numpy() for name, score in others.items()},
@@ -156,8 +155,8 @@ def with_added(fitted: Fitted, test: ImageSet, cache: Cache) -> dict[str, Any]:
         images = test.subset(np.flatnonzero(which).tolist())
         table = predict_all({"": model}, fitted, cache, images, 0)[""].numpy()
         for error, part in found.items():
-            limits = limits_of(calibration, float(error) / 100, known, names)
-            part[name] = figures(in_sets(table, limits), np.array(images.labels))
+            decider = fitted.decider(names, error=float(error) / 100)
+            part[name] = figures(decider.sets(table), np.array(images.labels))
     return found
 
 
@@ -171,11 +170,10 @@ def apart(known: np.ndarray, other: np.ndarray) -> list[float]:
     return [round(100 * float(area), 3), round(100 * float(passed), 3)]
 
 
-def turned_away(familiarity: Familiarity, found: Scores) -> float:
+def turned_away(rejection: RejectionScore, found: Scores) -> float:
     """Return which share of images, in %, is none of the classes if SHARE of own ones may be."""
-    table, count = 1 - found["doubt"][:, None], familiarity.strangest(SHARE)
-    own = familiarity.familiar(table, found["distance"], count, 1)
-    return round(100 * float((~own).mean()), 3)
+    accepted = rejection.accepts(1 - found["doubt"][:, None], found["distance"], SHARE)
+    return round(100 * float((~accepted).mean()), 3)
 
 
 def trial(

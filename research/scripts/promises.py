@@ -32,7 +32,8 @@ from studies import (
     show,
 )
 
-from rmadapter.answers.sets import Calibration, in_sets, needed
+from rmadapter.answers.held_out import needed
+from rmadapter.answers.sets import Calibration, in_sets
 from rmadapter.data.fewshot import split_digest
 from rmadapter.metrics import accuracy
 from rmadapter.runs.evaluate import predict_all

@@ -12,7 +12,6 @@ from PIL import Image
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
-from rmadapter.answers.sets import NOTHING, chosen, limits_of
 from rmadapter.backbones.names import joined
 from rmadapter.data.fewshot import half
 from rmadapter.data.image_set import with_weights
@@ -290,12 +289,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     def _sets(self, images: object, error: float) -> tuple[bool, list[Any]]:
         """Return whether it is a single image, and the labels of each prediction set."""
         check_is_fitted(self, "fitted_")
-        fitted = self.fitted_
-        known, names = fitted.classes, self.class_names_
-        limits = limits_of(fitted.calibration, error, known, names, fitted.remembers)
+        own = dict(zip(map(str, self.classes_), self.classes_.tolist(), strict=True))
+        decider = self.fitted_.decider(self.class_names_, [*own], error=error)
         single, listed = _as_list(images)
-        table = self.predict_proba(listed)
-        return single, [self.classes_[chosen(row, limits)].tolist() for row in table]
+        answers = decider.answer(self.predict_proba(listed))
+        return single, [[own[label] for label in answer.labels] for answer in answers]
 
     def is_familiar(self, images: object, *, turn_away: float = 0.05) -> Any:  # a bool, or an array
         """Return whether images are of the classes of the fit at all.
@@ -321,12 +319,13 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             >>> model.is_familiar("colors/test/red/0.png", turn_away=0.1)
             True
         """
-        from rmadapter.runs.features import are_familiar
+        from rmadapter.runs.features import examine
 
         check_is_fitted(self, "fitted_")
-        single, listed = _as_list(images)
         names = self.class_names_
-        answers = are_familiar(self.fitted_, listed, turn_away, self.progress, names)
+        decider = self.fitted_.decider(names, reject_rate=turn_away)
+        single, listed = _as_list(images)
+        answers = decider.familiar(*examine(self.fitted_, listed, self.progress, names))
         return bool(answers[0]) if single else answers
 
     def calibrate(
@@ -349,10 +348,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         """
         from rmadapter.runs.features import examine
         from rmadapter.runs.folds import HeldOutAnswers
+        from rmadapter.training.contract import NO_PROMISES
 
         images, rows, groups = self._labelled(images, labels)
         if self.fitted_.remembers:
-            raise UserError(NOTHING)
+            raise UserError(NO_PROMISES)
         if tuple(self.class_names_) != self.fitted_.classes:
             raise UserError("classes were set by name: calibrate first")
         table, far = examine(self.fitted_, images, self.progress)

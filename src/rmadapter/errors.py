@@ -66,6 +66,12 @@ def user_message(error: Exception) -> str:
     return f"{text[0].lower()}{text[1:]} ({hint}`{path} -h` lists arguments and options)"
 
 
+def damaged(place: object, error: Exception) -> UserError:
+    """Return what to raise for a file or folder that cannot be read."""
+    reason = " ".join(str(error).split())[:200]
+    return UserError(f"{place}: damaged ({type(error).__name__}: {reason})")
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `; did you mean 'rank'?` if a known word is close to `word`, else `; known are ...`
     (the first `MAX_LISTED_WORDS`)."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -224,27 +223,6 @@ def sure_from(confidence: ArrayLike, right: ArrayLike, precision: float) -> floa
     kept = int((values >= precision).sum())
     enough = not kept or hits[kept - 1] / kept >= precision
     return precision if enough else float("inf")
-
-
-def most_missed(images: int, error: float) -> float:
-    """Return the share of new images that prediction sets calibrated by N images miss at most, with
-    95 % confidence, if they promise `error` (Vovk, 2012).
-
-    The share that one calibration misses follows Beta(k, N + 1 - k), k = floor((N + 1) error),
-    whose mean is at most `error`. Raises ValueError if k is 0.
-    """
-    from scipy.special import betaincinv
-
-    k = math.floor(round((images + 1) * error, 9))
-    if not k:
-        raise ValueError(f"{images} images for an error of {error}")
-    return float(betaincinv(k, images + 1 - k, 0.95))
-
-
-def most_of_any(images: Iterable[int], error: float) -> float:
-    """Return the largest `most_missed` of limits by their numbers of images: where each class has a
-    limit of its own, that of any one class."""
-    return max(most_missed(count, error) for count in images)
 
 
 def tempered(probabilities: ArrayLike, temperature: float) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -16,10 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 import numpy as np
 
-from rmadapter.answers.answer import Answer, Levels, best
-from rmadapter.answers.rejection import strangest
-from rmadapter.answers.sets import Calibration, CalibrationFacts, chosen, limits_of
-from rmadapter.answers.taxonomy import Taxonomy
+from rmadapter.answers.decider import Decider
+from rmadapter.answers.held_out import HeldOutFacts
 from rmadapter.artifacts.model_file import check_weights, read_model
 from rmadapter.artifacts.record import Record, read_record
 from rmadapter.artifacts.run_folder import RunFolder
@@ -34,7 +32,6 @@ from rmadapter.export.engines import (
     find_graph,
     parse_outputs,
 )
-from rmadapter.export.promised import Familiar
 from rmadapter.export.runtime import Model
 from rmadapter.metrics import wilson
 from rmadapter.support.files import (
@@ -100,14 +97,19 @@ class Source(TypedDict):
 
 
 class ModelFacts(Source, total=False):
-    """What /info tells of a model. calibration, familiarity: by which images errors are promised,
-    and strange images found, if any. device: of torch, and of onnxruntime if it is not the CPU."""
+    """What /info tells of a model.
+
+    Attributes:
+        calibration, familiarity: Images by which errors are promised, and images of other classes
+            are found, if any.
+        device: Device of torch, and of onnxruntime if it is not the CPU.
+    """
 
     engine: str
     classes: list[str]
     features: bool
-    calibration: CalibrationFacts | None
-    familiarity: CalibrationFacts | None
+    calibration: HeldOutFacts | None
+    familiarity: HeldOutFacts | None
     image_size: int
     versions: dict[str, str]
     device: str
@@ -117,54 +119,24 @@ class ModelFacts(Source, total=False):
 class ServedModel:
     """A model that the server calls.
 
-    labels: of the C classes. transform: RGB image -> float32 [3, H, W]. predict: pixels [B, 3, H,
-    W], and whether more than probabilities is wanted -> what the model gives. features: whether it
-    has any. size: H and W. sign: of the folder before it was read. calibration: by which errors are
-    promised, if the run had one. known: what tells images of its classes from others, likewise.
-    tree: of the labels, if they have parents.
+    Attributes:
+        decider: What decides about its answers, with the labels of the C classes.
+        transform: Function from an RGB image to float32 [3, H, W].
+        predict: Function from pixels [B, 3, H, W], and whether more than probabilities is wanted,
+            to what the model gives.
+        features: Whether it has any.
+        size: H and W.
+        facts: What /info tells.
+        sign: Sign of the folder before it was read.
     """
 
-    labels: tuple[str, ...]
+    decider: Decider
     transform: Callable[[Image.Image], np.ndarray]
     predict: Callable[[np.ndarray, bool], Outputs]
     features: bool
     size: int
     facts: ModelFacts
     sign: Sign | None = None
-    calibration: Calibration | None = None
-    known: Familiar | None = None
-    tree: Taxonomy | None = None
-
-    def limits(self, error: float) -> np.ndarray:
-        """Return the probabilities [C] from which on classes are in the sets. Raises UserError as
-        `limits_of`."""
-        known = self.calibration.known if self.calibration else 0
-        return limits_of(self.calibration, error, self.labels[:known], self.labels)
-
-    def answer(
-        self, image: str, probabilities: np.ndarray, top: int, limits: np.ndarray | None,
-        familiar: bool | None,
-    ) -> Answer:  # fmt: skip
-        """Return the answer for one image with its `top` best classes. probabilities: [C]. limits:
-        as from `limits`, if an error is promised. familiar: whether it is of the classes at all, if
-        requested."""
-        members = [] if limits is None else chosen(probabilities, limits).tolist()
-        labels = tuple(self.labels[i] for i in members)
-        levels = Levels.of(self.tree, probabilities[None], [members])[0] if self.tree else None
-        found = tuple(best(self.labels, probabilities, top))
-        return Answer(Path(image), found, labels=labels, familiar=familiar, levels=levels)
-
-    def strangest(self, turn_away: float) -> int:
-        """Return how many of the strangest images are none of the classes. Raises UserError as
-        `familiar.strangest`."""
-        return strangest(self.known.familiarity if self.known else None, turn_away)
-
-    def is_familiar(self, probabilities: np.ndarray, distance: np.ndarray, strangest: int) -> bool:
-        """Return whether an image is of the classes. probabilities: [C]. distance: a number.
-        strangest: as from `strangest`."""
-        assert self.known
-        one = Outputs(probabilities[None], None, distance[None])
-        return self.known.familiar(one, strangest)[0]
 
 
 def open_served(options: ServeOptions) -> ServedModel:
@@ -199,29 +171,25 @@ def _with_runtime(
     device = CPU if options.device == "auto" else options.device
     model = Model(export, options.threads, device=device)
     engine = ENGINE_NAMES[find_graph(export)]
-    size = model.transform.size
+    size, decider = model.transform.size, model.decider
     grey = check_finite(folder, model.grey)
-    features, calibration, known = grey.features is not None, model.calibration, model.known
-    if known and grey.distances is None:
+    features = grey.features is not None
+    if decider.rejection and grey.distances is None:
         raise UserError(f"{folder}: its graph gives no distances of images: export the run again")
-    facts = _facts(source, model.labels, engine, features, size, calibration, known)
+    facts = _facts(source, decider, engine, features, size)
     if device != CPU:
         facts["device"] = device
 
     def predict(pixels: np.ndarray, _: bool) -> Outputs:
         return model.ask(pixels)
 
-    return ServedModel(
-        tuple(model.labels), model.transform, predict, features, size, facts, before, calibration,
-        known, model.tree,
-    )  # fmt: skip
+    return ServedModel(decider, model.transform, predict, features, size, facts, before)
 
 
 def _with_torch(folder: Path, options: ServeOptions, before: Sign | None) -> ServedModel:
     import torch
 
     from rmadapter.artifacts.checkpoint import load
-    from rmadapter.runs.features import known_images
 
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -241,14 +209,10 @@ def _with_torch(folder: Path, options: ServeOptions, before: Sign | None) -> Ser
 
     size = backbone.image_size
     check_finite(folder, predict(np.zeros((1, 3, size, size), np.float32), features))
-    labels = tuple(str(label) for label in saved.labels)
-    calibration, own = saved.calibration, known_images(saved.fitted, saved.names)
-    known = Familiar(own, len(saved.fitted.classes)) if own else None
-    facts = _facts(run_source(folder), labels, "torch", features, size, calibration, known)
+    decider = saved.decider()
+    facts = _facts(run_source(folder), decider, "torch", features, size)
     facts["device"] = str(backbone.device)
-    return ServedModel(
-        labels, transform, predict, features, size, facts, before, calibration, known, saved.tree
-    )
+    return ServedModel(decider, transform, predict, features, size, facts, before)
 
 
 def answers_module(saved: Saved) -> tuple[Answers, bool]:
@@ -318,23 +282,21 @@ def export_run(folder: Path, options: ServeOptions, place: Path) -> None:
 # Facts for /info, without paths of this machine
 
 
-def _facts(
-    source: Source, labels: Sequence[str], engine: str, features: bool, size: int,
-    calibration: Calibration | None, known: Familiar | None,
-) -> ModelFacts:  # fmt: skip
+def _facts(source: Source, decider: Decider, engine: str, features: bool, size: int) -> ModelFacts:
     libraries = ("rmadapter", "numpy", "pillow", LIBRARIES.get(engine, engine))
     versions = {"python": platform.python_version()}
     versions |= {name: version_of(name) for name in libraries}
+    possible = decider.possible()
     return {
         "method": source["method"],
         "backbone": source["backbone"],
         "sha256": source["sha256"],
         "accuracy": source["accuracy"],
         "engine": engine,
-        "classes": list(labels),
+        "classes": list(decider.labels),
         "features": features,
-        "calibration": calibration.facts if calibration else None,
-        "familiarity": known.familiarity.facts if known else None,
+        "calibration": possible["calibration"],
+        "familiarity": possible["familiarity"],
         "image_size": size,
         "versions": versions,
     }

@@ -8,7 +8,6 @@ from importlib import metadata
 from typing import Annotated, NamedTuple, cast
 
 import anyio
-import numpy as np
 from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.docs import get_swagger_ui_html
@@ -18,6 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from rmadapter.answers.answer import Answer
+from rmadapter.answers.decider import Decider
 from rmadapter.answers.sets import parse_share
 from rmadapter.errors import UserError
 from rmadapter.support.html import template
@@ -44,8 +44,8 @@ Error = Annotated[
 TurnAway = Annotated[
     str,
     Query(
-        description="Call strange images none of these, and at most this share of images of the "
-        "classes, such as 0.05 or 5%.",
+        description="Call images unlike those of the classes none of these, and at most this share "
+        "of images of the classes, such as 0.05 or 5%.",
     ),
 ]
 router = APIRouter()
@@ -59,14 +59,14 @@ async def predict(
 ) -> JSONResponse:  # fmt: skip
     """The most probable classes of images."""
     result = await _answer(request, model, skip_bad, error=error, turn_away=turn_away)
-    promise = _promise(result.model, error, turn_away)
+    decider = _decider(result.model, error, turn_away)
     answers: list[dict[str, object]] = []
     for image, row in zip(result.images, result.rows, strict=True):
         if isinstance(row, UserError):
             answers.append({"image": image, "error": str(row)})
         else:
-            found = _decide(request, result, image, row, promise, top)
-            answers.append({"image": image, **found.json()})
+            answer = _decide(request, result.name, decider, row, top)
+            answers.append({"image": image, **answer.json()})
     return JSONResponse({"model": result.name, "answers": answers})
 
 
@@ -132,35 +132,23 @@ def _facts(request: Request) -> dict[str, ModelFacts]:
     return {name: model.facts for name, model in _service(request).models.items()}
 
 
-class _Promise(NamedTuple):
-    """limits: of the classes in the sets, [C]. strangest: how many of the strangest images are none
-    of the classes. None each if not requested."""
-
-    limits: np.ndarray | None
-    strangest: int | None
-
-
-def _promise(model: ServedModel, error: str, turn_away: str) -> _Promise:
-    """Return what decides for shares such as 5%. Raises HTTPException for those that cannot be
+def _decider(model: ServedModel, error: str, turn_away: str) -> Decider:
+    """Return what decides at shares such as 5%. Raises HTTPException for those that cannot be
     promised."""
     try:
-        miss, away = parse_share(error or "0"), parse_share(turn_away or "0")
-        limits = model.limits(miss) if miss else None
-        return _Promise(limits, model.strangest(away) if away else None)
+        return model.decider.at(
+            parse_share(error or "0") or None, parse_share(turn_away or "0") or None
+        )
     except UserError as reason:
         raise HTTPException(422, str(reason)) from None
 
 
-def _decide(
-    request: Request, result: Answers, image: str, row: Outputs, promise: _Promise, top: int
-) -> Answer:
-    """Return the answer for one image, and count what is decided."""
-    model, familiar = result.model, None
-    if promise.strangest is not None and row.distance is not None:
-        familiar = model.is_familiar(row.probabilities, row.distance, promise.strangest)
-    answer = model.answer(image, row.probabilities, top, promise.limits, familiar)
+def _decide(request: Request, name: str, decider: Decider, row: Outputs, top: int = 5) -> Answer:
+    """Return the answer for one image, and count what a model of this name decides."""
+    distances = None if row.distance is None else row.distance[None]
+    [answer] = decider.answer(row.probabilities[None], distances, top)
     if decision := answer.decision():
-        _service(request).counters.decisions.labels(result.name, decision).inc()
+        _service(request).counters.decisions.labels(name, decision).inc()
     return answer
 
 
@@ -168,13 +156,13 @@ async def _answer(
     request: Request, model: str, skip_bad: bool, *, features: bool = False, error: str = "",
     turn_away: str = "",
 ) -> Answers:  # fmt: skip
-    """Answer the images of a request. error, turn_away: refused before anything is read if they
-    cannot be promised. Raises HTTPException."""
+    """Answer the images of a request. Raises HTTPException, also for an error or a share to turn
+    away that cannot be promised, before anything is read."""
     service = _service(request)
     name = model or service.only()
     distance = False
     if name in service.models:
-        distance = _promise(service.models[name], error, turn_away).strangest is not None
+        distance = _decider(service.models[name], error, turn_away).reject_rate is not None
     seconds = service.limits.seconds
     try:
         with anyio.fail_after(seconds):
@@ -212,7 +200,7 @@ async def page_with_answers(
 ) -> HTMLResponse:
     try:
         result = await _answer(request, model, skip_bad=True, error=error, turn_away=turn_away)
-        promise = _promise(result.model, error, turn_away)
+        decider = _decider(result.model, error, turn_away)
     except HTTPException as reason:
         return _page(request, error=str(_content(reason)["error"]), status=reason.status_code)
     cards = []
@@ -220,7 +208,7 @@ async def page_with_answers(
         if isinstance(row, UserError):
             cards.append(_Card(image, str(row)))
         else:
-            cards.append(_Card(image, "", _decide(request, result, image, row, promise, 5)))
+            cards.append(_Card(image, "", _decide(request, result.name, decider, row)))
     return _page(request, result.name, cards)
 
 
@@ -231,12 +219,9 @@ def _page(
     """model: the one that answered. error: why there are no answers."""
     service = _service(request)
     counters = service.counters
-    calibrations = {name: served.calibration for name, served in service.models.items()}
-    known = {name: served.known for name, served in service.models.items()}
     html = template("serve.html.j2", package="rmadapter_serve").render(
         models=_facts(request),
-        errors={name: one.possible() if one else [] for name, one in calibrations.items()},
-        shares={name: one.familiarity.possible() if one else [] for name, one in known.items()},
+        possible={name: served.decider.possible() for name, served in service.models.items()},
         requests=counters.total("rmadapter_requests"),
         images=counters.total("rmadapter_images", outcome="answered"),
         model=model,

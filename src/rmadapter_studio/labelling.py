@@ -187,10 +187,10 @@ class Labelling:
 
         Args:
             view: "open", those without label, in an order of `ORDERS`; "unfamiliar", the same by
-                their strangeness; "labelled", those of a class, the least probable first;
-                "skipped"; "suspects", those whose label looks wrong; "mistakes", labelled ones
-                whose answer is another label, the surest first; or "confused", those of a label and
-                an answer.
+                their out-of-distribution score; "labelled", those of a class, the least probable
+                first; "skipped"; "suspects", those whose label looks wrong; "mistakes", labelled
+                ones whose answer is another label, the surest first; or "confused", those of a
+                label and an answer.
             order: Order of open images.
             label: Label of labelled and confused images.
             answer: Answer of confused images.

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from rmadapter import Backbone
-from rmadapter.answers.rejection import Familiarity
+from rmadapter.answers import RejectionScore
 from rmadapter.data import is_catch_all
 from rmadapter.runs import Proposals, propose_labels
 
@@ -201,7 +201,7 @@ def neighbours(quick: Quick, row: int, count: int = 5) -> list[tuple[int, float]
 
 
 def out_of_distribution(quick: Quick, open_rows: Sequence[int]) -> list[tuple[int, float]]:
-    """Order images by their strangeness (`Familiarity.strangeness`), the out_of_distribution first.
+    """Order images by their out-of-distribution score (`RejectionScore.scores`), the highest first.
 
     It is relative to the judged images, each as seen by the others.
 
@@ -210,7 +210,7 @@ def out_of_distribution(quick: Quick, open_rows: Sequence[int]) -> list[tuple[in
         open_rows: Rows of images without label.
 
     Returns:
-        Rows with their strangeness; none if no image is judged.
+        Rows with their scores; none if no image is judged.
     """
     rows, judged = np.array(open_rows, int), quick.judged
     if not (len(rows) and len(judged)):
@@ -218,13 +218,12 @@ def out_of_distribution(quick: Quick, open_rows: Sequence[int]) -> list[tuple[in
     sums = np.zeros((len(quick.classes), quick.images.features.shape[1]))
     known = np.flatnonzero(quick.labels >= 0)
     np.add.at(sums, quick.labels[known], quick.images.features[known])
-    own = Familiarity.of(
-        quick.table[judged], _held_out_distances(quick, known, sums)[judged], "folds"
-    )
+    own_distances = _held_out_distances(quick, known, sums)[judged]
+    rejection = RejectionScore.of(quick.table[judged], own_distances, "folds")
     far = 1 - np.minimum((quick.images.features[rows] @ _unit(sums).T).max(1), 1)
-    strange = own.strangeness(quick.table[rows], far)
-    order = np.argsort(-strange, kind="stable").tolist()
-    return [(int(rows[i]), float(strange[i])) for i in order]
+    scores = rejection.scores(quick.table[rows], far)
+    order = np.argsort(-scores, kind="stable").tolist()
+    return [(int(rows[i]), float(scores[i])) for i in order]
 
 
 def _held_out_distances(quick: Quick, known: np.ndarray, sums: np.ndarray) -> np.ndarray:

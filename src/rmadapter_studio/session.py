@@ -26,7 +26,7 @@ from rmadapter_studio.images import (
 from rmadapter_studio.jobs import Job
 from rmadapter_studio.labelling import Labelling, LabelShare
 from rmadapter_studio.project import Project
-from rmadapter_studio.promises import Seen, look, offers
+from rmadapter_studio.promises import Seen, look
 from rmadapter_studio.scores import Scores, read_scores, record_of
 from rmadapter_studio.shared import MAX_PROMPTS, Shared
 
@@ -171,7 +171,7 @@ class Session:
             "labels": labels,
             "method": title,
             "takes_names": self.takes_names,
-            **offers(self.saved),
+            **self.saved.decider().possible(),
             "added": len(labels) - len(self.saved.fitted.classes),
         }
 

@@ -8,18 +8,9 @@ from mapie.classification import SplitConformalClassifier
 from scipy.stats import binom, norm
 from sklearn.base import BaseEstimator, ClassifierMixin
 
-from rmadapter.answers.sets import (
-    Calibration,
-    chosen,
-    decide,
-    in_sets,
-    least_share,
-    limits_of,
-    needed,
-    rank,
-)
+from rmadapter.answers.held_out import least_share, most_missed, needed, rank
+from rmadapter.answers.sets import Calibration, in_sets
 from rmadapter.errors import UserError
-from rmadapter.metrics import most_missed
 
 CLASSES = 5
 
@@ -153,6 +144,24 @@ def test_classes_with_enough_images_have_limits_of_their_own() -> None:
     assert calibration.limits(0.1, 3)[2] == sorted(own)[39] // 1e-6 * 1e-6
 
 
+def test_the_limit_of_a_class_is_its_own_kth_smallest_probability() -> None:
+    """With 99 images of a class and 5 % that is the fifth: a limit one place higher would miss 6 of
+    100."""
+    rng = np.random.default_rng(8)
+    labels = np.repeat([0, 1], [99, 139])
+    own = rng.permutation(np.arange(1, 239)) / 1000
+    table = np.stack([np.where(labels == 0, own, 1 - own), np.where(labels == 1, own, 1 - own)], 1)
+    calibration = Calibration.of(table, labels, "held out")
+    assert calibration.by_class(0.05)
+    found = calibration.limits(0.05, 3)
+    for number, k in ((0, 5), (1, 7)):
+        smallest = np.sort(own[labels == number])
+        assert found[number] == pytest.approx(smallest[k - 1], abs=2e-6)
+    assert found[2] == pytest.approx(np.sort(own)[10], abs=2e-6)  # of all, 0.05 * 239 rounded down
+    in_own_set = table[labels == 0, 0] >= found[0]
+    assert np.count_nonzero(~in_own_set) == 4  # of 99 and a new one, 5 of 100
+
+
 def test_a_promise_in_words() -> None:
     few = Calibration.of(*draw(50, 6), "held out")
     assert "at most 2.5 % of images like these 50 images that were not" in few.promise(0.025)
@@ -192,7 +201,7 @@ def test_an_error_needs_images() -> None:
         Calibration.of(*draw(18, 5), "held out").limits(0.05, CLASSES)
     calibration.limits(0.053, CLASSES)
     for error in (0, 1, -0.1, float("nan")):
-        with pytest.raises(UserError, match="give one above 0"):
+        with pytest.raises(UserError, match="more than 0"):
             calibration.limits(error, CLASSES)
 
 
@@ -202,27 +211,6 @@ def test_the_least_share_is_possible_and_a_smaller_one_is_not() -> None:
         assert needed(least) <= images
         assert rank(images, least) >= 1
         assert least < 0.002 or needed(least - 0.001) > images
-
-
-def test_limits_are_for_the_classes_of_the_calibration() -> None:
-    calibration = Calibration.of(*draw(50, 6), "folds")
-    known = [*"abcde"]
-    assert len(limits_of(calibration, 0.1, known, [*known, "f"])) == 6
-    for other in (known[:4], [*"bacde"], ["x", *known]):
-        with pytest.raises(UserError, match="fitted to alone"):
-            limits_of(calibration, 0.1, known, other)
-    with pytest.raises(UserError, match="--folds 4"):
-        limits_of(None, 0.1, known, known)
-    with pytest.raises(UserError, match="learns from the images"):
-        limits_of(calibration, 0.1, known, known, remembers=True)
-
-
-def test_only_a_class_that_stands_alone_is_an_answer() -> None:
-    limits = np.array([0.2, 0.2, 0.5])
-    assert chosen(np.array([0.3, 0.3, 0.4]), limits).tolist() == [2, 0, 1]
-    assert chosen(np.array([0.7, 0.1, 0.2]), limits).tolist() == [0]
-    assert chosen(np.array([0.1, 0.15, 0.3]), limits).tolist() == [2]  # below every limit
-    assert [decide(count) for count in (1, 2)] == ["answer", "unsure"]
 
 
 @pytest.mark.parametrize(

@@ -79,15 +79,6 @@ def test_common_is_the_smallest_node_that_holds_all() -> None:
                 assert sizes[place.name] == min(sizes[node] for node in holding)
 
 
-def test_sure_goes_up_until_the_threshold_is_reached() -> None:
-    shares = np.array([0.4, 0.1, 0.2, 0.2, 0.05, 0.05])
-    wanted = {0.3: ("cat", 0), 0.5: ("mammal", 1), 0.8: ("animal", 2)}
-    for threshold, place in wanted.items():
-        assert TREE.sure(shares, threshold) == place
-    assert TREE.sure(shares, 0.9) is None
-    assert TREE.sure(np.array([0.0, 0.0, 0.0, 0.0, 0.7, 0.3]), 0.8) is None  # stone has no parent
-
-
 def test_what_is_no_tree_is_refused() -> None:
     for parents, word in (
         ({"cat": "cat"}, "'cat' is its own parent"),

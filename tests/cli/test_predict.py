@@ -166,7 +166,7 @@ def test_a_folder_becomes_a_table_in_a_file(
 def test_images_are_counted_by_label_and_the_rarest_labels_together(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rmadapter.cli.predict.SHOWN", 2)
+    monkeypatch.setattr("rmadapter.cli.predict.TABLE_ROWS", 2)
     labels = {"dog": 7, "unsure": 5, "cat": 2, "horse": 1}
     counts: Counts = {"images": 15, "unsure": 5, "labels": labels, "skipped": []}
     _show_counts(counts, Path("a.csv"), Inputs(), as_json=False)
@@ -288,10 +288,10 @@ def test_no_class_may_have_the_label_of_a_decision(options: dict[str, float]) ->
         SortOptions(**options).sorter(["cat", label])
 
 
-def test_strange_images_are_none_of_the_classes(
+def test_rejected_images_are_none_of_the_classes(
     rmadapter: Command, promising: list[object], photos: Path, tmp_path: Path
 ) -> None:
-    """The run's strangeness of an image is that of `Familiarity`, from the image's features."""
+    """The run's score of an image is that of `RejectionScore`, from the image's features."""
     run = promising[1]
     assert isinstance(run, Path)
     noise = photos / "noise.png"
@@ -301,16 +301,15 @@ def test_strange_images_are_none_of_the_classes(
     assert fitted.familiarity
     files = sorted(photos.rglob("*.png"))
     table, far = examine(fitted, files, False)
-    own = fitted.familiarity
-    strange = ~own.familiar(table, far, own.strangest(0.1), len(fitted.classes))
-    assert 0 < strange.sum() < len(files)
+    rejected = ~fitted.familiarity.accepts(table, far, 0.1)
+    assert 0 < rejected.sum() < len(files)
     options = ["--turn-away", "10%", "--error", "10%"]
     done = rmadapter(*promising, *files, *options, "--json")
     assert "24 training images, each answered by a model that had not seen it, are called none" in (
         done.err.replace("it are", "it, are")
     )
     answers = json.loads(done.out)
-    assert [answer["familiar"] for answer in answers] == (~strange).tolist()
+    assert [answer["familiar"] for answer in answers] == (~rejected).tolist()
     for answer in answers:
         if not answer["familiar"]:
             assert answer["decision"] == "none of these"
@@ -323,12 +322,12 @@ def test_strange_images_are_none_of_the_classes(
         folder = row["guess"] if row["decision"] == "answer" else row["decision"]
         assert Path(row["sorted_to"]).parent.name == row["label"] == folder
     alone = json.loads(rmadapter(*promising, *files, "--turn-away", "10%", "--json").out)
-    expected = ["none of these" if one else "answer" for one in strange]
+    expected = ["none of these" if one else "answer" for one in rejected]
     assert [answer["decision"] for answer in alone] == expected
     assert not any(answer["unsure"] for answer in alone)
 
 
-def test_strange_images_are_not_also_unsure(
+def test_rejected_images_are_not_also_unsure(
     rmadapter: Command, promising: list[object], photos: Path, tmp_path: Path
 ) -> None:
     """With a probability that no image reaches, in JSON as in a file."""

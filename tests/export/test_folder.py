@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from rmadapter.answers.answer import cell, columns
+from rmadapter.answers.answer import cell
 from rmadapter.artifacts.checkpoint import Saved, load
 from rmadapter.artifacts.record import read_record
 from rmadapter.backbones import Backbone
@@ -25,7 +25,7 @@ from rmadapter.export import parity
 from rmadapter.export.folder import PREDICT, check_options, comparison_images, export, readme
 from rmadapter.export.runtime import Model
 from rmadapter.predict.stream import Predictor
-from rmadapter.runs.features import examine, known_images
+from rmadapter.runs.features import examine
 from rmadapter.support.files import check_sums
 from tests.helpers.shell import limited_file_size
 
@@ -241,7 +241,7 @@ def test_the_same_sets_as_predict(
     rows = list(csv.DictReader(run_alone(out, *command[1:])))
     predictor = Predictor(saved.fitted, saved.names, [*map(str, saved.labels)], 2, error=0.1)
     answers = [answer for batch in predictor.predict(blends) for answer in batch]
-    header = columns(2, zero_shot=False, sets=True)
+    header = predictor.decider.columns(2)
     for row, answer in zip(rows, answers, strict=True):
         expected = {name: str(cell(name, answer.row()[name])) for name in header}
         assert [*row] == header
@@ -254,7 +254,7 @@ def test_the_same_sets_as_predict(
 
 @pytest.mark.ci
 @pytest.mark.parametrize("embeddings", [False, True])
-def test_the_same_strange_images_as_predict(
+def test_the_same_images_are_rejected_as_by_predict(
     embeddings: bool,
     calibrated: Path,
     tiny_clip: Backbone,
@@ -276,14 +276,12 @@ def test_the_same_strange_images_as_predict(
     assert outputs.distances == pytest.approx(far, abs=1e-4)
     assert outputs.probabilities == pytest.approx(table, abs=1e-4)
     assert (outputs.features is not None) == embeddings
-    familiar = saved.fitted.familiarity
-    assert familiar
-    expected = familiar.familiar(table, far, familiar.strangest(0.1), len(saved.names))
+    expected = saved.decider(reject_rate=0.1).familiar(table, far)
     assert model.is_familiar(images, turn_away=0.1) == expected.tolist()
     command = [*images, "--turn-away", "10%", "--error", "10%", "--top", "1"]
     rows = list(csv.DictReader(run_alone(out, *command)))
-    assert [*rows[0]] == columns(1, zero_shot=False, sets=True, familiar=True)
     predictor = Predictor(saved.fitted, saved.names, [*map(str, saved.labels)], 1, 0.1, 0.1)
+    assert [*rows[0]] == predictor.decider.columns(1)
     answers = [answer for batch in predictor.predict(images) for answer in batch]
     for row, answer in zip(rows, answers, strict=True):
         for name in ("label", "guess", "unsure", "set", "familiar", "decision"):
@@ -295,7 +293,7 @@ def test_the_same_strange_images_as_predict(
 
 
 @pytest.mark.slow
-def test_images_of_an_added_class_are_not_strange(
+def test_images_of_an_added_class_are_not_rejected(
     calibrated: Path, tiny_clip: Backbone, blends: list[Path], noise: Path, colors: Path,
     tmp_path: Path,
 ) -> None:  # fmt: skip
@@ -304,12 +302,12 @@ def test_images_of_an_added_class_are_not_strange(
     model = Model(tmp_path / "model")
     model.add_class("olive green")
     added = (*saved.names, "olive green")
-    predictor = Predictor(saved.fitted, added, added, 1, turn_away=0.1)
+    predictor = Predictor(saved.fitted, added, added, 1, reject_rate=0.1)
     answers = [answer for batch in predictor.predict(images) for answer in batch]
     assert model.is_familiar(images, turn_away=0.1) == [answer.familiar for answer in answers]
 
 
-def test_an_export_of_a_run_that_cannot_tell_strange_images(exported: Path) -> None:
+def test_an_export_of_a_run_that_cannot_reject_images(exported: Path) -> None:
     model = Model(exported)
     ((_, outputs),) = model.outputs([np.zeros((9, 9, 3), np.uint8)])
     assert outputs.distances is None
@@ -321,10 +319,10 @@ def test_no_calibration_for_other_classes(calibrated: Path, tiny_clip: Backbone)
     saved = load(calibrated, tiny_clip)
     added = saved._replace(names=(*saved.names, "olive"))
     other = saved._replace(names=("olive", *saved.names))
-    assert added.calibration == saved.fitted.calibration
-    assert other.calibration is None
-    for changed, expected in ((added, saved.fitted.familiarity), (other, None)):
-        assert known_images(changed.fitted, changed.names) == expected
+    fitted = saved.fitted
+    assert added.decider().calibration == fitted.calibration is not None
+    assert added.decider().rejection == fitted.familiarity is not None
+    assert other.decider().calibration is other.decider().rejection is None
 
 
 @pytest.mark.ci
@@ -341,8 +339,7 @@ def test_int8_says_what_became_of_the_promises(
     assert [row["share"] for row in rows] == [0.05, 0.1] * 2
     images = sorted(colors.glob("test/*/*.png"))
     labels = [[*map(str, saved.labels)].index(image.parent.name) for image in images]
-    model, calibration = Model(out), saved.calibration
-    assert calibration
+    model = Model(out)
     sets = model.predict_set(images, error=0.1)
     missed = [model.labels[label] not in names for label, names in zip(labels, sets, strict=True)]
     assert rows[1]["after"] == pytest.approx(100 * np.mean(missed))

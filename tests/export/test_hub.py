@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 from safetensors.numpy import load as stored
 
 from rmadapter import FewShotClassifier
-from rmadapter.answers.rejection import Familiarity
+from rmadapter.answers.rejection import RejectionScore
 from rmadapter.artifacts.checkpoint import EXAMPLES, load
 from rmadapter.artifacts.model_file import read_model
 from rmadapter.artifacts.record import (
@@ -251,15 +251,15 @@ def test_a_card_says_what_may_be_turned_away(calibrated: Path) -> None:
     assert "if they are like the 40 images that were not drawn. Shares from 2.5% on" in text
     own = model.familiarity
     assert own
-    few = Familiarity(own.sure[:12], own.distances[:12], "folds")
+    few = RejectionScore(own.sure[:12], own.distances[:12], "folds")
     model = model.model_copy(update={"familiarity": few})
     text = model_card(model, None, "anna/colors", "mit", examples=False)
     assert "`rmadapter predict --turn-away 7.7%` calls strange images" in text
     assert "like the 12 training images, each answered by a model that had not seen it. " in text
     assert "estimated on folds" in text
-    assert few.strangest(0.077) == 1
+    assert few.rank(0.077) == 1
     with pytest.raises(UserError, match=r"allow 7\.7 % or more"):
-        few.strangest(0.076)
+        few.rank(0.076)
     model = model.model_copy(update={"familiarity": None})
     assert "turn-away" not in model_card(model, None, "anna/colors", "mit", examples=False)
 

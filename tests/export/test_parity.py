@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rmadapter.answers.rejection import Familiarity
+from rmadapter.answers.rejection import RejectionScore
 from rmadapter.answers.sets import Calibration
 from rmadapter.artifacts.checkpoint import Saved, load
 from rmadapter.artifacts.record import read_record
@@ -51,7 +51,7 @@ def test_measured_differences() -> None:
 
 def test_changed_decisions(calibrated: Path, tiny_clip: Backbone) -> None:
     """At 10 %, what has a probability of 0.2 is in the sets; the first image loses a class, and the
-    second its own; the third becomes strange."""
+    second its own; the third is rejected then."""
     saved = load(calibrated, tiny_clip)
     table = np.array([[0.5, 0.3, 0.1, 0.1], [0.7, 0.25, 0.05, 0.0], [0.9, 0.1, 0.0, 0.0]] * 2)
     table = np.concatenate([table, [[0.9, 0.1, 0.0, 0.0]] * 2])
@@ -71,7 +71,7 @@ def test_changed_decisions(calibrated: Path, tiny_clip: Backbone) -> None:
         assert (unlabelled["option"], unlabelled["same"]) == ("error", 100)
         assert unlabelled["before"] is unlabelled["after"] is None
     few = Calibration((0.2, 0.4), (0, 1), 4, "folds")
-    own = Familiarity((0.9,) * 4, (0.1, 0.2, 0.3, 0.4), "folds")
+    own = RejectionScore((0.9,) * 4, (0.1, 0.2, 0.3, 0.4), "folds")
     small = saved._replace(fitted=replace(saved.fitted, calibration=few, familiarity=own))
     found = [row["share"] for row in decisions(small, before, after, labels)]
     assert found == [0.334, 0.2]

@@ -15,14 +15,15 @@ import PIL
 import pytest
 from PIL import Image
 
-from rmadapter.answers.rejection import Familiarity
-from rmadapter.answers.sets import Calibration, chosen, decide, needed
+from rmadapter.answers.decider import Decider
+from rmadapter.answers.held_out import needed
+from rmadapter.answers.rejection import RejectionScore
+from rmadapter.answers.sets import Calibration
 from rmadapter.answers.taxonomy import Taxonomy
 from rmadapter.artifacts.checkpoint import Saved
 from rmadapter.errors import UserError
 from rmadapter.export import graph, web
 from rmadapter.export.folder import export
-from rmadapter.export.promised import Familiar
 from rmadapter.export.runtime import Transform
 from tests.helpers.web_pages import STATE, engine, needs_browser, served, tab
 
@@ -160,12 +161,15 @@ def test_the_sets_of_python(tmp_path: Path) -> None:
         calibration = Calibration.of(table, rng.integers(0, classes, images), "folds")
         if needed(error) > images:
             continue
+        labels = [*map(str, range(classes + number % 2))]
+        decider = Decider(labels, classes, calibration, error=error)
         new = rng.dirichlet(np.full(classes + number % 2, 0.4), 30).round(2).astype(np.float32)
-        limits = calibration.limits(error, new.shape[1])
-        sets = [chosen(row, limits).tolist() for row in new]
+        assert decider.limits is not None
+        answers = decider.answer(new)
         expected.append({
-            "bounds": limits.tolist(), "needed": needed(error), "sets": sets,
-            "decided": [decide(len(labels)) for labels in sets],
+            "bounds": decider.limits.tolist(), "needed": needed(error),
+            "sets": [[*map(int, answer.labels)] for answer in answers],
+            "decided": [answer.decision() for answer in answers],
         })  # fmt: skip
         cases.append({"calibration": calibration.json(), "error": error, "tables": new.tolist()})
     assert any(case["bounds"][0] != case["bounds"][1] for case in expected)
@@ -186,7 +190,7 @@ def test_a_damaged_calibration_is_refused_by_the_page(tmp_path: Path) -> None:
 
 
 @needs_node
-def test_the_strange_images_of_python(tmp_path: Path) -> None:
+def test_the_rejected_images_of_python(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     cases: list[dict[str, Any]] = []
     expected = []
@@ -194,16 +198,16 @@ def test_the_strange_images_of_python(tmp_path: Path) -> None:
         classes, images = int(rng.integers(2, 6)), int(np.exp(rng.uniform(3, 7)))
         share = [0.05, 0.1, 0.3, 1 / 3][number % 4]
         table, far = rng.dirichlet(np.full(classes, 0.4), images), rng.beta(2, 8, images)
-        own = Familiarity.of(table, far, "folds")
+        own = RejectionScore.of(table, far, "folds")
         added = number % 2
         new = rng.dirichlet(np.full(classes + added, 0.4), 30).astype(np.float32)
         new_far = rng.beta(2, 6, 30).astype(np.float32)
-        none = ~own.familiar(new, new_far, own.strangest(share), classes)
+        labels = [*map(str, range(classes + added))]
+        none = ~Decider(labels, classes, rejection=own, reject_rate=share).familiar(new, new_far)
         expected.append({"possible": own.possible(), "none": none.tolist()})
-        familiar = Familiar(own, classes).json()
         cases.append(
             {
-                "familiarity": familiar,
+                "familiarity": {**own.json(), "known": classes},
                 "share": share,
                 "tables": new.tolist(),
                 "far": new_far.tolist(),
@@ -215,7 +219,7 @@ def test_the_strange_images_of_python(tmp_path: Path) -> None:
 
 @needs_node
 def test_a_damaged_familiarity_is_refused_by_the_page(tmp_path: Path) -> None:
-    sound = Familiar(Familiarity((0.25, 0.5), (0.1, 2), "folds"), 3).json()
+    sound = {**RejectionScore((0.25, 0.5), (0.1, 2), "folds").json(), "known": 3}
     changes: list[dict[str, object]] = [
         {"sure": ["0.1", "0.2"]}, {"sure": [0.1]}, {"known": 4}, {"known": 0}, {"known": "3"},
         {"sure": [-1, 0.5]}, {"sure": [0.5, 2]}, {"distances": [0, 3]}, {"distances": None},

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rmadapter.answers.rejection import Familiarity
+from rmadapter.answers.rejection import RejectionScore
 from rmadapter.answers.sets import Calibration
 from rmadapter.artifacts.checkpoint import Saved, load
 from rmadapter.backbones import Backbone
@@ -47,7 +47,7 @@ def calibrated(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     shares = [0.05, 0.1, 0.15, *np.linspace(0.2, 0.99, 37).round(6).tolist()]
     calibration = Calibration((*shares,), (*range(4),) * 10, 4, "held out")
     sure, far = np.linspace(0.9, 0.99, 36), np.linspace(0, 0.3, 36)
-    own = Familiarity((*sure.tolist(), *[0.6] * 4), (*far.tolist(), *[0.39] * 4), "held out")
+    own = RejectionScore((*sure.tolist(), *[0.6] * 4), (*far.tolist(), *[0.39] * 4), "held out")
     facts |= {"calibration": calibration.json(), "familiarity": own.json()}
     (folder / "model.json").write_text(json.dumps(facts))
     lines = (folder / "SHA256SUMS").read_text().splitlines()
@@ -90,7 +90,7 @@ def blends(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="session")
 def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An image of blocks in many colours, which is strange to the run."""
+    """An image of blocks in many colours, unlike those of the run's classes."""
     file = tmp_path_factory.mktemp("noise") / "noise.png"
     blocks = np.random.default_rng(0).integers(0, 256, (4, 4, 3), np.uint8)
     Image.fromarray(blocks).resize((40, 40), Image.Resampling.NEAREST).save(file)

@@ -36,9 +36,10 @@ from starlette.exceptions import HTTPException  # noqa: E402
 from starlette.requests import Request  # noqa: E402
 from starlette.responses import Response  # noqa: E402
 
+from rmadapter.answers.decider import Decider  # noqa: E402
+from rmadapter.answers.rejection import RejectionScore  # noqa: E402
 from rmadapter.answers.sets import Calibration  # noqa: E402
 from rmadapter.export.engines import Outputs  # noqa: E402
-from rmadapter.export.promised import Familiar  # noqa: E402
 from rmadapter_serve import sockets  # noqa: E402
 from rmadapter_serve.model import ServedModel  # noqa: E402
 from rmadapter_serve.service import Limits, Service  # noqa: E402
@@ -70,7 +71,8 @@ class Toy:
         features: bool = True,
         labels: Sequence[str] = LABELS,
         calibration: Calibration | None = None,
-        known: Familiar | None = None,
+        rejection: RejectionScore | None = None,
+        known: int = len(LABELS),
     ) -> None:
         self.sizes: list[int] = []
         self.gate = threading.Event()
@@ -81,10 +83,9 @@ class Toy:
         self.slow.set()
         facts = {**FACTS, "features": features}
         facts |= {"calibration": calibration and calibration.facts}
-        facts |= {"familiarity": known and known.familiarity.facts}
-        self.served = ServedModel(
-            tuple(labels), self.transform, self.ask, features, 4, facts, None, calibration, known
-        )
+        facts |= {"familiarity": rejection and rejection.facts}
+        decider = Decider(labels, known, calibration, rejection)
+        self.served = ServedModel(decider, self.transform, self.ask, features, 4, facts)
 
     def transform(self, image: Image.Image) -> np.ndarray:
         self.decoded += 1

@@ -13,12 +13,13 @@ import pytest
 from browser import BROWSER, STATE, Tab, served, tab
 from onnx import TensorProto, helper
 
-from rmadapter.answers.rejection import Familiarity
+from rmadapter.answers.decider import Decider, write_decider
+from rmadapter.answers.rejection import RejectionScore
 from rmadapter.answers.sets import Calibration
+from rmadapter.answers.taxonomy import Taxonomy
 from rmadapter.errors import UserError
 from rmadapter.export import web
 from rmadapter.export.engines import GRAPH
-from rmadapter.export.promised import CALIBRATION, FAMILIARITY, TAXONOMY, Familiar
 from rmadapter.export.runtime import LABELS, TRANSFORM
 from rmadapter.support.files import write_sums
 
@@ -72,12 +73,11 @@ def write_site(out: Path) -> Path:
     (out / TRANSFORM).write_text(json.dumps(numbers | {"mean": [0, 0, 0], "std": [1, 1, 1]}))
     shares = [0.01, 0.02, 0.05, *np.linspace(0.06, 0.99, 37).round(6).tolist()]
     calibration = Calibration((*shares,), (*range(len(NAMES)),) * 2, len(NAMES), "folds")
-    (out / CALIBRATION).write_text(json.dumps(calibration.json()))
     sure, far = np.linspace(0.5, 0.99, 40).round(6), np.linspace(0, 0.45, 40).round(6)
-    own = Familiarity((*sure.tolist(),), (*far.tolist(),), "folds")
-    (out / FAMILIARITY).write_text(json.dumps(Familiar(own, len(NAMES)).json()))
-    (out / TAXONOMY).write_text(json.dumps({NAMES[1]: "warm", NAMES[18]: "warm"}))
-    write_sums(out, (GRAPH, LABELS, TRANSFORM, CALIBRATION, FAMILIARITY, TAXONOMY))
+    rejection = RejectionScore((*sure.tolist(),), (*far.tolist(),), "folds")
+    tree = Taxonomy.of({NAMES[1]: "warm", NAMES[18]: "warm"}, NAMES)
+    write_decider(out, Decider(NAMES, len(NAMES), calibration, rejection, tree))
+    write_sums(out, sorted(file.name for file in out.iterdir()))
     web.add_page(out)
     return out
 

@@ -184,9 +184,9 @@ def test_answers_survive_the_way_from_a_worker() -> None:
     both, alone = Levels.of(tree, table, [[0, 1], []])
     best = (("cat", 0.4), ("dog", 0.35))
     answers = [
-        Answer(Path("a.png"), best, "dog", 0.1, ("cat", "dog"), True, both),
-        Answer(Path("b.png"), best, levels=alone),
-        Answer(Path("c.png"), best),
+        Answer(best, ("cat", "dog"), True, both, Path("a.png"), "dog", 0.1),
+        Answer(best, levels=alone, image=Path("b.png")),
+        Answer(best, image=Path("c.png")),
     ]
     lines = [json.loads(json.dumps(to_line(one, one.image))) for one in answers]
     assert [*from_lines(lines, None)] == answers

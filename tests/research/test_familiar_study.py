@@ -6,7 +6,7 @@ import familiar
 import numpy as np
 import pytest
 
-from rmadapter.answers.rejection import Familiarity
+from rmadapter.answers.rejection import RejectionScore
 
 OURS, PARTS = familiar.OURS, familiar.PARTS
 
@@ -28,7 +28,7 @@ def test_rates_by_hand() -> None:
 
 
 def test_images_that_are_turned_away() -> None:
-    own = Familiarity((0.9,) * 39, (*np.linspace(0.1, 0.2, 39),), "folds")
+    own = RejectionScore((0.9,) * 39, (*np.linspace(0.1, 0.2, 39),), "folds")
     found = {"doubt": np.full(4, 0.1), "distance": np.array([0.15, 0.196, 0.199, 0.5])}
     assert familiar.turned_away(own, found) == 50  # k is 2
 

@@ -16,7 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from rmadapter.answers.rejection import Familiarity
+from rmadapter.answers.decider import Decider, write_decider
+from rmadapter.answers.rejection import RejectionScore
 from rmadapter.artifacts.checkpoint import Saved, load, save
 from rmadapter.artifacts.record import Score, read_record
 from rmadapter.backbones import Backbone
@@ -25,7 +26,6 @@ from rmadapter.errors import UserError
 from rmadapter.export import folder as exporting
 from rmadapter.export import graph
 from rmadapter.export.engines import Outputs
-from rmadapter.export.promised import Familiar
 from rmadapter.methods import load_method
 from rmadapter.support.files import sign
 from rmadapter.training.contract import Known, NotApplicable
@@ -49,7 +49,7 @@ import json, sys
 from pathlib import Path
 from rmadapter_serve.model import ServeOptions, open_served
 served = open_served(ServeOptions(Path(sys.argv[1])))
-print(json.dumps([served.labels, served.facts, "torch" in sys.modules]))
+print(json.dumps([served.decider.labels, served.facts, "torch" in sys.modules]))
 """
 
 
@@ -83,7 +83,7 @@ def test_answers_and_features_equal_those_of_the_run(
     features = []
     for folder, near in ((finished, 1e-6), (exported, 1e-4)):
         served = open_served(ServeOptions(folder, backbone=saved.fitted.backbone.name, threads=1))
-        assert (served.labels, served.features, served.size) == (saved.labels, True, 32)
+        assert (served.decider.labels, served.features, served.size) == (saved.labels, True, 32)
         pixels = np.stack([served.transform(load_image(image)) for image in images])
         assert np.abs(served.predict(pixels, False)[0] - expected).max() < near
         probabilities, rows, _ = served.predict(pixels, True)
@@ -92,7 +92,7 @@ def test_answers_and_features_equal_those_of_the_run(
         assert np.linalg.norm(rows, axis=-1) == pytest.approx(1, abs=1e-5)
         features.append(rows)
         best = ("blue", round(float(expected[0].max()), 6))
-        assert served.answer("a.png", expected[0], 1, None, None).best == (best,)
+        assert served.decider.answer(expected[:1], top=1)[0].best == (best,)
     assert features[0] == pytest.approx(features[1], abs=1e-4)
 
 
@@ -183,8 +183,8 @@ def test_a_graph_without_the_distances_that_its_folder_promises(
     exported: Path, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(exported, tmp_path / "model"))
-    known = Familiar(Familiarity((0.9,), (0.1,), "folds"), 4)
-    (folder / "familiarity.json").write_text(json.dumps(known.json()))
+    rejection = RejectionScore((0.9,), (0.1,), "folds")
+    write_decider(folder, Decider([*"abcd"], 4, rejection=rejection))
     with pytest.raises(UserError, match="export the run again"):
         open_served(ServeOptions(folder))
 
@@ -260,7 +260,7 @@ def test_run_is_exported_once(
     saved = load(run, tiny_clip)
     (run / "run.json").unlink()  # no model is saved over a record
     save(run, saved.fitted, saved.name, labels=("a", "b", "c", "d"))
-    assert open_served(options).labels == ("a", "b", "c", "d")
+    assert open_served(options).decider.labels == ("a", "b", "c", "d")
     assert len(list(cache.iterdir())) == 2
 
 

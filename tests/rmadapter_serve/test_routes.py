@@ -14,9 +14,8 @@ import pytest
 from tests.helpers.serving import FACTS, TestClient, Toy, colour_image, running_service, wait_for
 
 from rmadapter.answers.sets import Calibration  # isort: skip
-from rmadapter.export.promised import Familiar  # isort: skip
 from rmadapter_serve.routes import create_app  # isort: skip
-from rmadapter.answers.rejection import Familiarity  # isort: skip
+from rmadapter.answers.rejection import RejectionScore  # isort: skip
 
 RED = ("red.png", colour_image(250, 50, 0))
 GREEN = ("green.jpg", colour_image(0, 250, 0, (30, 8), "JPEG"))
@@ -254,13 +253,13 @@ def test_page_offers_possible_errors(promising: TestClient) -> None:
 
 # None of these
 
-OWN = Familiarity((*np.linspace(0.5, 0.99, 40),), (*np.linspace(0, 0.3, 40),), "held out")
+OWN = RejectionScore((*np.linspace(0.5, 0.99, 40),), (*np.linspace(0, 0.3, 40),), "held out")
 BLUE = ("blue.png", colour_image(0, 50, 250))
 
 
 @pytest.fixture
 def knowing() -> Iterator[TestClient]:
-    toy = Toy(calibration=CALIBRATION, known=Familiar(OWN, 3))
+    toy = Toy(calibration=CALIBRATION, rejection=OWN)
     with running_service(toy) as service:
         yield TestClient(create_app(service))
 
@@ -289,7 +288,7 @@ def test_strange_images(knowing: TestClient) -> None:
 
 
 def test_an_image_of_an_added_class_is_not_strange() -> None:
-    with running_service(Toy(known=Familiar(OWN, 2))) as service:  # blue was added
+    with running_service(Toy(rejection=OWN, known=2)) as service:  # blue was added
         (row,) = answers(TestClient(create_app(service)), "/predict?turn_away=0.1", BLUE)
     assert row["familiar"] is True
 

@@ -233,10 +233,10 @@ def test_model_is_replaced_while_it_answers() -> None:
         await asyncio.sleep(0.05)
         service.put("toy", Toy(labels=("rot", "grün", "blau")).served)
         second = await service.answer("toy", [RED])
-        assert second.model.labels[0] == "rot"
+        assert second.model.decider.labels[0] == "rot"
         assert not first.done()
         old.gate.set()
-        assert (await first).model.labels[0] == "red"
+        assert (await first).model.decider.labels[0] == "red"
 
     toy = Toy()
     with running_service(toy) as service:

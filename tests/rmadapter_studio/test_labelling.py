@@ -345,7 +345,7 @@ def test_mistakes_confusions_and_neighbours(client: TestClient, photos: Path, co
     assert "no longer" in refused(client, "near", id="00.png")
 
 
-def test_unfamiliar_images_come_by_strangeness(
+def test_unfamiliar_images_come_by_their_score(
     client: TestClient, photos: Path, colors: Path
 ) -> None:
     right = truth(photos, colors)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from rmadapter.answers.rejection import Familiarity
+from rmadapter.answers import RejectionScore
 from rmadapter.backbones import Backbone
 from rmadapter.metrics import wilson
 from rmadapter.runs import Proposals
@@ -93,7 +93,7 @@ def test_neighbours_are_labelled_images_by_cosine(tiny_clip: Backbone) -> None:
     assert neighbours(fit(encoded, tiny_clip, CLASSES, {}), 0) == []
 
 
-def test_strangeness_is_relative_to_images_seen_by_the_others(tiny_clip: Backbone) -> None:
+def test_the_rejection_score_is_relative_to_images_seen_by_the_others(tiny_clip: Backbone) -> None:
     """As of folds that leave out one group each."""
     together = [0, 1, 2, 0, 4, 5, 6, 7, 8, *range(9, 14)]
     encoded = draw(tiny_clip, 14, together)
@@ -108,10 +108,10 @@ def test_strangeness_is_relative_to_images_seen_by_the_others(tiny_clip: Backbon
         others = known[encoded.groups[known] != together[row]]
         means = class_means(wide[others], (others % 3).tolist(), 3)
         own.append(float(distances(wide[[row]], means)))
-    familiarity = Familiarity.of(quick.table[known], np.array(own), "folds")
+    rejection = RejectionScore.of(quick.table[known], np.array(own), "folds")
     rows = np.arange(9, 14)
     away = distances(wide[rows], class_means(wide[known], (known % 3).tolist(), 3)).numpy()
-    expected = familiarity.strangeness(quick.table[rows], away)
+    expected = rejection.scores(quick.table[rows], away)
     found = out_of_distribution(quick, rows.tolist())
     assert [row for row, _ in found] == rows[np.argsort(-expected)].tolist()
     np.testing.assert_allclose([x for _, x in found], -np.sort(-expected), rtol=1e-3, atol=1e-4)

@@ -211,7 +211,7 @@ def test_sets_at_each_error_that_can_be_promised(
     assert session.predict(blends[0], "x")["sets"] == []
 
 
-def test_strange_images_at_each_share(
+def test_images_are_rejected_at_each_share(
     session: Session, calibrated: Path, blends: list[Path], noise: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(calibrated, tmp_path / "runs/calibrated")
@@ -220,7 +220,7 @@ def test_strange_images_at_each_share(
     assert model["familiarity"] == {"images": 40, "source": "held out", "grouped": False}
     assert model["shares"] == [0.05, 0.1]
     saved, images = load(calibrated, session.shared.backbone), [*blends, noise]
-    predictor = Predictor(saved.fitted, saved.names, saved.names, turn_away=0.1)
+    predictor = Predictor(saved.fitted, saved.names, saved.names, reject_rate=0.1)
     expected = [answer for batch in predictor.predict(images) for answer in batch]
     for image, answer in zip(images, expected, strict=True):
         found = session.predict(image, image.name)

@@ -16,7 +16,7 @@ from rmadapter.runs.features import (
     distances,
     examine,
     image_features,
-    shared_features,
+    outputs_of,
     with_means,
 )
 from rmadapter.runs.run import learn
@@ -52,12 +52,15 @@ def test_sharing_features_changes_no_answer(name: str, tiny_clip: Backbone, colo
     pixels = torch.stack([tiny_clip.preprocess(image) for image in map(load_image, images)])
     states = fitted.states(pixels)
     with torch.no_grad():
-        expected = fitted.score()(states)
-        features, score = shared_features(fitted, fitted.classes)
-        torch.testing.assert_close(score(states), expected, rtol=0, atol=1e-5)
-        found = features(states)
-    assert features(states) is found  # computed once
-    torch.testing.assert_close(found, image_features(fitted, fitted.classes)(states))
+        expected = fitted.score()(states).softmax(-1).numpy()
+        features = image_features(fitted, fitted.classes)(states)
+    assert fitted.means is not None
+    table, far = outputs_of(fitted, fitted.classes, True)(states)
+    np.testing.assert_allclose(table, expected, atol=1e-5)
+    assert far == pytest.approx(distances(features, fitted.means).numpy(), abs=1e-5)
+    alone, none = outputs_of(fitted, fitted.classes, False)(states)
+    np.testing.assert_allclose(alone, expected, atol=1e-5)
+    assert none is None
 
 
 @pytest.mark.parametrize("name", METHODS)

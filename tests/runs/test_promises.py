@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from rmadapter.answers.held_out import most_missed
 from rmadapter.answers.sets import Calibration
 from rmadapter.answers.taxonomy import Taxonomy
-from rmadapter.metrics import most_missed, most_of_any, wilson
+from rmadapter.metrics import wilson
 from rmadapter.runs.promises import Answered, halves
 
 
@@ -79,24 +80,16 @@ def test_the_bound_is_that_of_the_smallest_class_where_each_has_a_limit() -> Non
     table = np.random.default_rng(0).dirichlet([1, 1], 348)
     calibration = Calibration.of(table, labels, "held out")
     assert calibration.by_class(0.05)
-    assert (
-        most_of_any(calibration.behind(0.05), 0.05)
-        == most_missed(108, 0.05)
-        > most_missed(240, 0.05)
-    )
+    assert calibration.bound(0.05) == most_missed(108, 0.05) > most_missed(240, 0.05)
     [_, five, ten] = answered(table, labels).measured(calibration)
     assert (five.most, ten.most) == (100 * most_missed(108, 0.05), 100 * most_missed(108, 0.1))
     assert five.by_class
     # 118 images have the stricter limit, as 0.05 * 119 is rounded down: the bound is of 119
     labels = np.repeat([0, 1], [119, 118])
     calibration = Calibration.of(table[:237], labels, "held out")
-    assert (
-        most_of_any(calibration.behind(0.05), 0.05)
-        == most_missed(119, 0.05)
-        > most_missed(118, 0.05)
-    )
+    assert calibration.bound(0.05) == most_missed(119, 0.05) > most_missed(118, 0.05)
     one = Calibration.of(table, np.zeros(348, int), "held out")  # the other class has no image
-    assert most_of_any(one.behind(0.05), 0.05) == most_missed(348, 0.05)
+    assert one.bound(0.05) == most_missed(348, 0.05)
 
 
 def test_halves_are_of_equal_size_and_random() -> None:

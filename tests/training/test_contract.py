@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from rmadapter.answers import Calibration, RejectionScore
 from rmadapter.backbones import Backbone
 from rmadapter.data.fewshot import few_shot
 from rmadapter.data.read import read_images
@@ -19,6 +22,7 @@ from rmadapter.methods.parts.features import columns
 from rmadapter.settings import Machine
 from rmadapter.training.cache import Cache
 from rmadapter.training.contract import NotApplicable, Shots, answers, count, shaped
+from rmadapter.training.shots import Known
 from tests.helpers.external_methods import ExternalMethod
 from tests.helpers.shots import noisy_colors, shots_of
 
@@ -125,6 +129,33 @@ def test_unfamiliar_is_far_from_the_nearest_training_image(
     )
     monkeypatch.setattr("rmadapter.training.contract.MAX_EXAMPLES", 2)
     assert shown.fitted_to(torch.eye(5)).examples.tolist() == torch.eye(5)[[0, 3]].tolist()  # type: ignore[union-attr]
+
+
+def test_promises_are_for_the_classes_of_the_fit_and_further_ones(tiny_clip: Backbone) -> None:
+    known = Known(("cat", "dog"), ("a {}.",))
+    calibration = Calibration((0.5,) * 40, (0, 1) * 20, 2, "held out")
+    rejection = RejectionScore((0.9,) * 40, (*np.linspace(0, 0.3, 40).tolist(),), "held out")
+    fitted = replace(
+        load_method("zero-shot").restore(tiny_clip, known, {}),
+        calibration=calibration, familiarity=rejection, means=torch.eye(2, 40),
+    )  # fmt: skip
+    limits = fitted.decider(("cat", "dog", "owl"), error=0.1).limits
+    assert limits is not None
+    assert limits.tolist() == [0.5] * 3
+    labels = fitted.decider(labels=["Cat", "Dog"], reject_rate=0.1).labels
+    assert labels == ("Cat", "Dog")
+    assert fitted.decider().labels == ("cat", "dog")
+    for others in (("cat",), ("dog", "cat"), ("owl", "cat", "dog")):
+        none = fitted.decider(others)
+        assert none.calibration is none.rejection is None
+        for shares in ({"error": 0.1}, {"reject_rate": 0.1}):
+            with pytest.raises(UserError, match="fitted to alone"):
+                fitted.decider(others, **shares)
+    for shares in ({"error": 0.1}, {"reject_rate": 0.1}):
+        with pytest.raises(UserError, match="learns from the images"):
+            replace(fitted, remembers=True).decider(**shares)
+    with pytest.raises(UserError, match="--folds 4"):
+        replace(fitted, means=None).decider(reject_rate=0.1)
 
 
 def test_a_saved_tensor_of_the_expected_shape_is_returned_in_float32() -> None:

@@ -19,7 +19,12 @@ LEVELS = ("label", "parent", "grandparent")
 
 
 class Place(NamedTuple):
-    """A label or one of the parents above it. level: 0 for a label, as in `Taxonomy.groups`."""
+    """A label or one of the parents above it.
+
+    Attributes:
+        name: Name of the label or parent.
+        level: 0 for a label, as in `Taxonomy.groups`.
+    """
 
     name: str
     level: int
@@ -36,10 +41,12 @@ class Taxonomy:
     Attributes:
         labels: The C labels, in the order of a model's classes.
         paths: Parents of each label, from the top down to its own; none for a label without any.
+        parents: What it was made of: label or parent -> its parent, those of other labels too.
     """
 
     labels: tuple[str, ...]
     paths: tuple[tuple[str, ...], ...]
+    parents: Mapping[str, str]
 
     @classmethod
     def of(cls, parents: Mapping[str, str], labels: Iterable[str]) -> Taxonomy:
@@ -61,7 +68,7 @@ class Taxonomy:
                     f"taxonomy: {quoted(label)} is a class, and the parent of "
                     f"{quoted(above[label])}: give the parent another name"
                 )
-        return cls(known, paths)
+        return cls(known, paths, dict(parents))
 
     @classmethod
     def if_any(cls, parents: Mapping[str, str], labels: Iterable[str]) -> Taxonomy | None:
@@ -69,10 +76,19 @@ class Taxonomy:
         tree = cls.of(parents, labels)
         return tree if tree.depth else None
 
+    def with_label(self, label: str) -> Taxonomy:
+        """Return the tree of one more label. Raises UserError as `of`."""
+        return Taxonomy.of(self.parents, (*self.labels, label))
+
     @property
     def depth(self) -> int:
         """The highest level."""
         return max(map(len, self.paths), default=0)
+
+    @property
+    def level_names(self) -> list[str]:
+        """What the levels above the labels are called, the lowest first."""
+        return [level_name(level) for level in range(1, self.depth + 1)]
 
     @cached_property
     def nodes(self) -> tuple[str, ...]:
@@ -118,7 +134,11 @@ class Taxonomy:
 
     def best(self, probabilities: np.ndarray) -> list[list[tuple[str, float]]]:
         """Return the most probable group of each level above the labels, the lowest first, with its
-        probability, for each image. probabilities: [B, C]."""
+        probability, for each image.
+
+        Args:
+            probabilities: Table [B, C].
+        """
         answers: list[list[tuple[str, float]]] = [[] for _ in probabilities]
         for level in range(1, self.depth + 1):
             names, table = self.groups(level)[0], self.sums(probabilities, level)
@@ -131,22 +151,15 @@ class Taxonomy:
         """Return the lowest group that holds all of some labels; None if no group does.
 
         If the right label is missing from such a set with a probability of at most an error, it is
-        outside this group with no higher one. members: one or more indices.
+        outside this group with no higher one.
+
+        Args:
+            members: One or more indices of labels.
         """
         for level in range(self.depth + 1):
             places = {self.place(number, level) for number in members}
             if len(places) == 1:
                 return places.pop()
-        return None
-
-    def sure(self, probabilities: np.ndarray, threshold: float) -> Place | None:
-        """Return the lowest group above the most probable label, or this label, whose probability
-        reaches a threshold; None if none does. probabilities: [C]."""
-        number = int(probabilities.argmax())
-        for level in range(self.depth + 1):
-            which = self.groups(level)[1]
-            if float(probabilities[which == which[number]].sum()) >= threshold:
-                return self.place(number, level)
         return None
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rmadapter.answers.sets import Calibration
+from rmadapter.answers.decider import Decider
 from rmadapter.answers.taxonomy import Taxonomy
 from rmadapter.artifacts.model_file import Model, Transform, read_model, read_weights
 from rmadapter.artifacts.record import BackboneName, MethodName, Record, read_record
@@ -78,12 +78,14 @@ class Saved(NamedTuple):
         """The tree of the labels; None without parents."""
         return Taxonomy.if_any(self.parents, map(str, self.labels))
 
-    @property
-    def calibration(self) -> Calibration | None:
-        """The model's calibration, unless it answers other classes than those it was fitted to; the
-        last may have been added."""
-        fitted = self.fitted
-        return fitted.calibration if self.names[: len(fitted.classes)] == fitted.classes else None
+    def decider(self, error: float | None = None, reject_rate: float | None = None) -> Decider:
+        """Return what decides about its answers. Raises UserError as `Fitted.decider`.
+
+        Args:
+            error, reject_rate: As for `Decider`.
+        """
+        labels = [*map(str, self.labels)]
+        return self.fitted.decider(self.names, labels, self.tree, error, reject_rate)
 
 
 # Saving

@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from rmadapter.answers.rejection import Familiarity
+from rmadapter.answers.rejection import RejectionScore
 from rmadapter.answers.sets import Calibration
 from rmadapter.answers.taxonomy import Taxonomy
 from rmadapter.artifacts.record import MAX_RECORD_BYTES, BackboneName, MethodName
@@ -90,7 +90,7 @@ class Model(BaseModel):
     tokenizer: str = ""
     temperature: float = Field(1.0, gt=0, le=1e6)
     calibration: Calibration | None = None
-    familiarity: Familiarity | None = None
+    familiarity: RejectionScore | None = None
     parents: dict[Text, Text] = Field(default_factory=dict, max_length=MAX_NAMES)
     versions: dict[str, str]
 

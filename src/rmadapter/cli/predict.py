@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from rmadapter.predict.write import AnswerFile, Counts, Sorter
     from rmadapter.training.contract import Fitted
 
-SHOWN = 20  # images in a table
+TABLE_ROWS = 20  # images in a table
 Names = Annotated[
     str | None,
     typer.Option(
@@ -57,8 +57,8 @@ TurnAway = Annotated[
     typer.Option(
         parser=share,
         metavar="SHARE",
-        help='Label strange images "none of these", and at most this share, such as 5%, of '
-        "images of the classes.",
+        help='Label images unlike those of the classes "none of these", and at most this share, '
+        "such as 5%, of images of the classes.",
     ),
 ]
 
@@ -97,12 +97,12 @@ class SortOptions:
     def sorter(self, labels: Sequence[str]) -> Sorter | None:
         """Return what sorts the images, if anything. Raises UserError for options that contradict
         the labels. labels: that answers may have, those of parents among them."""
-        from rmadapter.answers.rejection import NONE
-        from rmadapter.answers.sets import UNSURE
+        from rmadapter.answers.answer import UNSURE
+        from rmadapter.answers.rejection import NONE_OF_THESE
         from rmadapter.predict.write import Sorter
 
         options = {"--unsure": self.unsure, "--error": self.error, "--turn-away": self.turn_away}
-        others = {name: NONE if name == "--turn-away" else UNSURE for name in options}
+        others = {name: NONE_OF_THESE if name == "--turn-away" else UNSURE for name in options}
         others = {name: label for name, label in others.items() if options[name]}
         for name, label in others.items():
             if label in labels:
@@ -221,9 +221,8 @@ def predict(
     inputs = find(images, files.outside, resumed)
     run = find_run(run)
     predictor = _predictor(options.load(run), names, top, sorting, more)
-    others = predictor.tree.nodes if predictor.tree else ()
     # checks the labels even if nothing is sorted
-    sorter = sorting.sorter([*predictor.labels, *others])
+    sorter = sorting.sorter(predictor.decider.names)
     unsure = _sure_from(run, sorting.unsure, bool(names))
     for text in predictor.decider.promises():
         note(f"promise: {text}")
@@ -258,8 +257,9 @@ def _predictor(
 
     prompts, labels = _classes(saved, names)
     tree = more.tree(saved, labels)
+    shares = sorting.error or None, sorting.turn_away or None
     try:
-        return Predictor(saved.fitted, prompts, labels, top, sorting.error, sorting.turn_away, tree)
+        return Predictor(saved.fitted, prompts, labels, top, *shares, tree)
     except NotApplicable as error:
         raise UserError(
             f"--names: {error}; `fit --method {FOR_NEW_CLASSES}` makes a model that takes names "
@@ -357,21 +357,17 @@ def _answer_file(
     unsure: float, on_ray: bool,
 ) -> AnswerFile:  # fmt: skip
     """Return the file of answers, which resumes only with the same settings."""
-    from rmadapter.answers.answer import columns
     from rmadapter.predict.write import AnswerFile
 
-    decider = predictor.decider
-    header = columns(
-        predictor.top, sorter is not None, more.zero_shot, more.unfamiliar, error=on_ray,
-        sets=decider.limits is not None, familiar=decider.strangest is not None, unsure=unsure > 0,
-        depth=predictor.tree.depth if predictor.tree else 0,
-    )  # fmt: skip
-    limits = [] if decider.limits is None else [decider.limits.tolist()]
-    settings = [header, unsure, *limits, *([] if sorter is None else sorter.settings)]
-    if decider.strangest is not None and predictor.fitted.familiarity:
-        settings += [decider.strangest, predictor.fitted.familiarity.json()]
-    if predictor.tree:
-        settings.append(predictor.tree.paths)
+    wanted = {
+        "unfamiliar": more.unfamiliar,
+        "zero_shot_label": more.zero_shot,
+        "sorted_to": sorter is not None,
+        "error": on_ray,
+    }
+    others = [name for name, is_wanted in wanted.items() if is_wanted]
+    header = predictor.decider.columns(predictor.top, others, unsure > 0)
+    settings = [header, unsure, *([] if sorter is None else sorter.settings)]
     return AnswerFile(path, header, answers_key(run, predictor, settings))
 
 
@@ -382,7 +378,7 @@ def answers_key(run: Path, predictor: Predictor, settings: Sequence[object]) -> 
 
     fitted = predictor.fitted
     method = [fitted.method.title, settings_of(fitted.method), fitted.backbone.digest]
-    classes = [fitted.known.templates, predictor.names, predictor.labels]
+    classes = [fitted.known.templates, predictor.names, predictor.decider.facts()]
     facts = [sha256(RunFolder(run).weights), *method, fitted.temperature, *classes, *settings]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
@@ -394,9 +390,9 @@ def _show_counts(counts: Counts, path: Path, inputs: Inputs, as_json: bool) -> N
         print(json.dumps({"answers": str(path), **counts, "ignored": dict(inputs.ignored)}))
         return
     labels = [*counts["labels"].items()]
-    more = len(labels) - SHOWN
-    rest = [(f"{more} more labels", sum(count for _, count in labels[SHOWN:]))] * (more > 0)
-    rows = [[label, f"{count:,}"] for label, count in [*labels[:SHOWN], *rest]]
+    more = len(labels) - TABLE_ROWS
+    rest = [(f"{more} more labels", sum(count for _, count in labels[TABLE_ROWS:]))] * (more > 0)
+    rows = [[label, f"{count:,}"] for label, count in [*labels[:TABLE_ROWS], *rest]]
     if rows:
         table(["label", "images"], rows)
     doubt = f", {counts['unsure']:,} of them unsure" if counts["unsure"] else ""
@@ -422,7 +418,7 @@ def _show(
     from rmadapter.training.cache import BATCH
 
     bad: list[tuple[Path, str]] | None = [] if skip_bad else None
-    chosen = images if as_json else images[:SHOWN]
+    chosen = images if as_json else images[:TABLE_ROWS]
     batches = predictor.predict(chosen, bad=bad, unfamiliar=unfamiliar)
     answered = track(batches, -(-len(chosen) // BATCH), "predicting")
     answers = [answer for batch in answered for answer in batch]
@@ -438,10 +434,13 @@ def _show(
             inside = ["in the set" * (label in answer.labels)] * bool(answer.labels)
             cells = [f"{100 * probability:.1f} %", *inside, *far]
             lines.append(["" if place else str(answer.image), shown, *cells])
-    more = ["set"] * (predictor.decider.limits is not None) + ["unfamiliar"] * unfamiliar
+    more = ["set"] * (predictor.decider.error is not None) + ["unfamiliar"] * unfamiliar
     table(["image", "class", "probability", *more], lines)
-    if len(images) > SHOWN:
-        print(f"the first {SHOWN} of {len(images):,} images; --out answers.csv answers all of them")
+    if len(images) > TABLE_ROWS:
+        print(
+            f"the first {TABLE_ROWS} of {len(images):,} images; --out answers.csv answers all of "
+            "them"
+        )
 
 
 def _shown(answer: Answer, unsure: float) -> str:
@@ -452,7 +451,7 @@ def _shown(answer: Answer, unsure: float) -> str:
 
 
 def _answer_json(answer: Answer, unsure: float, unfamiliar: bool) -> dict[str, object]:
-    from rmadapter.answers.sets import UNSURE
+    from rmadapter.answers.answer import UNSURE
 
     facts: dict[str, object] = {"image": str(answer.image), **answer.json(unsure)}
     if "decision" in facts:

@@ -6,8 +6,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple, TypedDict
 
-from rmadapter.answers.sets import CalibrationFacts, describe_images, least_share
-from rmadapter.answers.taxonomy import Taxonomy, level_name
+from rmadapter.answers.decider import CALIBRATION, FAMILIARITY, TAXONOMY, write_decider
+from rmadapter.answers.held_out import HeldOutFacts, describe_images, least_share
 from rmadapter.artifacts.checkpoint import Saved
 from rmadapter.artifacts.record import BackboneName, MethodName, Record, read_record
 from rmadapter.artifacts.run_folder import RunFolder
@@ -18,11 +18,9 @@ from rmadapter.export import FACTS, graph, int8, parity, web
 from rmadapter.export.engines import GRAPH, LITERT, OPENVINO
 from rmadapter.export.hub import README, anonymise_command, anonymise_names
 from rmadapter.export.onefile import one_file
-from rmadapter.export.promised import CALIBRATION, FAMILIARITY, TAXONOMY, Familiar
 from rmadapter.export.runtime import LABELS, TRANSFORM, Model
 from rmadapter.export.targets import TARGETS, check_options
 from rmadapter.export.text_encoder import write_text_encoder
-from rmadapter.runs.features import known_images
 from rmadapter.support.files import sha256, write_json, write_sums, write_text
 from rmadapter.support.html import template
 from rmadapter.support.locks import staged_folder
@@ -59,8 +57,8 @@ ExportFacts = TypedDict(
         "licence of the weights": str,
         "run": RunFacts | None,
         "parity": parity.ParityFacts,
-        "calibration": CalibrationFacts | None,
-        "familiarity": CalibrationFacts | None,
+        "calibration": HeldOutFacts | None,
+        "familiarity": HeldOutFacts | None,
         "levels": list[str],
         "kept in spite of": str,
         "search": list[int8.Row],
@@ -173,14 +171,7 @@ def _write_model(
     # as texts: JavaScript would round large numbers
     write_json(stage / LABELS, [*map(str, saved.labels)])
     write_json(stage / TRANSFORM, transform_facts(saved.fitted.backbone))
-    if saved.calibration:
-        write_json(stage / CALIBRATION, saved.calibration.json())
-    if saved.parents:
-        write_json(stage / TAXONOMY, dict(saved.parents))
-    familiarity = known_images(saved.fitted, saved.names)
-    if familiarity:
-        known = Familiar(familiarity, len(saved.fitted.classes))
-        write_json(stage / FAMILIARITY, known.json())
+    write_decider(stage, saved.decider())
     search = _write_graph(stage, run, saved, options)
     names = (GRAPH, graph.BESIDE, OPENVINO, graph.WEIGHTS, LITERT)
     files = [name for name in names if (stage / name).exists()]
@@ -212,7 +203,7 @@ def _facts(
     run: RunFacts | None = None
     if record:
         run = {"key": record.key, "split_digest": record.split_digest}
-    familiarity = known_images(fitted, saved.names)
+    possible = saved.decider().possible()
     return {
         "format": 1,
         "to": options.to,
@@ -229,21 +220,14 @@ def _facts(
         "licence of the weights": licence_of(fitted.backbone.name),
         "run": run,
         "parity": measured.json(),
-        "calibration": saved.calibration.facts if saved.calibration else None,
-        "familiarity": familiarity.facts if familiarity else None,
-        "levels": levels_of(saved),
+        "calibration": possible["calibration"],
+        "familiarity": possible["familiarity"],
+        "levels": saved.tree.level_names if saved.tree else [],
         "kept in spite of": "",
         "search": [],
         "versions": versions() | {name: version_of(name) for name in TARGETS[options.to].modules},
         "command": "",
     }
-
-
-def levels_of(saved: Saved) -> list[str]:
-    """Return what the levels above the labels are called, the lowest first; none without a
-    taxonomy."""
-    depth = Taxonomy.of(saved.parents, map(str, saved.labels)).depth
-    return [level_name(level) for level in range(1, depth + 1)]
 
 
 def transform_facts(backbone: Backbone) -> dict[str, object]:

@@ -30,7 +30,7 @@ from rmadapter.export.engines import (
 )
 from rmadapter.prompts import OfFeatures
 from rmadapter.runs.evaluate import refuse_stateful
-from rmadapter.runs.features import distances, image_features, known_images
+from rmadapter.runs.features import distances, image_features
 from rmadapter.support.terminal import silenced
 from rmadapter.training.contract import Fitted
 
@@ -72,7 +72,7 @@ class Answers(nn.Module):
         with torch.no_grad():
             self.logits = fitted.for_classes(tuple(names))
             self.embeddings = embeddings
-            self.means = fitted.means if known_images(fitted, names) else None
+            self.means = fitted.means if fitted.decider(names).rejection else None
             wanted = embeddings or self.means is not None
             self.features = image_features(fitted, names, self.logits) if wanted else None
 

@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
-from rmadapter.answers.sets import describe_images, least_share
+from rmadapter.answers.held_out import describe_images, least_share
 from rmadapter.artifacts.checkpoint import EXAMPLES, config_of, to_half
 from rmadapter.artifacts.model_file import Model, read_model, read_weights
 from rmadapter.artifacts.record import BackboneName, Choice, MethodName, Record, read_record

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+from collections.abc import Collection, Iterable
 from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 PACKAGE = __name__.partition(".")[0]
@@ -68,15 +70,15 @@ def one_file(name: str, header: str) -> str:
 
     header: comment for the first line. Raises ValueError if two modules define the same name.
     """
-    wanted: dict[str, set[ast.stmt]] = {}  # dependencies first
+    wanted: dict[str, set[ast.stmt]] = {}
     imports: set[tuple[str, str]] = set()
     top = _module(name)
     _reach(name, list(top.definitions), wanted, imports)
     homes: dict[str, str] = {}
     parts = []
-    for place, nodes in wanted.items():
+    for place in _imported_first(wanted):
         module = _module(place)
-        for node in [node for node in module.tree.body if node in nodes]:
+        for node in [node for node in module.tree.body if node in wanted[place]]:
             for name_here in _defined_names(node):
                 if homes.setdefault(name_here, place) != place:
                     raise ValueError(f"{place} and {homes[name_here]} both have {name_here}")
@@ -92,6 +94,13 @@ def one_file(name: str, header: str) -> str:
         "from __future__ import annotations",
     ]
     return "\n\n".join([*start, _import_lines(imports), *parts, top.source(end)]) + "\n"
+
+
+def _imported_first(names: Collection[str]) -> Iterable[str]:
+    """Return modules so that each comes after those that it imports."""
+    homes = {name: sorted({home for home, _ in _module(name).imports.values()}) for name in names}
+    graph = {name: [home for home in homes[name] if home in names] for name in names}
+    return TopologicalSorter(graph).static_order()
 
 
 def _import_lines(imports: set[tuple[str, str]]) -> str:

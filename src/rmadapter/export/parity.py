@@ -12,7 +12,6 @@ from typing import TypedDict, cast
 import numpy as np
 import torch
 
-from rmadapter.answers.sets import in_sets, least_share
 from rmadapter.artifacts.checkpoint import Saved
 from rmadapter.artifacts.record import read_record
 from rmadapter.artifacts.run_folder import RunFolder
@@ -29,7 +28,6 @@ from rmadapter.export.engines import Outputs, parse_outputs
 from rmadapter.export.graph import Answers
 from rmadapter.export.runtime import BATCH, Model
 from rmadapter.metrics import accuracy
-from rmadapter.runs.features import known_images
 from rmadapter.support.files import user_path
 
 GENERATED = 64  # images
@@ -184,7 +182,7 @@ def exported_outputs(model: Model, images: Sequence[ImageSource]) -> Outputs:
 
 def exported_table(model: Model, images: Sequence[ImageSource]) -> np.ndarray:
     """Return probabilities [N, C] of an exported model."""
-    return np.concatenate([table for _, table in model.answers(images)])
+    return np.concatenate([outputs.probabilities for _, outputs in model.outputs(images)])
 
 
 def measure(images: ComparedImages, before: np.ndarray, after: np.ndarray) -> Parity:
@@ -233,27 +231,27 @@ def decisions(
     """Yield how decisions change at each of 1, 5 and 10 % for which the run has enough images, or
     else at the least share that is possible, all by the limits of the fitted model.
 
-    labels: of the images, empty if unknown.
+    Args:
+        saved: The fitted model.
+        before, after: What the fitted and the exported model give for the images.
+        labels: Indices of the images' classes, empty if unknown.
     """
-    calibration, known = saved.calibration, known_images(saved.fitted, saved.names)
-    errors = calibration.possible() or [least_share(len(calibration.shares))] if calibration else []
-    for error in errors:
-        assert calibration
-        limits = calibration.limits(error, before.probabilities.shape[1])
-        sets = [in_sets(each.probabilities, limits) for each in (before, after)]
-        same = (sets[0] == sets[1]).all(1)
-        missed = [~inside[np.arange(len(labels)), labels] for inside in sets if len(labels)]
-        yield _changed("error", error, same, missed)
-    if known is None or before.distances is None or after.distances is None:
-        return
-    for share in known.possible() or [least_share(len(known.sure))]:
-        count, own = known.strangest(share), len(saved.fitted.classes)
-        away = [
-            ~known.familiar(table, far, count, own)
-            for table, _, far in (before, after)
-            if far is not None
-        ]
-        yield _changed("turn_away", share, away[0] == away[1], away)
+    decider = saved.decider()
+    calibration, rejection = decider.calibration, decider.rejection
+    if calibration:
+        for error in calibration.possible() or [calibration.least]:
+            promising = decider.at(error=error)
+            sets = [promising.sets(each.probabilities) for each in (before, after)]
+            same = (sets[0] == sets[1]).all(1)
+            missed = [~inside[np.arange(len(labels)), labels] for inside in sets if len(labels)]
+            yield _changed("error", error, same, missed)
+    if rejection and before.distances is not None and after.distances is not None:
+        for share in rejection.possible() or [rejection.least]:
+            promising = decider.at(reject_rate=share)
+            away = [
+                ~promising.familiar(each.probabilities, each.distances) for each in (before, after)
+            ]
+            yield _changed("turn_away", share, away[0] == away[1], away)
 
 
 def _changed(

@@ -23,27 +23,22 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from rmadapter.answers.answer import Answer, Levels, best, cell, columns
-from rmadapter.answers.rejection import NONE, strangest
-from rmadapter.answers.sets import UNSURE, chosen, limits_of, parse_share
-from rmadapter.answers.taxonomy import Taxonomy
+from rmadapter.answers.answer import UNSURE, Answer, cell
+from rmadapter.answers.decider import Decider, read_decider
+from rmadapter.answers.rejection import NONE_OF_THESE
+from rmadapter.answers.sets import parse_share
 from rmadapter.data.decode import ImageSource, load_image
 from rmadapter.data.formats.base import image_files
-from rmadapter.errors import UserError
+from rmadapter.errors import UserError, damaged
+from rmadapter.export import FACTS
 from rmadapter.export.engines import CPU, ENGINES, GRAPH, Outputs, find_graph, parse_outputs
-from rmadapter.export.promised import (
-    calibration_of,
-    damaged,
-    familiar_of,
-    in_8_bits,
-    parents_in,
-)
 from rmadapter.export.text_classes import WEIGHTS, TextClasses
-from rmadapter.support.files import check_sums, csv_text
+from rmadapter.support.files import check_sums, csv_text, read_json
 from rmadapter.support.machine import cores
 
 LABELS, TRANSFORM = "labels.json", "preprocess.json"
 BATCH = 32  # images
+FACTS_BYTES = 2**20  # most bytes of export.json
 RESIZES = ("shortest", "longest", "squash")
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
@@ -91,14 +86,20 @@ class Transform:
 class Model:
     """An exported model.
 
-    labels: of the classes, in the order of the probabilities. calibration: by which errors are
-    promised, if the run had one. known: what tells images of its classes from others, likewise.
-    parents: of labels, and of parents, if the run had a taxonomy.
-    threads: 0 leaves it to the engine. graph: the model's file, by default the one in the folder.
-    device: where onnxruntime computes: cpu, cuda or tensorrt, also with a number (cuda:1), or
-    openvino. It answers a grey image at the start; grey: what it gives for it. Raises UserError if
-    the folder holds no model, a damaged one or files that do not fit together, if its engine is not
-    installed, or if that lacks the device.
+    Args:
+        folder: The exported folder.
+        threads: Threads of the engine; 0 leaves it to the engine.
+        graph: The model's file; by default the one in the folder.
+        device: Where onnxruntime computes: cpu, cuda or tensorrt, also with a number (cuda:1), or
+            openvino.
+
+    Attributes:
+        decider: What decides about its answers.
+        grey: What it gives for a grey image, which it answers at the start.
+
+    Raises:
+        UserError: The folder holds no model, a damaged one or files that do not fit together, the
+            engine is not installed, or it lacks the device.
     """
 
     def __init__(
@@ -116,10 +117,7 @@ class Model:
             labels = json.loads((folder / LABELS).read_text("utf-8"))
             if not isinstance(labels, list):
                 raise ValueError(f"{LABELS} holds no list")
-            self.labels = [str(label) for label in labels]
-            self.calibration = calibration_of(folder, len(self.labels))
-            self.known = familiar_of(folder, len(self.labels))
-            self.parents = parents_in(folder, self.labels)
+            self.decider = read_decider(folder, [str(label) for label in labels])
             self.transform = Transform(**json.loads((folder / TRANSFORM).read_text("utf-8")))
             engine = ENGINES.get(graph, ENGINES[GRAPH])
             self._run, batch = engine(folder / graph, threads, device)
@@ -131,6 +129,11 @@ class Model:
             raise _missing(error) from None
         except Exception as error:  # engines raise types of their own for a damaged file
             raise damaged(folder, error) from error
+
+    @property
+    def labels(self) -> list[str]:
+        """Labels of the classes, in the order of the probabilities."""
+        return [*self.decider.labels]
 
     def _answer_grey(self) -> Outputs:
         """Answer a grey image. Raises ValueError if the graph has no probability for each label."""
@@ -150,8 +153,9 @@ class Model:
         shape = len(self.labels), features_of(self.grey).shape[1]
         if classes.weights.shape != shape:
             raise damaged(self.folder / WEIGHTS, ValueError(f"not {shape} numbers"))
+        decider = self.decider.with_label(label)
         classes.add(label, self.labels)
-        self.classes = classes
+        self.classes, self.decider = classes, decider
 
     def pixels(self, images: Iterable[ImageSource]) -> np.ndarray:
         """Images -> float32 [B, 3, size, size]. Raises UserError for an unreadable image."""
@@ -180,12 +184,14 @@ class Model:
         return np.concatenate([none, *(features_of(some) for _, some in self.outputs(images))])
 
     def answers(
-        self, images: Iterable[ImageSource], bad: list[str] | None = None
-    ) -> Iterator[tuple[list[ImageSource], np.ndarray]]:
-        """Like `outputs`, but with the probabilities [B, C] alone."""
-        return (
-            (readable, outputs.probabilities) for readable, outputs in self.outputs(images, bad)
-        )
+        self, images: Iterable[ImageSource], decider: Decider | None = None, top: int = 5
+    ) -> Iterator[Answer]:
+        """Yield the answer for each image. decider: of the same classes, by default one that
+        promises nothing."""
+        for _, outputs in self.outputs(images):
+            yield from (decider or self.decider).answer(
+                outputs.probabilities, outputs.distances, top
+            )
 
     def outputs(
         self, images: Iterable[ImageSource], bad: list[str] | None = None
@@ -220,7 +226,7 @@ class Model:
     def predict(self, images: Iterable[ImageSource], top: int = 5) -> list[list[tuple[str, float]]]:
         """Labels and probabilities of each image (a path, a PIL image or an array), most probable
         first."""
-        return [self.best(row, top) for _, table in self.answers(images) for row in table]
+        return [[*answer.best] for answer in self.answers(images, top=top)]
 
     def predict_set(self, images: Iterable[ImageSource], error: float = 0.05) -> list[list[str]]:
         """Labels of the classes that may be right for each image, most probable first: of images
@@ -228,43 +234,20 @@ class Model:
 
         Raises UserError without a calibration, or with too few images for this error.
         """
-        limits = self.limits(error)
-        return [[*self.members(row, limits)] for _, table in self.answers(images) for row in table]
-
-    @property
-    def tree(self) -> Taxonomy | None:
-        """The tree of the labels; None without parents."""
-        return Taxonomy.if_any(self.parents, self.labels)
+        decider = self.decider.at(error=error)
+        return [[*answer.labels] for answer in self.answers(images, decider)]
 
     def predict_levels(self, images: Iterable[ImageSource]) -> list[list[tuple[str, float]]]:
         """The most probable parent of each image, grandparent and so on, with its probability, the
         sum over its classes; none for a run without a taxonomy."""
-        tree = self.tree
-        lines: list[list[tuple[str, float]]] = []
-        for _, table in self.answers(images):
-            lines += tree.best(table) if tree else [[] for _ in table]
-        return lines
+        return [[*(each.levels.best if each.levels else ())] for each in self.answers(images)]
 
     def predict_common(self, images: Iterable[ImageSource], error: float = 0.05) -> list[str]:
         """The class of each image, or the lowest common parent of those that may be right; "unsure"
         without one. At most a share of `error` is wrong; UserError as `predict_set`."""
-        tree, limits, names = self.tree, self.limits(error), []
-        for _, table in self.answers(images):
-            for row in table:
-                members = chosen(row, limits).tolist()
-                place = tree.common(members) if tree else None
-                single = self.labels[members[0]] if len(members) == 1 else UNSURE
-                names.append(place.name if place else single)
-        return names
-
-    def limits(self, error: float) -> np.ndarray:
-        """Probabilities [C] from which on classes are in the sets; UserError as `predict_set`."""
-        known = self.calibration.known if self.calibration else 0
-        return limits_of(self.calibration, error, self.labels[:known], self.labels)
-
-    def members(self, probabilities: np.ndarray, limits: np.ndarray) -> tuple[str, ...]:
-        """Labels in the set of one image, most probable first. probabilities, limits: [C]."""
-        return tuple(self.labels[i] for i in chosen(probabilities, limits))
+        decider = self.decider.at(error=error)
+        places = [answer.place() for answer in self.answers(images, decider)]
+        return [place.name if place else UNSURE for place in places]
 
     def is_familiar(self, images: Iterable[ImageSource], turn_away: float = 0.05) -> list[bool]:
         """Whether each image is of the model's classes at all: of images like those of the run, a
@@ -272,21 +255,8 @@ class Model:
 
         Raises UserError for a model that cannot tell, and for one with too few images of its own.
         """
-        count = self.strangest(turn_away)
-        return [each for _, some in self.outputs(images) for each in self.familiar(some, count)]
-
-    def strangest(self, turn_away: float) -> int:
-        """How many of the strangest images are none of the classes; UserError as `is_familiar`."""
-        return strangest(self.known.familiarity if self.known else None, turn_away)
-
-    def familiar(self, outputs: Outputs, strangest: int) -> list[bool]:
-        """Whether each of B images is of the classes. strangest: as from `strangest`."""
-        assert self.known
-        return self.known.familiar(outputs, strangest)
-
-    def best(self, probabilities: np.ndarray, top: int = 5) -> list[tuple[str, float]]:
-        """Labels and probabilities of one image, most probable first. probabilities: [C]."""
-        return best(self.labels, probabilities, top)
+        decider = self.decider.at(reject_rate=turn_away)
+        return [bool(answer.familiar) for answer in self.answers(images, decider)]
 
 
 def features_of(outputs: Outputs) -> np.ndarray:
@@ -312,82 +282,53 @@ def _files(words: Sequence[str]) -> list[Path]:
     return files
 
 
+def _decider(model: Model, error: float, reject_rate: float) -> Decider:
+    """What decides at these shares, 0 for none; say what is promised. UserError if it cannot be, or
+    if a class has the label of a decision."""
+    decider = model.decider.at(error or None, reject_rate or None)
+    for share, decision, option in (
+        (error, UNSURE, "--error"),
+        (reject_rate, NONE_OF_THESE, "--turn-away"),
+    ):
+        if share and decision in decider.names:
+            raise UserError(f"a class is already labelled {decision!r}: leave out {option}")
+    for text in decider.promises():
+        print("promise:", text, file=sys.stderr)
+    if (error or reject_rate) and _in_8_bits(model.folder):
+        text = "this holds for the model before it was put into 8 bits; README.md has how many "
+        print("promise:", text + "decisions became others on the images compared", file=sys.stderr)
+    return decider
+
+
+def _in_8_bits(folder: Path) -> bool:
+    """Whether a model's weights were put into 8 bits, after its promises were measured. UserError
+    for a damaged export.json."""
+    file = folder / FACTS
+    facts = read_json(file, FACTS_BYTES) if file.is_file() else None
+    return isinstance(facts, dict) and facts.get("precision") == "int8"
+
+
 def _write(
-    model: Model, files: Sequence[Path], top: int, bad: list[str] | None, embeddings: str,
-    limits: np.ndarray | None, strangest: int | None,
+    model: Model, decider: Decider, files: Sequence[Path], top: int, bad: list[str] | None,
+    embeddings: str,
 ) -> None:  # fmt: skip
     """Print CSV as `rmadapter predict --no-zero-shot --out` writes it. embeddings: file for
-    features, in its order. limits: of classes in the sets, if an error is promised.
-    strangest: how many images are none of the classes, if strange ones are turned away."""
+    features, in its order."""
     sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace", newline="")  # type: ignore[union-attr]
-    tree = model.tree
-    header = columns(
-        top, zero_shot=False, sets=limits is not None, familiar=strangest is not None,
-        depth=tree.depth if tree else 0,
-    )  # fmt: skip
+    header = decider.columns(top)
     print(csv_text(header, (), "\r\n"), end="")
     features = []
     for images, outputs in model.outputs(files, bad):
         if embeddings:
             features.append(features_of(outputs))
-        none: list[bool | None] = [None] * len(images)
-        familiar = none if strangest is None else model.familiar(outputs, strangest)
-        table = outputs.probabilities
-        sets = [[] if limits is None else chosen(line, limits).tolist() for line in table]
-        levels = Levels.of(tree, table, sets) if tree else [None] * len(images)
-        for image, line, own, members, level in zip(
-            images, table, familiar, sets, levels, strict=True
-        ):
-            labels, found = tuple(model.labels[i] for i in members), tuple(model.best(line, top))
-            answer = Answer(Path(str(image)), found, labels=labels, familiar=own, levels=level)
-            row = answer.row()
+        answers = decider.answer(outputs.probabilities, outputs.distances, top)
+        for image, answer in zip(images, answers, strict=True):
+            row = {**answer.row(), "image": str(image)}
             print(csv_text([cell(column, row[column]) for column in header], (), "\r\n"), end="")
     if embeddings and features:
         with open(f"{embeddings}.part", "wb") as file:
             np.save(file, np.concatenate(features))
         os.replace(f"{embeddings}.part", embeddings)
-
-
-def _limits(model: Model, word: str) -> np.ndarray | None:
-    """Limits of classes in the sets for an error such as 5%, None for 0; say what is promised."""
-    error = parse_share(word)
-    if not error:
-        return None
-    limits = model.limits(error)
-    if UNSURE in _names(model):
-        raise UserError(f"a class is already labelled {UNSURE!r}: leave out --error")
-    calibration = model.calibration
-    assert calibration
-    _promise(model, calibration.promise(error), *calibration.details(error, len(model.labels)))
-    return limits
-
-
-def _strangest(model: Model, word: str) -> int | None:
-    """How many of the strangest images are none of the classes for a share such as 5%, None for 0;
-    say what is promised."""
-    share = parse_share(word)
-    if not share:
-        return None
-    count = model.strangest(share)
-    if NONE in _names(model):
-        raise UserError(f"a class is already labelled {NONE!r}: leave out --turn-away")
-    assert model.known
-    _promise(model, model.known.familiarity.promise(share))
-    return count
-
-
-def _names(model: Model) -> list[str]:
-    """All labels and parents."""
-    return [*model.labels, *(model.tree.nodes if model.tree else ())]
-
-
-def _promise(model: Model, *texts: str) -> None:
-    """Say what is promised."""
-    for text in texts:
-        print("promise:", text, file=sys.stderr)
-    if in_8_bits(model.folder):
-        text = "this holds for the model before it was put into 8 bits; README.md has how many "
-        print("promise:", text + "decisions became others on the images compared", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -401,7 +342,10 @@ def _parser() -> argparse.ArgumentParser:
     text = "list the classes that may be right, and miss the right one on at most this share of "
     text += "images, such as 5%%"
     add("--error", default="0", help=text)
-    text = "call strange images none of these, and at most this share of images of the classes"
+    text = (
+        "call images unlike those of the classes none of these, and at most this share of images "
+    )
+    text += "of the classes"
     add("--turn-away", default="0", help=text)
     add("--embeddings", default="", help="file.npy for the features [N, e] of the images")
     add("--skip-bad", action="store_true", help="go on without unreadable images and report them")
@@ -420,9 +364,8 @@ def main() -> None:
         for label in words.add:
             model.add_class(label)
         top = min(max(words.top, 1), len(model.labels))
-        limits = _limits(model, words.error)
-        strangest = _strangest(model, words.turn_away)
-        _write(model, _files(words.images), top, bad, words.embeddings, limits, strangest)
+        decider = _decider(model, parse_share(words.error), parse_share(words.turn_away))
+        _write(model, decider, _files(words.images), top, bad, words.embeddings)
     except (UserError, OSError) as error:
         print("predict.py:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import html
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from rmadapter.data.names import DESCRIPTION_SEPARATOR, default_name, key
-from rmadapter.errors import UserError
-from rmadapter.export.promised import damaged
+from rmadapter.errors import UserError, damaged
 
 TEXT_ENCODER, TOKENIZER = "text.onnx", "tokenizer.json"
 PROMPTS, WEIGHTS = "prompts.json", "weights.npy"
@@ -75,9 +75,9 @@ class TextClasses:
         entities."""
         return " ".join(html.unescape(html.unescape(self._fix_text(text))).split())
 
-    def add(self, label: str, labels: list[str]) -> None:
-        """Append a class, and its label to `labels`. Raises UserError for one that exists, or is
-        not a single name."""
+    def add(self, label: str, labels: Sequence[str]) -> None:
+        """Append a class. Raises UserError for one that is among `labels`, or is not a single
+        name."""
         name = default_name(label)
         if not name or DESCRIPTION_SEPARATOR in label:
             raise UserError(f"class {label!r}: give one name of at least one word")
@@ -86,7 +86,6 @@ class TextClasses:
         if key(label) in known_labels or key(name) in known_names:
             raise UserError(f"class {label!r} already exists")
         self.weights = np.concatenate([self.weights, self.features(name)])
-        labels.append(label)
         self.names = [*self.names, name]
 
     def probabilities(self, features: np.ndarray) -> np.ndarray:

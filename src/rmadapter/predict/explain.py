@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-
-from torch import Tensor
 
 from rmadapter.answers.answer import Answer, Levels
 from rmadapter.artifacts.checkpoint import Saved, load
@@ -24,19 +22,25 @@ from rmadapter.data.fewshot import read_split
 from rmadapter.data.formats.registry import images_root
 from rmadapter.data.transforms import decode_batches, with_hint
 from rmadapter.errors import UserError
-from rmadapter.methods.zero_shot import ZeroShot
-from rmadapter.predict.decide import Decider
+from rmadapter.predict.stream import untouched_scores
+from rmadapter.runs.features import outputs_of
 from rmadapter.support.files import user_path
 from rmadapter.support.terminal import note, track
-from rmadapter.training.contract import answers
 
 Classes = tuple[tuple[str, float], ...]  # labels with probabilities, the most probable first
 
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """The two most probable classes of an image by the run and by the untouched backbone, and the
-    nearest training images. labels, familiar, levels: as in `Answer`."""
+    """Why an image gets its answer.
+
+    Attributes:
+        image: Path of the image.
+        best: The two most probable classes by the run.
+        zero_shot: The same by the untouched backbone; none without a text encoder.
+        neighbours: The nearest training images.
+        labels, familiar, levels: As in `Answer`.
+    """
 
     image: Path
     best: Classes
@@ -49,9 +53,7 @@ class Explanation:
     @property
     def answer(self) -> Answer:
         """What `predict` answers with the two best classes."""
-        return Answer(
-            self.image, self.best, labels=self.labels, familiar=self.familiar, levels=self.levels
-        )
+        return Answer(self.best, self.labels, self.familiar, self.levels, self.image)
 
     @property
     def decision(self) -> str:
@@ -118,48 +120,43 @@ def explain_images(
     folder = find_run(run)
     saved = load(folder, backbone, method=method, device=device)
     fitted = saved.fitted
-    decider, tree = Decider(fitted, saved.names, error, turn_away), saved.tree
+    decider = saved.decider(error or None, turn_away or None)
     for text in decider.promises():
         note(f"promise: {text}")
     training = _training_images(folder, saved, data)
-    question = replace(fitted.known, classes=saved.names)
-    models = {"adapted": decider.score}
-    if fitted.backbone.has_text:
-        models["untouched"] = ZeroShot().restore(fitted.backbone, question, {}).score()
+    outputs = outputs_of(fitted, saved.names, bool(turn_away))
+    untouched = untouched_scores(fitted, saved.names)
     files = [Path(image) for image in images]
     bad: list[tuple[Path, str]] | None = [] if skip_bad else None
     stream = with_hint(decode_batches(files, fitted.transform, fitted.batch, bad))
     explanations = []
     for batch, pixels in track(stream, -(-len(files) // fitted.batch), "explaining", progress):
         states = fitted.states(pixels, features=True)
-        tables = next(answers(models, [states]))
-        sets = decider.sets(tables["adapted"])
-        levels: Sequence[Levels | None] = [None] * len(batch)
-        if tree:
-            levels = Levels.of(tree, tables["adapted"].numpy(), sets)
-        familiar = decider.familiar(tables["adapted"], states)
+        found = decider.answer(*outputs(states), top=2)
+        others: list[Classes] = [()] * len(batch)
+        if untouched:
+            others = [other.best for other in decider.at().answer(untouched(states), top=2)]
         near = nearest_examples(fitted, states.features)
-        for i, image in enumerate(batch):
+        for i, (image, answer, other) in enumerate(zip(batch, found, others, strict=True)):
             neighbours = tuple(
                 training[row]._replace(similarity=round(cosine, 4))
                 for row, cosine in zip(near.rows[i], near.cosines[i].tolist(), strict=True)
                 if training
             )
-            best = _best(saved, tables["adapted"][i])
-            zero_shot = _best(saved, tables["untouched"][i]) if "untouched" in tables else ()
-            labels = tuple(str(saved.labels[place]) for place in sets[i])
             explanations.append(
-                Explanation(image, best, zero_shot, neighbours, labels, familiar[i], levels[i])
+                Explanation(
+                    image,
+                    answer.best,
+                    other,
+                    neighbours,
+                    answer.labels,
+                    answer.familiar,
+                    answer.levels,
+                )
             )
     for _, text in bad or []:
         note(f"left out: {text}")
     return explanations
-
-
-def _best(saved: Saved, row: Tensor) -> Classes:
-    values, places = row.sort(descending=True, stable=True)
-    pairs = zip(places[:2].tolist(), values[:2].tolist(), strict=True)
-    return tuple((str(saved.labels[place]), round(value, 6)) for place, value in pairs)
 
 
 def _training_images(folder: Path, saved: Saved, data: str | Path | None) -> list[Neighbour]:

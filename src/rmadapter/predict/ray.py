@@ -50,8 +50,8 @@ class Model:
     names: tuple[str, ...]
     labels: tuple[str, ...]
     top: int
-    error: float
-    turn_away: float
+    error: float | None
+    reject_rate: float | None
     tree: Taxonomy | None
     digest: str
 
@@ -61,7 +61,7 @@ class Model:
 
         saved = load(self.run, self.backbone, method=self.method)
         predictor = Predictor(
-            saved.fitted, self.names, self.labels, self.top, self.error, self.turn_away, self.tree
+            saved.fitted, self.names, self.labels, self.top, self.error, self.reject_rate, self.tree
         )
         if digest(predictor) != self.digest:
             raise UserError(f"{self.run}: a different model from the one where the command runs")
@@ -71,11 +71,9 @@ class Model:
 def digest(predictor: Predictor) -> str:
     """Return the SHA-256 of all that answers depend on; `load` has checked the backbone's digest
     against the run."""
-    fitted, decider = predictor.fitted, predictor.decider
-    limits = None if decider.limits is None else decider.limits.tolist()
+    fitted = predictor.fitted
     model = fitted.backbone.digest, fitted.known.templates, fitted.temperature
-    rest = *model, limits, decider.strangest, fitted.familiarity
-    sha256 = hashlib.sha256(repr(rest).encode())
+    sha256 = hashlib.sha256(repr((*model, predictor.decider.facts())).encode())
     for name, tensor in sorted(fitted.tensors.items()):
         sha256.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     return sha256.hexdigest()
@@ -168,10 +166,10 @@ def cluster(
 ) -> Cluster:
     """Return a cluster that answers like a predictor, which was loaded with this run, backbone and
     method."""
-    labels, decider = tuple(predictor.labels), predictor.decider
+    decider = predictor.decider
     model = Model(
-        run.absolute(), backbone, method, predictor.names, labels, predictor.top, decider.error,
-        decider.turn_away, predictor.tree, digest(predictor),
+        run.absolute(), backbone, method, predictor.names, decider.labels, predictor.top,
+        decider.error, decider.reject_rate, decider.tree, digest(predictor),
     )  # fmt: skip
     return Cluster(model, jobs, address)
 
@@ -191,7 +189,7 @@ def from_lines(lines: Sequence[JsonObject], bad: BadImages | None) -> Iterator[A
         if "bad" not in line:
             best = tuple((label, share) for label, share in line.pop("best"))
             labels, levels = tuple(line.pop("labels")), line.pop("levels")
-            yield Answer(image, best, labels=labels, levels=levels and _levels(levels), **line)
+            yield Answer(best, labels, levels=levels and _levels(levels), image=image, **line)
         elif bad is None:
             raise UserError(f"{line['bad']}; {SKIP_BAD}")
         else:

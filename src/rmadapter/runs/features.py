@@ -10,17 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rmadapter.answers import rejection as familiar
-from rmadapter.answers.rejection import Familiarity
-from rmadapter.answers.sets import NOTHING
 from rmadapter.data.read import ImageSet, ImageSource
 from rmadapter.data.transforms import decode_batches
 from rmadapter.encoders import States
-from rmadapter.errors import UserError
 from rmadapter.prompts import OfFeatures, untouched
 from rmadapter.support.terminal import track
 from rmadapter.training.cache import Cache
-from rmadapter.training.contract import Fitted, NotApplicable, ToLogits, answers
+from rmadapter.training.contract import Fitted, NotApplicable, ToLogits, probabilities
 
 
 def image_features(
@@ -80,101 +76,62 @@ def distances_of(fitted: Fitted, images: ImageSet, cache: Cache) -> np.ndarray:
     return distances(new, fitted.means).cpu().numpy()
 
 
-class Once:
-    """A function of states that is computed once for the same states."""
+def outputs_of(
+    fitted: Fitted, names: Sequence[str], with_distances: bool
+) -> Callable[[States], tuple[np.ndarray, np.ndarray | None]]:
+    """Return the function from the states of B images to probabilities [B, C] and distances [B]
+    from the class means; features are computed once for both.
 
-    def __init__(self, of: Callable[[States], Tensor]) -> None:
-        self._of = of
-        self._last: tuple[States, Tensor] | None = None
+    Args:
+        fitted: Model, which keeps class means if distances are wanted.
+        names: Names of the C classes.
+        with_distances: Whether to return distances, else None.
 
-    def __call__(self, states: States) -> Tensor:
-        if self._last is None or self._last[0] is not states:
-            self._last = states, self._of(states)
-        return self._last[1]
-
-
-def shared_features(
-    fitted: Fitted, names: Sequence[str]
-) -> tuple[Callable[[States], Tensor], ToLogits]:
-    """Return the function of `image_features` and what `fitted.score(names)` returns, which compute
-    nothing twice for the same states. Raises NotApplicable as both."""
+    Raises:
+        NotApplicable: The method cannot handle the names, or has no features.
+    """
+    title, means = fitted.method.title, fitted.means
     with torch.no_grad():
         logits = fitted.for_classes(tuple(names))
-        features = Once(image_features(fitted, names, logits))
+        features = image_features(fitted, names, logits) if with_distances else None
 
     @torch.no_grad()
-    def score(states: States) -> Tensor:
-        if isinstance(logits, OfFeatures):
-            return logits.logits(features(states)) / fitted.temperature
-        return logits(states) / fitted.temperature
+    def outputs(states: States) -> tuple[np.ndarray, np.ndarray | None]:
+        if features is None or means is None:
+            return probabilities(logits(states) / fitted.temperature, title).numpy(), None
+        own = features(states)
+        scores = logits.logits(own) if isinstance(logits, OfFeatures) else logits(states)
+        table = probabilities(scores / fitted.temperature, title)
+        return table.numpy(), distances(own, means).cpu().numpy()
 
-    return features, score
-
-
-def strangest(fitted: Fitted, share: float, names: Sequence[str] = ()) -> int:
-    """Return how many of the strangest images are none of a model's classes.
-
-    share: as for `Familiarity.strangest`. names: of the classes to choose from, by default those
-    that it was fitted to. Raises UserError as that, for a model without what it needs, for one that
-    remembers images, and for other classes.
-    """
-    if fitted.remembers:
-        raise UserError(NOTHING)
-    known = known_images(fitted, names or fitted.classes)
-    if known is None and known_images(fitted, fitted.classes):
-        raise UserError(
-            "images can be turned away from the classes that the model was fitted to alone"
-        )
-    return familiar.strangest(known, share)
+    return outputs
 
 
-def known_images(fitted: Fitted, names: Sequence[str]) -> Familiarity | None:
-    """Return what tells a model's own images from others; None for a model without all that it
-    needs, and for other classes than those that it was fitted to; the last may have been added."""
-    if fitted.means is None or (*names[: len(fitted.classes)],) != fitted.classes:
-        return None
-    return fitted.familiarity
-
-
-@torch.no_grad()
 def examine(
     fitted: Fitted, images: Sequence[ImageSource], progress: bool, names: Sequence[str] = ()
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return probabilities [N, C] of images, and distances [N] from the class means, none if the
     model keeps no means.
 
-    names: of the C classes, by default those that it was fitted to. Raises UserError for an
-    unreadable image.
+    Args:
+        fitted: Model.
+        images: N images.
+        progress: Whether to show a bar on stderr.
+        names: Names of the C classes; by default those that it was fitted to.
+
+    Raises:
+        UserError: An image is unreadable.
     """
     names = names or fitted.classes
-    features: Callable[[States], Tensor] | None = None
-    if fitted.means is None:
-        score = fitted.score(tuple(names))
-    else:
-        features, score = shared_features(fitted, names)
-    tables, far = [torch.empty(0, len(names))], [torch.empty(0)]
+    outputs = outputs_of(fitted, names, fitted.means is not None)
+    tables, far = [np.empty((0, len(names)), np.float32)], [np.empty(0, np.float32)]
     stream = decode_batches(images, fitted.transform, fitted.batch)
     for _, pixels in track(stream, -(-len(images) // fitted.batch), "predicting", progress):
-        states = fitted.states(pixels)
-        tables += next(answers({fitted.method.title: score}, [states])).values()
-        if features is not None and fitted.means is not None:
-            far.append(distances(features(states), fitted.means).cpu())
-    return torch.cat(tables).numpy(), torch.cat(far).numpy()
-
-
-def are_familiar(
-    fitted: Fitted,
-    images: Sequence[ImageSource],
-    share: float,
-    progress: bool,
-    names: Sequence[str] = (),
-) -> np.ndarray:
-    """Return whether each of N images is of a model's classes. names: as for `strangest`. Raises
-    UserError as `strangest` and `examine`."""
-    count = strangest(fitted, share, names)
-    assert fitted.familiarity is not None
-    table, far = examine(fitted, images, progress, names)
-    return fitted.familiarity.familiar(table, far, count, len(fitted.classes))
+        table, distant = outputs(fitted.states(pixels))
+        tables.append(table)
+        if distant is not None:
+            far.append(distant)
+    return np.concatenate(tables), np.concatenate(far)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from rmadapter.answers.sets import ERRORS, NOTHING, describe_images, least_share, needed
+from rmadapter.answers.held_out import SHARES, describe_images, least_share, needed
 from rmadapter.artifacts.checkpoint import find_finished, save_run
 from rmadapter.artifacts.model_file import read_model
 from rmadapter.artifacts.page import write_run_page
@@ -38,7 +38,7 @@ from rmadapter.support.locks import exclusive
 from rmadapter.support.terminal import note
 from rmadapter.task import Task
 from rmadapter.training.cache import Cache
-from rmadapter.training.contract import Fitted, Method
+from rmadapter.training.contract import NO_PROMISES, Fitted, Method
 from rmadapter.training.shots import Callback, Unfinished
 
 
@@ -330,21 +330,20 @@ def _promised(outcome: Outcome, method: Method, folds: Folds | None) -> list[str
         folds: Folds of a run on all classes, if there are any.
     """
     if outcome.fitted.remembers:
-        return [NOTHING] if folds else []
+        return [NO_PROMISES] if folds else []
     calibration, name = outcome.fitted.calibration, outcome.record.method.name
-    images = len(calibration.shares) if calibration else 0
+    images = calibration.images if calibration else 0
     text = "no error can be promised, as no image was answered by a model that had not seen it"
     if calibration:
-        least = f"{100 * least_share(images):g}"
+        least = f"{100 * calibration.least:g}"
         text = (
             f"an error of {least} % or more can be promised, by "
-            f"{describe_images(images, calibration.source, calibration.grouped)}: "
-            f"predict --error {least}%"
+            f"{describe_images(**calibration.facts)}: predict --error {least}%"
         )
     most = 0
     if folds and (not calibration or calibration.source == "folds"):
         most = len({*folds.judged.group_numbers.tolist()})
-    if folds and any(images < needed(error) <= most for error in ERRORS):
+    if folds and any(images < needed(error) <= most for error in SHARES):
         missing = len(folds) - folds.answered(method, name)
         text += f"; --folds {FOLDS} trains {missing} more models and allows "
         text += f"{100 * least_share(most):g} %"

@@ -23,8 +23,9 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from rmadapter import metrics
-from rmadapter.answers.rejection import Familiarity
-from rmadapter.answers.sets import Calibration, Source
+from rmadapter.answers.held_out import Origin
+from rmadapter.answers.rejection import RejectionScore
+from rmadapter.answers.sets import Calibration
 from rmadapter.artifacts.record import Candidate, Choice
 from rmadapter.backbones import Backbone
 from rmadapter.data.duplicates import groups
@@ -60,9 +61,14 @@ class OutOfTime(Exception):
 
 @dataclass(frozen=True)
 class Answers:
-    """table: probabilities [M, C] of the images in the first rows of `Folds.rows`. seconds: for
-    fitting and evaluating. distances: [M], as in `Familiarity`; none of a method without features,
-    and of a baseline."""
+    """What a method answers on folds.
+
+    Attributes:
+        table: Probabilities [M, C] of the images in the first rows of `Folds.rows`.
+        seconds: Seconds for fitting and evaluating.
+        distances: [M], as in `RejectionScore`; none of a method without features, and of a
+            baseline.
+    """
 
     table: np.ndarray
     seconds: float
@@ -73,7 +79,7 @@ class HeldOutAnswers(NamedTuple):
     """Answers on images that the model was not fitted to.
 
     table: calibrated probabilities [M, C]. labels: indices [M] of the right classes. distances: as
-    in `Familiarity`, [M], or none. groups: number of each image's group, [M].
+    in `RejectionScore`, [M], or none. groups: number of each image's group, [M].
     """
 
     table: np.ndarray
@@ -81,7 +87,7 @@ class HeldOutAnswers(NamedTuple):
     distances: np.ndarray
     groups: np.ndarray
 
-    def calibrate(self, fitted: Fitted, source: Source, seed: int) -> Fitted:
+    def calibrate(self, fitted: Fitted, source: Origin, seed: int) -> Fitted:
         """Return a copy of a model that can promise an error by these answers, of which one of each
         group counts; the same model if it remembers images, whose answers depend on those before.
         seed: of the draw from groups."""
@@ -89,7 +95,7 @@ class HeldOutAnswers(NamedTuple):
             return fitted
         familiarity, groups = None, self.groups
         if len(self.distances):
-            familiarity = Familiarity.of(self.table, self.distances, source, groups, seed)
+            familiarity = RejectionScore.of(self.table, self.distances, source, groups, seed)
         calibration = Calibration.of(self.table, self.labels, source, groups, seed)
         return replace(fitted, calibration=calibration, familiarity=familiarity)
 
@@ -263,7 +269,7 @@ class Folds:
 
 
 def _distances(fitted: Fitted, train: ImageSet, judged: ImageSet, cache: Cache) -> Tensor:
-    """Return the distances [M] of the judged images from the training ones, as in `Familiarity`;
+    """Return the distances [M] of the judged images from the training ones, as in `RejectionScore`;
     none if the method has no features."""
     try:
         of = image_features(fitted, fitted.classes)

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from rmadapter import metrics
-from rmadapter.answers.sets import ERRORS, Calibration, Source, in_sets, needed
+from rmadapter.answers.decider import Decider
+from rmadapter.answers.held_out import Origin
+from rmadapter.answers.sets import Calibration
 from rmadapter.answers.taxonomy import Taxonomy
 from rmadapter.artifacts.predictions import Evaluation
 from rmadapter.artifacts.value import Promise, Split
@@ -24,9 +26,11 @@ from rmadapter.training.contract import Fitted
 class Answered:
     """Answers on N images that the model was not fitted to.
 
-    table: probabilities [N, C]. labels: [N], indices of the right classes. groups: [N], number of
-    each image's group. tree: of the classes, if they have parents, which then answer where a label
-    cannot.
+    Attributes:
+        table: Probabilities [N, C].
+        labels: [N], indices of the right classes.
+        groups: [N], number of each image's group.
+        tree: Taxonomy of the classes, if they have parents, which then answer where a label cannot.
     """
 
     table: np.ndarray
@@ -40,16 +44,19 @@ class Answered:
         return cls(table, np.array(images.labels), images.group_numbers, images.taxonomy)
 
     def measured(self, calibration: Calibration) -> tuple[Promise, ...]:
-        """Measure the promises at each of `ERRORS` for which a calibration has enough images."""
-        parts = [(np.arange(len(self.labels)), calibration)]
-        return tuple(self._measure(error, parts) for error in calibration.possible())
+        """Measure the promises at each of 1, 5 and 10 % for which a calibration has enough
+        images."""
+        return self._measured([(np.arange(len(self.labels)), calibration)])
 
     def cross_measured(
-        self, which: np.ndarray, source: Source, seed: int = 0
+        self, which: np.ndarray, source: Origin, seed: int = 0
     ) -> tuple[Promise, ...]:
         """Measure like `measured`, each part of the images by a calibration on the others.
 
-        which: [N], number of each image's part. seed: of the draw of an image from each group.
+        Args:
+            which: [N], number of each image's part.
+            source: Where the images are from.
+            seed: Seed of the draw of an image from each group.
         """
         numbers = np.unique(which)
         if len(numbers) < 2:
@@ -60,29 +67,28 @@ class Answered:
             table, labels, groups = self.table[~own], self.labels[~own], self.groups[~own]
             calibration = Calibration.of(table, labels, source, groups, seed)
             parts.append((np.flatnonzero(own), calibration))
-        least = min(len(calibration.shares) for _, calibration in parts)
-        possible = [error for error in ERRORS if least >= needed(error)]
-        return tuple(self._measure(error, parts) for error in possible)
+        return self._measured(parts)
+
+    def _measured(self, parts: list[tuple[np.ndarray, Calibration]]) -> tuple[Promise, ...]:
+        """Measure rows of the images, each with the calibration for them."""
+        smallest = min((one for _, one in parts), key=lambda one: one.images)
+        return tuple(self._measure(error, parts) for error in smallest.possible())
 
     def _measure(self, error: float, parts: list[tuple[np.ndarray, Calibration]]) -> Promise:
-        """parts: rows of the images, each with the calibration for them."""
         table, labels = self.table, self.labels
-        inside = np.zeros(table.shape, bool)
+        inside, classes = np.zeros(table.shape, bool), [*map(str, range(table.shape[1]))]
         for rows, calibration in parts:
-            inside[rows] = in_sets(table[rows], calibration.limits(error, table.shape[1]))
+            decider = Decider(classes, calibration.known, calibration, error=error)
+            inside[rows] = decider.sets(table[rows])
         missed = ~inside[np.arange(len(labels)), labels]
         sizes = inside.sum(1)
         answered = sizes == 1
         low, high = metrics.interval(missed, self.groups)
-        calibrated = min(len(calibration.shares) for _, calibration in parts)
         levels, wrong = _backed_off(inside, labels, self.tree) if self.tree else ((), None)
         return Promise(
             error=100 * error,
-            calibrated=calibrated,
-            most=100
-            * max(
-                metrics.most_of_any(calibration.behind(error), error) for _, calibration in parts
-            ),
+            calibrated=min(calibration.images for _, calibration in parts),
+            most=100 * max(calibration.bound(error) for _, calibration in parts),
             by_class=all(calibration.by_class(error) for _, calibration in parts),
             missed=100 * float(missed.mean()),
             low=low,

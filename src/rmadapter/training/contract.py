@@ -14,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rmadapter.answers.rejection import Familiarity
+from rmadapter.answers.decider import Decider
+from rmadapter.answers.rejection import RejectionScore
 from rmadapter.answers.sets import Calibration
+from rmadapter.answers.taxonomy import Taxonomy
 from rmadapter.backbones import Backbone
 from rmadapter.data.read import ImageSource
 from rmadapter.encoders import States
@@ -34,6 +36,10 @@ if TYPE_CHECKING:
 ToLogits: TypeAlias = Callable[[States], Tensor]  # states of B images -> logits [B, C]
 MAX_EXAMPLES = 10_000
 NEIGHBOUR_RANK = 1  # chosen in docs/studies/unfamiliar.md
+NO_PROMISES = (
+    "nothing can be promised with a method that learns from the images that it answers, as an "
+    "answer depends on those before it: fit with another method"
+)
 
 
 class NotApplicable(Exception):
@@ -110,7 +116,7 @@ class Fitted:
     trained: Trained = field(default_factory=Trained)
     temperature: float = 1.0
     calibration: Calibration | None = None
-    familiarity: Familiarity | None = None
+    familiarity: RejectionScore | None = None
     means: Tensor | None = None
     examples: Tensor | None = None
     remembers: bool = False
@@ -201,6 +207,48 @@ class Fitted:
         stream = decode_batches(images, self.transform, self.batch)
         for _, pixels in track(stream, -(-len(images) // self.batch), "predicting", progress):
             yield self.answers(models, pixels)[self.method.title]
+
+    def decider(
+        self,
+        names: Sequence[str] | None = None,
+        labels: Sequence[str] | None = None,
+        tree: Taxonomy | None = None,
+        error: float | None = None,
+        reject_rate: float | None = None,
+    ) -> Decider:
+        """Return what decides about its answers.
+
+        Args:
+            names: Names of C classes; by default those that it was fitted to.
+            labels: Labels of the same classes in answers; by default the names.
+            tree: Taxonomy of the labels, if they have parents.
+            error, reject_rate: As for `Decider`.
+
+        Raises:
+            UserError: As `Decider`; or a share is to be promised by a method that learns from the
+                images that it answers, or for other classes than those that it was fitted to and
+                further ones.
+        """
+        names = self.classes if names is None else tuple(names)
+        known = len(self.classes)
+        is_own = names[:known] == self.classes
+        is_promised = error is not None or reject_rate is not None
+        if is_promised and self.remembers:
+            raise UserError(NO_PROMISES)
+        if is_promised and not is_own:
+            raise UserError(
+                "shares are promised for the classes that the model was fitted to alone, and for "
+                "others after them"
+            )
+        return Decider(
+            names if labels is None else labels,
+            known,
+            self.calibration if is_own else None,
+            self.familiarity if is_own and self.means is not None else None,
+            tree,
+            error,
+            reject_rate,
+        )
 
     def answers(self, models: Mapping[str, ToLogits], pixels: Tensor) -> dict[str, Tensor]:
         """Return the probabilities [B, C] that each model gives for images that are encoded once.
@@ -356,15 +404,23 @@ def answers(
     """Yield the probabilities [B, C] of each model on the CPU, batch by batch. Raises UserError if
     they are not finite."""
     for states in stream:
-        logits = {name: score(states).float() for name, score in models.items()}
-        tables = {name: x.softmax(-1).cpu() for name, x in logits.items()}
-        for name, table in tables.items():
-            if not table.isfinite().all():
-                raise UserError(
-                    f"the answers of {name} contain NaN or infinity: its training diverged, or it "
-                    "has a bug"
-                )
-        yield tables
+        logits = {name: score(states) for name, score in models.items()}
+        yield {name: probabilities(part, name) for name, part in logits.items()}
+
+
+def probabilities(logits: Tensor, name: str) -> Tensor:
+    """Return probabilities [B, C] on the CPU. Raises UserError if they are not finite.
+
+    Args:
+        logits: Calibrated logits [B, C].
+        name: Name of the model in the message.
+    """
+    table = logits.float().softmax(-1).cpu()
+    if not table.isfinite().all():
+        raise UserError(
+            f"the answers of {name} contain NaN or infinity: its training diverged, or it has a bug"
+        )
+    return table
 
 
 class Learner(nn.Module, ABC):
