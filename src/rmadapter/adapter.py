@@ -254,7 +254,7 @@ class Adapters(nn.Module):
     reconstruction branch. The other arguments are the fields of `settings.AdapterSettings`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # a constructor
         self,
         widths: tuple[int, int],
         depths: tuple[int, int],
