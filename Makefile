@@ -68,6 +68,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tools/statements.py
 
 docs: setup  # the site, into build/site; a warning is an error
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/site
