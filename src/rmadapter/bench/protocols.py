@@ -168,7 +168,7 @@ RESERVED = {
 DOMAINS = {"imagenet": ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r")}
 
 
-def expand(
+def expand(  # noqa: PLR0913  # one for each option of the verb
     protocol: str, datasets: Sequence[str], methods: Sequence[str] = (),
     seeds: Sequence[int] = (1, 2, 3), shots: Sequence[int] = (), *,
     axes: Sequence[str] = (), root: Path = Path(), common: Task | None = None,

@@ -80,7 +80,7 @@ class ExportOptions(NamedTuple):
     text: bool
 
 
-def export(
+def export(  # noqa: PLR0913  # one for each option of the verb
     run: Path, saved: Saved, out: Path, precision: str = "fp32", data: Path | None = None, *,
     to: str = "onnx", outside: bool = False, force: bool = False, command: str = "",
     embeddings: bool = False, text: bool = False,

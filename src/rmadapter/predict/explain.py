@@ -73,7 +73,7 @@ def classes_json(classes: Sequence[tuple[str, float]]) -> list[dict[str, str | f
     return [{"class": label, "probability": probability} for label, probability in classes]
 
 
-def explain_images(
+def explain_images(  # noqa: PLR0913  # one for each option of the verb
     run: str | Path, images: Sequence[str | Path], *, data: str | Path | None = None,
     backbone: Backbone | str | None = None, method: str = "", skip_bad: bool = False,
     progress: bool = True, device: str = "auto", error: float = 0.0,
