@@ -73,6 +73,6 @@ def test_named_groups_join_chains() -> None:
 def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     found = looks([scene(seed % 5) for seed in range(13)])
     whole = sorted(pairs(found, found))
-    monkeypatch.setattr(duplicates, "CHUNK", 4)
+    monkeypatch.setattr(duplicates, "CHUNK_SIZE", 4)
     assert sorted(pairs(found, found)) == whole
     assert groups(looks([])).tolist() == []
