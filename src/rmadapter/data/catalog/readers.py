@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from rmadapter.data.catalog.matlab import Value, structures, variable
 from rmadapter.data.decode import image_formats
@@ -74,7 +74,8 @@ class Dataset(BaseModel):
     order: str = ""  # file of class names: lines, JSON {"1": name}, or MATLAB's
     order_line: str = "(?P<name>.+)"
     line: str = ""  # of a list, with the groups file and name, or file, name and label
-    variable: tuple[str, ...] = ()  # of a list of MATLAB: its name, and fields of file and class
+    # of a list of MATLAB: its name, and fields of file and class; not in the JSON of `data`
+    variable: tuple[str, ...] = Field(default=(), exclude=True)
     file: str = ""
     spelling: str = "as is"
     renames: dict[str, str] = {}  # class folder, or label in a table, -> class name
