@@ -7,6 +7,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
+from rmadapter.answers.answer import Levels
 from rmadapter.answers.taxonomy import Place, Taxonomy, level_name
 from rmadapter.errors import UserError
 
@@ -47,9 +48,9 @@ def test_the_probability_of_a_parent_is_the_sum_over_its_labels() -> None:
             own = [holds(label, name) for label in LABELS]
             np.testing.assert_allclose(sums[:, column], table[:, own].astype(float).sum(1))
         np.testing.assert_allclose(sums.sum(1), 1, rtol=1e-6)
-    for row, pairs in zip(table, TREE.best(table), strict=True):
-        assert len(pairs) == 2
-        for level, (name, share) in enumerate(pairs, 1):
+    for row, levels in zip(table, Levels.of(TREE, table, [[]] * 5), strict=True):
+        assert len(levels.best) == 2
+        for level, (name, share) in enumerate(levels.best, 1):
             sums = TREE.sums(row[None], level)[0]
             assert name == TREE.groups(level)[0][int(sums.argmax())]
             assert share == round(float(sums.max()), 6)
@@ -58,7 +59,8 @@ def test_the_probability_of_a_parent_is_the_sum_over_its_labels() -> None:
 def test_a_parent_may_be_right_where_the_best_label_is_of_another() -> None:
     table = np.array([[0.3, 0.4, 0.3, 0.0, 0.0, 0.0]])
     assert TREE.labels[table[0].argmax()] == "oak"
-    assert TREE.best(table) == [[("mammal", 0.6), ("animal", 0.6)]]
+    [levels] = Levels.of(TREE, table, [[]])
+    assert levels.best == (("mammal", 0.6), ("animal", 0.6))
 
 
 def test_common_is_the_smallest_node_that_holds_all() -> None:

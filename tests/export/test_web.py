@@ -15,6 +15,7 @@ import PIL
 import pytest
 from PIL import Image
 
+from rmadapter.answers.answer import Levels
 from rmadapter.answers.decider import Decider
 from rmadapter.answers.held_out import needed
 from rmadapter.answers.rejection import RejectionScore
@@ -273,7 +274,8 @@ def test_the_levels_of_python(tmp_path: Path) -> None:
             expected.append(None)
             continue
         places = [tree.common(members) for members in sets]
-        expected.append((tree.best(table), [place and place.name for place in places]))
+        levels = [[*one.best] for one in Levels.of(tree, table, sets)]
+        expected.append((levels, [place and place.name for place in places]))
     found = run_node(tmp_path, TAXONOMY_IN_NODE, cases, "taxonomy.mjs")
     assert isinstance(found, list)
     for one, wanted in zip(found, expected, strict=True):

@@ -48,14 +48,18 @@ class Levels:
             table: Probabilities [B, C].
             sets: Indices of the classes in each prediction set, none without one.
         """
+        levels = range(1, tree.depth + 1)
+        sums = {level: tree.sums(table, level) for level in levels}
         found = []
-        sums = [tree.sums(table, level) for level in range(tree.depth + 1)]
-        for row, (best, members) in enumerate(zip(tree.best(table), sets, strict=True)):
+        for row, members in enumerate(sets):
             guess = int(table[row].argmax())
-            above = []
-            for level in range(1, tree.depth + 1):
-                share = sums[level][row, tree.groups(level)[1][guess]]
-                above.append((tree.place(guess, level), round(float(share), 6)))
+            best, above = [], []
+            for level in levels:
+                names, which = tree.groups(level)
+                shares = sums[level][row].tolist()
+                largest = max(shares)
+                best.append((names[shares.index(largest)], round(largest, 6)))
+                above.append((tree.place(guess, level), round(shares[which[guess]], 6)))
             found.append(cls(tuple(best), tuple(above), tree.common(members) if members else None))
         return found
 

@@ -132,21 +132,6 @@ class Taxonomy:
         np.add.at(table.T, which, probabilities.T.astype(np.float64))
         return table
 
-    def best(self, probabilities: np.ndarray) -> list[list[tuple[str, float]]]:
-        """Return the most probable group of each level above the labels, the lowest first, with its
-        probability, for each image.
-
-        Args:
-            probabilities: Table [B, C].
-        """
-        answers: list[list[tuple[str, float]]] = [[] for _ in probabilities]
-        for level in range(1, self.depth + 1):
-            names, table = self.groups(level)[0], self.sums(probabilities, level)
-            for answer, row in zip(answers, table, strict=True):
-                place = int(row.argmax())
-                answer.append((names[place], round(float(row[place]), 6)))
-        return answers
-
     def common(self, members: Sequence[int]) -> Place | None:
         """Return the lowest group that holds all of some labels; None if no group does.
 
