@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 import numpy as np
 
-from rmadapter.answers.decider import Decider
-from rmadapter.answers.held_out import HeldOutFacts
+from rmadapter.answers import Decider, HeldOutFacts
 from rmadapter.artifacts.model_file import check_weights, read_model
 from rmadapter.artifacts.record import Record, read_record
 from rmadapter.artifacts.run_folder import RunFolder

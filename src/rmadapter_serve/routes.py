@@ -16,9 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
-from rmadapter.answers.answer import Answer
-from rmadapter.answers.decider import Decider
-from rmadapter.answers.sets import parse_share
+from rmadapter.answers import Answer, Decider, parse_share
 from rmadapter.errors import UserError
 from rmadapter.support.html import template
 from rmadapter_serve.model import ModelFacts, ServedModel

@@ -2,6 +2,7 @@
 
 from rmadapter.answers.answer import Answer
 from rmadapter.answers.decider import Decider, read_decider, write_decider
+from rmadapter.answers.held_out import HeldOutFacts
 from rmadapter.answers.rejection import RejectionScore
 from rmadapter.answers.sets import Calibration, parse_share
 from rmadapter.answers.taxonomy import Taxonomy
@@ -10,6 +11,7 @@ __all__ = [
     "Answer",
     "Calibration",
     "Decider",
+    "HeldOutFacts",
     "RejectionScore",
     "Taxonomy",
     "parse_share",
