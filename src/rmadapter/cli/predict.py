@@ -353,9 +353,14 @@ def _answer_path(out: Path | None, sort_into: Path | None, on_ray: bool) -> Path
 
 
 def _answer_file(
-    path: Path, run: Path, predictor: Predictor, sorter: Sorter | None, more: AnswerOptions,
-    unsure: float, on_ray: bool,
-) -> AnswerFile:  # fmt: skip
+    path: Path,
+    run: Path,
+    predictor: Predictor,
+    sorter: Sorter | None,
+    more: AnswerOptions,
+    unsure: float,
+    on_ray: bool,
+) -> AnswerFile:
     """Return the file of answers, which resumes only with the same settings."""
     from rmadapter.predict.write import AnswerFile
 

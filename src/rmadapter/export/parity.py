@@ -196,9 +196,12 @@ def measure(images: ComparedImages, before: np.ndarray, after: np.ndarray) -> Pa
 
 
 def compare(
-    saved: Saved, model: Model, compared: ComparedImages, embeddings: bool = False,
+    saved: Saved,
+    model: Model,
+    compared: ComparedImages,
+    embeddings: bool = False,
     text: bool = False,
-) -> Parity:  # fmt: skip
+) -> Parity:
     """Compare a fitted and an exported model, with distances if both give them.
 
     embeddings: their features, too. text, only with embeddings: also with a class that is added to

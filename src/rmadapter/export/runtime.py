@@ -51,9 +51,14 @@ class Transform:
     """
 
     def __init__(
-        self, size: int, resize: str, interpolation: str, mean: Sequence[float],
-        std: Sequence[float], fill: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        size: int,
+        resize: str,
+        interpolation: str,
+        mean: Sequence[float],
+        std: Sequence[float],
+        fill: int = 0,
+    ) -> None:
         self.size, self.resize, self.fill = size, resize, fill
         self.filter = FILTERS[interpolation]
         self.mean = np.array(mean, np.float32).reshape(3, 1, 1)
@@ -103,9 +108,12 @@ class Model:
     """
 
     def __init__(
-        self, folder: str | Path = Path(__file__).parent, threads: int = 0, graph: str = "",
+        self,
+        folder: str | Path = Path(__file__).parent,
+        threads: int = 0,
+        graph: str = "",
         device: str = CPU,
-    ) -> None:  # fmt: skip
+    ) -> None:
         folder = Path(folder)
         graph = graph or find_graph(folder) or GRAPH
         if not (folder / graph).is_file():
@@ -309,9 +317,13 @@ def _in_8_bits(folder: Path) -> bool:
 
 
 def _write(
-    model: Model, decider: Decider, files: Sequence[Path], top: int, bad: list[str] | None,
+    model: Model,
+    decider: Decider,
+    files: Sequence[Path],
+    top: int,
+    bad: list[str] | None,
     embeddings: str,
-) -> None:  # fmt: skip
+) -> None:
     """Print CSV as `rmadapter predict --no-zero-shot --out` writes it. embeddings: file for
     features, in its order."""
     sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace", newline="")  # type: ignore[union-attr]

@@ -74,11 +74,18 @@ def classes_json(classes: Sequence[tuple[str, float]]) -> list[dict[str, str | f
 
 
 def explain_images(  # noqa: PLR0913  # one for each option of the verb
-    run: str | Path, images: Sequence[str | Path], *, data: str | Path | None = None,
-    backbone: Backbone | str | None = None, method: str = "", skip_bad: bool = False,
-    progress: bool = True, device: str = "auto", error: float = 0.0,
+    run: str | Path,
+    images: Sequence[str | Path],
+    *,
+    data: str | Path | None = None,
+    backbone: Backbone | str | None = None,
+    method: str = "",
+    skip_bad: bool = False,
+    progress: bool = True,
+    device: str = "auto",
+    error: float = 0.0,
     turn_away: float = 0.0,
-) -> list[Explanation]:  # fmt: skip
+) -> list[Explanation]:
     """Explain each image by its best classes and the nearest training images.
 
     Args:

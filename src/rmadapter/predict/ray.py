@@ -124,9 +124,12 @@ class Cluster:
     address: str = ""
 
     def predict(
-        self, images: Sequence[Path], zero_shot: bool = False, bad: BadImages | None = None,
+        self,
+        images: Sequence[Path],
+        zero_shot: bool = False,
+        bad: BadImages | None = None,
         unfamiliar: bool = False,
-    ) -> Iterator[list[Answer]]:  # fmt: skip
+    ) -> Iterator[list[Answer]]:
         """Yield answers like `Predictor.predict`. Also raises UserError if a node lacks the run or
         has a different one."""
         if not images:
@@ -214,9 +217,12 @@ def is_row(name: Path) -> bool:
 
 
 def find_rows(
-    words: Sequence[str], column: str = "", outside: bool = False, none: bool = False,
+    words: Sequence[str],
+    column: str = "",
+    outside: bool = False,
+    none: bool = False,
     crops: bool = False,
-) -> Inputs:  # fmt: skip
+) -> Inputs:
     """Find images like `find_images`, but `words` may include parquet files of bytes, whose rows
     come first."""
     rows = {word: rows_of(word) for word in words}

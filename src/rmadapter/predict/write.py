@@ -45,9 +45,14 @@ class Counts(TypedDict):
 
 
 def write_answers(
-    images: Sequence[Path], model: Answers, unsure: float, skip_bad: bool, file: AnswerFile,
-    sorter: Sorter | None = None, progress: bool = True,
-) -> Counts:  # fmt: skip
+    images: Sequence[Path],
+    model: Answers,
+    unsure: float,
+    skip_bad: bool,
+    file: AnswerFile,
+    sorter: Sorter | None = None,
+    progress: bool = True,
+) -> Counts:
     """Answer the images that have no row yet, and finish the file. Returns counts of all its rows.
 
     unsure: probability below which the label is "unsure". sorter: also sort the images into
