@@ -283,7 +283,7 @@ def test_looking_by_keys(page: Tab, project: Project) -> None:
     focus(page, "#unfamiliar")
     page.press("Enter")
     until_count(page, "#grid > li", 4)
-    assert "strangeness: " in page.script("document.activeElement.textContent")
+    assert "out-of-distribution score: " in page.script("document.activeElement.textContent")
     page.press("0")
     assert labels_of(project, 15).count("none") == 1
     page.press("n")

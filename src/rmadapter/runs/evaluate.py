@@ -203,14 +203,14 @@ def evaluate_saved(
     for a split that is missing or empty, and for "heldout" if the method saw these images or was
     fitted to other data.
     """
-    strange = _strange_classes(fitted, splits)
+    hint = _hint_of_other_classes(fitted, splits)
     if split == "heldout":
         images = _heldout(folder, fitted, splits, classes)
     else:
-        check_split(splits, split, "heldout", strange)
+        check_split(splits, split, "heldout", hint)
         images = half(splits[split], classes)
-        if strange:
-            note(strange)
+        if hint:
+            note(hint)
     if not len(images):
         raise UserError(f"{split}: there are no images to evaluate on")
     known = trained_on(folder, images)
@@ -241,7 +241,7 @@ def check_split(splits: Splits, split: str, other: str = "", hint: str = "") -> 
     raise UserError(f"the data has no {split} split: give --split one of {choices}{more}")
 
 
-def _strange_classes(fitted: Fitted, splits: Splits) -> str:
+def _hint_of_other_classes(fitted: Fitted, splits: Splits) -> str:
     """Return a hint if no class of the data is one of the run's, as where folders of images without
     labels are read as classes; else ""."""
     known = {name.casefold() for name in fitted.known.classes}

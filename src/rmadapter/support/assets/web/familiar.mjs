@@ -1,8 +1,8 @@
-// Images that are none of the classes, and no more than a promised share of those that are: familiar.py, number by number.
+// Images that are none of the classes, and no more than a promised share of those that are: answers/rejection.py, number by number.
 
-const ODDS = 0.5; // weight of the log-odds beside the distance
-const LEAST_DOUBT = 1e-6; // a smaller one is rounding
-const MOST = 10000; // images of a familiarity
+const ODDS_WEIGHT = 0.5; // of the log-odds beside the distance
+const MIN_DOUBT = 1e-6; // a smaller one is rounding
+const MAX_CALIBRATION_IMAGES = 10000;
 export const NONE = "none of these";
 
 const place = (images, share) => Math.floor(Math.round((images + 1) * share * 1e9) / 1e9);
@@ -13,7 +13,7 @@ export const possible = ({ sure }, share) => place(sure.length, share) > 0;
 // The familiarity of a model with so many classes. Raises an Error for anything else.
 export function checked(familiarity, count) {
   const { sure, distances, known, source, grouped = false } = familiarity ?? {};
-  const within = (values, most) => Array.isArray(values) && values.length > 0 && values.length <= MOST &&
+  const within = (values, most) => Array.isArray(values) && values.length > 0 && values.length <= MAX_CALIBRATION_IMAGES &&
     values.every((each) => typeof each === "number" && each >= 0 && each <= most);
   if (!within(sure, 1) || !within(distances, 2) || sure.length !== distances.length ||
       !Number.isInteger(known) || known < 1 || known > count || !["folds", "held out"].includes(source))
@@ -22,8 +22,8 @@ export function checked(familiarity, count) {
 }
 
 function odds(sure) {
-  const doubt = Math.max(1 - sure, LEAST_DOUBT);
-  return Math.log(Math.max(1 - doubt, LEAST_DOUBT) / doubt);
+  const doubt = Math.max(1 - sure, MIN_DOUBT);
+  return Math.log(Math.max(1 - doubt, MIN_DOUBT) / doubt);
 }
 
 // The standard deviation of values and one more, or a tiny one of equal values.
@@ -34,14 +34,14 @@ function deviation(values, one) {
 }
 
 // A function that says of rows {probability, place} of an image, the most probable first, and of its distance whether it is
-// none of the classes: one of the strangest among the own images and itself. An image of a class that was added by name, which
+// none of the classes: its score is among the highest of the own images and itself. An image of a class that was added by name, which
 // come last, never is.
 export function judge({ sure, distances, known }, share) {
   const most = place(sure.length, share), own = sure.map(odds);
   return (rows, distance) => {
     if (rows[0].place >= known) return false;
     const certain = odds(rows[0].probability), far = deviation(distances, distance), doubt = deviation(own, certain);
-    const stranger = own.filter((each, i) => (distances[i] - distance) / far - ODDS * ((each - certain) / doubt) >= 0);
-    return stranger.length < most;
+    const higher = own.filter((each, i) => (distances[i] - distance) / far - ODDS_WEIGHT * ((each - certain) / doubt) >= 0);
+    return higher.length < most;
   };
 }

@@ -12,7 +12,7 @@ const [state, drop, files, camera, shoot, video, answers, known, promise, error,
 const cards = []; // each with its rows and distance
 let bounds = null; // limits of the classes at the chosen error
 let tree = null; // of the labels, if they have parents
-let strange = null; // says whether an image is none of the classes, at the chosen share
+let isNone = null; // says whether an image is none of the classes, at the chosen share
 
 function element(name, ...inside) {
   const found = document.createElement(name);
@@ -50,9 +50,9 @@ function card(blob, name, { rows, distance }) {
 // What is decided for an image, "" if nothing is promised, the rows in its set, and the parent that answers for several.
 function decided({ rows, distance }) {
   const inside = bounds ? chosen(rows, bounds) : [];
-  if (strange?.(rows, distance)) return { word: NONE, inside };
+  if (isNone?.(rows, distance)) return { word: NONE, inside };
   const parent = tree && inside.length > 1 ? common(tree, inside) : null;
-  return { word: parent !== null ? "answer" : bounds ? decide(inside) : strange ? "answer" : "", inside, parent };
+  return { word: parent !== null ? "answer" : bounds ? decide(inside) : isNone ? "answer" : "", inside, parent };
 }
 
 // Shows on a card which classes may be right, or that none is; returns what is decided.
@@ -68,7 +68,7 @@ function decideCard(card) {
 // Decides all cards again, and says so. what: the promise that was chosen, "" for none.
 function decideAll(what) {
   const words = cards.map(decideCard), count = (word) => words.filter((each) => each === word).length;
-  const none = strange ? `, ${count(NONE)} ${count(NONE) === 1 ? "is" : "are"} ${NONE}` : "";
+  const none = isNone ? `, ${count(NONE)} ${count(NONE) === 1 ? "is" : "are"} ${NONE}` : "";
   if (what && cards.length) state.textContent = `${what}: answers for ${count("answer")} of ${cards.length} images${none}.`;
 }
 
@@ -106,7 +106,7 @@ function offerErrors(calibration, labels) {
 function offerShares(familiarity) {
   const shares = familiarity ? ERRORS.filter((each) => possible(familiarity, each)) : [];
   offer(share, away, shares, (chosenShare) => {
-    strange = chosenShare ? judge(familiarity, chosenShare) : null;
+    isNone = chosenShare ? judge(familiarity, chosenShare) : null;
     kept.textContent = chosenShare ? `${opening(familiarity, "At")} most ${100 * chosenShare} % of ` +
       `${named(familiarity.sure.length, familiarity)}${familiarity.source === "folds" ? "," : ""} are called so.` : "";
     decideAll(chosenShare && `Turning away ${100 * chosenShare} %`);

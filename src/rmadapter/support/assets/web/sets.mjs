@@ -1,7 +1,7 @@
-// Prediction sets that miss the right class no more often than promised: the limits of conformal.py, number by number.
+// Prediction sets that miss the right class no more often than promised: the limits of answers/sets.py, number by number.
 
-const SLACK = 5; // classes have limits of their own if that costs at most this part of the error
-const MOST = 10000; // images of a calibration
+const PER_CLASS_FACTOR = 5; // classes have limits of their own if that costs at most 1/5 of the error
+const MAX_CALIBRATION_IMAGES = 10000;
 export const ERRORS = [0.01, 0.05, 0.1];
 
 const rounded = (x) => Math.round(x * 1e9) / 1e9;
@@ -15,7 +15,7 @@ export function checked(calibration, count) {
   const { shares, classes, known, source, grouped = false } = calibration ?? {};
   const whole = (x) => Number.isInteger(x) && x >= 0;
   if (!Array.isArray(shares) || !Array.isArray(classes) || !whole(known) || known > count ||
-      shares.length !== classes.length || !shares.length || shares.length > MOST ||
+      shares.length !== classes.length || !shares.length || shares.length > MAX_CALIBRATION_IMAGES ||
       !shares.every((share, i) => typeof share === "number" && share >= (i ? shares[i - 1] : 0) && share <= 1) ||
       !classes.every((number) => whole(number) && number < known) || !["folds", "held out"].includes(source))
     throw Error("calibration.json is damaged: copy the folder again, or export it again.");
@@ -27,7 +27,7 @@ export function limits({ shares, classes, known }, error, count) {
   const found = Array(count).fill(shares[place(shares.length, error)]);
   const own = Array.from({ length: known }, () => []);
   classes.forEach((number, i) => own[number].push(shares[i]));
-  const least = SLACK * (needed(error) + 1) - 1;
+  const least = PER_CLASS_FACTOR * (needed(error) + 1) - 1;
   if (own.every((each) => each.length >= least))
     own.forEach((each, number) => (found[number] = each[place(each.length, error)]));
   return found;
