@@ -12,8 +12,14 @@ from rmadapter.runs import examine
 
 
 class Decided(TypedDict):
-    """The classes that may be right at a promised error, and what they decide. parent: that answers
-    for several of them, "" if none does."""
+    """The classes that may be right at a promised error, and what they decide.
+
+    Attributes:
+        error: The error.
+        set: The classes.
+        decision: What they decide.
+        parent: The parent that answers for several of them, "" if none does.
+    """
 
     error: float
     set: list[str]
