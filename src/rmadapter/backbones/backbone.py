@@ -13,9 +13,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from rmadapter.encoders import ImageEncoder, TextEncoder, image_encoder_of, text_encoder_of
-from rmadapter.encoders.image import WholeImage
-from rmadapter.encoders.text import WholeText
+from rmadapter.encoders import (
+    ImageEncoder,
+    TextEncoder,
+    WholeImage,
+    WholeText,
+    image_encoder_of,
+    text_encoder_of,
+)
 from rmadapter.errors import UserError
 from rmadapter.support.files import JsonObject
 

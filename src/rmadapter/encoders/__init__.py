@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from torch import Tensor
 
-from rmadapter.encoders.encoder import Encoder, States, weights_of
+from rmadapter.encoders.blocks import Opaque, PreNorm, Projections, View, with_own
+from rmadapter.encoders.encoder import BlockView, Encoder, States, weights_of
 from rmadapter.encoders.image import ClipImage, ImageEncoder, TimmImage, WholeImage
-from rmadapter.encoders.layouts import Grid, Packed, send
+from rmadapter.encoders.layouts import Grid, Packed, pack, send
 from rmadapter.encoders.text import BertText, ClipText, TextEncoder, WholeText, pausing
 
 if TYPE_CHECKING:
@@ -18,20 +19,29 @@ OpenClip: TypeAlias = "CLIP | CustomTextCLIP"
 EitherEncoder: TypeAlias = ImageEncoder | TextEncoder
 
 __all__ = [
+    "BlockView",
     "EitherEncoder",
     "Encoder",
     "Grid",
     "ImageEncoder",
+    "Opaque",
     "OpenClip",
     "Packed",
+    "PreNorm",
+    "Projections",
     "States",
     "TextEncoder",
+    "View",
+    "WholeImage",
+    "WholeText",
     "encoders_of",
     "image_encoder_of",
+    "pack",
     "pausing",
     "send",
     "text_encoder_of",
     "weights_of",
+    "with_own",
 ]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 import numpy as np
 from pydantic.dataclasses import dataclass
@@ -13,15 +12,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
 from rmadapter.methods import load_method, usable
 from rmadapter.settings import STRICT, option
-from rmadapter.training.contract import (
-    Choices,
-    Fitted,
-    Known,
-    Method,
-    Parameters,
-    Shots,
-)
-from rmadapter.training.traits import Traits
+from rmadapter.training.contract import Choices, Fitted, Known, Method, Parameters, Shots, Traits
 
 # In order of preference, which the choosing sets decided.
 CANDIDATES = (
@@ -46,9 +37,9 @@ def preferred(candidates: Sequence[str], images: float) -> list[str]:
 class Auto(Method):
     """The most preferred of its candidates that `runs.folds.choose` finds as good as the best."""
 
-    title: ClassVar[str] = "auto"
-    source: ClassVar[str] = "docs/studies/choice.md"
-    traits: ClassVar[Traits] = Traits(without_text=True)
+    title = "auto"
+    source = "docs/studies/choice.md"
+    traits = Traits(without_text=True)
     minutes: float = option(
         10.0, "minutes to choose and to train; methods that need longer are left out", gt=0
     )

@@ -23,9 +23,22 @@ from torch import Tensor, nn
 from rmadapter.backbones import Backbone
 from rmadapter.methods.parts.features import columns, one_hot
 from rmadapter.prompts import Cosines, cosine_logits, raw_text_features, untouched
-from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits, shaped
-from rmadapter.training.loop import Batch, minimise
-from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
+from rmadapter.training.contract import (
+    PUBLISHED,
+    About,
+    Batch,
+    Fitted,
+    Known,
+    Method,
+    Parameters,
+    Recipe,
+    Shots,
+    ToLogits,
+    Traits,
+    Uses,
+    minimise,
+    shaped,
+)
 
 PAPER = (
     "Silva-Rodriguez et al., CVPR 2024 (arXiv 2312.12730); SGD_lr1e-1_B256_ep300 of "
@@ -74,9 +87,9 @@ class Probe(Method):
 class ZeroShotProbe(Probe):
     """A probe without a penalty."""
 
-    title: ClassVar[str] = "linear probe, zero-shot start"
-    source: ClassVar[str] = f"ZS-LP of {PAPER}"
-    traits: ClassVar[Traits] = Traits(
+    title = "linear probe, zero-shot start"
+    source = f"ZS-LP of {PAPER}"
+    traits = Traits(
         uses=Uses(tuned=PUBLISHED),
         about=About(
             "features",
@@ -94,9 +107,9 @@ class CLAP(Probe):
     """A probe held near the text features. One setting for all data sets, as published; the
     strengths keep their initial values, as with constraint `l2` of the released code."""
 
-    title: ClassVar[str] = "CLAP"
-    source: ClassVar[str] = PAPER
-    traits: ClassVar[Traits] = Traits(
+    title = "CLAP"
+    source = PAPER
+    traits = Traits(
         uses=Uses(tuned=PUBLISHED),
         about=About(
             "features",

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,9 +14,19 @@ from rmadapter.errors import UserError
 from rmadapter.prompts import Cosines, cosine_logits, zero_shot_weights
 from rmadapter.settings import Share, Size
 from rmadapter.support.machine import seeded
-from rmadapter.training.contract import Known, Learner, ModuleMethod, Shots, ToLogits
-from rmadapter.training.loop import Batch, Loss
-from rmadapter.training.traits import About, Recipe, Traits, Uses
+from rmadapter.training.contract import (
+    About,
+    Batch,
+    Known,
+    Learner,
+    Loss,
+    ModuleMethod,
+    Recipe,
+    Shots,
+    ToLogits,
+    Traits,
+    Uses,
+)
 
 
 class Bottleneck(Learner):
@@ -62,12 +71,12 @@ class CLIPAdapter(ModuleMethod[Bottleneck]):
     of its own and is run with CoOp's command for ImageNet, whose settings these are; the paper
     searches the ratio for every data set."""
 
-    title: ClassVar[str] = "CLIP-Adapter"
-    source: ClassVar[str] = (
+    title = "CLIP-Adapter"
+    source = (
         "Gao et al., IJCV 2024 (arXiv 2110.04544); ratio and reduction of "
         "github.com/gaopengcuhk/CLIP-Adapter, optimisation of CoOp's vit_b16_ep50"
     )
-    traits: ClassVar[Traits] = Traits(
+    traits = Traits(
         uses=Uses(
             constants="the ratio",
             tuned="as published for ImageNet",

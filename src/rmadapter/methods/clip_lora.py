@@ -15,24 +15,30 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
-from rmadapter.encoders import EitherEncoder, Packed, States
-from rmadapter.encoders.blocks import Projections
-from rmadapter.encoders.encoder import BlockView
+from rmadapter.encoders import BlockView, EitherEncoder, Packed, Projections, States
 from rmadapter.errors import UserError
 from rmadapter.methods.parts.learners import CosineLearner
 from rmadapter.prompts import cosine_logits, learnt_weights, prompts_each, stems
 from rmadapter.settings import Share, Size
 from rmadapter.support.machine import seeded
-from rmadapter.training.contract import Known, ModuleMethod, Shots
-from rmadapter.training.loop import Batch, Loss
-from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
+from rmadapter.training.contract import (
+    PUBLISHED,
+    About,
+    Batch,
+    Known,
+    Loss,
+    ModuleMethod,
+    Recipe,
+    Shots,
+    Traits,
+    Uses,
+)
 
 
 class LowRank(nn.Module):
@@ -167,12 +173,12 @@ class CLIPLoRA(ModuleMethod[UpdatedCLIP]):
     Several templates are averaged; the released code trains with the first.
     """
 
-    title: ClassVar[str] = "CLIP-LoRA"
-    source: ClassVar[str] = (
+    title = "CLIP-LoRA"
+    source = (
         "Zanella and Ben Ayed, CVPRW 2024 (arXiv 2405.18541); defaults of "
         "github.com/MaxZanella/CLIP-LoRA"
     )
-    traits: ClassVar[Traits] = Traits(
+    traits = Traits(
         uses=Uses(tuned=PUBLISHED),
         about=About(
             "encoders",
@@ -184,9 +190,15 @@ class CLIPLoRA(ModuleMethod[UpdatedCLIP]):
     alpha: float = 1.0
     dropout: Share = 0.25
     recipe: Recipe = Recipe(
-        optimizer="adamw", learning_rate=2e-4, weight_decay=0.01, iterations=500, batch_size=32,
-        schedule="step", warmup_epochs=0, final_rate=1e-6,
-    )  # fmt: skip
+        optimizer="adamw",
+        learning_rate=2e-4,
+        weight_decay=0.01,
+        iterations=500,
+        batch_size=32,
+        schedule="step",
+        warmup_epochs=0,
+        final_rate=1e-6,
+    )
 
     def module(self, backbone: Backbone, seed: int = 1) -> UpdatedCLIP:
         if self.rank < 1 or not 0 <= self.dropout < 1:

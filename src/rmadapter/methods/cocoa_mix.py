@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice, permutations
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -38,9 +37,20 @@ from rmadapter.methods.parts.learned_prompts import (
 from rmadapter.prompts import Cosines, cosine_logits, untouched, zero_shot_weights
 from rmadapter.settings import Size
 from rmadapter.support.files import read_text
-from rmadapter.training.contract import Fitted, Known, ModuleMethod, Shots, ToLogits
-from rmadapter.training.loop import Batch, Loss, minimise
-from rmadapter.training.traits import About, Recipe, Traits, Uses
+from rmadapter.training.contract import (
+    About,
+    Batch,
+    Fitted,
+    Known,
+    Loss,
+    ModuleMethod,
+    Recipe,
+    Shots,
+    ToLogits,
+    Traits,
+    Uses,
+    minimise,
+)
 
 HALVINGS = 20  # finds a share to within a millionth
 # The authors draw words from a package; these are our own.
@@ -154,12 +164,12 @@ class CoCoAMix(ModuleMethod[Mixture]):
         margin: Margin d, in nats.
     """
 
-    title: ClassVar[str] = "CoCoA-Mix"
-    source: ClassVar[str] = (
+    title = "CoCoA-Mix"
+    source = (
         "Hong et al., ICML 2025 (arXiv 2506.07484), by a summary of its equations; w, d and epochs "
         "are ours"
     )
-    traits: ClassVar[Traits] = Traits(
+    traits = Traits(
         uses=Uses(extra="148 general words", tuned="as published, as far as known"),
         about=About("text", "CoOp's vectors, mixed with hand-written prompts"),
         reads="text",

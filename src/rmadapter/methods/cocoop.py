@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +15,19 @@ from rmadapter.methods.parts.learned_prompts import PromptedText, context_vector
 from rmadapter.prompts import cosine_logits
 from rmadapter.settings import Size
 from rmadapter.support.machine import seeded
-from rmadapter.training.contract import Known, Learner, ModuleMethod, Shots, ToLogits
-from rmadapter.training.loop import Loss
-from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
+from rmadapter.training.contract import (
+    PUBLISHED,
+    About,
+    Known,
+    Learner,
+    Loss,
+    ModuleMethod,
+    Recipe,
+    Shots,
+    ToLogits,
+    Traits,
+    Uses,
+)
 
 
 class Conditional(Learner):
@@ -65,12 +74,12 @@ class CoCoOp(ModuleMethod[Conditional]):
     share their beginning.
     """
 
-    title: ClassVar[str] = "CoCoOp"
-    source: ClassVar[str] = (
+    title = "CoCoOp"
+    source = (
         "Zhou et al., CVPR 2022 (arXiv 2203.05557); vit_b16_c4_ep10_batch1_ctxv1 of "
         "github.com/KaiyangZhou/CoOp"
     )
-    traits: ClassVar[Traits] = Traits(
+    traits = Traits(
         uses=Uses(tuned=PUBLISHED),
         about=About(
             "text",

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,9 +18,17 @@ from rmadapter.methods.parts.learned_prompts import (
     limit_tokens,
 )
 from rmadapter.settings import Size
-from rmadapter.training.contract import Fitted, ModuleMethod, Shots
-from rmadapter.training.loop import Loss
-from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
+from rmadapter.training.contract import (
+    PUBLISHED,
+    About,
+    Fitted,
+    Loss,
+    ModuleMethod,
+    Recipe,
+    Shots,
+    Traits,
+    Uses,
+)
 
 
 class Context(ContextLearner):
@@ -47,13 +54,13 @@ class CoOp(ModuleMethod[Context]):
         tokens: Number of vectors, without words to start from.
     """
 
-    title: ClassVar[str] = "CoOp"
-    source: ClassVar[str] = (
+    title = "CoOp"
+    source = (
         "Zhou et al., IJCV 2022 (arXiv 2109.01134); vit_b16_ctxv1 of github.com/KaiyangZhou/CoOp, "
         "the configuration "
         "of its base-to-new script for all data sets but ImageNet, where it trains 50 epochs"
     )
-    traits: ClassVar[Traits] = Traits(
+    traits = Traits(
         uses=Uses(constants="epochs, on ImageNet", tuned=PUBLISHED),
         about=About(
             "text",
@@ -79,12 +86,12 @@ class CoOpFewShot(CoOp):
     the text encoder's length, and half of the epochs with two to four shots per class, a quarter
     with one. On ImageNet the authors train for 50 epochs whatever the shots."""
 
-    title: ClassVar[str] = "CoOp, few-shot recipe"
-    source: ClassVar[str] = (
+    title = "CoOp, few-shot recipe"
+    source = (
         "Zhou et al., IJCV 2022 (arXiv 2109.01134); COOP.md of github.com/KaiyangZhou/CoOp: "
         "M = 16, one context for all classes, the class name at its end"
     )
-    traits: ClassVar[Traits] = Traits(
+    traits = Traits(
         uses=Uses(constants="epochs, on ImageNet", tuned=PUBLISHED),
         about=About(
             "text", "16 word vectors from noise before the class name", "CoOp's few-shot tables"

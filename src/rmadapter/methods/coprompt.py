@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -29,9 +28,17 @@ from rmadapter.methods.parts.learned_prompts import Prompted, PromptedText
 from rmadapter.prompts import text_features, zero_shot_weights
 from rmadapter.settings import Share, Size
 from rmadapter.support.machine import seeded
-from rmadapter.training.contract import ModuleMethod, Shots
-from rmadapter.training.loop import Batch, Loss, summed
-from rmadapter.training.traits import About, Recipe, Traits, Uses
+from rmadapter.training.contract import (
+    About,
+    Batch,
+    Loss,
+    ModuleMethod,
+    Recipe,
+    Shots,
+    Traits,
+    Uses,
+    summed,
+)
 
 
 class AdaptedPrompts(Prompted):
@@ -106,12 +113,12 @@ class CoPrompt(ModuleMethod[AdaptedPrompts]):
             the run's class prompts replace the generated sentences, and a note on stderr says so.
     """
 
-    title: ClassVar[str] = "CoPrompt"
-    source: ClassVar[str] = (
+    title = "CoPrompt"
+    source = (
         "Roy & Etemad, ICLR 2024 (arXiv 2306.01195); configs/trainers/coprompt.yaml and the "
         "ImageNet entry of trainers/constants.py of github.com/ShuvenduRoy/CoPrompt"
     )
-    traits: ClassVar[Traits] = Traits(
+    traits = Traits(
         uses=Uses(
             extra="generated descriptions of the trained classes, in a file; without it "
             "the run's prompts",

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -30,17 +29,22 @@ from rmadapter.prompts import Cosines, cosine_logits, linear_logits
 from rmadapter.settings import Positive, Share, Size
 from rmadapter.support.machine import seeded
 from rmadapter.training.contract import (
+    PUBLISHED,
+    About,
+    Batch,
     Fitted,
     Known,
     Learner,
     ModuleMethod,
     Parameters,
+    Recipe,
     Shots,
     ToLogits,
+    Traits,
+    Uses,
     count,
+    summed,
 )
-from rmadapter.training.loop import Batch, summed
-from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
 
 PROMPTS = "prompts."  # before the names of their parameters
 
@@ -116,13 +120,13 @@ class DePT(ModuleMethod[Decoupled]):
         head_rate: Factor on the learning rate for the head.
     """
 
-    title: ClassVar[str] = "DePT"
-    source: ClassVar[str] = (
+    title = "DePT"
+    source = (
         "Zhang et al., CVPR 2024 (arXiv 2309.07439); "
         "ExtrasLinearProbeMaPLe/vit_b16_c2_ep10_batch4_2ctx.yaml and "
         "train.py of github.com/Koorye/DePT"
     )
-    traits: ClassVar[Traits] = Traits(
+    traits = Traits(
         uses=Uses(tuned=PUBLISHED),
         about=About("encoders", "MaPLe, and a head for the trained classes"),
     )

@@ -15,7 +15,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -29,15 +28,17 @@ from rmadapter.methods.parts.features import Places
 from rmadapter.prompts import Cosines, filled, text_features, untouched
 from rmadapter.support.terminal import note
 from rmadapter.training.contract import (
+    About,
     Fitted,
     Known,
     Shots,
     ToLogits,
     Trained,
+    Traits,
     Untrained,
+    Uses,
     shaped,
 )
-from rmadapter.training.traits import About, Traits, Uses
 
 WEIGHTS, TEXTS = "weights", "texts"
 # first words of a descriptor
@@ -57,14 +58,14 @@ class Descriptions(Untrained):
         form: Kind of the texts.
     """
 
-    title: ClassVar[str] = "zero-shot CLIP, generated texts"
-    source: ClassVar[str] = (
+    title = "zero-shot CLIP, generated texts"
+    source = (
         "Pratt et al., ICCV 2023 (arXiv 2209.03320), classify_imagenet.py of "
         "github.com/sarahpratt/CuPL; "
         "form=descriptors: Menon & Vondrick, ICLR 2023 (arXiv 2210.07183), load.py and main.py of "
         "github.com/sachit-menon/classify_by_description_release"
     )
-    traits: ClassVar[Traits] = Traits(
+    traits = Traits(
         uses=Uses(
             track="extra data",
             extra="generated texts about each class, in a file",

@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -30,14 +29,17 @@ from rmadapter.methods.parts.features import Places, held_out, unit
 from rmadapter.prompts import cosine_logits, linear_logits, prior_weights
 from rmadapter.settings import Positive
 from rmadapter.training.contract import (
+    HELD_OUT,
+    About,
     Fitted,
     Known,
     Shots,
     ToLogits,
+    Traits,
     Untrained,
+    Uses,
     shaped,
 )
-from rmadapter.training.traits import HELD_OUT, About, Traits, Uses
 
 ALPHAS = tuple(10.0**exponent for exponent in range(-4, 3))
 NEIGHBOURS, PROMPT_REPEATS = (
@@ -58,12 +60,12 @@ class GDA(Untrained):
             turn; with one shot per class it stays as given.
     """
 
-    title: ClassVar[str] = "GDA"
-    source: ClassVar[str] = (
+    title = "GDA"
+    source = (
         "Wang et al., ICLR 2024 (arXiv 2402.04087); main_few_shots.py and main_base2new.py of "
         "github.com/mrflogs/ICLR24"
     )
-    traits: ClassVar[Traits] = Traits(
+    traits = Traits(
         uses=Uses(tuned=HELD_OUT),
         about=About(
             "nothing",

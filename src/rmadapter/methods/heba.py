@@ -14,7 +14,6 @@ class token is not changed. The labels of the loss are smoothed.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,7 +24,7 @@ from rmadapter.encoders import Packed
 from rmadapter.methods.descriptions import packed
 from rmadapter.methods.lweib import Convolutions, LwEIB, among_patches, on_patches
 from rmadapter.settings import Count, Positive, Share
-from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
+from rmadapter.training.contract import PUBLISHED, About, Recipe, Traits, Uses
 
 REDUCTION = 4  # of the width
 
@@ -81,12 +80,12 @@ class HeBA(LwEIB):
         smoothing: Share of a label that is spread over all classes.
     """
 
-    title: ClassVar[str] = "HeBA"
-    source: ClassVar[str] = (
+    title = "HeBA"
+    source = (
         "Islam, 2026 (arXiv 2603.16653); trainers/heba.py and configs/trainers/HeBA/base2new.yaml "
         "of github.com/Jahid12012021/VLM-HeBA"
     )
-    traits: ClassVar[Traits] = Traits(
+    traits = Traits(
         uses=Uses(
             extra="generated texts about each class, in a file; without it the run's prompts",
             files=("descriptions",),

@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -37,9 +36,19 @@ from rmadapter.methods.parts.learned_prompts import (
 from rmadapter.prompts import cosine_logits, zero_shot_weights
 from rmadapter.settings import Size
 from rmadapter.support.machine import seeded
-from rmadapter.training.contract import Known, ModuleMethod, Shots
-from rmadapter.training.loop import Batch, Loss, summed
-from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
+from rmadapter.training.contract import (
+    PUBLISHED,
+    About,
+    Batch,
+    Known,
+    Loss,
+    ModuleMethod,
+    Recipe,
+    Shots,
+    Traits,
+    Uses,
+    summed,
+)
 
 HEADS = 8
 
@@ -198,12 +207,12 @@ class HiCroPL(ModuleMethod[HierarchicalPrompts]):
         consistency: Weight lambda of the consistency.
     """
 
-    title: ClassVar[str] = "HiCroPL"
-    source: ClassVar[str] = (
+    title = "HiCroPL"
+    source = (
         "Zheng et al., ICCV 2025 (arXiv 2507.14976); vit_b16_c2_ep50_batch32_16ctx.yaml of "
         "github.com/zzeoZheng/HiCroPL"
     )
-    traits: ClassVar[Traits] = Traits(
+    traits = Traits(
         uses=Uses(
             extra="descriptions of all classes, where they have some; without them the "
             "run's prompts",

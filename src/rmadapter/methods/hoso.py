@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +23,17 @@ from rmadapter.methods.clip_adapter import Bottleneck, check_reduction
 from rmadapter.prompts import cosine_logits, zero_shot_weights
 from rmadapter.settings import Size
 from rmadapter.support.machine import seeded
-from rmadapter.training.contract import Fitted, ModuleMethod, Shots
-from rmadapter.training.loop import Batch, Loss
-from rmadapter.training.traits import About, Recipe, Traits, Uses
+from rmadapter.training.contract import (
+    About,
+    Batch,
+    Fitted,
+    Loss,
+    ModuleMethod,
+    Recipe,
+    Shots,
+    Traits,
+    Uses,
+)
 
 
 class Blend(Bottleneck):
@@ -50,12 +58,12 @@ class HOSOAdapter(ModuleMethod[Blend]):
         reduction: Width of the features over that of the adapter.
     """
 
-    title: ClassVar[str] = "HOSO-Adapter"
-    source: ClassVar[str] = (
+    title = "HOSO-Adapter"
+    source = (
         "Vorster et al., 2026 (arXiv 2603.04341), from the abstract, as the repository holds no "
         "code; ratio, reduction and recipe of CLIP-Adapter"
     )
-    traits: ClassVar[Traits] = Traits(
+    traits = Traits(
         uses=Uses(tuned="one shot of each class, in every fit; the rest as for ImageNet"),
         about=About(
             "features",

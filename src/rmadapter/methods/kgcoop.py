@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,9 +14,16 @@ from rmadapter.methods.coop import Context
 from rmadapter.methods.parts.learned_prompts import context_loss
 from rmadapter.prompts import zero_shot_weights
 from rmadapter.settings import Size
-from rmadapter.training.contract import ModuleMethod, Shots
-from rmadapter.training.loop import Loss
-from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
+from rmadapter.training.contract import (
+    PUBLISHED,
+    About,
+    Loss,
+    ModuleMethod,
+    Recipe,
+    Shots,
+    Traits,
+    Uses,
+)
 
 
 def knowledge(backbone: Backbone, shots: Shots, weight: float) -> Callable[[Tensor], Tensor]:
@@ -35,12 +41,12 @@ class KgCoOp(ModuleMethod[Context]):
     between data sets.
     """
 
-    title: ClassVar[str] = "KgCoOp"
-    source: ClassVar[str] = (
+    title = "KgCoOp"
+    source = (
         "Yao et al., CVPR 2023 (arXiv 2303.13283); vit_b16_ep100_ctxv1 and weight 8.0 of "
         "scripts/run.sh of github.com/htyao89/KgCoOp"
     )
-    traits: ClassVar[Traits] = Traits(
+    traits = Traits(
         uses=Uses(constants="the words of the prompt", tuned=PUBLISHED),
         about=About(
             "text",

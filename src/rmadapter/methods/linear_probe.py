@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,8 +18,19 @@ from rmadapter.errors import UserError
 from rmadapter.methods.parts.features import held_out, linear_scorer
 from rmadapter.metrics import temperature
 from rmadapter.settings import Count, Positive
-from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, Trained, shaped
-from rmadapter.training.traits import HELD_OUT, About, Traits, Uses
+from rmadapter.training.contract import (
+    HELD_OUT,
+    About,
+    Fitted,
+    Known,
+    Method,
+    Parameters,
+    Shots,
+    Trained,
+    Traits,
+    Uses,
+    shaped,
+)
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
@@ -44,12 +55,12 @@ class LinearProbe(Method):
         C: One over the penalty, without a search.
     """
 
-    title: ClassVar[str] = "linear probe"
-    source: ClassVar[str] = (
+    title = "linear probe"
+    source = (
         "Radford et al., ICML 2021 (arXiv 2103.00020), appendix A.3: L-BFGS and the search of C; "
         "C without a search as in the example of openai/CLIP"
     )
-    traits: ClassVar[Traits] = Traits(
+    traits = Traits(
         uses=Uses(tuned=HELD_OUT),
         about=About(
             "features",

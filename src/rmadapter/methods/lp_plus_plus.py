@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -25,9 +24,22 @@ from rmadapter.backbones import Backbone
 from rmadapter.methods.parts.features import linear_scorer, one_hot, unit
 from rmadapter.prompts import linear_logits, zero_shot_weights
 from rmadapter.settings import Positive, Size
-from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, shaped
-from rmadapter.training.loop import Batch, minimise
-from rmadapter.training.traits import ALL_IMAGES, PUBLISHED, About, Recipe, Traits, Uses
+from rmadapter.training.contract import (
+    ALL_IMAGES,
+    PUBLISHED,
+    About,
+    Batch,
+    Fitted,
+    Known,
+    Method,
+    Parameters,
+    Recipe,
+    Shots,
+    Traits,
+    Uses,
+    minimise,
+    shaped,
+)
 
 
 class Blend(nn.Module):
@@ -92,12 +104,12 @@ class LPPlusPlus(Method):
         every: Number of epochs between two steps of alpha.
     """
 
-    title: ClassVar[str] = "LP++"
-    source: ClassVar[str] = (
+    title = "LP++"
+    source = (
         "Huang et al., CVPR 2024 (arXiv 2404.02285); methods/linear_probe_p2.py and "
         "configs/base.yaml of github.com/FereshteShakeri/FewShot-CLIP-Strong-Baseline"
     )
-    traits: ClassVar[Traits] = Traits(
+    traits = Traits(
         uses=Uses(tuned=PUBLISHED),
         about=About(
             "features", "a linear classifier plus a share of text features", new_classes=False
@@ -107,9 +119,14 @@ class LPPlusPlus(Method):
     start: Positive = 250.0
     every: Size = 10
     recipe: Recipe = Recipe(
-        learning_rate=1.0, final_rate=1.0, weight_decay=0.0, epochs=300, batch_size=ALL_IMAGES,
-        schedule="step", warmup_epochs=0,
-    )  # fmt: skip
+        learning_rate=1.0,
+        final_rate=1.0,
+        weight_decay=0.0,
+        epochs=300,
+        batch_size=ALL_IMAGES,
+        schedule="step",
+        warmup_epochs=0,
+    )
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
         views = unit(shots.features())

@@ -19,7 +19,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -29,18 +28,25 @@ from rmadapter.adapter import SIDES, decoupled
 from rmadapter.backbones import Backbone
 from rmadapter.data.names import descriptions
 from rmadapter.data.texts import read_texts, texts_of, texts_of_all
-from rmadapter.encoders import EitherEncoder, Packed, States, send
-from rmadapter.encoders.encoder import BlockView
-from rmadapter.encoders.layouts import pack
+from rmadapter.encoders import BlockView, EitherEncoder, Packed, States, pack, send
 from rmadapter.errors import UserError
 from rmadapter.methods.descriptions import TEXTS, group_means, packed, unpacked, without_texts
 from rmadapter.methods.parts.learners import CosineLearner
 from rmadapter.prompts import check_prompts, cosine_logits, filled, learnt_weights
 from rmadapter.settings import Count, Positive, Share
 from rmadapter.support.machine import seeded
-from rmadapter.training.contract import Fitted, Known, ModuleMethod, Shots
-from rmadapter.training.loop import Batch
-from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
+from rmadapter.training.contract import (
+    PUBLISHED,
+    About,
+    Batch,
+    Fitted,
+    Known,
+    ModuleMethod,
+    Recipe,
+    Shots,
+    Traits,
+    Uses,
+)
 
 FIRST = 1  # block of the image encoder whose input is read
 TEXT_CHUNK = 256  # prompts encoded at once: whole sentences
@@ -259,12 +265,12 @@ class LwEIB(ModuleMethod[Convolutions]):
             run's prompts are used throughout, and a note on stderr says so.
     """
 
-    title: ClassVar[str] = "LwEIB"
-    source: ClassVar[str] = (
+    title = "LwEIB"
+    source = (
         "Yang et al., IJCV 2025; configs/trainers/LwEIB/base2new.yaml of "
         "github.com/ZjjConan/VLM-LwEIB"
     )
-    traits: ClassVar[Traits] = Traits(
+    traits = Traits(
         uses=Uses(
             extra="generated texts about each class, in a file; without it the run's prompts",
             files=("descriptions",),

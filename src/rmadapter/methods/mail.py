@@ -22,24 +22,42 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, TypeAlias
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
-from rmadapter.encoders import EitherEncoder, ImageEncoder, Packed, States, encoders_of
-from rmadapter.encoders.blocks import Opaque, PreNorm, View, with_own
-from rmadapter.encoders.encoder import BlockView
+from rmadapter.encoders import (
+    BlockView,
+    EitherEncoder,
+    ImageEncoder,
+    Opaque,
+    Packed,
+    PreNorm,
+    States,
+    View,
+    encoders_of,
+    with_own,
+)
 from rmadapter.errors import UserError
 from rmadapter.methods.parts.learners import CosineLearner
 from rmadapter.prompts import cosine_logits, learnt_weights, prompts_each, stems
 from rmadapter.settings import Size
 from rmadapter.support.machine import seeded
-from rmadapter.training.contract import Known, ModuleMethod, Shots
-from rmadapter.training.loop import Batch, Loss
-from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
+from rmadapter.training.contract import (
+    PUBLISHED,
+    About,
+    Batch,
+    Known,
+    Loss,
+    ModuleMethod,
+    Recipe,
+    Shots,
+    Traits,
+    Uses,
+)
 
 Affine: TypeAlias = tuple[Tensor, Tensor]  # a [d] and b [d]
 PLACES = ("norm", "attention", "norm2", "mlp")  # in a block, each followed by an agent layer
@@ -281,12 +299,12 @@ class MAIL(ModuleMethod[AgentCLIP]):
         projections: Whether both projections are trained.
     """
 
-    title: ClassVar[str] = "MAIL"
-    source: ClassVar[str] = (
+    title = "MAIL"
+    source = (
         "NeurIPS 2025 (openreview.net/forum?id=rHt6tt5RNF); configs/trainers/MAILSRC_Trainer/"
         "base2new.yaml of github.com/pSGAme/MAIL-for-Classification"
     )
-    traits: ClassVar[Traits] = Traits(
+    traits = Traits(
         uses=Uses(
             constants="the words of the prompt; on eight sets rate, rank, batch, epochs, "
             "optimiser, crops or which projections learn",

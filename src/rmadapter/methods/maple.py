@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,9 +17,17 @@ from rmadapter.backbones import Backbone
 from rmadapter.methods.parts.learned_prompts import Prompted, check_room, draw, first_context
 from rmadapter.settings import Size
 from rmadapter.support.machine import seeded
-from rmadapter.training.contract import ModuleMethod, Shots
-from rmadapter.training.loop import Batch, Loss
-from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
+from rmadapter.training.contract import (
+    PUBLISHED,
+    About,
+    Batch,
+    Loss,
+    ModuleMethod,
+    Recipe,
+    Shots,
+    Traits,
+    Uses,
+)
 
 
 class CoupledPrompts(Prompted):
@@ -69,12 +76,12 @@ class MaPLe(ModuleMethod[CoupledPrompts]):
         init: Words that the first text prompts start from.
     """
 
-    title: ClassVar[str] = "MaPLe"
-    source: ClassVar[str] = (
+    title = "MaPLe"
+    source = (
         "Khattak et al., CVPR 2023 (arXiv 2210.03117); vit_b16_c2_ep5_batch4_2ctx.yaml of "
         "github.com/muzairkhattak/multimodal-prompt-learning"
     )
-    traits: ClassVar[Traits] = Traits(
+    traits = Traits(
         uses=Uses(tuned=PUBLISHED),
         about=About(
             "encoders",

@@ -35,17 +35,27 @@ from torch import Tensor, nn
 
 from rmadapter.adapter import adapted_blocks
 from rmadapter.backbones import Backbone
-from rmadapter.encoders import Grid, Packed, States, TextEncoder
-from rmadapter.encoders.layouts import pack
+from rmadapter.encoders import Grid, Packed, States, TextEncoder, pack
 from rmadapter.errors import UserError
 from rmadapter.methods.parts.learned_prompts import check_room, draw
 from rmadapter.methods.parts.learners import CosineLearner
 from rmadapter.prompts import CHUNK, Cosines, class_weights, cosine_logits, prompts_each, tokenize
 from rmadapter.settings import Share, Size
 from rmadapter.support.machine import seeded
-from rmadapter.training.contract import Known, ModuleMethod, Shots, ToLogits
-from rmadapter.training.loop import Batch, Loss, summed
-from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
+from rmadapter.training.contract import (
+    PUBLISHED,
+    About,
+    Batch,
+    Known,
+    Loss,
+    ModuleMethod,
+    Recipe,
+    Shots,
+    ToLogits,
+    Traits,
+    Uses,
+    summed,
+)
 
 
 @dataclass(frozen=True)

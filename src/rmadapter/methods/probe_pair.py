@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -16,8 +15,19 @@ from rmadapter.backbones import Backbone
 from rmadapter.encoders import States
 from rmadapter.methods.clap import ZeroShotProbe
 from rmadapter.methods.linear_probe import LinearProbe
-from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits
-from rmadapter.training.traits import HELD_OUT, About, Recipe, Traits, Uses
+from rmadapter.training.contract import (
+    HELD_OUT,
+    About,
+    Fitted,
+    Known,
+    Method,
+    Parameters,
+    Recipe,
+    Shots,
+    ToLogits,
+    Traits,
+    Uses,
+)
 
 PROBE = LinearProbe()
 
@@ -31,12 +41,12 @@ class ProbePair(Method):
         recipe: Recipe of the probe that starts as zero-shot; the other one is as published.
     """
 
-    title: ClassVar[str] = "both linear probes"
-    source: ClassVar[str] = (
+    title = "both linear probes"
+    source = (
         "of this project; product of experts: Hinton, Neural Computation 2002; probes: "
         f"{PROBE.source}; {ZeroShotProbe.source}"
     )
-    traits: ClassVar[Traits] = Traits(
+    traits = Traits(
         uses=Uses(tuned=HELD_OUT),
         about=About("features", "both linear probes, and answers by their mean", new_classes=False),
         reads="features",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,9 +23,17 @@ from rmadapter.methods.parts.learned_prompts import PromptedText, limit_tokens
 from rmadapter.prompts import cosine_logits, zero_shot_weights
 from rmadapter.settings import Size
 from rmadapter.support.distributed import add_up, several
-from rmadapter.training.contract import ModuleMethod, Shots
-from rmadapter.training.loop import Batch, Loss
-from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
+from rmadapter.training.contract import (
+    PUBLISHED,
+    About,
+    Batch,
+    Loss,
+    ModuleMethod,
+    Recipe,
+    Shots,
+    Traits,
+    Uses,
+)
 
 
 class Aligned(Function):
@@ -70,12 +78,12 @@ class ProGrad(ModuleMethod[Context]):
         strength: Share of the opposing component that is removed.
     """
 
-    title: ClassVar[str] = "ProGrad"
-    source: ClassVar[str] = (
+    title = "ProGrad"
+    source = (
         "Zhu et al., ICCV 2023 (arXiv 2205.14865); rn50_ep100 and "
         "scripts/base2new_train_prograd.sh of github.com/BeierZhu/Prompt-align"
     )
-    traits: ClassVar[Traits] = Traits(
+    traits = Traits(
         uses=Uses(
             constants="the words of the prompt, strength and epochs by shots",
             tuned=PUBLISHED,

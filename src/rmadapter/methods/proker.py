@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import pydantic.dataclasses
 import torch
@@ -27,14 +26,17 @@ from rmadapter.methods.parts.features import best_pair, columns, held_out, unit
 from rmadapter.prompts import prior_weights
 from rmadapter.settings import STRICT, option
 from rmadapter.training.contract import (
+    HELD_OUT,
+    About,
     Fitted,
     Known,
     Shots,
     ToLogits,
+    Traits,
     Untrained,
+    Uses,
     shaped,
 )
-from rmadapter.training.traits import HELD_OUT, About, Traits, Uses
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
@@ -59,11 +61,9 @@ class ProKeR(Untrained):
     """Nothing is trained. Every view of a shot counts; the released code takes ten. Only answers
     for the classes of its shots."""
 
-    title: ClassVar[str] = "ProKeR"
-    source: ClassVar[str] = (
-        "Bendou et al., CVPR 2025 (arXiv 2501.11175); trainers/proker.py of the released code"
-    )
-    traits: ClassVar[Traits] = Traits(
+    title = "ProKeR"
+    source = "Bendou et al., CVPR 2025 (arXiv 2501.11175); trainers/proker.py of the released code"
+    traits = Traits(
         uses=Uses(constants="the grids of beta and lambda", tuned=HELD_OUT),
         about=About(
             "nothing",

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +22,22 @@ from rmadapter.errors import UserError
 from rmadapter.prompts import Cosines, cosine_logits, zero_shot_weights
 from rmadapter.settings import Positive
 from rmadapter.training.cache import Held
-from rmadapter.training.contract import Fitted, Known, Learner, ModuleMethod, Shots, ToLogits
-from rmadapter.training.loop import Batch, Loss
-from rmadapter.training.traits import ALL_IMAGES, PUBLISHED, About, Recipe, Traits, Uses
+from rmadapter.training.contract import (
+    ALL_IMAGES,
+    PUBLISHED,
+    About,
+    Batch,
+    Fitted,
+    Known,
+    Learner,
+    Loss,
+    ModuleMethod,
+    Recipe,
+    Shots,
+    ToLogits,
+    Traits,
+    Uses,
+)
 
 
 class Projector(Learner):
@@ -75,21 +87,26 @@ class ProLIP(ModuleMethod[Projector]):
         strength: Weight of the penalty, divided by the shots of the largest class.
     """
 
-    title: ClassVar[str] = "ProLIP"
-    source: ClassVar[str] = (
+    title = "ProLIP"
+    source = (
         "Fahes et al., 2024 (arXiv 2410.05270); configs/experiments/base_to_new_VITB16.yaml of "
         "github.com/astra-vision/ProLIP"
     )
-    traits: ClassVar[Traits] = Traits(
+    traits = Traits(
         uses=Uses(tuned=PUBLISHED),
         about=About("features", "the projection behind the image encoder"),
     )
     strength: Positive = 1.0
     recipe: Recipe = Recipe(
-        optimizer="adam", learning_rate=1e-5, weight_decay=0.0, eps=1e-4, epochs=300,
+        optimizer="adam",
+        learning_rate=1e-5,
+        weight_decay=0.0,
+        eps=1e-4,
+        epochs=300,
         batch_size=ALL_IMAGES,
-        schedule="step", warmup_epochs=0,
-    )  # fmt: skip
+        schedule="step",
+        warmup_epochs=0,
+    )
 
     def module(self, backbone: Backbone, seed: int = 1) -> Projector:
         return Projector(backbone)

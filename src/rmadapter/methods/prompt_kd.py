@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -33,18 +32,24 @@ from rmadapter.settings import Positive, Size
 from rmadapter.support.machine import seeded
 from rmadapter.training.cache import Cache
 from rmadapter.training.contract import (
+    PUBLISHED,
+    About,
+    Batch,
     Fitted,
     Known,
     Method,
     Parameters,
+    Recipe,
     Shots,
     ToLogits,
+    Traits,
+    Uses,
     count,
+    minimise,
     shaped,
 )
-from rmadapter.training.loop import Batch, key_of, minimise
+from rmadapter.training.loop import key_of
 from rmadapter.training.shots import Unfinished
-from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
 
 FIRST = 1  # block of both image encoders whose input is read
 STUDENT, TEACHER, CLASSES, DIGEST = "student.", "teacher.", "classes", "digest"  # of tensors
@@ -110,12 +115,12 @@ class PromptKD(Method):
         weight: Weight of the loss.
     """
 
-    title: ClassVar[str] = "PromptKD"
-    source: ClassVar[str] = (
+    title = "PromptKD"
+    source = (
         "Li et al., CVPR 2024 (arXiv 2403.03781); vit_b16_c2_ep20_batch8_4+4ctx.yaml and "
         "scripts/promptkd/base2new_train.sh of github.com/zhengli97/PromptKD"
     )
-    traits: ClassVar[Traits] = Traits(
+    traits = Traits(
         uses=Uses(
             track="teacher",
             extra="all train images without labels, 20 general templates",

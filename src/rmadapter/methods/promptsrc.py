@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -30,9 +29,20 @@ from rmadapter.methods.parts.learned_prompts import (
 from rmadapter.prompts import cosine_logits, raw_text_features
 from rmadapter.settings import Size
 from rmadapter.task import check_templates
-from rmadapter.training.contract import Fitted, ModuleMethod, Shots
-from rmadapter.training.loop import Batch, Loss, minimise, summed
-from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
+from rmadapter.training.contract import (
+    PUBLISHED,
+    About,
+    Batch,
+    Fitted,
+    Loss,
+    ModuleMethod,
+    Recipe,
+    Shots,
+    Traits,
+    Uses,
+    minimise,
+    summed,
+)
 
 # Our own list; the released code averages 60 templates of CLIP's ImageNet ensemble. Both mix
 # medium, quality and size.
@@ -131,12 +141,12 @@ class PromptSRC(ModuleMethod[IndependentPrompts]):
             those of the run.
     """
 
-    title: ClassVar[str] = "PromptSRC"
-    source: ClassVar[str] = (
+    title = "PromptSRC"
+    source = (
         "Khattak et al., ICCV 2023 (arXiv 2307.06948); vit_b16_c2_ep20_batch4_4+4ctx.yaml of "
         "github.com/muzairkhattak/PromptSRC, with templates of our own"
     )
-    traits: ClassVar[Traits] = Traits(
+    traits = Traits(
         uses=Uses(extra="20 general templates", tuned=PUBLISHED),
         in_epochs=("mean", "std"),
         about=About(

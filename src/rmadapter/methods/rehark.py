@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import ClassVar
 
 import pydantic.dataclasses
 import torch
@@ -27,20 +26,29 @@ from rmadapter.methods.parts.features import columns, held_out, unit
 from rmadapter.prompts import zero_shot_weights
 from rmadapter.settings import STRICT, Count, option
 from rmadapter.training.contract import (
+    HELD_OUT,
+    About,
     Fitted,
     Known,
     Shots,
     ToLogits,
+    Traits,
     Untrained,
+    Uses,
     shaped,
 )
-from rmadapter.training.traits import HELD_OUT, About, Traits, Uses
 
 # Where the released code draws the numbers from; `penalty` on a logarithmic scale.
 RANGES = {
-    "narrow": (0.1, 30.0), "wide": (0.01, 5.0), "mix": (0.0, 1.0), "penalty": (0.001, 5.0),
-    "share": (0.0, 1.0), "bridge": (0.0, 2.0), "scale": (1.0, 20.0), "power": (0.5, 1.0),
-}  # fmt: skip
+    "narrow": (0.1, 30.0),
+    "wide": (0.01, 5.0),
+    "mix": (0.0, 1.0),
+    "penalty": (0.001, 5.0),
+    "share": (0.0, 1.0),
+    "bridge": (0.0, 2.0),
+    "scale": (1.0, 20.0),
+    "power": (0.5, 1.0),
+}
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
@@ -72,11 +80,9 @@ class ReHARK(Untrained):
             per class they stay as given.
     """
 
-    title: ClassVar[str] = "ReHARK"
-    source: ClassVar[str] = (
-        "Islam, 2026 (arXiv 2603.11542); trainers/rehark.py of github.com/Jahid12012021/ReHARK"
-    )
-    traits: ClassVar[Traits] = Traits(
+    title = "ReHARK"
+    source = "Islam, 2026 (arXiv 2603.11542); trainers/rehark.py of github.com/Jahid12012021/ReHARK"
+    traits = Traits(
         uses=Uses(
             constants="the numbers, searched on validation images",
             tuned=HELD_OUT,

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -26,8 +25,18 @@ from rmadapter.methods.zero_shot import GENERAL_TEMPLATES
 from rmadapter.prompts import Cosines, prior_weights, untouched, zero_shot_weights
 from rmadapter.settings import Positive
 from rmadapter.task import check_templates
-from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, Trained, shaped
-from rmadapter.training.traits import About, Traits, Uses
+from rmadapter.training.contract import (
+    About,
+    Fitted,
+    Known,
+    Method,
+    Parameters,
+    Shots,
+    Trained,
+    Traits,
+    Uses,
+    shaped,
+)
 
 HEAD = "head"
 
@@ -42,9 +51,9 @@ class Ridge(Method):
         general: Prompts in addition to the run's, for classes without shots.
     """
 
-    title: ClassVar[str] = "ridge regression beside zero-shot"
-    source: ClassVar[str] = "of this project: RMAdapter+ without adapters"
-    traits: ClassVar[Traits] = Traits(
+    title = "ridge regression beside zero-shot"
+    source = "of this project: RMAdapter+ without adapters"
+    traits = Traits(
         uses=Uses(
             extra="7 general templates",
             tuned="this project's choosing sets (docs/studies/plus.md)",

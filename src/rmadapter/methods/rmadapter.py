@@ -22,9 +22,21 @@ from rmadapter.errors import UserError
 from rmadapter.model import AdaptedCLIP
 from rmadapter.prompts import Cosines, prompts_each, tokenize
 from rmadapter.settings import AdapterSettings, LossSettings
-from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits
-from rmadapter.training.loop import Batch, minimise
-from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
+from rmadapter.training.contract import (
+    PUBLISHED,
+    About,
+    Batch,
+    Fitted,
+    Known,
+    Method,
+    Parameters,
+    Recipe,
+    Shots,
+    ToLogits,
+    Traits,
+    Uses,
+    minimise,
+)
 
 ADAMW = Recipe(
     optimizer="adamw",

@@ -27,8 +27,20 @@ from rmadapter.model import AdaptedCLIP
 from rmadapter.prompts import zero_shot_weights
 from rmadapter.settings import AdapterSettings, LossSettings, Positive, Share
 from rmadapter.task import check_templates
-from rmadapter.training.contract import Fitted, Known, Method, Parameters, Shots, ToLogits, shaped
-from rmadapter.training.traits import About, Expected, Recipe, Traits, Uses
+from rmadapter.training.contract import (
+    About,
+    Expected,
+    Fitted,
+    Known,
+    Method,
+    Parameters,
+    Recipe,
+    Shots,
+    ToLogits,
+    Traits,
+    Uses,
+    shaped,
+)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
-from rmadapter.encoders import Packed, States, encoders_of, send, weights_of
-from rmadapter.encoders.blocks import with_own
+from rmadapter.encoders import Packed, States, encoders_of, send, weights_of, with_own
 from rmadapter.errors import UserError
 from rmadapter.methods.parts.learners import CosineLearner
 from rmadapter.prompts import (
@@ -34,9 +33,17 @@ from rmadapter.prompts import (
     zero_shot_weights,
 )
 from rmadapter.settings import Positive, Share
-from rmadapter.training.contract import Known, ModuleMethod, Shots
-from rmadapter.training.loop import Batch, Loss
-from rmadapter.training.traits import About, Recipe, Traits, Uses
+from rmadapter.training.contract import (
+    About,
+    Batch,
+    Known,
+    Loss,
+    ModuleMethod,
+    Recipe,
+    Shots,
+    Traits,
+    Uses,
+)
 
 
 class Prompts:
@@ -154,12 +161,12 @@ class SkipTuning(ModuleMethod[TunedCLIP]):
         decay: As in `choose_classes`.
     """
 
-    title: ClassVar[str] = "Skip Tuning"
-    source: ClassVar[str] = (
+    title = "Skip Tuning"
+    source = (
         "Wu et al., CVPR 2025 (arXiv 2412.11509); what it leaves open is listed in "
         "docs/reference/methods.md"
     )
-    traits: ClassVar[Traits] = Traits(
+    traits = Traits(
         uses=Uses(tuned="as published where that is known to us, the rest by nothing"),
         about=About("blocks", "the upper blocks themselves"),
         own_reading="from the abstract and notes on the paper, with optimiser, rate, epochs "
@@ -169,8 +176,12 @@ class SkipTuning(ModuleMethod[TunedCLIP]):
     ratio: Annotated[float, Field(gt=0, le=1)] = 0.05
     decay: Positive = 0.3
     recipe: Recipe = Recipe(
-        optimizer="adamw", learning_rate=1e-5, weight_decay=0.01, epochs=20, schedule="step",
-    )  # fmt: skip
+        optimizer="adamw",
+        learning_rate=1e-5,
+        weight_decay=0.01,
+        epochs=20,
+        schedule="step",
+    )
 
     def module(self, backbone: Backbone, seed: int = 1) -> TunedCLIP:
         if self.skipped == 1:

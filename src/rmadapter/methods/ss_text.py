@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -29,26 +28,29 @@ from rmadapter.methods.parts.features import Places, one_hot, unit
 from rmadapter.prompts import Cosines, cosine_logits, untouched, zero_shot_weights
 from rmadapter.settings import Positive, Size
 from rmadapter.training.contract import (
+    PUBLISHED,
+    About,
     Fitted,
     Known,
     Shots,
     Trained,
+    Traits,
     Untrained,
+    Uses,
     shaped,
 )
-from rmadapter.training.traits import PUBLISHED, About, Traits, Uses
 
 
 @dataclass(frozen=True)
 class SSText(Untrained):
     """Nothing is trained and nothing is searched. Classes without shots have their prompts."""
 
-    title: ClassVar[str] = "SS-Text"
-    source: ClassVar[str] = (
+    title = "SS-Text"
+    source = (
         "Silva-Rodriguez et al., MICCAI 2025 (arXiv 2506.17500); solvers/sstext.py of "
         "github.com/jusiro/SS-Text"
     )
-    traits: ClassVar[Traits] = Traits(
+    traits = Traits(
         uses=Uses(tuned=PUBLISHED),
         about=About(
             "nothing",
@@ -84,8 +86,8 @@ class SSTextPlus(SSText):
     """SS-Text whose classes count by their numbers of shots, and are moved apart: what the released
     code runs by default."""
 
-    title: ClassVar[str] = "SS-Text+"
-    traits: ClassVar[Traits] = Traits(
+    title = "SS-Text+"
+    traits = Traits(
         uses=Uses(tuned=PUBLISHED),
         about=About(
             "nothing",
@@ -114,12 +116,12 @@ class SSTextU(SSText):
         rare: How much rarer a class without shots is than the rarest of the others.
     """
 
-    title: ClassVar[str] = "SS-Text-U"
-    source: ClassVar[str] = (
+    title = "SS-Text-U"
+    source = (
         "Silva-Rodriguez and Konukoglu, 2026 (arXiv 2603.02959); libs/solvers/sstextu.py of "
         "github.com/jusiro/SS-Text-U"
     )
-    traits: ClassVar[Traits] = Traits(
+    traits = Traits(
         uses=Uses(
             track="extra data",
             extra="all train images without labels, and the names of all classes",

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -30,12 +30,15 @@ from rmadapter.methods.parts.features import unit
 from rmadapter.prompts import cosine_logits, zero_shot_weights
 from rmadapter.settings import Positive, Size
 from rmadapter.training.contract import (
+    PUBLISHED,
+    About,
     Fitted,
     Known,
     ToLogits,
+    Traits,
     Untrained,
+    Uses,
 )
-from rmadapter.training.traits import PUBLISHED, About, Traits, Uses
 
 SHARE_STEPS = 5  # of the shares, between two steps of means and variances
 DENSITY_DIVISOR = 50.0  # divisor of the log-densities
@@ -55,12 +58,12 @@ class StatA(Untrained):
         rounds: How often means and variances are computed.
     """
 
-    title: ClassVar[str] = "StatA"
-    source: ClassVar[str] = (
+    title = "StatA"
+    source = (
         "Zanella et al., CVPR 2025 (arXiv 2501.03729); solvers/StatA.py and main.py of "
         "github.com/MaxZanella/StatA"
     )
-    traits: ClassVar[Traits] = Traits(
+    traits = Traits(
         uses=Uses(
             track="test time",
             constants="the words of the prompt",

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -24,9 +23,16 @@ from rmadapter.methods.parts.learned_prompts import (
 from rmadapter.prompts import zero_shot_weights
 from rmadapter.settings import Size
 from rmadapter.support.machine import seeded
-from rmadapter.training.contract import ModuleMethod, Shots
-from rmadapter.training.loop import Loss
-from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
+from rmadapter.training.contract import (
+    PUBLISHED,
+    About,
+    Loss,
+    ModuleMethod,
+    Recipe,
+    Shots,
+    Traits,
+    Uses,
+)
 
 
 class ClassAware(ContextLearner):
@@ -93,12 +99,12 @@ class TCP(ModuleMethod[ClassAware]):
         distance_weight: Weight of the distance from the run's prompts, as in KgCoOp.
     """
 
-    title: ClassVar[str] = "TCP"
-    source: ClassVar[str] = (
+    title = "TCP"
+    source = (
         "Yao et al., CVPR 2024 (arXiv 2311.18231); vit_b16_ep100_ctxv1, scripts/base2new_train.sh "
         "and Adam's eps of the README of github.com/htyao89/Textual-based_Class-aware_prompt_tuning"
     )
-    traits: ClassVar[Traits] = Traits(
+    traits = Traits(
         uses=Uses(constants="the words of the prompt, the epoch tested", tuned=PUBLISHED),
         about=About(
             "text", "KgCoOp's vectors, made from each class's name", "trained and new classes alike"

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -25,13 +25,7 @@ from rmadapter.encoders import States
 from rmadapter.methods.parts.features import unit
 from rmadapter.prompts import cosine_logits, zero_shot_weights
 from rmadapter.settings import Positive, Share, Size
-from rmadapter.training.contract import (
-    Fitted,
-    Known,
-    ToLogits,
-    Untrained,
-)
-from rmadapter.training.traits import About, Traits, Uses
+from rmadapter.training.contract import About, Fitted, Known, ToLogits, Traits, Untrained, Uses
 
 
 class Memory:
@@ -87,12 +81,12 @@ class TDA(Untrained):
         mask: Probability above which a class counts in the negative memory.
     """
 
-    title: ClassVar[str] = "TDA"
-    source: ClassVar[str] = (
+    title = "TDA"
+    source = (
         "Karmanov et al., CVPR 2024 (arXiv 2403.18293); "
         "tda_runner.py and configs/imagenet.yaml of github.com/kdiAAA/TDA"
     )
-    traits: ClassVar[Traits] = Traits(
+    traits = Traits(
         uses=Uses(
             track="test time",
             constants="alpha and beta, the words of the prompts",

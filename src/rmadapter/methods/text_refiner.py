@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +19,7 @@ from torch import Tensor, nn
 
 from rmadapter.adapter import at_least_float32
 from rmadapter.backbones import Backbone
-from rmadapter.encoders import States
-from rmadapter.encoders.blocks import Opaque
+from rmadapter.encoders import Opaque, States
 from rmadapter.errors import UserError
 from rmadapter.methods.parts.learned_prompts import PromptedText, context_vectors
 from rmadapter.methods.parts.learners import CosineLearner
@@ -30,15 +28,21 @@ from rmadapter.settings import Share, Size
 from rmadapter.support.distributed import add_up, several
 from rmadapter.support.machine import seeded
 from rmadapter.training.contract import (
+    PUBLISHED,
+    About,
+    Batch,
     Fitted,
     Known,
     ModuleMethod,
     Parameters,
+    Recipe,
     Shots,
+    Traits,
+    Uses,
     count,
+    minimise,
+    summed,
 )
-from rmadapter.training.loop import Batch, minimise, summed
-from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
 
 
 class Refiner(CosineLearner):
@@ -157,12 +161,12 @@ class TextRefiner(ModuleMethod[Refiner]):
         likeness: Weight of the L1 distance of refined from plain features.
     """
 
-    title: ClassVar[str] = "TextRefiner"
-    source: ClassVar[str] = (
+    title = "TextRefiner"
+    source = (
         "Xie et al., AAAI 2025 (arXiv 2412.08176); vit_b16_ep10_ctxv1 and the defaults of train.py "
         "of github.com/xjjxmu/TextRefiner"
     )
-    traits: ClassVar[Traits] = Traits(
+    traits = Traits(
         uses=Uses(constants="the rate, by files that name no set", tuned=PUBLISHED),
         about=About("text", "CoOp's vectors, refined by image tokens"),
     )

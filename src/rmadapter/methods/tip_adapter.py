@@ -12,7 +12,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
 
 import pydantic.dataclasses
 import torch
@@ -26,17 +25,22 @@ from rmadapter.prompts import cosine_logits, zero_shot_weights
 from rmadapter.settings import STRICT, option
 from rmadapter.training.cache import Held
 from rmadapter.training.contract import (
+    HELD_OUT,
+    About,
+    Batch,
     Fitted,
     Known,
     Method,
     Parameters,
+    Recipe,
     Shots,
     ToLogits,
     Trained,
+    Traits,
+    Uses,
+    minimise,
     shaped,
 )
-from rmadapter.training.loop import Batch, minimise
-from rmadapter.training.traits import HELD_OUT, About, Recipe, Traits, Uses
 
 PAPER = (
     "Zhang et al., ECCV 2022 (arXiv 2207.09519); configs/imagenet.yaml of "
@@ -155,9 +159,9 @@ class TipAdapter(CachedShots):
     """Nothing is trained. A key is the mean of a shot over the run's augmented views; the released
     code takes ten."""
 
-    title: ClassVar[str] = "Tip-Adapter"
-    source: ClassVar[str] = PAPER
-    traits: ClassVar[Traits] = Traits(
+    title = "Tip-Adapter"
+    source = PAPER
+    traits = Traits(
         uses=Uses(
             constants="alpha and the grids of alpha and beta",
             tuned=HELD_OUT,
@@ -184,9 +188,9 @@ class TipAdapterF(CachedShots):
     """Trains the keys, with alpha and beta as given, before both are searched. The keys of the last
     epoch are used; the released code uses the best epoch on the test images."""
 
-    title: ClassVar[str] = "Tip-Adapter-F"
-    source: ClassVar[str] = PAPER
-    traits: ClassVar[Traits] = Traits(
+    title = "Tip-Adapter-F"
+    source = PAPER
+    traits = Traits(
         uses=Uses(
             constants="alpha, the grids of alpha and beta, epochs on EuroSAT",
             tuned=HELD_OUT,

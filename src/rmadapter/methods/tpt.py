@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -25,8 +25,17 @@ from rmadapter.encoders import States
 from rmadapter.methods.parts.learned_prompts import encoder_of, init_words
 from rmadapter.prompts import cosine_logits
 from rmadapter.settings import Positive, Share
-from rmadapter.training.contract import Fitted, Known, Parameters, ToLogits, Untrained
-from rmadapter.training.traits import PUBLISHED, About, Traits, Uses
+from rmadapter.training.contract import (
+    PUBLISHED,
+    About,
+    Fitted,
+    Known,
+    Parameters,
+    ToLogits,
+    Traits,
+    Untrained,
+    Uses,
+)
 
 
 @dataclass(frozen=True)
@@ -43,12 +52,12 @@ class TPT(Untrained):
         context: Words before the class name, whose embeddings the vectors start from.
     """
 
-    title: ClassVar[str] = "TPT"
-    source: ClassVar[str] = (
+    title = "TPT"
+    source = (
         "Shu et al., NeurIPS 2022 (arXiv 2209.07511); tpt_classification.py and "
         "scripts/test_tpt.sh of github.com/azshue/TPT, with the crops of ImageNet and its variants"
     )
-    traits: ClassVar[Traits] = Traits(
+    traits = Traits(
         uses=Uses(
             track="test time",
             test_time="none: the prompt takes a step by crops of each image alone, and forgets it",

@@ -11,21 +11,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
-from rmadapter.encoders import EitherEncoder, Packed, States, encoders_of
-from rmadapter.encoders.blocks import Opaque, View, with_own
+from rmadapter.encoders import EitherEncoder, Opaque, Packed, States, View, encoders_of, with_own
 from rmadapter.methods.parts.features import FixedFeatures, Places
 from rmadapter.methods.parts.learners import CosineLearner
 from rmadapter.prompts import cosine_logits, learnt_weights, prompts_each, stems
-from rmadapter.training.contract import Fitted, Known, ModuleMethod, Parameters, Shots, count
-from rmadapter.training.loop import Batch
-from rmadapter.training.traits import PUBLISHED, About, Recipe, Traits, Uses
+from rmadapter.training.contract import (
+    PUBLISHED,
+    About,
+    Batch,
+    Fitted,
+    Known,
+    ModuleMethod,
+    Parameters,
+    Recipe,
+    Shots,
+    Traits,
+    Uses,
+    count,
+)
 
 FIRST = 1  # block of the image encoder whose input is read; nothing before it is trained
 
@@ -101,19 +110,25 @@ class TwoStages(ModuleMethod[Norms]):
     freezes them again at the second time, so it trains those in the blocks, as here.
     """
 
-    title: ClassVar[str] = "2SFS"
-    source: ClassVar[str] = (
+    title = "2SFS"
+    source = (
         "Farina et al., CVPR 2025 (arXiv 2503.11609); defaults of "
         "github.com/FarinaMatteo/rethinking_fewshot_vlms"
     )
-    traits: ClassVar[Traits] = Traits(
+    traits = Traits(
         uses=Uses(tuned=PUBLISHED),
         about=About("encoders", "LayerNorms, and then the class features"),
     )
     recipe: Recipe = Recipe(
-        optimizer="adamw", learning_rate=2e-4, weight_decay=0.01, iterations=300, batch_size=32,
-        schedule="twice", warmup_epochs=0, final_rate=1e-6,
-    )  # fmt: skip
+        optimizer="adamw",
+        learning_rate=2e-4,
+        weight_decay=0.01,
+        iterations=300,
+        batch_size=32,
+        schedule="twice",
+        warmup_epochs=0,
+        final_rate=1e-6,
+    )
 
     def module(self, backbone: Backbone, seed: int = 1, classes: int = 100) -> Norms:
         return Norms(backbone, classes)

@@ -10,8 +10,7 @@ from torch import Tensor
 from rmadapter.backbones import Backbone
 from rmadapter.prompts import Cosines, untouched, zero_shot_weights
 from rmadapter.task import check_templates
-from rmadapter.training.contract import Fitted, Known, Untrained
-from rmadapter.training.traits import About, Traits, Uses
+from rmadapter.training.contract import About, Fitted, Known, Traits, Untrained, Uses
 
 PAPER = "Radford et al., ICML 2021 (arXiv 2103.00020)"
 # The templates that CLIP's authors chose for ImageNet.

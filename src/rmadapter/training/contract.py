@@ -1,5 +1,7 @@
 """The contract of every method: `fit(backbone, shots) -> Fitted`, and `restore` for what was fitted
 and saved.
+
+A paper's file imports from here all that it needs of this room.
 """
 
 from __future__ import annotations
@@ -24,14 +26,53 @@ from rmadapter.encoders import States
 from rmadapter.errors import UserError
 from rmadapter.support.terminal import track
 from rmadapter.training.cache import Source, test_batch, test_transform
-from rmadapter.training.loop import Loss, minimise
-from rmadapter.training.shots import Known as Known
-from rmadapter.training.shots import Shots as Shots
-from rmadapter.training.shots import Trained as Trained
-from rmadapter.training.traits import Recipe, Traits
+from rmadapter.training.loop import Batch, Loss, minimise, summed
+from rmadapter.training.shots import Known, Shots, Trained
+from rmadapter.training.traits import (
+    ALL_IMAGES,
+    HELD_OUT,
+    PUBLISHED,
+    About,
+    Expected,
+    Recipe,
+    Traits,
+    Uses,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+__all__ = [
+    "ALL_IMAGES",
+    "HELD_OUT",
+    "MAX_EXAMPLES",
+    "NEIGHBOUR_RANK",
+    "PUBLISHED",
+    "About",
+    "Batch",
+    "Choices",
+    "Expected",
+    "Fitted",
+    "Known",
+    "Learner",
+    "Loss",
+    "Method",
+    "ModuleMethod",
+    "NotApplicable",
+    "Parameters",
+    "Recipe",
+    "Shots",
+    "ToLogits",
+    "Trained",
+    "Traits",
+    "Untrained",
+    "Uses",
+    "answers",
+    "count",
+    "minimise",
+    "shaped",
+    "summed",
+]
 
 ToLogits: TypeAlias = Callable[[States], Tensor]  # states of B images -> logits [B, C]
 MAX_EXAMPLES = 10_000

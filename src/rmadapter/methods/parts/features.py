@@ -14,8 +14,7 @@ from rmadapter.adapter import at_least_float32
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import States
 from rmadapter.training.cache import Held, Source, encoded
-from rmadapter.training.contract import Known, NotApplicable, Shots, ToLogits
-from rmadapter.training.loop import Batch
+from rmadapter.training.contract import Batch, Known, NotApplicable, Shots, ToLogits
 
 FOLDS = 4
 

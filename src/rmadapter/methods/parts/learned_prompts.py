@@ -28,8 +28,7 @@ from rmadapter.encoders import States
 from rmadapter.errors import UserError
 from rmadapter.methods.parts.learners import CosineLearner
 from rmadapter.prompts import CHUNK, check_prompts, cosine_logits
-from rmadapter.training.contract import Known, Shots
-from rmadapter.training.loop import Batch, Loss
+from rmadapter.training.contract import Batch, Known, Loss, Shots
 
 _STARTS: WeakKeyDictionary[Backbone, int] = WeakKeyDictionary()
 PLACEHOLDER = "X"  # a single token in every vocabulary, if only the unknown one
