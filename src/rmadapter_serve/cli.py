@@ -9,7 +9,6 @@ import re
 import socket
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,12 +18,12 @@ from rmadapter.artifacts.run_folder import HUB, find_run
 from rmadapter.cli.options import Command, Json, Quiet, RunOptions
 from rmadapter.errors import UserError, quoted
 from rmadapter.support.terminal import escape
+from rmadapter_serve.limits import Limits
 from rmadapter_serve.sockets import address, bind
 
 if TYPE_CHECKING:
     from rmadapter_serve.model import ServeOptions
     from rmadapter_serve.server import Access
-    from rmadapter_serve.service import Limits
 
 HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", re.IGNORECASE)
 
@@ -72,40 +71,6 @@ Engine = Annotated[
 ]
 
 
-@dataclass(frozen=True)
-class LimitOptions:
-    """What the server does at most."""
-
-    batch: Annotated[int, typer.Option(min=1, help="Most images sent to a model in one batch.")] = (
-        16
-    )
-    wait: Annotated[
-        float, typer.Option(min=0, max=1000, help="Milliseconds to wait for a batch to fill.")
-    ] = 3.0
-    queue: Annotated[
-        int, typer.Option(min=1, help="Most images waiting for a model; beyond that, status 503.")
-    ] = 256
-    max_images: Annotated[int, typer.Option(min=1, help="Most images per request.")] = 64
-    body: Annotated[float, typer.Option(min=0.001, max=10_000, help="Most MB per request.")] = 32.0
-    seconds: Annotated[
-        float,
-        typer.Option(
-            min=0.1,
-            max=86_400,
-            help="Most seconds for a body to arrive, and for an answer; a request that is "
-            "expected to take more than a quarter of them is refused with status 503.",
-        ),
-    ] = 30.0
-
-    def limits(self, workers: int) -> Limits:
-        """Return the limits as the server takes them. workers: processes."""
-        from rmadapter_serve.service import Limits
-
-        return Limits(
-            self.batch, self.wait, self.queue, self.max_images, self.body, self.seconds, workers
-        )  # fmt: skip
-
-
 def serve(
     runs: Annotated[
         list[str],
@@ -117,10 +82,7 @@ def serve(
     threads: Annotated[
         int, typer.Option(min=0, help="Threads per model; 0 leaves it to the engine.")
     ] = 0,
-    limits: LimitOptions = LimitOptions(),
-    workers: Annotated[
-        int, typer.Option(min=1, max=64, help="Processes, of one thread per model each (Linux).")
-    ] = 1,
+    limits: Limits = Limits(),
     cors: Annotated[
         list[str] | None,
         typer.Option(help="Origin of web pages that may send requests; may be repeated."),
@@ -150,7 +112,7 @@ def serve(
     from rmadapter_serve.model import ServeOptions
     from rmadapter_serve.server import Access
 
-    if workers > 1:
+    if limits.workers > 1:
         threads = _threads_of_worker(threads)
     models = {
         name: ServeOptions(
@@ -163,13 +125,16 @@ def serve(
     hosts = None if key else {host, socket.gethostname(), *others}  # no other site knows the key
     access = Access(key, cors or (), log, hosts)
     with bind(host, port) as listening:
-        _listen(listening, models, limits.limits(workers), access, as_json)
+        _listen(listening, models, limits, access, as_json)
 
 
 def _listen(
-    listening: socket.socket, models: dict[str, ServeOptions], most: Limits, access: Access,
+    listening: socket.socket,
+    models: dict[str, ServeOptions],
+    limits: Limits,
+    access: Access,
     as_json: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Open the models and serve them, in as many processes as the limits say."""
     from rmadapter_serve.model import open_served
     from rmadapter_serve.server import run
@@ -181,14 +146,14 @@ def _listen(
     def ready() -> None:
         _announce(where, models, as_json)
 
-    if most.workers == 1:
-        service = Service(opened, most)
+    if limits.workers == 1:
+        service = Service(opened, limits)
         opened.clear()
         run(service, models, listening, ready, access)
     else:
         from rmadapter_serve.workers import run_workers
 
-        run_workers(most.workers, opened, models, most, listening, ready, access)
+        run_workers(opened, models, limits, listening, ready, access)
 
 
 def _threads_of_worker(threads: int) -> int:

@@ -9,7 +9,7 @@ import hmac
 import json
 import os
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Iterator
+from collections.abc import AsyncGenerator, Collection, Iterator
 from contextlib import contextmanager
 from email.message import Message as MailMessage
 
@@ -20,7 +20,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rmadapter_serve.service import Counters, Limits, Upload
+from rmadapter_serve.limits import Limits
+from rmadapter_serve.service import Service, Upload
 from rmadapter_serve.sockets import is_known_host
 from rmadapter_serve.waiting import QueueState, too_busy
 
@@ -41,20 +42,19 @@ HOW = (
 class AccessMiddleware:
     """Check keys, limit bodies and count requests before an application answers them.
 
-    key: required of a request, "" for none. hosts: names of this server, as for `is_known_host`;
-    None allows any. seconds: returns those until what waits is expected to be answered.
-    closing: returns whether connections are closed after an answer.
+    Args:
+        app: Application that answers.
+        service: Its limits, counters, and whether connections are closed after an answer.
+        key: Key that a request must have, "" for none.
+        hosts: Names of this server, as for `is_known_host`; None allows any.
     """
 
     def __init__(
-        self, app: ASGIApp, limits: Limits, counters: Counters, key: str = "",
-        hosts: Collection[str] | None = None, seconds: Callable[[], float] = lambda: 0.0,
-        closing: Callable[[], bool] = lambda: False,
-    ) -> None:  # fmt: skip
+        self, app: ASGIApp, service: Service, key: str = "", hosts: Collection[str] | None = None
+    ) -> None:
         self.app = app
-        self._seconds, self._closing = seconds, closing
-        self._limits = limits
-        self._counters = counters
+        self._service = service
+        self._limits = service.limits
         self._key = os.fsencode(key)
         self._hosts = None if hosts is None else {name.casefold() for name in hosts}
         self._held = 0  # bytes of the bodies of all requests
@@ -71,7 +71,7 @@ class AccessMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                more = [NO_SNIFFING, CLOSE] if self._closing() else [NO_SNIFFING]
+                more = [NO_SNIFFING, CLOSE] if self._service.draining else [NO_SNIFFING]
                 message = {**message, "headers": [*message["headers"], *more]}
             await send(message)
 
@@ -88,8 +88,9 @@ class AccessMiddleware:
         finally:
             # the path as declared: strangers must not invent labels
             path = getattr(scope.get("route"), "path", "other")
-            self._counters.requests.labels(path, status).inc()
-            self._counters.seconds.labels(path).observe(time.perf_counter() - started)
+            counters = self._service.counters
+            counters.requests.labels(path, status).inc()
+            counters.seconds.labels(path).observe(time.perf_counter() - started)
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:
         headers = Headers(scope=scope)
@@ -131,7 +132,7 @@ class AccessMiddleware:
                 raise HTTPException(413, self._too_large())
             if self._held > self._limits.held and total * self._bodies > self._limits.held:
                 state: QueueState = {"bytes": self._held, "most_bytes": self._limits.held}
-                raise too_busy("too many request bodies at once", state, self._seconds())
+                raise too_busy("too many request bodies at once", state, self._service.seconds())
             return message
 
         try:
@@ -184,16 +185,17 @@ async def read_uploads(request: Request, limits: Limits) -> list[Upload]:
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        uploads = await _from_form(request, limits.images)
+        uploads = await _from_form(request, limits.max_images)
     elif kind == "application/json":
         uploads = _from_json(await request.body())
     else:
         raise HTTPException(415, HOW)
     if not uploads:
         raise HTTPException(400, f"no images received; {HOW}")
-    if len(uploads) > limits.images:
+    if len(uploads) > limits.max_images:
         raise HTTPException(
-            400, f"{len(uploads)} images, but a request may have only {limits.images}: send several"
+            400,
+            f"{len(uploads)} images, but a request may have only {limits.max_images}: send several",
         )
     return uploads
 

@@ -260,10 +260,7 @@ def create_app(
     app.add_exception_handler(HTTPException, _error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(ClientDisconnect, _client_left)
-    app.add_middleware(
-        AccessMiddleware, limits=service.limits, counters=service.counters, key=key, hosts=hosts,
-        seconds=service.seconds, closing=lambda: service.draining,
-    )  # fmt: skip
+    app.add_middleware(AccessMiddleware, service=service, key=key, hosts=hosts)
     if cors:  # outermost: a browser first asks without the key
         app.add_middleware(
             CORSMiddleware,

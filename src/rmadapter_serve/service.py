@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, NamedTuple
@@ -27,53 +26,18 @@ from starlette.exceptions import HTTPException
 
 from rmadapter.data import decode_upload
 from rmadapter.errors import UserError, did_you_mean
+from rmadapter_serve.limits import MB, Limits
 from rmadapter_serve.model import ServedModel
 from rmadapter_serve.waiting import Queue, QueueFull, QueueState, too_busy
 
 if TYPE_CHECKING:
     from PIL import Image
 
-MB = 1_000_000  # bytes
 DECODERS = min(4, os.cpu_count() or 1)  # threads
 LARGE = 150 * MB  # to decode an image; larger ones are decoded one at a time
 AHEAD = 2  # batches of images that are decoded before their turn
-LONGEST = 1 / 4  # most of the seconds for an answer that an accepted request is expected to take
-BODIES = 2  # bodies of the largest size that are held at once
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Limits of a server. Raises UserError if a request could have more images than the queue
-    holds."""
-
-    batch: int = 16  # images that a model gets at once
-    wait: float = 3.0  # milliseconds for others to arrive after the first image
-    queue: int = 256  # images per model that are accepted but unanswered
-    images: int = 64  # per request
-    body: float = 32.0  # MB per request
-    seconds: float = 30.0  # for a body to arrive, and again for its answer
-    workers: int = 1  # processes, each with a queue of its own; they share the bytes of bodies
-
-    def __post_init__(self) -> None:
-        if self.images > self.queue:
-            raise UserError(f"--max-images {self.images}: must not exceed --queue {self.queue}")
-
-    @property
-    def bytes(self) -> int:
-        """Most bytes of a body."""
-        return int(self.body * MB)
-
-    @property
-    def held(self) -> int:
-        """Most bytes of the bodies of all requests of a worker."""
-        return max(BODIES * self.bytes // self.workers, self.bytes)
-
-    @property
-    def longest(self) -> float:
-        """Most seconds that a request may be expected to take when it is accepted."""
-        return round(LONGEST * self.seconds, 3)
 
 
 class Counters:
@@ -311,7 +275,7 @@ class Service:
             "queue_images": limits.queue,
             "queue_seconds": limits.longest,
             "answer_seconds": limits.seconds,
-            "request_images": limits.images,
+            "request_images": limits.max_images,
             "request_bytes": limits.bytes,
             "all_bytes": limits.held,
         }

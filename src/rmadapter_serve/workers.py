@@ -24,9 +24,10 @@ from typing import NamedTuple
 from rmadapter.errors import UserError
 from rmadapter.support.machine import give_back_memory
 from rmadapter.support.terminal import note
+from rmadapter_serve.limits import Limits
 from rmadapter_serve.model import ServedModel, ServeOptions
 from rmadapter_serve.server import EVERY, Access, Watch, make_server, reload, say
-from rmadapter_serve.service import Limits, Service
+from rmadapter_serve.service import Service
 from rmadapter_serve.sockets import serve_until_stopped, share
 
 SIGNALS = (
@@ -40,7 +41,6 @@ MAX_DEATHS = 3  # of young workers, one after the other
 
 
 def run_workers(
-    count: int,
     models: dict[str, ServedModel],
     options: Mapping[str, ServeOptions],
     limits: Limits,
@@ -51,7 +51,6 @@ def run_workers(
     """Serve until SIGTERM or SIGINT, as `server.run`; SIGHUP reloads the models.
 
     Args:
-        count: Number of workers.
         models: Opened with one thread each; reloaded ones replace them there, so that no old one
             is kept.
         options: How to open each model again, by name.
@@ -71,7 +70,7 @@ def run_workers(
                 "onnx on a CPU; leave out --workers, or start several servers"
             )
     parent = _Parent(models, options, limits, access)
-    sockets = share(listening, count)
+    sockets = share(listening, limits.workers)
     signal.signal(signal.SIGCHLD, lambda *_: None)  # else it might be ignored
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:

@@ -34,7 +34,8 @@ from rmadapter_studio.session import Session  # isort: skip
 from rmadapter_studio.shared import Shared  # isort: skip
 from rmadapter_serve.model import ServeOptions, open_served  # isort: skip
 from rmadapter_serve.routes import create_app  # isort: skip
-from rmadapter_serve.service import Limits, Service  # isort: skip
+from rmadapter_serve.limits import Limits  # isort: skip
+from rmadapter_serve.service import Service  # isort: skip
 
 __all__ = ["ray_session", "rmadapter"]  # fixtures
 

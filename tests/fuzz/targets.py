@@ -392,11 +392,12 @@ def check_words(data: bytes, folder: Path) -> object:
 @cache
 def site() -> tuple[Any, Any]:
     """Return the application that `serve` runs, with a key, and its service."""
+    from rmadapter_serve.limits import Limits
     from rmadapter_serve.routes import create_app
-    from rmadapter_serve.service import Limits, Service
+    from rmadapter_serve.service import Service
     from tests.helpers.serving import Toy
 
-    service = Service({"toy": Toy().served}, Limits(body=0.05, seconds=4, images=8))
+    service = Service({"toy": Toy().served}, Limits(body=0.05, seconds=4, max_images=8))
     return create_app(service), service
 
 

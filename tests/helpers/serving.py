@@ -41,8 +41,9 @@ from rmadapter.answers.rejection import RejectionScore  # noqa: E402
 from rmadapter.answers.sets import Calibration  # noqa: E402
 from rmadapter.export.engines import Outputs  # noqa: E402
 from rmadapter_serve import sockets  # noqa: E402
+from rmadapter_serve.limits import Limits  # noqa: E402
 from rmadapter_serve.model import ServedModel  # noqa: E402
-from rmadapter_serve.service import Limits, Service  # noqa: E402
+from rmadapter_serve.service import Service  # noqa: E402
 
 __all__ = ["HTTPException", "Headers", "Request", "Response", "Starlette", "TestClient"]
 

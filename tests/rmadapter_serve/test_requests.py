@@ -22,7 +22,8 @@ from tests.helpers.serving import (
 )  # fmt: skip
 
 from rmadapter_serve.requests import AccessMiddleware, keys, read_uploads  # isort: skip
-from rmadapter_serve.service import Limits, Service  # isort: skip
+from rmadapter_serve.limits import Limits  # isort: skip
+from rmadapter_serve.service import Service  # isort: skip
 
 # Keys and sizes
 
@@ -50,7 +51,7 @@ def service() -> Iterator[Service]:
 
 
 def guarded(service: Service, key: str = "", inside: Any = None) -> AccessMiddleware:
-    return AccessMiddleware(inside or Inside(), service.limits, service.counters, key)
+    return AccessMiddleware(inside or Inside(), service, key)
 
 
 def status_of(app: AccessMiddleware, *chunks: bytes, path: str = "/predict", **headers: str) -> int:
@@ -138,7 +139,7 @@ def test_other_keys_are_refused(service: Service) -> None:
 
 def test_other_host_names_are_refused_if_any_are_given(service: Service) -> None:
     for hosts in (None, ["birds.example"]):
-        app = AccessMiddleware(Inside(), service.limits, service.counters, hosts=hosts)
+        app = AccessMiddleware(Inside(), service, hosts=hosts)
         for host in ("localhost:8000", "127.0.0.1", "[::1]:80", "Birds.example:443"):
             assert status_of(app, host=host) == 200
         for host in ("evil.example", "localhost.evil.example", "", "127.0.0.1.evil", "[::1"):
@@ -182,7 +183,7 @@ def read(body: bytes, kind: str, most: int = 3) -> list[tuple[str, bytes]]:
 
     headers = [(b"content-type", kind.encode())]
     scope = {"type": "http", "method": "POST", "headers": headers, "app": Starlette()}
-    uploads = asyncio.run(read_uploads(Request(scope, receive), Limits(images=most)))
+    uploads = asyncio.run(read_uploads(Request(scope, receive), Limits(max_images=most)))
     return [(upload.name, upload.data) for upload in uploads]
 
 

@@ -33,7 +33,7 @@ def toy() -> Toy:
 
 @pytest.fixture
 def client(toy: Toy) -> Iterator[TestClient]:
-    with running_service(toy, images=3) as service:
+    with running_service(toy, max_images=3) as service:
         yield TestClient(create_app(service))
 
 

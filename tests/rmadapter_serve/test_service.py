@@ -19,8 +19,9 @@ from tests.helpers.serving import HTTPException, Toy, colour_image, read, runnin
 from prometheus_client.parser import text_string_to_metric_families  # isort: skip
 
 from rmadapter_serve import service as service_module
+from rmadapter_serve.limits import Limits
 from rmadapter_serve.model import ServeOptions, open_served
-from rmadapter_serve.service import Batcher, Counters, Limits, Service, Upload
+from rmadapter_serve.service import Batcher, Counters, Service, Upload
 from rmadapter_serve.waiting import QueueFull
 
 RED = Upload("red.png", colour_image(255, 0, 0))
@@ -28,9 +29,9 @@ BAD = Upload("bad.png", b"\x89PNG")
 
 
 def test_requests_larger_than_the_queue_are_refused() -> None:
-    assert Limits(queue=5, images=5, body=0.5).bytes == 500_000
+    assert Limits(queue=5, max_images=5, body=0.5).bytes == 500_000
     with pytest.raises(UserError, match="--max-images 6"):
-        Limits(queue=5, images=6)
+        Limits(queue=5, max_images=6)
 
 
 # One model
@@ -157,7 +158,7 @@ def test_full_queue_refuses_and_loses_nothing() -> None:
         assert len((await service.answer("toy", [RED] * 4)).rows) == 4  # all places are free again
 
     toy = Toy()
-    with running_service(toy, queue=4, images=4) as service:
+    with running_service(toy, queue=4, max_images=4) as service:
         asyncio.run(ask_too_much(service, toy))
 
 

@@ -16,7 +16,7 @@ from tests.helpers.serving import Process, Toy, colour_image, post, wait_for
 from tests.helpers.shell import backbone_option
 
 from rmadapter_serve import workers  # isort: skip
-from rmadapter_serve.service import Limits  # isort: skip
+from rmadapter_serve.limits import Limits  # isort: skip
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers need Linux")
 IMAGE = [("a.png", colour_image(1, 2, 3))]
@@ -30,7 +30,6 @@ def test_bytes_of_bodies_are_shared_among_workers() -> None:
 def test_an_engine_with_threads_of_its_own_has_no_workers() -> None:
     with pytest.raises(UserError, match="toy is run with toy"):
         workers.run_workers(
-            2,
             {"toy": Toy().served},
             {},
             Limits(),
