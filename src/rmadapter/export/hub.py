@@ -13,11 +13,11 @@ import os
 import re
 import shlex
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path, PureWindowsPath
-from typing import TYPE_CHECKING, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, NamedTuple, TypedDict, TypeVar
 
 from rmadapter.answers.held_out import describe_images, least_share
 from rmadapter.artifacts.checkpoint import EXAMPLES, config_of, to_half
@@ -53,15 +53,22 @@ if TYPE_CHECKING:
 
 README = "README.md"
 FILES = (*(file.name for file in RunFolder(Path()).shared), README)
-OURS = {*FILES, SUMS}
+SENT_FILES = {*FILES, SUMS}
 FILES_OF_THE_HUB = {".gitattributes"}  # in every repository
 LIBRARY, TASK = "rmadapter", "image-classification"
-MOST = 50  # classes listed at most in the model card
+MAX_CARD_CLASSES = 50  # listed in the model card
+
+ChoiceT = TypeVar("ChoiceT", Choice, BackboneChoice)
 
 
 class PushOptions(NamedTuple):
-    """half: store float32 numbers as float16. examples: also send features of the training images.
-    licence: of what was trained, as the hub calls it."""
+    """What of a run is sent.
+
+    Attributes:
+        half: Whether to store float32 numbers as float16.
+        examples: Whether to send features of the training images, too.
+        licence: Licence of what was trained, as the hub calls it.
+    """
 
     half: bool = False
     examples: bool = False
@@ -84,16 +91,25 @@ class Pushed(TypedDict, total=False):
 
 
 def push(
-    run: Path, repository: str, options: PushOptions = DEFAULTS, *, private: bool = False,
+    run: Path,
+    repository: str,
+    options: PushOptions = DEFAULTS,
+    *,
+    private: bool = False,
     to: Path | None = None,
-) -> Pushed:  # fmt: skip
-    """Push a run to a repository OWNER/NAME of the Hugging Face hub in one commit; a note first
-    lists what is sent.
+) -> Pushed:
+    """Push a run to the Hugging Face hub in one commit; a note first lists what is sent.
 
-    to: a new folder for what would be sent; then nothing leaves this machine. private: make a new
-    repository private. Raises UserError for anything but a finished run of this version, for a
-    repository that holds something else or is public despite `private`, and for whatever the hub
-    refuses.
+    Args:
+        run: Folder of the run.
+        repository: OWNER/NAME: a new one, or one that holds a run.
+        options: What is sent.
+        private: Whether a new repository is made private.
+        to: New folder for what would be sent; then nothing leaves this machine.
+
+    Raises:
+        UserError: Anything but a finished run of this version, a repository that holds something
+            else or is public despite `private`, and whatever the hub refuses.
     """
     check_repository(repository)
     if to is not None:
@@ -131,7 +147,7 @@ def _write(folder: Path, run: Path, repository: str, options: PushOptions) -> di
     card = model_card(model, record, repository, options.licence, EXAMPLES in tensors)
     write_text(folder / README, card)
     write_sums(folder, FILES)
-    files = sorted(file for file in folder.iterdir() if file.name in OURS)
+    files = sorted(file for file in folder.iterdir() if file.name in SENT_FILES)
     return {file.name: file.stat().st_size for file in files}
 
 
@@ -144,10 +160,10 @@ def _upload(folder: Path, repository: str, private: bool) -> Pushed:
     from rmadapter import __version__
 
     api = HfApi(library_name=LIBRARY, library_version=__version__)
-    names = sorted(file.name for file in folder.iterdir() if file.name in OURS)
+    names = sorted(file.name for file in folder.iterdir() if file.name in SENT_FILES)
     with hub_errors(repository):
         parent, existing = _open_repository(api, repository, private)
-        outdated = sorted((existing & OURS) - {*names})
+        outdated = sorted((existing & SENT_FILES) - {*names})
         add = [CommitOperationAdd(name, folder / name) for name in names]
         delete = [CommitOperationDelete(name) for name in outdated]
         message = f"A run of {LIBRARY} {__version__}"
@@ -190,8 +206,12 @@ def model_card(
 ) -> str:
     """Return README.md with the hub's metadata: what a run is, how good it is, what is untested.
 
-    record: None if the model was saved by itself. licence: of what was trained. examples: whether
-    the weights include features of the training images.
+    Args:
+        model: The model.
+        record: Record of its run; None if the model was saved by itself.
+        repository: OWNER/NAME.
+        licence: Licence of what was trained.
+        examples: Whether the weights include features of the training images.
     """
     judged = record.judgement if record else None
     functions = {"cell": _cell, "percent": _percent, "rate": _rate}
@@ -199,7 +219,7 @@ def model_card(
         metadata=_metadata(model, record, repository, licence),
         model=model,
         labels=[*map(str, model.labels)],
-        most=MOST,
+        most=MAX_CARD_CLASSES,
         record=record,
         promises=judged and judged.promises and promise_table(judged.promises),
         repository=repository,
@@ -284,9 +304,13 @@ def _result(data: str, split: str, kind: str, value: float) -> EvalResult:
     from huggingface_hub import EvalResult
 
     return EvalResult(
-        task_type=TASK, dataset_type=re.sub(r"[^\w.-]+", "-", data), dataset_name=data,
-        dataset_split=split, metric_type=kind, metric_value=round(value / 100, 4),
-    )  # fmt: skip
+        task_type=TASK,
+        dataset_type=re.sub(r"[^\w.-]+", "-", data),
+        dataset_name=data,
+        dataset_split=split,
+        metric_type=kind,
+        metric_value=round(value / 100, 4),
+    )
 
 
 # Paths of this machine, in records and commands
@@ -342,8 +366,8 @@ def anonymise_record(record: Record) -> Record:
         "backbone": backbone,
         "task": task,
         "scores": tuple(scores),
-        "choice": _anonymise_choice(record.choice),
-        "backbones": _anonymise_backbones(record.backbones),
+        "choice": _anonymise_choice(record.choice, last_part),
+        "backbones": _anonymise_choice(record.backbones, anonymise_word),
         "reason": anonymise_reason(record.reason),
         "versions": libraries(record.versions),
         "command": "",
@@ -355,25 +379,15 @@ def anonymise_record(record: Record) -> Record:
     return record.model_copy(update=update)
 
 
-def _anonymise_choice(choice: Choice | None) -> Choice | None:
+def _anonymise_choice(choice: ChoiceT | None, shorten: Callable[[str], str]) -> ChoiceT | None:
+    """Return a choice whose names are shortened, without reasons that could name a file."""
     if choice is None:
         return None
     rows = []
     for row in choice.rows:
-        reason = anonymise_reason(row.reason)
-        rows.append(row.model_copy(update={"name": last_part(row.name), "reason": reason}))
-    return choice.model_copy(update={"rows": tuple(rows), "chosen": last_part(choice.chosen)})
-
-
-def _anonymise_backbones(choice: BackboneChoice | None) -> BackboneChoice | None:
-    if choice is None:
-        return None
-    rows = []
-    for row in choice.rows:
-        names = {"name": anonymise_word(row.name), "reason": anonymise_reason(row.reason)}
-        rows.append(row.model_copy(update=names))
-    chosen = anonymise_word(choice.chosen)
-    return choice.model_copy(update={"rows": tuple(rows), "chosen": chosen})
+        update = {"name": shorten(row.name), "reason": anonymise_reason(row.reason)}
+        rows.append(row.model_copy(update=update))
+    return choice.model_copy(update={"rows": tuple(rows), "chosen": shorten(choice.chosen)})
 
 
 @cache
