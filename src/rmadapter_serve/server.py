@@ -190,11 +190,9 @@ class Reloader:
     async def run(self) -> None:
         """Check for changes until cancelled."""
         while True:
-            forced = True
-            try:
+            with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._requested.wait(), self._every)
-            except asyncio.TimeoutError:
-                forced = False
+            forced = self._requested.is_set()
             self._requested.clear()
             await self.check(forced)
 
