@@ -50,7 +50,7 @@ class Undeclared:
 
 
 @dataclass(frozen=True)
-class Unfinished:
+class Unfinished(Method):
     """Not a method yet."""
 
     title: ClassVar[str] = "unfinished"

@@ -25,10 +25,8 @@ from rmadapter.methods import (
     is_outside,
     load_method,
 )
-from rmadapter.settings import settings_of
 from rmadapter.task import COMMON_SETTINGS
-from rmadapter.training.contract import Fitted, Known, Method, NotApplicable
-from rmadapter.training.traits import Traits, Uses
+from rmadapter.training.contract import Fitted, Known, NotApplicable
 from tests.helpers.gpu_rules import GpuRules
 from tests.helpers.learning import killed_and_resumed
 from tests.helpers.methods import probabilities, quick_method
@@ -287,24 +285,6 @@ def test_a_method_in_a_file(tiny_clip: Backbone, images: ImageSet, tmp_path: Pat
     loaded = load(tmp_path, tiny_clip, method=EXTERNAL).fitted
     assert not loaded.known.saved  # nothing is kept for code that may change
     assert torch.equal(probabilities(loaded, images), probabilities(fitted, images))
-
-
-def test_a_class_without_the_members_of_method_loads_with_defaults(tmp_path: Path) -> None:
-    (tmp_path / "old.py").write_text(
-        "from dataclasses import dataclass\nfrom rmadapter import Uses\n\n"
-        "@dataclass(frozen=True)\nclass Old:\n"
-        "    size: int = 3\n    title, source, fit = 'old', 'here', None\n"
-        "    restore, parameters = None, None\n"
-        "    uses, unlabelled = Uses(tuned='nothing'), True\n\n"
-        "BIG = Old(9)\n"
-    )
-    small, big = (load_method(f"{tmp_path / 'old.py'}:{name}") for name in ("Old", "BIG"))
-    assert (small.title, small.recipe, small.choices()) == ("old", None, None)
-    assert small.traits == Traits(Uses(tuned="nothing"), unlabelled=True)
-    assert [settings_of(one) for one in (small, big)] == [{"size": 3}, {"size": 9}]
-    changed = load_method(f"{tmp_path / 'old.py'}:Old", {"size": 9})
-    assert changed == big
-    assert isinstance(changed, Method)
 
 
 def test_a_method_in_a_package(monkeypatch: pytest.MonkeyPatch) -> None:

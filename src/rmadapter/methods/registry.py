@@ -10,14 +10,13 @@ import importlib.util
 import json
 import math
 import sys
-from abc import ABCMeta
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import is_dataclass, replace
 from functools import cache
 from importlib import import_module, metadata
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 from rmadapter.errors import UserError, did_you_mean, quoted
 from rmadapter.settings import configured, settings_of
@@ -243,36 +242,21 @@ def _checked(member: object, name: str) -> Method:
     from rmadapter.training.traits import Uses
 
     kind = member if isinstance(member, type) else type(member)
-    if not is_dataclass(kind):
-        raise UserError(f"method {name!r} is not a dataclass: see docs/guide/your_method.md")
-    complete = kind if issubclass(kind, Method) else _as_method(kind)
-    missing = complete.__abstractmethods__
+    if not is_dataclass(kind) or not issubclass(kind, Method):
+        raise UserError(
+            f"method {name!r} is not a dataclass that inherits rmadapter.Method: see "
+            "docs/guide/your_method.md"
+        )
+    missing = kind.__abstractmethods__
     if missing:
         names = ", ".join(sorted(missing))
         raise UserError(f"method {name!r} has no {names}: see docs/guide/your_method.md")
-    if isinstance(member, Method):
-        method = member
-    else:
-        settings = () if member is kind else fields(kind)
-        method = complete(**{field.name: getattr(member, field.name) for field in settings})
+    method = member if isinstance(member, Method) else kind()
     if not isinstance(method.traits.uses, Uses | None):
         raise UserError(
             f"method {name!r}: `uses` is not an rmadapter.Uses: see docs/guide/your_method.md"
         )
     return method
-
-
-@cache
-def _as_method(kind: type) -> type[Method]:
-    """Return a subclass with the defaults of `Method`, for classes that do not inherit it; they may
-    have their traits as attributes."""
-    from rmadapter.training.contract import Method
-    from rmadapter.training.traits import Traits
-
-    known = [trait.name for trait in fields(Traits)]
-    traits = Traits(**{name: getattr(kind, name) for name in known if hasattr(kind, name)})
-    body = {"traits": getattr(kind, "traits", traits), "__module__": kind.__module__}
-    return cast("type[Method]", ABCMeta(kind.__name__, (kind, Method), body))
 
 
 # What a method says about itself
