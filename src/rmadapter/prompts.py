@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 from weakref import WeakKeyDictionary, ref
 
 import torch
@@ -24,6 +24,7 @@ from rmadapter.data.names import descriptions
 from rmadapter.encoders import Packed, States, pausing
 from rmadapter.errors import UserError
 
+Chunks: TypeAlias = "list[tuple[Tensor, Packed]]"  # tokens of prompts and their layouts
 CHUNK = 1024  # prompts encoded at once; more are encoded in turn, and again for their gradient
 MOST = 100  # prompts per class and template, where classes have descriptions
 MOST_PROMPTS = 100_000  # of all classes: ImageNet with 80 templates has 80,000
@@ -114,7 +115,7 @@ def frozen_prompts(
 @torch.no_grad()
 def stems(
     backbone: Backbone, names: Sequence[str], templates: Sequence[str], share: bool = True
-) -> list[tuple[Tensor, Packed]]:
+) -> Chunks:
     """Return what enters the first block of the text encoder for all prompts, and its layout, in
     chunks of at most CHUNK prompts.
 
@@ -167,6 +168,11 @@ def linear_logits(features: Tensor, weights: Tensor, bias: Tensor | None = None)
     `cosine_logits`."""
     with torch.autocast(features.device.type, enabled=False):
         return F.linear(at_least_float32(features), at_least_float32(weights), bias)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Return the entropies [N], in nats, of the softmax of logits [N, C]."""
+    return -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1)
 
 
 def untouched(states: States) -> Tensor:

@@ -15,12 +15,11 @@ from rmadapter.backbones import Backbone
 from rmadapter.methods.cocoa_mix import (
     WORDS,
     CoCoAMix,
-    entropy,
     other_names,
     share_inside,
     share_outside,
 )
-from rmadapter.prompts import zero_shot_weights
+from rmadapter.prompts import entropy, zero_shot_weights
 from rmadapter.settings import configured
 from rmadapter.training.contract import Known, Shots
 from tests.helpers.context_prompts import (

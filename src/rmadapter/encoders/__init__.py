@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from torch import Tensor
 
-from rmadapter.encoders.blocks import Opaque, PreNorm, Projections, View, with_own
+from rmadapter.encoders.blocks import Fused, Opaque, PreNorm, Projections, View, with_own
 from rmadapter.encoders.encoder import BlockView, Encoder, States, weights_of
 from rmadapter.encoders.image import ClipImage, ImageEncoder, TimmImage, WholeImage
 from rmadapter.encoders.layouts import Grid, Packed, pack, send
@@ -22,6 +22,7 @@ __all__ = [
     "BlockView",
     "EitherEncoder",
     "Encoder",
+    "Fused",
     "Grid",
     "ImageEncoder",
     "Opaque",

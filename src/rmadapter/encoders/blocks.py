@@ -7,6 +7,7 @@ skip what is not read.
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from typing import Any, Protocol, TypeAlias
@@ -66,7 +67,24 @@ class View(Projections, Protocol):
         ...
 
 
-class PreNorm:
+class Fused(ABC):
+    """Query, key and value by one projection."""
+
+    @abstractmethod
+    def project(self, n: Tensor, start: int, stop: int) -> Tensor:
+        """Return the outputs start..stop, in widths, of the query-key-value projection."""
+
+    def qkv(self, n: Tensor) -> tuple[Tensor, ...]:
+        return self.project(n, 0, 3).chunk(3, -1)
+
+    def query(self, n: Tensor) -> Tensor:
+        return self.project(n, 0, 1)
+
+    def key_value(self, n: Tensor) -> tuple[Tensor, ...]:
+        return self.project(n, 1, 3).chunk(2, -1)
+
+
+class PreNorm(Fused):
     """A pre-norm block of open_clip or timm; same arithmetic as its own forward."""
 
     norm_first = True
@@ -80,22 +98,12 @@ class PreNorm:
         first = self.layers[0] if self.layers else None
         self.hidden = first.out_features if isinstance(first, nn.Linear) else 0
 
-    def _project(self, n: Tensor, start: int, stop: int) -> Tensor:
-        """Apply rows start..stop, in widths, of the fused query-key-value projection."""
+    def project(self, n: Tensor, start: int, stop: int) -> Tensor:
         a = self.attn
         weight = a.qkv.weight if self.timm else a.in_proj_weight
         bias = a.qkv.bias if self.timm else a.in_proj_bias
         rows = slice(start * n.shape[-1], stop * n.shape[-1])
         return F.linear(n, weight[rows], None if bias is None else bias[rows])
-
-    def qkv(self, n: Tensor) -> tuple[Tensor, ...]:
-        return self._project(n, 0, 3).chunk(3, -1)
-
-    def query(self, n: Tensor) -> Tensor:
-        return self._project(n, 0, 1)
-
-    def key_value(self, n: Tensor) -> tuple[Tensor, ...]:
-        return self._project(n, 1, 3).chunk(2, -1)
 
     def close(self, x: Tensor, attended: Tensor, edit: Edit | None = None) -> Tensor:
         x = x + self.ls1(self.out(attended))

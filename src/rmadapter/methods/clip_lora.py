@@ -21,17 +21,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
-from rmadapter.encoders import BlockView, EitherEncoder, Packed, Projections, States
+from rmadapter.encoders import BlockView, EitherEncoder, Fused, Packed, Projections, States
 from rmadapter.errors import UserError
-from rmadapter.methods.parts.learners import CosineLearner
-from rmadapter.prompts import cosine_logits, learnt_weights, prompts_each, stems
+from rmadapter.methods.parts.learners import TextLearner
+from rmadapter.prompts import cosine_logits, prompts_each, stems
 from rmadapter.settings import Share, Size
 from rmadapter.support.machine import seeded
 from rmadapter.training.contract import (
     PUBLISHED,
     About,
     Batch,
-    Known,
     Loss,
     ModuleMethod,
     Recipe,
@@ -74,7 +73,7 @@ class UpdatedBlock(BlockView):
         return tuple(x + update(n) for x, update in zip(projected, self.updates, strict=True))
 
 
-class MergedBlock:
+class MergedBlock(Fused):
     """An updated block without dropout, its updates merged into its weights.
 
     The weights are read off the block's output for unit vectors, which works for any kind of block.
@@ -89,21 +88,12 @@ class MergedBlock:
         self.bias = torch.cat(block.qkv(torch.zeros_like(unit[:1])), -1)  # [1, 3d]
         self.weight = torch.cat(block.qkv(unit), -1) - self.bias  # [d, 3d]
 
-    def _project(self, n: Tensor, start: int, stop: int) -> Tensor:
+    def project(self, n: Tensor, start: int, stop: int) -> Tensor:
         columns = slice(start * n.shape[-1], stop * n.shape[-1])
         return n @ self.weight[:, columns] + self.bias[0, columns]
 
-    def qkv(self, n: Tensor) -> tuple[Tensor, ...]:
-        return self._project(n, 0, 3).chunk(3, -1)
 
-    def query(self, n: Tensor) -> Tensor:
-        return self._project(n, 0, 1)
-
-    def key_value(self, n: Tensor) -> tuple[Tensor, ...]:
-        return self._project(n, 1, 3).chunk(2, -1)
-
-
-class UpdatedCLIP(CosineLearner):
+class UpdatedCLIP(TextLearner):
     """Both encoders of a backbone with trainable updates; the backbone itself is not modified.
 
     Raises UserError for encoders whose blocks cannot be taken apart.
@@ -140,11 +130,7 @@ class UpdatedCLIP(CosineLearner):
             for _ in range(encoder.depth)
         ]
 
-    def class_features(self, prompts: Sequence[tuple[Tensor, Packed]], each: int) -> Tensor:
-        """Return normalised class features [C, e] of prompts, as `stems` returns them."""
-        return learnt_weights(self._encode_text, prompts, each)
-
-    def _encode_text(self, x: Tensor, layout: Packed) -> Tensor:
+    def encode_text(self, x: Tensor, layout: Packed) -> Tensor:
         return self.backbone.text.encode(x, layout, views=self.views[1])
 
     @torch.no_grad()
@@ -157,10 +143,6 @@ class UpdatedCLIP(CosineLearner):
     def image_features(self, states: States, views: Sequence[Projections]) -> Tensor:
         """Return features [B, e] from the input of the image encoder's first block."""
         return self.backbone.image.encode(states.x, states.layout, views=views)
-
-    def encode_classes(self, names: Sequence[str], known: Known) -> Tensor:
-        prompts = stems(self.backbone, names, known.templates)
-        return self.class_features(prompts, prompts_each(names, known.templates))
 
     def image_encoder(self) -> Callable[[States], Tensor]:
         return partial(self.image_features, views=self.merged())

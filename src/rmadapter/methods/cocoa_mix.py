@@ -34,7 +34,7 @@ from rmadapter.methods.parts.learned_prompts import (
     context_vectors,
     limit_tokens,
 )
-from rmadapter.prompts import Cosines, cosine_logits, untouched, zero_shot_weights
+from rmadapter.prompts import Cosines, cosine_logits, entropy, untouched, zero_shot_weights
 from rmadapter.settings import Size
 from rmadapter.support.files import read_text
 from rmadapter.training.contract import (
@@ -92,11 +92,6 @@ def share_inside(ours: Tensor, theirs: Tensor, labels: Tensor, weights: Tensor) 
         return bool((weights * (expected - target)).sum() <= 0)
 
     return largest(falls)
-
-
-def entropy(logits: Tensor) -> Tensor:
-    """Return the entropy [N] of the softmax of [N, C], in nats."""
-    return -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1)
 
 
 def share_outside(ours: Tensor, theirs: Tensor, margin: float, weights: Tensor) -> float:

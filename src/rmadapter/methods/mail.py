@@ -19,7 +19,7 @@ untouched one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
@@ -42,15 +42,14 @@ from rmadapter.encoders import (
     with_own,
 )
 from rmadapter.errors import UserError
-from rmadapter.methods.parts.learners import CosineLearner
-from rmadapter.prompts import cosine_logits, learnt_weights, prompts_each, stems
+from rmadapter.methods.parts.learners import TextLearner
+from rmadapter.prompts import cosine_logits, prompts_each
 from rmadapter.settings import Size
 from rmadapter.support.machine import seeded
 from rmadapter.training.contract import (
     PUBLISHED,
     About,
     Batch,
-    Known,
     Loss,
     ModuleMethod,
     Recipe,
@@ -156,7 +155,7 @@ def merge(layer: nn.LayerNorm | nn.Linear, agent: Affine) -> None:
     layer.bias.mul_(scale).add_(shift)
 
 
-class AgentCLIP(CosineLearner):
+class AgentCLIP(TextLearner):
     """The agent layers of both encoders, which are not modified, and their projections, if these
     are linear and trained.
 
@@ -269,18 +268,10 @@ class AgentCLIP(CosineLearner):
         x = image.through(states.x, states.layout)
         return self._features("image", image.pooled(x))
 
-    def class_features(self, prompts: Sequence[tuple[Tensor, Packed]], each: int) -> Tensor:
-        """Return normalised class features [C, e] of prompts, as `stems` returns them."""
-        return learnt_weights(self._encode_text, prompts, each)
-
-    def _encode_text(self, x: Tensor, layout: Packed) -> Tensor:
+    def encode_text(self, x: Tensor, layout: Packed) -> Tensor:
         text = self.backbone.text
         x = text.through(x, layout, views=self._views("text"))
         return self._features("text", text.pooled(x, layout))
-
-    def encode_classes(self, names: Sequence[str], known: Known) -> Tensor:
-        prompts = stems(self.backbone, names, known.templates)
-        return self.class_features(prompts, prompts_each(names, known.templates))
 
     def image_encoder(self) -> Callable[[States], Tensor]:
         return partial(self.merged_features, image=self.merged())
@@ -325,7 +316,7 @@ class MAIL(ModuleMethod[AgentCLIP]):
 
     def objective(self, module: AgentCLIP, shots: Shots) -> Loss:
         backbone, each = module.backbone, prompts_each(shots.classes, shots.templates)
-        prompts = stems(backbone, shots.classes, shots.templates)
+        prompts = module.prompts(shots.classes, shots.templates)
 
         def loss(batch: Batch) -> Tensor:
             features = module.image_features(batch.images)

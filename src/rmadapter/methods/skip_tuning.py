@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import Packed, States, encoders_of, send, weights_of, with_own
 from rmadapter.errors import UserError
-from rmadapter.methods.parts.learners import CosineLearner
+from rmadapter.methods.parts.learners import TextLearner
 from rmadapter.prompts import (
     CHUNK,
+    Chunks,
     cosine_logits,
     frozen_prompts,
-    learnt_weights,
     prompts_each,
     tokenize,
     zero_shot_weights,
@@ -36,7 +36,6 @@ from rmadapter.settings import Positive, Share
 from rmadapter.training.contract import (
     About,
     Batch,
-    Known,
     Loss,
     ModuleMethod,
     Recipe,
@@ -64,7 +63,7 @@ class Prompts:
         self.x = torch.cat([F.pad(grid, (0, 0, 0, longest - grid.shape[1])) for grid in grids])
 
     @torch.compiler.disable  # as the classes change with every step
-    def of(self, classes: Tensor) -> list[tuple[Tensor, Packed]]:
+    def of(self, classes: Tensor) -> Chunks:
         """Select classes [K] -> packed tokens [T, d] and their layout, in chunks of CHUNK
         prompts."""
         turns = torch.arange(self.each, device=classes.device) * self.classes
@@ -77,7 +76,7 @@ class Prompts:
         return self.x[rows[prompt], layout.positions], layout
 
 
-class TunedCLIP(CosineLearner):
+class TunedCLIP(TextLearner):
     """Both encoders, whose upper blocks and the norm and projection after them learn.
 
     All else is the backbone's own.
@@ -119,10 +118,11 @@ class TunedCLIP(CosineLearner):
         """Encode tokens [T, d] that enter the first trained block -> features [P, e]."""
         return self.text.encode(x, layout, self.first_text, views=self.text.views)
 
-    def encode_classes(self, names: Sequence[str], known: Known) -> Tensor:
-        frozen = frozen_prompts(self.backbone, names, known.templates, self.first_text)
-        chunks = [(states.x, states.layout) for states in frozen]
-        return learnt_weights(self.encode_text, chunks, prompts_each(names, known.templates))
+    def prompts(
+        self, names: Sequence[str], templates: Sequence[str]
+    ) -> list[tuple[Tensor, Packed]]:
+        frozen = frozen_prompts(self.backbone, names, templates, self.first_text)
+        return [(states.x, states.layout) for states in frozen]
 
     def image_encoder(self) -> Callable[[States], Tensor]:
         return self.image_features
@@ -199,7 +199,7 @@ class SkipTuning(ModuleMethod[TunedCLIP]):
             similar = cosine_logits(backbone, batch.images.features, known)
             keep = choose_classes(similar, batch.labels, self.ratio, self.decay, batch.generator)
             classes = keep.any(0).nonzero()[:, 0]
-            weights = learnt_weights(module.encode_text, prompts.of(classes), prompts.each)
+            weights = module.class_features(prompts.of(classes), prompts.each)
             logits = cosine_logits(backbone, module.image_features(batch.images), weights)
             logits = logits.masked_fill(~keep[:, classes], -math.inf)
             ce = F.cross_entropy(logits, torch.searchsorted(classes, batch.labels))

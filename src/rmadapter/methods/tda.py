@@ -23,7 +23,7 @@ from torch import Tensor
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import States
 from rmadapter.methods.parts.features import unit
-from rmadapter.prompts import cosine_logits, zero_shot_weights
+from rmadapter.prompts import cosine_logits, entropy, zero_shot_weights
 from rmadapter.settings import Positive, Share, Size
 from rmadapter.training.contract import About, Fitted, Known, ToLogits, Traits, Untrained, Uses
 
@@ -137,15 +137,15 @@ class Stream:
         method, count = self.method, len(self.weights)
         logits = cosine_logits(self.backbone, states.features, self.weights)
         images, shares = unit(states.features), logits.softmax(-1)
-        places, entropies = logits.argmax(-1), -(shares * logits.log_softmax(-1)).sum(-1)
+        places, entropies = logits.argmax(-1), entropy(logits)
         taken, maybe = F.one_hot(places, count).to(logits), (shares > method.mask).to(logits)
         relative = entropies / max(math.log2(count), 1.0)  # log2 C is 0 for a single class
         rows = []
         listed = zip(places.tolist(), entropies.tolist(), relative.tolist(), strict=True)
-        for row, (place, entropy, unsure) in enumerate(listed):
-            self.positive.add(place, entropy, images[row], taken[row])
+        for row, (place, doubt, unsure) in enumerate(listed):
+            self.positive.add(place, doubt, images[row], taken[row])
             if method.lowest < unsure < method.highest:
-                self.negative.add(place, entropy, images[row], maybe[row])
+                self.negative.add(place, doubt, images[row], maybe[row])
             more = method.alpha * self.positive.logits(images[row], method.beta)
             less = method.negative_alpha * self.negative.logits(images[row], method.negative_beta)
             rows.append(logits[row] + more - less)

@@ -23,7 +23,7 @@ from torch import Tensor
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import States
 from rmadapter.methods.parts.learned_prompts import encoder_of, init_words
-from rmadapter.prompts import cosine_logits
+from rmadapter.prompts import cosine_logits, entropy
 from rmadapter.settings import Positive, Share
 from rmadapter.training.contract import (
     PUBLISHED,
@@ -139,8 +139,7 @@ class Tuned:
 
 def surest(logits: Tensor, share: float) -> Tensor:
     """Return those of the logits [V, C] of views that have the lowest entropy; at least one."""
-    entropies = -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1)
-    return logits[entropies.argsort()[: max(1, int(share * len(logits)))]]
+    return logits[entropy(logits).argsort()[: max(1, int(share * len(logits)))]]
 
 
 def entropy_of_mean(logits: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +20,8 @@ from torch import Tensor, nn
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import EitherEncoder, Opaque, Packed, States, View, encoders_of, with_own
 from rmadapter.methods.parts.features import FixedFeatures, Places
-from rmadapter.methods.parts.learners import CosineLearner
-from rmadapter.prompts import cosine_logits, learnt_weights, prompts_each, stems
+from rmadapter.methods.parts.learners import TextLearner
+from rmadapter.prompts import cosine_logits, prompts_each
 from rmadapter.training.contract import (
     PUBLISHED,
     About,
@@ -39,7 +40,7 @@ from rmadapter.training.contract import (
 FIRST = 1  # block of the image encoder whose input is read; nothing before it is trained
 
 
-class Norms(CosineLearner):
+class Norms(TextLearner):
     """Both encoders with their own LayerNorms in the blocks, which start as the backbone's, and
     weights [C, e] of C classes.
 
@@ -66,11 +67,7 @@ class Norms(CosineLearner):
     def image_encoder(self) -> Callable[[States], Tensor]:
         return self.image_features
 
-    def class_features(self, prompts: Sequence[tuple[Tensor, Packed]], each: int) -> Tensor:
-        """Return normalised class features [C, e] of prompts, as `stems` returns them."""
-        return learnt_weights(self._encode_text, prompts, each)
-
-    def _encode_text(self, x: Tensor, layout: Packed) -> Tensor:
+    def encode_text(self, x: Tensor, layout: Packed) -> Tensor:
         return self.text.encode(x, layout, views=_own_views(self.text))
 
     def encode_classes(self, names: Sequence[str], known: Known) -> Tensor:
@@ -78,10 +75,7 @@ class Norms(CosineLearner):
         for others."""
         weights = F.normalize(self.classes, dim=-1)
 
-        def others(names: list[str]) -> Tensor:
-            prompts = stems(self.backbone, names, known.templates)
-            return self.class_features(prompts, prompts_each(names, known.templates))
-
+        others = partial(super().encode_classes, known=known)
         places = Places.of("2SFS", self.backbone, known.classes, names)
         return places.weights(lambda _, rows: weights[rows], others)
 
@@ -139,7 +133,7 @@ class TwoStages(ModuleMethod[Norms]):
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
         module = Norms(backbone, len(shots.classes))
         each = prompts_each(shots.classes, shots.templates)
-        prompts = stems(backbone, shots.classes, shots.templates)
+        prompts = module.prompts(shots.classes, shots.templates)
         source, epochs = shots.source(FIRST), self.recipe.length(shots.images.labels)[0]
         turn = self.recipe.restart(epochs)
         fixed = FixedFeatures(source, module.image_features, epochs - turn)

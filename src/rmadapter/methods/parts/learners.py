@@ -9,8 +9,8 @@ from functools import partial
 from torch import Tensor
 
 from rmadapter.backbones.known import kept_adapted
-from rmadapter.encoders import States
-from rmadapter.prompts import Cosines, untouched
+from rmadapter.encoders import Packed, States
+from rmadapter.prompts import Chunks, Cosines, learnt_weights, prompts_each, stems, untouched
 from rmadapter.training.contract import Known, Learner, ToLogits
 
 
@@ -33,3 +33,30 @@ class CosineLearner(Learner):
 
     def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
         return Cosines(self.backbone, self.image_encoder(), self.class_weights(names, known))
+
+
+class TextLearner(CosineLearner):
+    """A module that also learns inside the text encoder, which it runs on the prompts of
+    classes."""
+
+    @abstractmethod
+    def encode_text(self, x: Tensor, layout: Packed) -> Tensor:
+        """Return features [P, e] of the tokens of P prompts, as `prompts` returns them."""
+
+    def prompts(self, names: Sequence[str], templates: Sequence[str]) -> Chunks:
+        """Return the frozen input [T, d] of the first block that learns, and its layout, in chunks;
+        by default of the first block."""
+        return stems(self.backbone, names, templates)
+
+    def class_features(self, prompts: Chunks, each: int) -> Tensor:
+        """Return normalised class features [C, e].
+
+        Args:
+            prompts: Prompts of C classes, as `prompts` returns them.
+            each: Number of prompts of each class.
+        """
+        return learnt_weights(self.encode_text, prompts, each)
+
+    def encode_classes(self, names: Sequence[str], known: Known) -> Tensor:
+        prompts = self.prompts(names, known.templates)
+        return self.class_features(prompts, prompts_each(names, known.templates))
