@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from rmadapter import UserError
 from rmadapter.data import locate
-from rmadapter.data.formats.base import only_label
+from rmadapter.data.names import only_label
 from rmadapter.support.files import opened
 
 UNSURE, DIFFERENT, UNLABELLED = "unsure", "label and prediction differ", "unlabelled"
