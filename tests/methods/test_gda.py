@@ -99,7 +99,7 @@ def test_classes_without_shots_by_hand(features: tuple[np.ndarray, np.ndarray]) 
 def test_only_the_nearest_shots_describe_a_class_without() -> None:
     generator = torch.Generator().manual_seed(0)
     prompt = F.normalize(torch.randn(1, 8, generator=generator).double(), dim=-1)
-    near = F.normalize(prompt + 0.1 * torch.randn(gda.NEAREST, 8, generator=generator), dim=-1)
+    near = F.normalize(prompt + 0.1 * torch.randn(gda.NEIGHBOURS, 8, generator=generator), dim=-1)
     found = gda.without_shots(torch.cat([-near, near]), prompt)
     for one, other in zip(found, gda.without_shots(near, prompt), strict=True):
         torch.testing.assert_close(one, other)
