@@ -42,10 +42,8 @@ from rmadapter.training.contract import (
 )
 
 ALPHAS = tuple(10.0**exponent for exponent in range(-4, 3))
-NEIGHBOURS, PROMPT_REPEATS = (
-    64,
-    16,
-)  # features nearest to the prompt of a class without shots; its prompt
+NEIGHBOURS = 64  # features nearest to the prompt of a class without shots
+PROMPT_REPEATS = 16  # of that prompt beside them
 
 
 @dataclass(frozen=True)
