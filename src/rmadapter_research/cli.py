@@ -5,46 +5,39 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rmadapter.cli.options import (
-    Backbone,
-    BenchSets,
+from rmadapter import UserError
+from rmadapter.cli import (
     Command,
     Crops,
-    Device,
+    ExperimentOptions,
     FileOptions,
-    Jobs,
     Json,
     MethodName,
-    PerSet,
     PlanOnly,
     Precision,
     Quiet,
     RayOptions,
-    Seed,
-    Seeds,
     SettingOptions,
-    Shots,
-    Templates,
+    ShotOptions,
     Tolerance,
     Track,
-    numbers,
-    parts,
+    comma_list,
+    note,
+    table,
 )
-from rmadapter.errors import UserError
-from rmadapter.runs.trackers import trackers_in
-from rmadapter.support.terminal import note, table
 
 if TYPE_CHECKING:
     from rmadapter_research.reproduce import ReproduceOptions, Verdict
     from rmadapter_research.tune import Tuned
 
-SHOWN = 10  # trials in the table of `tune`
+MAX_SHOWN_TRIALS = 10  # in the table of `tune`
+DEFAULT_METHOD = "rmadapter"  # of `tune`
 
 
 def tune(
@@ -72,10 +65,7 @@ def tune(
     folds: Annotated[
         int, typer.Option(min=2, help="Number of folds; of the shots, to judge each setting by.")
     ] = 4,
-    backbone: Backbone = None,
-    shots: Shots = None,
-    seed: Seed = None,
-    device: Device = None,
+    drawing: ShotOptions = ShotOptions(),
     precision: Precision = None,
     ray: RayOptions = RayOptions(),
     track: Track = "",
@@ -89,23 +79,15 @@ def tune(
 
     Each trial is judged on folds of the training images; no test image is read.
     """
-    trackers = trackers_in(track, ray.on_ray)
-    from rmadapter.methods import DEFAULT
-    from rmadapter.runs.request import Request, read_config
-    from rmadapter.settings import parse_overrides
+    trackers = ray.trackers(track)
+    from rmadapter.runs import Request
     from rmadapter_research.search_space import make_space
     from rmadapter_research.tune import Search
     from rmadapter_research.tune import tune as run_tune
 
     cluster = ray.address if ray.chosen() else None
-    named, values = read_config(settings.config, (method,))
-    flags = {
-        "backbone": backbone, "shots": shots, "seed": seed, "device": device,
-        "precision": precision,
-    }  # fmt: skip
-    values |= {flag: value for flag, value in flags.items() if value is not None}
-    values |= parse_overrides(settings.sets or [])
-    request = Request.make(values, method or named or DEFAULT, data=str(data))
+    name, values = settings.read(method, {**vars(drawing), "precision": precision})
+    request = Request.make(values, name or DEFAULT_METHOD, data=str(data))
     ranges = make_space(request.method, request.name, search or ())
     read = {"skip_bad": files.skip_bad, "outside": files.outside, "crops": crops}
     searched = Search(request, values, folds, read)
@@ -130,7 +112,7 @@ def _show_tuned(tuned: Tuned, names: list[str], out: Path, as_json: bool) -> Non
         (trial for trial in tuned.trials if trial.right), key=lambda trial: -(trial.accuracy or 0)
     )
     rows = []
-    for trial in ordered[:SHOWN]:
+    for trial in ordered[:MAX_SHOWN_TRIALS]:
         number = f"{trial.number}" if trial.number else "0 (as given)"
         values = [_cell(trial.params.get(name)) for name in names]
         rows.append([number, *values, f"{trial.accuracy:.1f}", f"{trial.seconds:.0f}"])
@@ -150,50 +132,37 @@ def _cell(value: object) -> str:
     return "" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-@dataclass(frozen=True)
-class PaperOptions:
+@dataclass(frozen=True, kw_only=True)
+class PaperOptions(ExperimentOptions):
     """What to reproduce of the paper, and how."""
 
-    root: Annotated[Path, typer.Option(help="Folder of data sets.")]
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder for results; repeat the command to resume.")
-    ]
+    root: Annotated[Path, typer.Option(help="Folder of data sets.")] = field()
     tables: Annotated[str, typer.Option(help="Tables of the paper, by number.")] = "1,2,3,4,5,6"
-    methods: Annotated[
-        str,
-        typer.Option(
-            help="Names from `rmadapter methods`, package:Class or file.py:Class; by default those "
-            "of the tables."
-        ),
-    ] = ""
-    seeds: Seeds = "1,2,3"
     backbone: Annotated[
         str, typer.Option(help="Name or folder of the backbone; the paper's by default.")
     ] = "ViT-B-16/openai"
-    templates: Templates = ""
-    per_set: PerSet = False
-    sets: BenchSets = None
-    device: Device = None
-    precision: Precision = None
 
     def chosen(self) -> ReproduceOptions:
         """Return the options as the bench takes them. Raises UserError for impossible ones."""
-        from rmadapter.bench.plan import configure
         from rmadapter_research.reproduce import ReproduceOptions
 
-        wanted = {"backbone": self.backbone, "device": self.device, "precision": self.precision}
-        values = {name: value for name, value in wanted.items() if value is not None}
-        task, machine, own = configure(values, self.templates, self.sets)
+        task, machine, own = self.configured({"backbone": self.backbone})
         return ReproduceOptions(
-            self.root, self.out, parts(self.tables), parts(self.methods),
-            numbers("seeds", self.seeds), self.per_set, self.templates == "dataset", task, machine,
+            self.root,
+            self.out,
+            comma_list(self.tables),
+            comma_list(self.methods),
+            self.seed_numbers(),
+            self.per_set,
+            self.templates == "dataset",
+            task,
+            machine,
             own,
-        )  # fmt: skip
+        )
 
 
 def reproduce(
     options: PaperOptions,
-    jobs: Jobs = 1,
     plan: PlanOnly = False,
     tolerance: Tolerance = None,
     quiet: Quiet = False,
@@ -203,7 +172,7 @@ def reproduce(
 
     The verdicts: within the tolerance, off by some points, or not run. Exit code 1 if one is off.
     """
-    from rmadapter.bench.report import paper
+    from rmadapter.bench import paper
     from rmadapter_research import reproduce as work
 
     chosen = options.chosen()
@@ -220,7 +189,7 @@ def reproduce(
             print(work.describe_left(lines))
         return
     made = work.make_plans(chosen, absent)
-    records = work.run_plans(made, jobs)
+    records = work.run_plans(made, options.jobs)
     judged = work.judge(chosen, made, paper.TOLERANCE if tolerance is None else tolerance)
     _show_verdicts(judged, as_json, options.out / work.VERDICTS)
     failed = [record for record in records if record.status == "failed"]

@@ -15,48 +15,18 @@ from pathlib import Path
 from statistics import median
 from typing import TypeAlias, TypedDict
 
-from rmadapter.artifacts.record import Record, parse_record
-from rmadapter.bench.protocols import DOMAINS, PROTOCOLS
-from rmadapter.bench.report import paper
-from rmadapter.bench.report.costs import row_uses
-from rmadapter.bench.report.format import Cell
-from rmadapter.bench.report.groups import (
-    Group,
-    common_targets,
-    comparable_costs,
-    complete,
-    counted,
-    experiment_of,
-    group_records,
-    rows_of,
-    tested,
-)
-from rmadapter.bench.report.read import RECORDS, fault, lines, read_records
-from rmadapter.bench.report.stats import LEVEL, Ranks, rank_methods
-from rmadapter.bench.report.tables import (
-    AVERAGES,
-    Column,
-    chance_row,
-    columns_of,
-    departures,
-)
-from rmadapter.data import ELEVEN
-from rmadapter.errors import UserError
-from rmadapter.support.files import write_text
-from rmadapter.support.html import template
-from rmadapter.support.locks import exclusive
-from rmadapter.support.terminal import note
-from rmadapter.training.traits import TRACKS, UNKNOWN
+from rmadapter import Record, UserError
+from rmadapter.artifacts import exclusive, template, write_text
+from rmadapter.bench import Cell, Column, Group, group_records, paper, read_records
+from rmadapter.cli import note
 from rmadapter_research.published import (
     AVERAGE,
     Figure,
     contradictions,
     explained,
     published,
-    sources,
 )
 
-TARGETS = {"cross-dataset": ELEVEN[1:], "domain-generalization": DOMAINS["imagenet"]}  # of ImageNet
 # of a scatter, in its own units
 WIDTH, HEIGHT = 340, 300
 LEFT, RIGHT, TOP, BOTTOM = 48, 328, 10, 256
@@ -66,8 +36,17 @@ Tick: TypeAlias = "dict[str, float | str]"  # at, text
 
 @dataclass(frozen=True)
 class Standing:
-    """A method over the data sets that all methods of the table have. rank: the mean rank and half
-    the width of its 95 % interval over data sets. seconds: median training time."""
+    """A method over the data sets that all methods of the table have.
+
+    Attributes:
+        label: Row.
+        uses: What it uses beyond the shots.
+        cells: Averages.
+        rank: Mean rank with its interval over data sets.
+        parameters: Number of trained parameters.
+        seconds: Median training time.
+        runs: Number of runs.
+    """
 
     label: str
     uses: str
@@ -80,8 +59,15 @@ class Standing:
 
 @dataclass(frozen=True)
 class Printed:
-    """A printed figure. difference: measured minus printed, in points. off: beyond 1 point and the
-    seeds' interval."""
+    """A printed figure.
+
+    Attributes:
+        figure: What it is.
+        value: The figure.
+        where: Where it is printed.
+        difference: Measured minus printed, in points.
+        off: Whether that is beyond 1 point and the seeds' interval.
+    """
 
     figure: str
     value: float
@@ -92,7 +78,16 @@ class Printed:
 
 @dataclass(frozen=True)
 class DatasetResult:
-    """A method on one data set. lines: line numbers of its records in records.jsonl."""
+    """A method on one data set.
+
+    Attributes:
+        label: Row.
+        dataset: Data set.
+        cells: Averages over seeds.
+        printed: What papers print.
+        seeds: Number of seeds.
+        lines: Numbers of the lines of its records in records.jsonl.
+    """
 
     label: str
     dataset: str
@@ -104,24 +99,32 @@ class DatasetResult:
 
 @dataclass(frozen=True)
 class Standings:
-    """One table. heads, columns: what the cells of `rows` and of `results` are. sets: those that
-    `rows` average over. chance: what guesses get there. ranks: in the last column; None for too few
-    methods or data sets, or if what the methods use is not stated."""
+    """One table.
+
+    Attributes:
+        group: Records of the table.
+        averages: What the cells of `rows` are.
+        sets: Data sets that they average over.
+        chance: What guesses get there.
+        rows: Methods, the best first.
+        results: Methods by data set.
+        ranking: What the ranks in the last column say; empty for too few methods or data sets, or
+            if what the methods use is not stated.
+    """
 
     group: Group
-    heads: tuple[str, ...]
-    columns: tuple[str, ...]
+    averages: tuple[Column, ...]
     sets: tuple[str, ...]
     chance: tuple[Cell, ...]
     rows: tuple[Standing, ...]
     results: tuple[DatasetResult, ...]
-    ranks: Ranks | None
+    ranking: str
 
     @property
     def title(self) -> str:
         """The title of the group, always with its track."""
-        ranked = self.group.track == TRACKS[0]
-        return f"{self.group.title}, {self.group.track}" if ranked else self.group.title
+        group = self.group
+        return f"{group.title}, {group.track}" if group.ranked else group.title
 
 
 def make_standings(records: Sequence[Record]) -> list[Standings]:
@@ -132,8 +135,9 @@ def make_standings(records: Sequence[Record]) -> list[Standings]:
 
 
 def _groups(records: Sequence[Record]) -> Iterator[Group]:
-    """Yield the groups of a report, split by number of shots."""
-    of_methods = [record for record in records if not PROTOCOLS[record.protocol].variants]
+    """Yield the groups of a report that compare methods, split by number of shots."""
+    of_variants = ("ablation", "sensitivity")
+    of_methods = [record for record in records if not record.protocol.startswith(of_variants)]
     for group in group_records(of_methods):
         for shots in sorted({record.task.shots for record in group.records}):
             selected = [record for record in group.records if record.task.shots == shots]
@@ -141,36 +145,42 @@ def _groups(records: Sequence[Record]) -> Iterator[Group]:
 
 
 def _standings(group: Group, places: Mapping[int, int]) -> Standings:
-    rows = rows_of(group.records)
-    columns = columns_of(group)
-    sets, seeds = complete(rows)
-    comparable = rows_of(common_targets(group.records))
-    ranks = None
-    if group.track != UNKNOWN:
-        ranks = rank_methods(comparable, columns[-1].metric)
-    averages = AVERAGES[:3] if group.protocol == "base-to-novel" else columns
-    costs = comparable_costs(rows)
-    standings = []
-    for label, records in rows.items():
-        cells = [column.cell(comparable[label], sets, seeds) for column in averages]
-        standings.append(_standing(label, records, costs[label], cells, ranks))
-    results = []
-    for dataset in group.datasets:
-        for label, records in rows.items():
-            on_set = [record for record in records if record.task.data == dataset]
-            trimmed = [record for record in comparable[label] if record.task.data == dataset]
-            if on_set and trimmed:
-                results.append(_dataset_result(label, dataset, on_set, trimmed, columns, places))
-    return Standings(
-        group,
-        tuple(column.head for column in averages),
-        tuple(column.head for column in columns),
-        tuple(sets),
-        chance_row(group.records, averages, sets).cells,
-        tuple(_best_first(standings)),
-        tuple(results),
-        ranks,
+    averages = group.averages[:3] if group.protocol == "base-to-novel" else group.columns
+    sets, seeds = group.common
+    ranks = group.ranks(group.columns[-1])
+    rows = []
+    for label, records in group.rows.items():
+        uses, costs = group.uses(label), group.costs[label]
+        trained = [record.seconds["train"] for record in costs if "train" in record.seconds]
+        parameters = [record.parameters for record in costs if record.parameters is not None]
+        standing = Standing(
+            label,
+            uses.words if uses else "",
+            tuple(column.cell(group.comparable[label], sets, seeds) for column in averages),
+            ranks.cell(label) if ranks else Cell(),
+            max(parameters, default=None),
+            median(trained) if trained else None,
+            len(records),
+        )
+        rows.append(standing)
+    results = (
+        _dataset_result(group, label, dataset, places)
+        for dataset in group.datasets
+        for label, records in group.rows.items()
+        if any(record.task.data == dataset for record in records)
     )
+    ranking = ""
+    if ranks:
+        differ = "they differ" if ranks.differ else "they are not shown to differ"
+        ranking = (
+            f"Mean ranks in {group.columns[-1].head} over n = {len(ranks.values)} data sets; "
+            f"{differ} (Friedman's test, p {ranks.p:.2g})."
+        )
+        if ranks.left_out:
+            ranking += f" Left out: {', '.join(ranks.left_out)}."
+    chance = group.chance(averages, sets)
+    best = _best_first(rows)
+    return Standings(group, averages, tuple(sets), chance, tuple(best), tuple(results), ranking)
 
 
 def _best_first(rows: Sequence[Standing]) -> list[Standing]:
@@ -180,47 +190,20 @@ def _best_first(rows: Sequence[Standing]) -> list[Standing]:
 
     def key(row: Standing) -> tuple[float, float, str]:
         figure = row.cells[-1]
-        rank = 0 if partly_ranked else _number(row.rank, math.inf)
-        return rank, -_number(figure, -1.0), row.label
+        rank = math.inf if row.rank.value is None else row.rank.number
+        last = -1.0 if figure.value is None else figure.number
+        return 0 if partly_ranked else rank, -last, row.label
 
     return sorted(rows, key=key)
 
 
-def _number(cell: Cell, otherwise: float) -> float:
-    return otherwise if cell.value is None else cell.number
-
-
-def _standing(
-    label: str, records: Sequence[Record], costs: Sequence[Record], cells: Sequence[Cell],
-    ranks: Ranks | None,
-) -> Standing:  # fmt: skip
-    """Sum up a row. costs: the records on the data sets that all rows have."""
-    uses = row_uses(records)
-    trained = [record.seconds["train"] for record in costs if "train" in record.seconds]
-    parameters = [record.parameters for record in costs if record.parameters is not None]
-    rank = Cell()
-    if ranks is not None and label in ranks.labels:
-        place = ranks.labels.index(label)
-        rank = Cell(ranks.mean[place], ranks.half_widths[place])
-    return Standing(
-        label,
-        uses.words if uses else "",
-        tuple(cells),
-        rank,
-        max(parameters, default=None),
-        median(trained) if trained else None,
-        len(records),
-    )
-
-
 def _dataset_result(
-    label: str, dataset: str, records: Sequence[Record], trimmed: Sequence[Record],
-    columns: Sequence[Column], places: Mapping[int, int],
-) -> DatasetResult:  # fmt: skip
-    """Sum up a row on one data set. trimmed: the records from `common_targets`, so that a table
-    averages the same targets for all."""
-    cells = tuple(column.cell(trimmed, [dataset]) for column in columns)
-    printed = tuple(_compare_with_printed(records[0], columns, cells))
+    group: Group, label: str, dataset: str, places: Mapping[int, int]
+) -> DatasetResult:
+    """Sum up a row on one data set; a table averages the same targets for all of its rows."""
+    records = [record for record in group.rows[label] if record.task.data == dataset]
+    cells = tuple(column.cell(group.comparable[label], [dataset]) for column in group.columns)
+    printed = tuple(_compare_with_printed(records[0], group.columns, cells))
     seeds = len({record.task.seed for record in records})
     lines = tuple(sorted(places[id(record)] for record in records))
     return DatasetResult(label, dataset, cells, printed, seeds, lines)
@@ -234,7 +217,7 @@ def _compare_with_printed(
     for column, cell in zip(columns, cells, strict=True):
         places: dict[float, list[str]] = defaultdict(list)
         for figure in _printed(record, column.metric):
-            places[figure.value].append(f"{sources()[figure.source].title}, {figure.place}")
+            places[figure.value].append(figure.where)
         for value, where in places.items():
             if cell.value is not None:
                 difference = cell.number - value
@@ -243,9 +226,9 @@ def _compare_with_printed(
 
 
 def _printed(record: Record, metric: str) -> list[Figure]:
-    """Return the printed figures for a record. metric: as in `Record.metric`; "average" is a data
-    set in what is printed."""
-    if record.task.draw != "balanced" or not comparable(record, metric):
+    """Return the printed figures for a metric of a record, as in `Record.metric`; "average" is a
+    data set in what is printed."""
+    if record.task.draw != "balanced" or not paper.has_paper_images(record, metric):
         return []
     dataset = AVERAGE if metric == AVERAGE else paper.dataset_name(record.task.data)
     metric = "all" if metric == AVERAGE else metric
@@ -263,19 +246,15 @@ def _printed(record: Record, metric: str) -> list[Figure]:
     ]
 
 
-def comparable(record: Record, metric: str = "") -> bool:
-    """Return whether its data sets are those of the same name in the papers, judged by their number
-    of test images."""
-    if metric != AVERAGE:
-        return paper.has_paper_images(record)
-    images = {paper.dataset_name(key): count for key, count in tested(record).items()}
-    targets = {key: count for key, count in images.items() if key != "all"}
-    needed = {key: paper.TEST_IMAGES[key] for key in TARGETS[record.protocol]}
-    return paper.dataset_name(record.task.data) == "imagenet" and targets == needed
-
-
 class Leaderboard(TypedDict):
-    """The content of leaderboard.json. contradictions, explained: see `published`."""
+    """The content of leaderboard.json.
+
+    Attributes:
+        runs: Number of runs.
+        boards: The tables.
+        contradictions: As `published.contradictions` returns them.
+        explained: As `published.explained` returns them.
+    """
 
     runs: int
     boards: list[dict[str, object]]
@@ -284,37 +263,39 @@ class Leaderboard(TypedDict):
 
 
 def write_leaderboard(results: Path, out: Path) -> Leaderboard:
-    """Write index.html, leaderboard.json and records.jsonl to `out`, and return what the JSON
-    holds.
+    """Write index.html, leaderboard.json and records.jsonl to `out`. The same records give the same
+    bytes.
 
-    results: a folder or a file of lines, as for `report`. The same records give the same bytes.
-    Raises UserError for anything that is no valid record of the bench, if no run is finished, and
-    if `out` cannot be written.
+    Args:
+        results: Folder or file of lines, as for `report`.
+        out: Folder of the page.
+
+    Returns:
+        What leaderboard.json holds.
+
+    Raises:
+        UserError: Something is no valid record of the bench, no run is finished, or `out` cannot be
+            written.
     """
-    for place, line in lines(results):
-        wrong = fault(parse_record(line, place))
-        if wrong:
-            raise UserError(f"{place}: {wrong}")
-    read = read_records(results)
+    read = read_records(results, strict=True)
     for text in read.notes:
         note(text)
-    records = sorted(read.finished, key=experiment_of)
-    tables = make_standings(records)
+    tables = make_standings(read.finished)
     if not tables:
         raise UserError(
             f"{results}: no finished run of a method, so a leaderboard has nothing to show"
         )
     summary: Leaderboard = {
-        "runs": len(records),
+        "runs": len(read.finished),
         "boards": [_to_json(table) for table in tables],
         "contradictions": contradictions(),
         "explained": explained(),
     }
     with exclusive(out):  # two at once would mix their files
-        write_text(out / RECORDS, "".join(record.line() for record in records))
+        write_text(out / "records.jsonl", "".join(record.line() for record in read.finished))
         text = json.dumps(summary, indent=1, ensure_ascii=False) + "\n"
         write_text(out / "leaderboard.json", text)
-        write_text(out / "index.html", _html(tables, len(records)))
+        write_text(out / "index.html", _html(tables, len(read.finished)))
     return summary
 
 
@@ -326,10 +307,10 @@ def _to_json(table: Standings) -> dict[str, object]:
         "shots": group.shots,
         "shared": group.shared,
         "track": group.track,
-        "heads": table.heads,
-        "columns": table.columns,
+        "heads": [column.head for column in table.averages],
+        "columns": [column.head for column in group.columns],
         "datasets": table.sets,
-        "notes": departures(group),
+        "notes": group.departures,
         "chance": [cell.value for cell in table.chance],
         "standings": [asdict(row) for row in table.rows],
         "lines": [asdict(result) for result in table.results],
@@ -353,12 +334,12 @@ def _html(tables: Sequence[Standings], runs: int) -> str:
             "table": table,
             "about": _about(table),
             "plot": scatter(table),
-            "ranking": " ".join(filter(None, [_ranking(table), *departures(table.group)])),
+            "ranking": " ".join(filter(None, [table.ranking, *table.group.departures])),
         }
         for table in tables
     ]
     html: str = template("leaderboard.html.j2", package="rmadapter_research").render(
-        title=f"{methods} methods on {counted(len(sets), 'data set')}",
+        title=f"{methods} methods on {len(sets)} data set{'' if len(sets) == 1 else 's'}",
         runs=runs,
         filters=filters,
         entries=entries,
@@ -386,18 +367,6 @@ def _about(table: Standings) -> str:
     )
 
 
-def _ranking(table: Standings) -> str:
-    ranks = table.ranks
-    if ranks is None:
-        return ""
-    differ = "they differ" if ranks.p < LEVEL else "they are not shown to differ"
-    text = (
-        f"Mean ranks in {table.columns[-1]} over n = {len(ranks.values)} data sets; {differ} "
-        f"(Friedman's test, p {ranks.p:.2g})."
-    )
-    return f"{text} Left out: {', '.join(ranks.left_out)}." if ranks.left_out else text
-
-
 def scatter(table: Standings) -> dict[str, object] | None:
     """Lay out base against novel accuracy of the standings, in the units of the drawing; None for
     fewer than two points."""
@@ -414,8 +383,7 @@ def scatter(table: Standings) -> dict[str, object] | None:
     points = []
     for number, row in rows:
         base, novel = row.cells[:2]
-        x = x_of(base.number)
-        y = y_of(novel.number)
+        x, y = x_of(base.number), y_of(novel.number)
         wide, high = base.interval or 0.0, novel.interval or 0.0
         bars = [
             (x_of(base.number - wide), y, x_of(base.number + wide), y),
@@ -467,7 +435,10 @@ def printed_averages() -> list[dict[str, object]]:
             rows = tables[figure.protocol, figure.backbone or "backbone not stated", shots]
             rows[figure.method].setdefault(figure.metric, []).append(figure)
     return [
-        {"title": f"{protocol}: {backbone}, {counted(shots, 'shot')}", **_average_rows(rows)}
+        {
+            "title": f"{protocol}: {backbone}, {shots} shot{'' if shots == 1 else 's'}",
+            **_average_rows(rows),
+        }
         for (protocol, backbone, shots), rows in sorted(tables.items())
     ]
 
@@ -485,9 +456,7 @@ def _average_rows(rows: Mapping[str, Mapping[str, Sequence[Figure]]]) -> dict[st
         for metric in metrics:
             values = sorted({figure.value for figure in row.get(metric, [])})
             cells.append(" / ".join(f"{value:.2f}" for value in values))
-        places = sorted(
-            {f"{sources()[f.source].title}, {f.place}" for figures in row.values() for f in figures}
-        )
+        places = sorted({figure.where for figures in row.values() for figure in figures})
         where = "; ".join(places)
         shown.append({"method": method, "cells": cells, "sources": len(places), "where": where})
     return {"heads": [paper.NAMES.get(m, "accuracy") for m in metrics], "rows": shown}

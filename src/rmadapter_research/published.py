@@ -13,17 +13,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib.resources import files
-from statistics import fmean
+from math import sqrt
+from statistics import fmean, harmonic_mean, stdev
 from typing import Annotated, Literal, NamedTuple
 
-import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from scipy.special import stdtrit
 
-from rmadapter.bench.report import paper
-from rmadapter.bench.report.groups import TRANSFER
-from rmadapter.bench.report.stats import half_width
-from rmadapter.metrics import harmonic_mean
+from rmadapter.bench import paper
 
 AVERAGE = "average"
 # points by which an HM may be below that of its base and novel figures: a mean of the seeds' HMs is
@@ -33,7 +31,13 @@ OUR_NAMES = {"CLIP": "zero-shot", "Co-CoOp": "cocoop", "RMAdapter": "rmadapter"}
 
 
 class Source(NamedTuple):
-    """A source. at: address or number. read: what was read, and which parts were not readable."""
+    """A source.
+
+    Attributes:
+        title: Name of it.
+        at: Address or number.
+        read: What was read, and which parts were not readable.
+    """
 
     title: str
     at: str
@@ -41,9 +45,20 @@ class Source(NamedTuple):
 
 
 class Figure(BaseModel):
-    """A published figure. method: our name if we have it, else as printed. dataset: of the
-    catalogue, or "average". backbone: "" if not stated. kind: printed, or rerun by others with the
-    authors' code. place: in the source."""
+    """A published figure.
+
+    Attributes:
+        method: Our name if we have it, else as printed.
+        protocol: Protocol of the bench.
+        dataset: Data set of the catalogue, or "average".
+        shots: Shots per class.
+        backbone: Backbone; "" if not stated.
+        metric: What it is.
+        value: The figure, in percent.
+        kind: Printed, or rerun by others with the authors' code.
+        source: Source, by name.
+        place: Place in the source.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -60,9 +75,21 @@ class Figure(BaseModel):
 
     @property
     def cell(self) -> tuple[str, ...]:
-        """Return what the figure measures, without its source."""
+        """What the figure measures, without its source."""
         experiment = (self.protocol, self.backbone, str(self.shots))
         return (*experiment, self.method, self.dataset, self.metric)
+
+    @property
+    def where(self) -> str:
+        """Its source and the place there."""
+        return f"{sources()[self.source].title}, {self.place}"
+
+    @property
+    def name(self) -> str:
+        """What it measures, in words."""
+        shots = f", {self.shots} shots" if self.protocol == "few-shot" else ""
+        metric = paper.NAMES.get(self.metric, "accuracy")
+        return f"{self.method}, {self.protocol}, {self.dataset}{shots}, {metric}"
 
 
 _Row = dict[tuple[str, str], Figure]  # the figures of a method in a table, by data set and metric
@@ -91,7 +118,7 @@ def _rmadapter_rows() -> Iterator[dict[str, object]]:
         for method, row in rows.items():
             for metric, value in row.items():
                 yield _rmadapter_row("Table 1", "base-to-novel", method, dataset, metric, value)
-    for number, protocol in enumerate(TRANSFER, 2):
+    for number, protocol in enumerate(paper.FILES, 2):
         for method, row in paper.transfer(protocol).items():
             for dataset, value in row.items():
                 yield _rmadapter_row(f"Table {number}", protocol, method, dataset, "all", value)
@@ -102,10 +129,17 @@ def _rmadapter_row(
 ) -> dict[str, object]:
     name = paper.MISNAMED_BY.get((dataset, method), OUR_NAMES.get(method, method.lower()))
     return {
-        "method": name, "protocol": protocol, "dataset": dataset, "metric": metric, "value": value,
-        "shots": 0 if name == "zero-shot" else paper.SHOTS, "backbone": paper.BACKBONES[0],
-        "kind": "printed", "source": "rmadapter", "place": place,
-    }  # fmt: skip
+        "method": name,
+        "protocol": protocol,
+        "dataset": dataset,
+        "metric": metric,
+        "value": value,
+        "shots": 0 if name == "zero-shot" else paper.SHOTS,
+        "backbone": paper.BACKBONES[0],
+        "kind": "printed",
+        "source": "rmadapter",
+        "place": place,
+    }
 
 
 def contradictions(figures: Iterable[Figure] | None = None) -> list[str]:
@@ -125,14 +159,14 @@ def explained(figures: Iterable[Figure] | None = None) -> list[str]:
     return [off.sentence for off in _arithmetic(figures) if off.explained]
 
 
-def _name(figure: Figure) -> str:
-    shots = f", {figure.shots} shots" if figure.protocol == "few-shot" else ""
-    metric = paper.NAMES.get(figure.metric, "accuracy")
-    return f"{figure.method}, {figure.protocol}, {figure.dataset}{shots}, {metric}"
-
-
 class _Off(NamedTuple):
-    """A figure that does not follow from its parts. how: what they are. value: what they give."""
+    """A figure that does not follow from its parts.
+
+    Attributes:
+        figure: The figure.
+        how: What the parts are.
+        value: What they give.
+    """
 
     figure: Figure
     how: str
@@ -146,12 +180,11 @@ class _Off(NamedTuple):
 
     @property
     def sentence(self) -> str:
-        """Say what is printed, and what follows from its parts."""
+        """What is printed, and what follows from its parts."""
         figure = self.figure
-        where = f"{sources()[figure.source].title}, {figure.place}"
         return (
-            f"{_name(figure)}: printed as {figure.value:.2f}, but {self.how} is {self.value:.2f} "
-            f"({where})."
+            f"{figure.name}: printed as {figure.value:.2f}, but {self.how} is {self.value:.2f} "
+            f"({figure.where})."
         )
 
 
@@ -173,13 +206,17 @@ def _count_sets(row: _Row) -> int:
 
 
 def _implied(row: _Row, complete: bool) -> Iterator[_Off]:
-    """Yield what the parts of an HM or average give. complete: whether the row has all data sets of
-    its table; the mean of some says nothing."""
+    """Yield what the parts of an HM or average give.
+
+    Args:
+        row: Figures of a method.
+        complete: Whether they are of all data sets of the table; the mean of some says nothing.
+    """
     for (dataset, metric), f in row.items():
         averaged = dataset == AVERAGE and complete
         mean, sets = _mean_of_parts(row, f) if averaged else (None, "")
         if metric == "hm" and {(dataset, "base"), (dataset, "novel")} <= row.keys():
-            hm = harmonic_mean(row[dataset, "base"].value, row[dataset, "novel"].value)
+            hm = harmonic_mean([row[dataset, "base"].value, row[dataset, "novel"].value])
             if not (dataset == AVERAGE and _is_mean_of_hms(f.value, hm, mean)):
                 prefix = "" if mean is None else f"{sets} is {mean:.2f}, and "
                 yield _Off(f, f"{prefix}that of its base and novel figures", hm)
@@ -189,7 +226,7 @@ def _implied(row: _Row, complete: bool) -> Iterator[_Off]:
 
 def _mean_of_parts(row: _Row, average: Figure) -> tuple[float | None, str]:
     """Average the figures of the data sets; None for too few of them. Also name that mean."""
-    excluded = {AVERAGE, "imagenet"} if average.protocol in TRANSFER else {AVERAGE}
+    excluded = {AVERAGE, "imagenet"} if average.protocol in paper.FILES else {AVERAGE}
     parts = [
         figure.value
         for (dataset, metric), figure in row.items()
@@ -213,26 +250,23 @@ def _between_sources(figures: Iterable[Figure]) -> Iterator[str]:
             cells[figure.cell].setdefault(figure.value, figure)
     for values in cells.values():
         if max(values) - min(values) > paper.ROUNDING:
-            texts = [
-                f"{value:.2f} ({sources()[figure.source].title}, {figure.place})"
-                for value, figure in sorted(values.items())
-            ]
-            yield f"{_name(next(iter(values.values())))}: printed as {' and '.join(texts)}."
+            texts = [f"{value:.2f} ({figure.where})" for value, figure in sorted(values.items())]
+            yield f"{next(iter(values.values())).name}: printed as {' and '.join(texts)}."
 
 
 def _reruns(figures: Iterable[Figure]) -> Iterator[str]:
     printed = {f.cell: f for f in figures if f.kind == "printed"}
-    reruns: dict[tuple[tuple[str, ...], str], list[Figure]] = defaultdict(list)
+    reruns: dict[tuple[tuple[str, ...], str], list[float]] = defaultdict(list)
     for figure in figures:
         if figure.kind == "rerun":
-            reruns[figure.cell, figure.source].append(figure)
-    for (cell, source), runs in reruns.items():
-        values = np.array([run.value for run in runs])
-        half = half_width(values)
+            reruns[figure.cell, figure.source].append(figure.value)
+    for (cell, source), values in reruns.items():
         first = printed.get(cell)
-        if first and half is not None and abs(first.value - values.mean()) > half:
-            yield (
-                f"{_name(first)}: printed as {first.value:.2f}, but {len(runs)} runs with the "
-                f"released code gave {values.min():.2f} to {values.max():.2f} "
-                f"({sources()[source].at})."
-            )
+        if first and len(values) > 1:
+            half = stdtrit(len(values) - 1, 0.975) * stdev(values) / sqrt(len(values))
+            if abs(first.value - fmean(values)) > half:
+                yield (
+                    f"{first.name}: printed as {first.value:.2f}, but {len(values)} runs with the "
+                    f"released code gave {min(values):.2f} to {max(values):.2f} "
+                    f"({sources()[source].at})."
+                )

@@ -7,28 +7,29 @@ docs/studies/reproduce.md.
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-from rmadapter.artifacts.record import Record, read_record
-from rmadapter.bench.plan import Plan, Progress, add_published_rows
-from rmadapter.bench.protocols import DOMAINS, Job, expand
-from rmadapter.bench.report import paper
-from rmadapter.bench.report.groups import TRANSFER
-from rmadapter.bench.runner import run_all
-from rmadapter.data import CATALOG, ELEVEN, check
-from rmadapter.errors import UserError
-from rmadapter.settings import Machine
-from rmadapter.support.files import csv_text, write_text
-from rmadapter.task import Task
+from rmadapter import Machine, Record, Task, UserError
+from rmadapter.artifacts import write_text
+from rmadapter.bench import (
+    Job,
+    Plan,
+    add_published_rows,
+    expand,
+    paper,
+    run_all,
+    with_own_templates,
+)
+from rmadapter.data import CATALOG, check
 
-OURS = ("rmadapter", "rmadapter-paper")
-NOT_RUN = "not run"
+OUR_METHODS = ("rmadapter", "rmadapter-paper")
 VERDICTS = "verdict.csv"
 OUTLINE = ["table", "data set", "runs", "finished", "hours left", "missing data"]
-
 
 Settings: TypeAlias = "Mapping[str, Mapping[str, object]]"  # {method: {setting: value}}
 
@@ -39,29 +40,37 @@ def _size(dataset: str) -> tuple[int, str]:
 
 @dataclass(frozen=True)
 class Part:
-    """A table: its protocol, its methods (empty: the protocol's own), and their settings in this
-    table only."""
+    """A table of the paper.
+
+    Attributes:
+        protocol: Its protocol.
+        methods: Its methods; empty for the protocol's own.
+        values: Their settings in this table only.
+    """
 
     protocol: str
     methods: tuple[str, ...] = ()
     values: Settings = field(default_factory=dict)
 
     @property
-    def needed(self) -> tuple[str, ...]:
-        """The data sets that the table uses."""
-        if self.protocol == "domain-generalization":
-            return ("imagenet", *DOMAINS["imagenet"])
-        return ELEVEN
+    def is_transfer(self) -> bool:
+        """Whether it is trained on one data set and tested on others."""
+        return self.protocol in paper.FILES
+
+    @property
+    def needed(self) -> list[str]:
+        """The data sets that the table uses; for transfer the source first."""
+        return paper.datasets(self.protocol if self.is_transfer else "base-to-novel")
 
     def datasets(self, available: Iterable[str]) -> list[str]:
         """Return data sets for `expand`, small ones first; for transfer the source first, or none
         if any is missing."""
-        present = set(available) & {*self.needed}
-        if self.protocol not in TRANSFER:
+        present = {*available} & {*self.needed}
+        if not self.is_transfer:
             return sorted(present, key=_size)
         if len(present) < len(self.needed):
             return []
-        return list(ELEVEN) if self.protocol == "cross-dataset" else ["imagenet"]
+        return self.needed if self.protocol == "cross-dataset" else self.needed[:1]
 
 
 ON_IMAGENET: Settings = {
@@ -74,30 +83,60 @@ PARTS: Mapping[str, Part] = {
     "1": Part(
         "base-to-novel",
         (
-            "zero-shot", "coop", "cocoop", "kgcoop", "maple", "tcp", "promptsrc", "mma",
-            "coprompt", *OURS,
+            "zero-shot",
+            "coop",
+            "cocoop",
+            "kgcoop",
+            "maple",
+            "tcp",
+            "promptsrc",
+            "mma",
+            "coprompt",
+            *OUR_METHODS,
         ),
     ),
     "2": Part(
         "cross-dataset",
-        ("coop", "cocoop", "maple", "promptsrc", "mma", "coprompt", *OURS),
+        ("coop", "cocoop", "maple", "promptsrc", "mma", "coprompt", *OUR_METHODS),
         ON_IMAGENET,
     ),
     "3": Part(
         "domain-generalization",
-        ("zero-shot", "coop", "cocoop", "kgcoop", "maple", "promptsrc", "mma", "coprompt", *OURS),
+        (
+            "zero-shot",
+            "coop",
+            "cocoop",
+            "kgcoop",
+            "maple",
+            "promptsrc",
+            "mma",
+            "coprompt",
+            *OUR_METHODS,
+        ),
         ON_IMAGENET,
     ),
     "4": Part("ablation-components"),
     "5": Part("ablation-sharing"),
     "6": Part("ablation-layers"),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
 class ReproduceOptions:
-    """What to reproduce and how. tables: their numbers. methods: empty for all. own_templates: each
-    data set's prompt templates. values: of `--set`."""
+    """What to reproduce and how.
+
+    Attributes:
+        root: Folder of data sets.
+        out: Folder for results.
+        tables: Numbers of the tables.
+        methods: Methods; empty for all.
+        seeds: Seeds.
+        per_set: Whether methods also run with their authors' constants for each data set.
+        own_templates: Whether each data set has its own prompt templates.
+        task: Settings that all tasks share.
+        machine: Machine settings.
+        values: Settings of methods.
+    """
 
     root: Path
     out: Path
@@ -150,9 +189,15 @@ def make_plans(options: ReproduceOptions, absent: Iterable[str]) -> dict[str, Pl
         if not datasets or not (methods or ablation):
             continue
         jobs = expand(
-            part.protocol, datasets, methods, options.seeds, root=options.root,
-            common=options.task, own_templates=options.own_templates,
-        )  # fmt: skip
+            part.protocol,
+            datasets,
+            methods,
+            options.seeds,
+            root=options.root,
+            common=options.task,
+        )
+        if options.own_templates:
+            jobs = with_own_templates(jobs)
         if options.per_set:
             jobs = list(add_published_rows(jobs, options.values))
         values = {}
@@ -165,9 +210,17 @@ def make_plans(options: ReproduceOptions, absent: Iterable[str]) -> dict[str, Pl
 
 
 class Outline(NamedTuple):
-    """The runs of a table on a data set. hours: of those left, at the pace of finished runs of the
-    same methods; None if some of these methods have not finished a run. missing: data sets that are
-    not complete."""
+    """The runs of a table on a data set.
+
+    Attributes:
+        table: Number of the table.
+        dataset: The data set.
+        runs: Number of runs.
+        finished: Number of finished runs.
+        hours: Hours of those left, at the pace of finished runs of the same methods; None if some
+            of these methods have not finished a run.
+        missing: Data sets that are not complete.
+    """
 
     table: str
     dataset: str
@@ -216,24 +269,27 @@ def images_of(job: Job) -> tuple[int, int]:
 
 
 def outline(plans: Mapping[str, Plan], absent: Iterable[str] = ()) -> list[Outline]:
-    """Count all and finished runs, table by table, and estimate the hours of the others. absent:
-    data sets that are not complete."""
-    remaining = {table: {*Progress(plan).remaining()} for table, plan in plans.items()}
+    """Count all and finished runs, table by table, and estimate the hours of the others.
+
+    Args:
+        plans: Plans by the number of the table.
+        absent: Data sets that are not complete.
+    """
+    remaining = {table: {*plan.remaining()} for table, plan in plans.items()}
     paces: dict[str, Pace] = {}
     for table, plan in plans.items():
-        for job in plan.jobs:
-            file = plan.out / job.path
-            if job not in remaining[table] and file.is_file():
-                paces.setdefault(job.method, Pace()).add(job, read_record(file))
+        for job, record in plan.records().items():
+            if job not in remaining[table]:
+                paces.setdefault(job.method, Pace()).add(job, record)
     lines = []
     for table, plan in plans.items():
         for dataset in dict.fromkeys(job.task.data for job in plan.jobs):
             jobs = [job for job in plan.jobs if job.task.data == dataset]
             left = [job for job in jobs if job in remaining[table]]
-            known = all(job.method in paces for job in left)
-            seconds = sum(paces[job.method].seconds(job) for job in left) if known else None
+            hours = None
+            if all(job.method in paces for job in left):
+                hours = round(sum(paces[job.method].seconds(job) for job in left) / 3600, 3)
             needed = {name for job in jobs for name in job.datasets}
-            hours = None if seconds is None else round(seconds / 3600, 3)
             missing = tuple(name for name in absent if name in needed)
             lines.append(Outline(table, dataset, len(jobs), len(jobs) - len(left), hours, missing))
     return lines
@@ -260,9 +316,7 @@ def run_plans(plans: Mapping[str, Plan], processes: int = 1) -> list[Record]:
     frozen activations; then Tables 2 and 3. Finished runs are kept."""
     records: list[Record] = []
     for transfer in (False, True):
-        selected = [
-            plan for table, plan in plans.items() if (PARTS[table].protocol in TRANSFER) == transfer
-        ]
+        selected = [plan for table, plan in plans.items() if PARTS[table].is_transfer == transfer]
         jobs = [job for plan in selected for job in plan.jobs]
         values = {method: own for plan in selected for method, own in plan.values.items()}
         for dataset in sorted({job.task.data for job in jobs}, key=_size):
@@ -284,8 +338,7 @@ def judge(
 ) -> list[Verdict]:
     """Compare the finished runs with each printed figure of the wanted tables, as `paper.check`
     does. Also writes the verdicts to `out` as CSV."""
-    paths = [plan.out / job.path for plan in plans.values() for job in plan.jobs]
-    records = [read_record(path) for path in paths if path.is_file()]
+    records = [record for plan in plans.values() for record in plan.records().values()]
     finished = [record for record in records if record.status == "finished"]
     titles = tuple(f"Table {table}" for table in options.tables)
     rows: list[Verdict] = [
@@ -293,11 +346,15 @@ def judge(
         for row in paper.check(finished, tolerance, options.seeds)
         if row["table"].split(",")[0] in titles
     ]
-    write_text(options.out / VERDICTS, csv_text([*rows[0]], [[*row.values()] for row in rows]))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*rows[0]], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(options.out / VERDICTS, text.getvalue())
     return rows
 
 
 def _verdict(row: paper.Check) -> str:
     if row["within"] is None:
-        return NOT_RUN if row["ours"] is None else row["status"]
+        return "not run" if row["ours"] is None else row["status"]
     return "within" if row["within"] else f"off by {row['difference']:+.2f}"

@@ -37,7 +37,7 @@ FIRST_USE = 16 * 256
 
 @pytest.fixture
 def fixed_timing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "measure", lambda *_: TIMING)
+    monkeypatch.setattr(module, "time_method", lambda *_: TIMING)
     monkeypatch.setattr(module, "peak", lambda _: {"peak_mb": 1000.0})
 
 
@@ -150,11 +150,11 @@ class Slow:
 
 def test_times_are_measured(bench: Bench, tmp_path: Path) -> None:
     slow = bench.plan(tmp_path, bench.jobs(methods=["zero-shot"], seeds=[1]))
-    rates = module.measure(slow.jobs[0], Slow(), slow.lab(), shots=2)  # type: ignore[arg-type]
+    rates = module.time_method(slow.jobs[0], Slow(), slow.lab(), shots=2)  # type: ignore[arg-type]
     assert (rates.images, rates.batch, rates.step, rates.first) == (4, 4, 0, None)
     assert rates.fixed >= 0.2
     ours = bench.plan(tmp_path, bench.jobs(methods=["rmadapter"], seeds=[1]))
-    rates = module.measure(ours.jobs[0], ours.method(ours.jobs[0]), ours.lab(), shots=4)
+    rates = module.time_method(ours.jobs[0], ours.method(ours.jobs[0]), ours.lab(), shots=4)
     assert (rates.images, rates.batch, rates.first) == (8, 8, 3)
     assert min(rates.frozen, rates.step, rates.test_set) > 0
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rmadapter.bench.protocols import AXES, DOMAINS, PROTOCOLS, expand
+from rmadapter.bench.protocols import AXES, DOMAINS, PROTOCOLS, expand, with_own_templates
 from rmadapter.errors import UserError
 from rmadapter.methods import load_method
 from rmadapter.settings import configured, settings_of
@@ -71,7 +71,7 @@ def test_tasks_share_the_common_settings() -> None:
     expected = ("x", 2, ("a photo of a {}.",))
     assert (job.task.backbone, job.task.views, job.task.templates) == expected
     own, other = (
-        expand("few-shot", [name], ["mma"], [1], [1], own_templates=True)[0]
+        with_own_templates(expand("few-shot", [name], ["mma"], [1], [1]))[0]
         for name in ("eurosat", "a")
     )
     assert "satellite" in own.task.templates[0]

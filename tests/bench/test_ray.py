@@ -24,12 +24,13 @@ import torch
 from rmadapter.artifacts.record import Record, read_record
 from rmadapter.bench.protocols import expand
 from rmadapter.bench.ray import (
-    Expected,
-    Worker,
+    BenchWorker,
+    Host,
+    Needs,
     connected,
     next_job,
+    run_on_cluster,
     settle,
-    share,
     shares,
     work,
 )
@@ -70,9 +71,6 @@ class Counting:
     def __init__(self) -> None:
         self.did: list[int] = []
 
-    def ready(self) -> None:
-        pass
-
     def do(self, work: int) -> list[int]:
         if work < 0:
             raise UserError(f"{work} is too little")
@@ -84,16 +82,11 @@ class Counting:
         return self.did
 
 
-def first(last: Any, left: list[int], others: Any) -> int:
-    return left[0]
-
-
 def counted(todo: list[int], size: int) -> Iterator[tuple[int, list[int]]]:
     import ray
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
-    actor = ray.remote(Counting).options(num_cpus=1)
-    return (found for found in share(actor.remote, size, todo, first) if found)
+    return (found for found in run_on_cluster(Counting, todo, size, "cpu") if found)
 
 
 def test_missing_ray_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +129,7 @@ def test_all_work_is_done_once_by_one_or_two_workers(ray_session: None) -> None:
 
 
 def test_an_error_of_one_worker_ends_all_with_its_message(ray_session: None) -> None:
-    with pytest.raises(UserError, match=r"^-1 is too little$"):
+    with pytest.raises(UserError, match=r"^node [0-9.]+: -1 is too little"):
         list(counted([1, -1, 2], 2))
 
 
@@ -264,14 +257,13 @@ def test_a_node_with_other_data_weights_or_version_is_refused(
     pytest.importorskip("ray")
     [job] = bench.jobs(methods=["zero-shot"], seeds=[1])
     plan = bench.plan(tmp_path / "none", [job])
-    expected = Expected.of(plan.lab(), [job])
-    sound = Worker(plan, {}, expected, Path.cwd(), 1)
-    sound.ready()
+    needs = Needs.of(plan.lab(), [job])
+    sound = BenchWorker(plan, {}, needs)
     assert (sound.do(job).status, sound.lab.folder) == ("finished", None)
-    changed = Worker(plan, {}, replace(expected, **wrong), Path.cwd(), 1)
+    changed = Host(partial(BenchWorker, plan, {}, replace(needs, **wrong)), Path.cwd(), 1)
     with pytest.raises(UserError, match=rf"^node [0-9.]+: .*{words}"):
         changed.ready() or changed.do(job)
-    missing = Worker(replace(plan, root=tmp_path), {}, expected, Path.cwd(), 1)
+    missing = Host(partial(BenchWorker, replace(plan, root=tmp_path), {}, needs), Path.cwd(), 1)
     missing.ready()
     with pytest.raises(UserError, match=r"^node [0-9.]+: .*every node needs data and backbone"):
         missing.do(job)

@@ -10,7 +10,7 @@ import pytest
 from rmadapter.artifacts.record import Record
 from rmadapter.bench.report import paper
 from rmadapter.training.traits import Uses
-from rmadapter_research.leaderboard import DatasetResult, comparable, make_standings
+from rmadapter_research.leaderboard import DatasetResult, make_standings
 from tests.helpers.synthetic_runs import VIT, record, with_method
 
 SETS = ("dtd", "eurosat", "food101", "sun397")
@@ -90,7 +90,7 @@ def test_tracks_backbones_and_shots_have_separate_tables() -> None:
 def test_methods_that_do_not_state_what_they_use_are_shown_but_not_ranked() -> None:
     silent = [run for n, name in enumerate(("a:A", "b:B", "c:C")) for run in halves(name, float(n))]
     [table] = make_standings(silent)
-    assert (table.group.track, table.ranks) == ("not stated", None)
+    assert (table.group.track, table.ranking) == ("not stated", "")
     assert [row.rank.text for row in table.rows] == ["–"] * 3
 
 
@@ -117,7 +117,7 @@ def test_printed_figures_stand_beside_the_same_set_and_backbone_only() -> None:
     other = VIT["backbone"].model_copy(update={"name": "ViT-B-32/openai"})
     for run in (as_papers(95.6, 72.0, 1, images=8000), as_papers(95.6, 72.0, 1, backbone=other)):
         assert make_standings([run])[0].results[0].printed == ()
-    assert not comparable(as_papers(95.6, 72.0, 1, images=8000))
+    assert not paper.has_paper_images(as_papers(95.6, 72.0, 1, images=8000))
 
 
 def test_a_figure_within_a_wide_interval_is_not_off() -> None:

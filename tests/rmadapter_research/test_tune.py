@@ -16,6 +16,7 @@ from PIL import Image
 
 from rmadapter.artifacts.record import parse_record
 from rmadapter.backbones import Backbone
+from rmadapter.bench.plan import add_tuned_rows
 from rmadapter.bench.protocols import Job, expand
 from rmadapter.bench.report.costs import uses_tables
 from rmadapter.bench.report.groups import group_records
@@ -33,12 +34,12 @@ from rmadapter_research.tune import (
     BEST,
     FILE,
     PICTURE,
+    TUNER,
     Search,
+    Study,
     Trial,
     Tuned,
-    add_tuned_rows,
     draw_trials,
-    heights,
     run_trial,
     tune,
     tune_job,
@@ -194,18 +195,18 @@ def test_one_worker_of_a_cluster_gives_the_same_result(
 
 def test_methods_with_something_to_try_get_a_second_row() -> None:
     jobs = expand("few-shot", ["a"], ["zero-shot", "clip-adapter"], [1], [4])
-    *plain, searched = add_tuned_rows(jobs, 5, {})
+    *plain, searched = add_tuned_rows(jobs, 5, {}, TUNER)
     assert [(job.method, job.variant, job.trials) for job in (*plain, searched)] == [
         ("zero-shot", "", 0),
         ("clip-adapter", "", 0),
         ("clip-adapter", "CLIP-Adapter, tuned by 5 trials", 5),
     ]
     assert "learning_rate" in searched.searched
-    _, pinned = add_tuned_rows(jobs[1:], 5, {"clip-adapter": {"weight_decay": 0.0}})
+    _, pinned = add_tuned_rows(jobs[1:], 5, {"clip-adapter": {"weight_decay": 0.0}}, TUNER)
     assert {*searched.searched} - {*pinned.searched} <= {"weight_decay"}
     assert pinned.variant == "CLIP-Adapter (weight_decay=0.0), tuned by 5 trials"
     ablation = expand("ablation-layers", ["a"], [], [1])
-    assert list(add_tuned_rows(ablation, 5, {})) == ablation
+    assert list(add_tuned_rows(ablation, 5, {}, TUNER)) == ablation
 
 
 def colors_lab(backbone: Backbone, train: int) -> Lab:
@@ -217,7 +218,9 @@ def colors_lab(backbone: Backbone, train: int) -> Lab:
 
 def searching_job(backbone: Backbone, shots: int) -> Job:
     [job] = expand("few-shot", ["colors"], ["clip-adapter"], [1], [shots])
-    _, job = add_tuned_rows([replace(job, task=replace(job.task, backbone=backbone.name))], 4, {})
+    _, job = add_tuned_rows(
+        [replace(job, task=replace(job.task, backbone=backbone.name))], 4, {}, TUNER
+    )
     return job
 
 
@@ -239,7 +242,7 @@ def test_a_run_gets_the_settings_of_its_best_trial(
     assert seen[0] == {}
     assert {*seen[2]} == {*job.searched}
     assert settings_of(found) == settings_of(method) | seen[2]
-    for word in ("tuned by 4 trials on 4 folds of 16 training images", "100.0 %", "given 50.0"):
+    for word in ("4 folds of 16 training images", "100.0 %", "given 50.0"):
         assert word in note
     assert seconds == 4 * 2.5
     assert tune_job(method, job, lab) == (found, note, seconds)
@@ -295,29 +298,15 @@ def test_a_copied_record_has_its_own_search_only() -> None:
     assert again.seconds["total"] == plain.seconds["total"] + 1.0
 
 
-SPACE = {
-    "rate": optuna.distributions.FloatDistribution(0.01, 1, log=True),
-    "share": optuna.distributions.CategoricalDistribution(("down", "up", "none")),
-}
-
-
-def test_heights_on_an_axis() -> None:
-    assert np.allclose(heights([0.01, 0.1, 1], SPACE["rate"]), [0, 0.5, 1])
-    assert np.allclose(heights(["none", "down", "up"], SPACE["share"]), [1, 0, 0.5])
-    assert np.allclose(heights([2, 3], optuna.distributions.IntDistribution(1, 3)), [0.5, 1])
-    assert heights([7], optuna.distributions.IntDistribution(7, 7)).tolist() == [0]
-
-
-def test_the_picture_has_a_line_for_each_trial_with_proposed_settings() -> None:
+def test_the_picture_has_an_axis_for_each_setting() -> None:
+    space = make_space(load_method("rmadapter"), "rmadapter", ["alpha", "share"])
     trials = [
-        Trial(0, {}, "11"),
-        Trial(1, {"rate": 0.1, "share": "up"}, "10"),
-        Trial(2, {"rate": 1.0, "share": "up"}),
+        Trial(1, {"alpha": 0.05, "share": "up"}, "10"),
+        Trial(2, {"alpha": 0.5, "share": "none"}),
+        Trial(3, {"alpha": 0.3, "share": "down"}, "11"),
     ]
-    picture = draw_trials(trials, SPACE)
+    picture = draw_trials(Study(space, 1, trials, 1))
     ElementTree.fromstring(picture)
-    for word in ("rate", "share", "accuracy, %", "down", "none", "50.0"):
+    for word in ("alpha", "share", "down", "up", "100"):
         assert f">{word}<" in picture
-    more = draw_trials([*trials, Trial(3, {"rate": 0.5, "share": "down"}, "11")], SPACE)
-    assert more.count("<path") > picture.count("<path")
-    ElementTree.fromstring(draw_trials(trials[:1], SPACE))  # nothing to draw yet
+    ElementTree.fromstring(draw_trials(Study(space, 1, (), 1)))  # nothing to draw yet

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from rmadapter.artifacts.run_folder import RunFolder as RunFolder
     from rmadapter.artifacts.summary import describe_tie as describe_tie
     from rmadapter.support.files import atomic as atomic
+    from rmadapter.support.files import read_json as read_json
+    from rmadapter.support.files import read_text as read_text
+    from rmadapter.support.files import write_json as write_json
+    from rmadapter.support.files import write_text as write_text
+    from rmadapter.support.html import template as template
     from rmadapter.support.locks import exclusive as exclusive
 
 # Imported on first use, so that the command line does not import torch.
@@ -28,11 +33,16 @@ _HOME_OF = {
     "copy_run": "rmadapter.artifacts.checkpoint",
     "describe_tie": "rmadapter.artifacts.summary",
     "exclusive": "rmadapter.support.locks",
+    "read_json": "rmadapter.support.files",
     "read_predictions": "rmadapter.artifacts.predictions",
     "read_record": "rmadapter.artifacts.record",
+    "read_text": "rmadapter.support.files",
     "small_jpeg": "rmadapter.artifacts.page",
+    "template": "rmadapter.support.html",
     "thumbnail": "rmadapter.artifacts.page",
     "thumbnails_of": "rmadapter.artifacts.page",
+    "write_json": "rmadapter.support.files",
+    "write_text": "rmadapter.support.files",
 }
 __all__ = [*_HOME_OF]
 

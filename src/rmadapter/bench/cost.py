@@ -27,7 +27,7 @@ from rmadapter.training.contract import Method, NotApplicable
 from rmadapter.training.shots import Callback
 
 TRAIN_IMAGES, TEST_IMAGES = 96, 48  # images to measure on; the latter of each test set
-STEPS = 4  # at least; the first is not counted
+MIN_STEPS = 4  # measured; the first is not counted
 
 T = TypeVar("T")
 Kind: TypeAlias = "tuple[str, str, tuple[tuple[str, object], ...]]"
@@ -37,9 +37,16 @@ Kind: TypeAlias = "tuple[str, str, tuple[tuple[str, object], ...]]"
 class Timing:
     """Seconds of a method.
 
-    frozen: freezing one view of an image. fixed: training without its steps. step: one step on
-    `batch` images. first_use: extra per test image the first time it is used. test_set: per test
-    set. image: per test image. images: number trained on, to scale by. first: as in `Fitted`.
+    Attributes:
+        frozen: Freezing one view of an image.
+        fixed: Training without its steps.
+        step: One step.
+        first_use: Extra of a test image the first time that it is used.
+        test_set: A test set.
+        image: A test image.
+        images: Number of images trained on, to scale by.
+        batch: Number of images of a step.
+        first: First block of the encoder that it adapts, as in `Fitted`.
     """
 
     frozen: float
@@ -55,8 +62,17 @@ class Timing:
 
 @dataclass(frozen=True)
 class CostLine:
-    """Runs that differ only in their seed. left: number not done yet. seconds: of these; None if
-    they could not be measured."""
+    """Runs that differ only in their seed.
+
+    Attributes:
+        data: Data set.
+        method: Method.
+        variant: Variant of the protocol.
+        shots: Shots per class.
+        runs: Number of runs.
+        left: Number of runs not done yet.
+        seconds: Seconds of these; None if they could not be measured.
+    """
 
     data: str
     method: str
@@ -71,11 +87,19 @@ class CostLine:
 class Cost:
     """The cost of a bench.
 
-    unmeasured: how many of the runs that are left could not be measured; hours, disk and memory
-    leave them out. device: measured on. devices: how many of them share the work. disk: bytes of
-    activations that do not fit into memory. memory: bytes that a process needs, apart from a GPU's:
-    the most while measuring, where that is known, and the activations that it will hold. order: of
-    the remaining runs. spent: seconds that measuring took.
+    Attributes:
+        runs: Number of runs.
+        left: Number of runs not done yet.
+        unmeasured: How many of these could not be measured; hours, disk and memory leave them out.
+        device: Device that was measured.
+        devices: Number of devices that share the work.
+        hours: Hours of the runs that are left.
+        disk: Bytes of activations that do not fit into memory.
+        memory: Bytes that a process needs, apart from a GPU's: the most while measuring, where that
+            is known, and the activations that it will hold.
+        spent: Seconds that measuring took.
+        lines: Runs by data set, method and shots.
+        order: Runs that are left, in their order.
     """
 
     runs: int
@@ -109,8 +133,10 @@ def cost(plan: Plan, processes: int = 1, progress: bool = True) -> Cost:
     seconds = _seconds(plan, jobs, lab, timings, processes)
     devices = max(1, min(processes, len(shared_gpus(plan.machine.device))))
     room = plan.machine.cache_memory * 1e9
-    train, test = _sizes(jobs, lab, timings)
+    sizes = _sizes(jobs, lab, timings)
     measured = peak(find_device(plan.machine.device))["peak_mb"] or 0.0
+    # what a cache for training images holds at most, and one for test images
+    held = [min(room, sum(size for size in some if size <= room)) for some in sizes]
     return Cost(
         runs=len(plan.jobs),
         left=len(jobs),
@@ -118,8 +144,8 @@ def cost(plan: Plan, processes: int = 1, progress: bool = True) -> Cost:
         device=str(find_device(plan.machine.device)),
         devices=devices,
         hours=sum(seconds.values()) / 3600 / devices,
-        disk=sum(size for size in (*train, *test) if size > room),
-        memory=round(1e6 * measured + _held(train, room) + _held(test, room)),
+        disk=sum(size for some in sizes for size in some if size > room),
+        memory=round(1e6 * measured + sum(held)),
         spent=time.monotonic() - started,
         lines=tuple(_lines(plan.jobs, remaining, seconds)),
         order=tuple(map(str, jobs)),
@@ -154,22 +180,22 @@ def _measure_all(plan: Plan, jobs: Sequence[Job], lab: Lab, progress: bool) -> d
                 method = plan.method(job)
                 if method.traits.unlabelled:
                     raise UserError(f"{method.title} learns from all train images, not from a few")
-                timings[kind] = measure(job, method, lab, shots)
+                timings[kind] = time_method(job, method, lab, shots)
             except (UserError, NotApplicable) as error:
                 note(f"{job}: cannot be measured ({error})")
             progress_bar.update(task, advance=1)
     return timings
 
 
-def measure(job: Job, method: Method, lab: Lab, shots: int) -> Timing:
-    """Measure a method on a few steps with a few shots and on a few test images."""
+def time_method(job: Job, method: Method, lab: Lab, shots: int) -> Timing:
+    """Time a method on a few steps with a few shots and on a few test images."""
     task = replace(job.task, shots=shots)
     few = lab.draw(task)
     train = half(few.train, task.classes)
-    recipe = method.recipe
-    batch = min(recipe.batch_size, len(train)) if recipe else len(train)
+    recipe, batch = method.recipe, len(train)
     if recipe:
-        epochs = math.ceil(STEPS / math.ceil(len(train) / batch))
+        batch = min(recipe.batch_size, len(train))
+        epochs = math.ceil(MIN_STEPS / math.ceil(len(train) / batch))
         short = replace(recipe, epochs=epochs, iterations=0)
         method = replace(method, recipe=short)  # type: ignore[type-var]
     stamps: list[float] = []
@@ -260,11 +286,6 @@ def _sizes(
                 key = question.data or job.task.data, question.classes, timing.first
                 tested[key] = cache.bytes_of(len(images), timing.first)
     return trained.values(), tested.values()
-
-
-def _held(sizes: Collection[int], room: float) -> float:
-    """Return the bytes that a cache with this room holds at most of activations of these sizes."""
-    return min(room, sum(size for size in sizes if size <= room))
 
 
 def _lines(

@@ -21,7 +21,7 @@ import yaml
 
 from rmadapter.artifacts.record import ANSWERED, Record, read_record
 from rmadapter.artifacts.run_folder import RunFolder
-from rmadapter.bench.protocols import PROTOCOLS, Job
+from rmadapter.bench.protocols import PROTOCOLS, TUNED, Job
 from rmadapter.data.catalog.sets import ELEVEN, find
 from rmadapter.errors import UserError, quoted
 from rmadapter.methods.uses import named_sums
@@ -42,14 +42,15 @@ if TYPE_CHECKING:
     from rmadapter.runs.lab import Lab
     from rmadapter.training.contract import Method
 
-AUTO = "auto"
-ALL_IMAGES = 64  # shots per class that a run on all training images counts as
-EVALUATION = 16  # shots per class that an evaluation on the test images counts as
+AUTO_SHARD = "auto"
+# shots per class that a run on all training images, and an evaluation, count as
+ALL_IMAGES_SHOTS, EVALUATION_SHOTS = 64, 16
 CHOOSE = "choose another --out, or delete that file"
-CHANGED = f"the method, or a file that it reads, has changed since {{}} was run: {CHOOSE}"
+CHANGED = "is of a method that has changed since, or that reads a file that has"
 
 PLANNED_SETTINGS = ("shots", "seed", "classes")  # set by the protocol, by --shots and by --seeds
 Settings: TypeAlias = dict[str, object]  # by name
+MethodSettings: TypeAlias = "Mapping[str, Mapping[str, object]]"  # {method: {setting: value}}
 Tune: TypeAlias = "Callable[[Method, Job, Lab], tuple[Method, str, float]]"
 
 
@@ -57,12 +58,12 @@ class Tuner(NamedTuple):
     """What searches for settings of methods, as an entry point of `rmadapter.tuners` names it.
 
     Attributes:
-        add_rows: Follows each job by its tuned variant, given the number of trials and the values
-            of settings, as in `Plan`.
-        tune: Returns the tuned method of a job, a sentence on the search, and its seconds.
+        settings: Returns the settings of a method, given with its name, that are searched for.
+        tune: Returns the tuned method of a job, what it was judged by, and the seconds of the
+            search.
     """
 
-    add_rows: Callable[[Iterable[Job], int, Mapping[str, Settings]], Iterator[Job]]
+    settings: Callable[[Method, str], tuple[str, ...]]
     tune: Tune
 
 
@@ -79,16 +80,23 @@ def find_tuner() -> Tuner:
 class Plan:
     """All that a process needs to know to take part in a bench.
 
-    values: settings of methods, {method: {setting: value}}. outside, crops: as in `Lab`. tune:
-    searches settings for a job with trials; returns the method, a sentence on the search and its
-    seconds. trackers: to log each job to, as for `Tracking`.
+    Attributes:
+        jobs: The runs.
+        out: Folder for results.
+        root: Folder of data sets.
+        machine: Machine settings.
+        values: Settings of methods, {method: {setting: value}}.
+        outside: Whether listed files outside a data set's folder are read, as in `Lab`.
+        crops: Whether boxes are used as images, as in `Lab`.
+        tune: Searches settings for a job with trials, as in `Tuner`.
+        trackers: What to log each job to, as for `Tracking`.
     """
 
     jobs: tuple[Job, ...]
     out: Path
     root: Path = Path()
     machine: Machine = field(default_factory=Machine)
-    values: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    values: MethodSettings = field(default_factory=dict)
     outside: bool = False
     crops: bool = False
     tune: Tune | None = None
@@ -99,15 +107,29 @@ class Plan:
         from rmadapter.runs.lab import Lab
 
         return Lab(
-            self.machine, self.root, RunFolder(self.out).activations, keep=True, progress=False,
-            outside=self.outside, crops=self.crops,
-        )  # fmt: skip
+            self.machine,
+            self.root,
+            RunFolder(self.out).activations,
+            keep=True,
+            progress=False,
+            outside=self.outside,
+            crops=self.crops,
+        )
 
     def method(self, job: Job) -> Method:
         """Return the method with the values of --set, overridden by those of the protocol."""
         from rmadapter.methods import load_method
 
         return load_method(job.method, {**self.values.get(job.method, {}), **dict(job.values)})
+
+    def remaining(self) -> list[Job]:
+        """Return the jobs that are not done, in their order."""
+        return Progress(self).remaining()
+
+    def records(self) -> dict[Job, Record]:
+        """Return the records that there are. Raises UserError for a damaged one."""
+        paths = {job: self.out / job.path for job in self.jobs}
+        return {job: read_record(path) for job, path in paths.items() if path.is_file()}
 
 
 class Progress:
@@ -150,10 +172,12 @@ class Progress:
             record = record_or_none(path)
             if record is None and _is_json_object(path):
                 raise UserError(f"{path} is not a run record of this version: {CHOOSE}")
-            if record and record.status in ANSWERED:
-                self._check_record(record, job, path)
+            changed = self._change(record, job) if record and record.status in ANSWERED else ""
+            if changed:
+                raise UserError(f"{path} {changed}: {CHOOSE}")
 
-    def _check_record(self, record: Record, job: Job, path: Path) -> None:
+    def _change(self, record: Record, job: Job) -> str:
+        """Say in what a record differs from the job; "" if in nothing."""
         searched = {name: record.method.settings.get(name) for name in job.searched}
         settings = {**settings_of(self.plan.method(job)), **searched}
         machine = {"precision": self.plan.machine.precision, "--crops": self.plan.crops}
@@ -163,10 +187,10 @@ class Progress:
             or _first_difference({"precision": record.precision, "--crops": record.crops}, machine)
         )
         if changed:
-            raise UserError(f"{path} was run with a different value of {changed}: {CHOOSE}")
+            return f"was run with a different value of {changed}"
         sums = list(record.method.sums)
-        if sums and sums != named_sums(job.method, record.method.settings):
-            raise UserError(CHANGED.format(path))
+        other = sums and sums != named_sums(job.method, record.method.settings)
+        return CHANGED if other else ""
 
 
 def record_or_none(path: Path) -> Record | None:
@@ -219,7 +243,12 @@ def _first_difference(old: Mapping[str, object], new: Mapping[str, object]) -> s
 
 
 class PublishedSettings(TypedDict):
-    """Constants of one method. source: where they were read. sets: {data set: {setting: value}}."""
+    """Constants of one method.
+
+    Attributes:
+        source: Where they were read.
+        sets: {data set: {setting: value}}.
+    """
 
     source: str
     sets: dict[str, dict[str, object]]
@@ -241,43 +270,73 @@ def dataset_constants(method: str, dataset: str) -> Mapping[str, object]:
     return published_settings()[method]["sets"].get(catalogued.key, {})
 
 
-def add_published_rows(
-    jobs: Iterable[Job], values: Mapping[str, Mapping[str, object]]
-) -> Iterator[Job]:
+def add_published_rows(jobs: Sequence[Job], values: MethodSettings) -> Iterator[Job]:
     """Follow each job of a method that has constants for some sets by the same job with those of
     its own set.
 
     If the authors have no constants for one of the eleven sets, this row uses the one setting for
     all sets there, so that both rows average over the same sets. Other sets do not enter the row.
-    values: as in `Plan`, for the label of the row.
-    """
-    from rmadapter.methods import changed_settings, load_method, name_with_settings
 
-    planned = list(jobs)
-    with_constants = {
-        job.method
-        for job in planned
-        if not job.variant and dataset_constants(job.method, job.task.data)
+    Args:
+        jobs: The jobs.
+        values: As in `Plan`, for the label of the row.
+    """
+    constants = {
+        job: dataset_constants(job.method, job.task.data) for job in jobs if not job.variant
     }
-    for job in planned:
+    with_constants = {job.method for job, found in constants.items() if found}
+    for job in jobs:
         yield job
         dataset = find(PurePath(job.task.data).name)
         in_eleven = dataset is not None and dataset.key in ELEVEN
-        if job.method in with_constants and not job.variant and in_eleven:
-            changed = changed_settings(job.method, values.get(job.method, {}))
-            title = name_with_settings(load_method(job.method).title, changed)
+        if job in constants and job.method in with_constants and in_eleven:
+            title = method_label(job.method, values.get(job.method, {}))
             label = f"{title}, {PUBLISHED} for each set"
-            constants = dataset_constants(job.method, job.task.data)
-            yield replace(job, values=(*job.values, *constants.items()), variant=label)
+            own = tuple(constants[job].items())
+            yield replace(job, values=(*job.values, *own), variant=label)
+
+
+def add_tuned_rows(
+    jobs: Iterable[Job], trials: int, values: MethodSettings, tuner: Tuner
+) -> Iterator[Job]:
+    """Follow each job by its tuned variant if the method has settings to search for.
+
+    Args:
+        jobs: The jobs.
+        trials: Number of trials.
+        values: As in `Plan`.
+        tuner: Names the settings.
+    """
+    from rmadapter.methods import load_method
+
+    for job in jobs:
+        yield job
+        method = load_method(job.method, {**values.get(job.method, {}), **dict(job.values)})
+        searched = () if job.variant else tuner.settings(method, job.method)
+        if searched:
+            label = method_label(job.method, settings_of(method))
+            variant = f"{label}, {TUNED} {trials} trials"
+            yield replace(job, trials=trials, searched=searched, variant=variant)
+
+
+def method_label(name: str, settings: Mapping[str, object]) -> str:
+    """Return the title of a method with those of the settings that are not its own."""
+    from rmadapter.methods import changed_settings, load_method, name_with_settings
+
+    return name_with_settings(load_method(name).title, changed_settings(name, settings))
 
 
 def parse_shard(text: str, environment: Mapping[str, str]) -> tuple[int, int]:
     """Return (number of the part, from 1, number of parts).
 
-    text: "2/8", or "auto" to use this task's place in a Slurm array. Raises UserError for any other
-    text, and if this task's place in its array is not known.
+    Args:
+        text: "2/8", or "auto" to use this task's place in a Slurm array.
+        environment: Variables that Slurm sets for a task.
+
+    Raises:
+        UserError: The text is another one, or this task's place in its array is not known.
     """
-    if text == AUTO:
+    if text == AUTO_SHARD:
         return _slurm_shard(environment)
     match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
     number, count = (int(match[1]), int(match[2])) if match else (0, 0)
@@ -291,11 +350,6 @@ def parse_shard(text: str, environment: Mapping[str, str]) -> tuple[int, int]:
 def _slurm_shard(environment: Mapping[str, str]) -> tuple[int, int]:
     """Return this task's place in its Slurm array, whose numbers may start and step by any amount
     but have no gaps."""
-    if not in_array(environment):
-        raise UserError(
-            "--shard auto: this is not a task of a Slurm array (sbatch --array=0-7): "
-            "write --shard 1/8"
-        )
     names = ("ID", "MIN", "MAX", "STEP", "COUNT")
     try:
         place, first, last, step, count = (
@@ -304,7 +358,8 @@ def _slurm_shard(environment: Mapping[str, str]) -> tuple[int, int]:
         gaps = (last - first) // step + 1 != count
     except (KeyError, ValueError, ZeroDivisionError):
         raise UserError(
-            "--shard auto: Slurm does not set this task's place in its array: write --shard 1/8"
+            "--shard auto: this is not a task of a Slurm array (sbatch --array=0-7), or Slurm does "
+            "not set its place in its array: write --shard 1/8"
         ) from None
     if gaps:
         raise UserError(
@@ -315,9 +370,15 @@ def _slurm_shard(environment: Mapping[str, str]) -> tuple[int, int]:
 
 
 def worker_count(device: str, jobs: int, per_gpu: int = 0) -> int:
-    """Return the number of worker processes. per_gpu: processes per GPU, which replace `jobs`.
+    """Return the number of worker processes.
 
-    Raises UserError if there is no GPU to share.
+    Args:
+        device: Device of the bench.
+        jobs: Number of processes.
+        per_gpu: Number of processes per GPU, which replaces `jobs`.
+
+    Raises:
+        UserError: There is no GPU to share.
     """
     if not per_gpu:
         return jobs
@@ -342,7 +403,7 @@ def select_shard(jobs: Sequence[Job], number: int, count: int) -> list[Job]:
     for job in jobs:
         groups.setdefault(job.images, []).append(job)
     work = {
-        images: sum(EVALUATION + (job.task.shots or ALL_IMAGES) for job in group)
+        images: sum(EVALUATION_SHOTS + (job.task.shots or ALL_IMAGES_SHOTS) for job in group)
         for images, group in groups.items()
     }
     loads = [0] * count
@@ -361,7 +422,6 @@ def select_shard(jobs: Sequence[Job], number: int, count: int) -> list[Job]:
 def of_run(method: str, values: dict[str, object]) -> dict[str, object]:
     """Convert the values of a run's config.yaml for a bench. A file that names no method is for a
     bench already."""
-
     if not method:
         return values
     kept = {name: value for name, value in values.items() if name not in PLANNED_SETTINGS}
@@ -374,9 +434,16 @@ def of_run(method: str, values: dict[str, object]) -> dict[str, object]:
 def configure(
     values: Mapping[str, object], templates: str, sets: list[str] | None
 ) -> tuple[Task, Machine, dict[str, Settings]]:
-    """Return what --templates and --set leave of the values: what is common to all tasks, the
-    machine, and {method: {setting: value}}."""
+    """Apply --templates and --set to values of settings.
 
+    Args:
+        values: Values by name.
+        templates: Prompt template; "" or "dataset" for none.
+        sets: What --set says.
+
+    Returns:
+        What is common to all tasks, the machine, and {method: {setting: value}}.
+    """
     own_templates = {} if templates in ("", "dataset") else {"templates": templates}
     task, machine, own = common_and_own({**values, **own_templates, **parse_overrides(sets or [])})
     return check_views(configured(Task(), task)), machine_of(machine), own
@@ -385,7 +452,6 @@ def configure(
 def common_and_own(values: Settings) -> tuple[Settings, Settings, dict[str, Settings]]:
     """Split settings into the tasks', the machine's and {method: {setting: value}}. Raises
     UserError for others."""
-
     own: dict[str, Settings] = {}
     for name, value in values.items():
         method, dot, setting = name.rpartition(".")

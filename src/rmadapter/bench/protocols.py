@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Literal, TypeAlias
 
@@ -21,11 +21,18 @@ TUNED = "tuned by"
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a protocol: a task, a method, and the settings of the method that the protocol
-    sets.
+    """One run of a protocol.
 
-    variant: a printable label. axis, value: the setting that is varied. trials: how many values of
-    the settings `searched` are tried first; the run uses the best.
+    Attributes:
+        protocol: Name of the protocol.
+        task: The training and its tests.
+        method: Name of the method.
+        values: Settings of the method that the protocol sets.
+        variant: A printable label.
+        axis: Setting that is varied.
+        value: Value of that setting.
+        trials: How many values of the settings `searched` are tried first; the run uses the best.
+        searched: Settings that are searched for.
     """
 
     protocol: str
@@ -76,9 +83,16 @@ class Variant:
 
 @dataclass(frozen=True)
 class Protocol:
-    """An experiment. text: what it does, for readers. tests: the halves of the classes, the target
-    data sets, all classes, or the halves and then all classes together. variants: of an ablation or
-    of sensitivity, which fix their methods; empty for the others."""
+    """An experiment.
+
+    Attributes:
+        text: What it does, for readers.
+        tests: The halves of the classes, the target data sets, all classes, or the halves and then
+            all classes together.
+        shots: Numbers of shots.
+        variants: Those of an ablation or of sensitivity, which fix their methods; empty for the
+            others.
+    """
 
     text: str
     tests: Tests = "halves"
@@ -168,19 +182,32 @@ RESERVED = {
 DOMAINS = {"imagenet": ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r")}
 
 
-def expand(  # noqa: PLR0913  # one for each option of the verb
-    protocol: str, datasets: Sequence[str], methods: Sequence[str] = (),
-    seeds: Sequence[int] = (1, 2, 3), shots: Sequence[int] = (), *,
-    axes: Sequence[str] = (), root: Path = Path(), common: Task | None = None,
-    own_templates: bool = False,
-) -> list[Job]:  # fmt: skip
+def expand(
+    protocol: str,
+    datasets: Sequence[str],
+    methods: Sequence[str] = (),
+    seeds: Sequence[int] = (1, 2, 3),
+    shots: Sequence[int] = (),
+    *,
+    axes: Sequence[str] = (),
+    root: Path = Path(),
+    common: Task | None = None,
+) -> list[Job]:
     """List all runs of a protocol; those on the same images are consecutive.
 
-    datasets: for cross-dataset the source, then the targets; for domain-generalization each is
-    FOLDER/DOMAIN, whose siblings below `root` are the targets, or imagenet. methods, shots: empty
-    for the protocol's own. axes: of sensitivity; empty for all. common: what all tasks share.
-    own_templates: use the data sets' own prompt templates where they are known. Raises UserError
-    for values that are unknown, duplicated, or set by the protocol itself.
+    Args:
+        protocol: Name of the protocol.
+        datasets: For cross-dataset the source, then the targets; for domain-generalization each is
+            FOLDER/DOMAIN, whose siblings below `root` are the targets, or imagenet.
+        methods: Names of methods; empty for the protocol's own.
+        seeds: Seeds.
+        shots: Numbers of shots; empty for the protocol's own.
+        axes: Axes of sensitivity; empty for all.
+        root: Folder of data sets.
+        common: What all tasks share.
+
+    Raises:
+        UserError: A value is unknown, duplicated, or set by the protocol itself.
     """
     if protocol not in PROTOCOLS:
         raise UserError(f"unknown protocol {protocol!r}{did_you_mean(protocol, PROTOCOLS)}")
@@ -189,8 +216,11 @@ def expand(  # noqa: PLR0913  # one for each option of the verb
     if plan.variants and {*methods} - {"rmadapter"}:
         raise UserError(f"{protocol} compares variants of rmadapter: leave out --methods")
     lists: dict[str, Sequence[str | int]] = {
-        "datasets": datasets, "methods": methods, "seeds": seeds, "shots": shots
-    }  # fmt: skip
+        "datasets": datasets,
+        "methods": methods,
+        "seeds": seeds,
+        "shots": shots,
+    }
     for name, values in lists.items():
         if len(set(values)) < len(values):
             raise UserError(f"--{name} {','.join(map(str, values))}: remove the duplicates")
@@ -208,26 +238,36 @@ def expand(  # noqa: PLR0913  # one for each option of the verb
     return [
         Job(protocol, task, v.method, tuple(v.values.items()), v.label, v.axis, v.value)
         for dataset, targets in _sets(protocol, datasets, root)
-        for task in _tasks(common, dataset, plan.tests, targets, seeds, shots, own_templates)
+        for task in _tasks(common, dataset, plan.tests, targets, seeds, shots)
         for v in variants
     ]
 
 
-def _tasks(
-    common: Task, dataset: str, tests: Tests, targets: Sequence[str], seeds: Sequence[int],
-    shots: Sequence[int], own_templates: bool,
-) -> Iterator[Task]:  # fmt: skip
+def with_own_templates(jobs: Sequence[Job]) -> list[Job]:
+    """Return the jobs with the prompt templates of their data sets, where these are known."""
     from rmadapter.data.catalog.sets import find
 
+    sets = [find(PurePath(job.task.data).name) for job in jobs]
+    return [
+        replace(job, task=replace(job.task, templates=known.templates)) if known else job
+        for job, known in zip(jobs, sets, strict=True)
+    ]
+
+
+def _tasks(
+    common: Task,
+    dataset: str,
+    tests: Tests,
+    targets: Sequence[str],
+    seeds: Sequence[int],
+    shots: Sequence[int],
+) -> Iterator[Task]:
     fields: dict[str, object] = {"data": dataset, "classes": "base", "tests": ()}
     if tests == "together":
         fields["tests"] = (*(Question(half, classes=half) for half in HALVES), Question("all"))
     elif tests != "halves":
         questions = (Question("all"), *(Question(name, name) for name in targets))
         fields |= {"classes": "all", "tests": questions}
-    catalogued = find(PurePath(dataset).name) if own_templates else None
-    if catalogued:
-        fields["templates"] = catalogued.templates
     for seed in seeds:
         for k in shots:
             yield configured(common, {**fields, "shots": k, "seed": seed})

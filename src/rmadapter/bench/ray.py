@@ -19,12 +19,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from rmadapter import __version__
 from rmadapter.artifacts.record import Record
 from rmadapter.bench.plan import Plan, Progress, finished_records
 from rmadapter.bench.protocols import Job
 from rmadapter.bench.runner import Display, in_order, make_record
 from rmadapter.errors import UserError
+from rmadapter.support.machine import version_of
 from rmadapter.support.terminal import STOPPED
 
 if TYPE_CHECKING:
@@ -33,20 +33,13 @@ if TYPE_CHECKING:
 Work = TypeVar("Work", bound=Hashable)
 PAUSE = 0.5  # seconds between polls of the workers
 TRIES = 3  # deaths of workers on one piece of work, after which to give up
-SAME_PATH = "every node needs data and backbone at the same path"
 
 
-class Call(Protocol):
-    """A method of an actor. `remote` starts it and returns a reference to its result."""
+class Worker(Protocol):
+    """What works on a node, and keeps what it needs between two pieces of work."""
 
-    def remote(self, *arguments: object) -> Hashable: ...
-
-
-class Actor(Protocol):
-    """A worker on a node: `ready()` may be slow, `do(work)` returns a result."""
-
-    ready: Call
-    do: Call
+    def do(self, work: Any) -> object:
+        """Do a piece of work. Raises UserError for a node that lacks something."""
 
 
 def ray_module() -> ModuleType:
@@ -68,8 +61,12 @@ def connected(address: str = "", processors: int | None = None) -> Iterator[None
     closed to anyone without the token that Ray creates. An existing connection of the process is
     kept.
 
-    processors: of a cluster started here; by default all. Raises UserError if Ray is not installed
-    or cannot be reached or started.
+    Args:
+        address: HOST:PORT of a cluster, or "auto"; "" starts one here.
+        processors: Of a cluster started here; by default all.
+
+    Raises:
+        UserError: Ray is not installed, or cannot be reached or started.
     """
     ray = ray_module()
     if ray.is_initialized():
@@ -81,16 +78,17 @@ def connected(address: str = "", processors: int | None = None) -> Iterator[None
         if port.isdigit():  # Ray would retry for minutes, then end the process
             socket.create_connection((host, int(port)), timeout=5).close()
         ray.init(
-            address or "local", log_to_driver=False, logging_level="ERROR",
-            configure_logging=False, **options,
-        )  # fmt: skip
+            address or "local",
+            log_to_driver=False,
+            logging_level="ERROR",
+            configure_logging=False,
+            **options,
+        )
     except Exception as error:  # OSError, RuntimeError, ValueError, and those of its authentication
         reason = " ".join(str(error).split())[:300]
-        failure = (
-            f"--address {address}: no Ray cluster could be reached"
-            if address
-            else "Ray could not be started here"
-        )
+        failure = "Ray could not be started here"
+        if address:
+            failure = f"--address {address}: no Ray cluster could be reached"
         raise UserError(f"{failure} ({reason})") from None
     try:
         yield
@@ -101,8 +99,13 @@ def connected(address: str = "", processors: int | None = None) -> Iterator[None
 
 
 def shares(count: int, device: str = "auto") -> dict[str, float]:
-    """Return the resources of each of `count` workers: the most whole processors, and the largest
-    share of a GPU, with which all fit into the cluster. device: as in `Machine`."""
+    """Return the resources of each of some workers: the most whole processors, and the largest
+    share of a GPU, with which all fit into the cluster.
+
+    Args:
+        count: Number of workers.
+        device: Device of the workers, as in `Machine`.
+    """
     nodes = [node["Resources"] for node in ray_module().nodes() if node["Alive"]]
     processors = [int(node.get("CPU", 0)) for node in nodes]
     gpus = sum(int(node.get("GPU", 0)) for node in nodes) if device != "cpu" else 0
@@ -112,33 +115,109 @@ def shares(count: int, device: str = "auto") -> dict[str, float]:
     return {"num_cpus": max(each, 1), "num_gpus": 1 / -(-count // gpus) if gpus else 0}
 
 
-def share(
-    hire: Callable[[], Actor], size: int, todo: Sequence[Work],
-    pick: Callable[[Work | None, list[Work], Collection[Work]], Work],
+def settle(folder: Path, threads: float) -> str:
+    """Set up a worker: change to the user's folder, if it exists here, and set threads; returns the
+    node's address."""
+    import torch
+
+    with suppress(OSError):
+        os.chdir(folder)
+    torch.set_num_threads(max(int(threads), 1))
+    address: str = ray_module().util.get_node_ip_address()
+    return address
+
+
+class Host:
+    """The actor in which a worker lives.
+
+    Args:
+        make: Makes the worker, on the node.
+        home: Working folder of the user.
+        threads: Number of threads.
+    """
+
+    def __init__(self, make: Callable[[], Worker], home: Path, threads: float) -> None:
+        self.make = make
+        self.node = settle(home, threads)
+
+    def ready(self) -> None:
+        """Make the worker, which may be slow."""
+        self.worker = self._named(self.make)
+
+    def do(self, work: object) -> object:
+        """Do a piece of work."""
+        return self._named(partial(self.worker.do, work))
+
+    def _named(self, call: Callable[[], Any]) -> Any:
+        """Call a function; its UserError names the node."""
+        try:
+            return call()
+        except UserError as error:
+            needs = "every node needs data and backbone at the same path"
+            raise UserError(f"node {self.node}: {error}; {needs}") from None
+
+
+def first_left(last: Work | None, left: list[Work], others: Collection[Work]) -> Work:
+    """Return the first piece of work that is left."""
+    return left[0]
+
+
+def run_on_cluster(
+    make: Callable[[], Worker],
+    todo: Sequence[Work],
+    size: int,
+    device: str,
+    address: str = "",
+    pick: Callable[[Work | None, list[Work], Collection[Work]], Work] = first_left,
     send: Callable[[Work], object] = lambda work: work,
-) -> Iterator[tuple[Work, Any] | None]:  # fmt: skip
-    """Yield (work, result) as work is done, and None from time to time while nothing is.
+) -> Iterator[tuple[Work, Any] | None]:
+    """Yield (work, result) as workers on a cluster do it, and None from time to time while nothing
+    is done.
 
-    hire: starts a worker. size: most workers at a time. pick(its last work, work left, work of the
-    others): the next work for a worker, which is passed `send(work)`. If a worker dies, its work
-    goes to another and a new one is hired, which waits if the cluster has no room.
+    If a worker dies, its work goes to another and a new one is hired, which waits if the cluster
+    has no room.
 
-    Raises UserError if the same work, or starting, kills `TRIES` workers, and whatever a worker
-    raises.
+    Args:
+        make: Makes a worker, on its node.
+        todo: Work to do.
+        size: Most workers at a time.
+        device: Device of the workers, as in `Machine`.
+        address: Of the cluster, as for `connected`.
+        pick: Chooses the next work for a worker from its last work, the work left, and that of
+            the others.
+        send: Returns what a worker is to do for a piece of work.
+
+    Raises:
+        UserError: The same work, or starting, kills `TRIES` workers; and whatever a worker raises.
     """
     ray = ray_module()
-    left = list(todo)
-    idle: list[Actor] = []
-    last: dict[Actor, Work] = {}
+    with connected(address):
+        resources = shares(size, device)
+        actor = ray.remote(Host).options(**resources)
+        place = ray.put(make)
+        hire = partial(actor.remote, place, Path.cwd(), resources["num_cpus"])
+        yield from _share(hire, min(size, len(todo)), [*todo], pick, send)
+
+
+def _share(
+    hire: Callable[[], Any],
+    size: int,
+    left: list[Work],
+    pick: Callable[[Work | None, list[Work], Collection[Work]], Work],
+    send: Callable[[Work], object],
+) -> Iterator[tuple[Work, Any] | None]:
+    ray = ray_module()
+    idle: list[Any] = []
+    last: dict[Any, Work] = {}
     deaths: Counter[Work | None] = Counter()
-    awaited: dict[Hashable, tuple[Actor, Work | None]] = {}  # reference -> the worker and its work
+    awaited: dict[Hashable, tuple[Any, Work | None]] = {}  # reference -> the actor and its work
 
     def start_worker() -> None:
         worker = hire()
         awaited[worker.ready.remote()] = worker, None
 
     try:
-        for _ in range(min(size, len(left))):
+        for _ in range(size):
             start_worker()
         while left or any(work is not None for _, work in awaited.values()):
             done, _ = ray.wait(list(awaited), timeout=PAUSE)
@@ -183,80 +262,67 @@ def _count_death(deaths: Counter[Work | None], work: Work | None, error: Excepti
         raise UserError(f"{TRIES} workers died {when} ({reason})")
 
 
-def settle(folder: Path, threads: float) -> str:
-    """Set up a worker: change to the user's folder, if it exists here, and set threads; returns the
-    node's address."""
-    import torch
-
-    with suppress(OSError):
-        os.chdir(folder)
-    torch.set_num_threads(max(int(threads), 1))
-    address: str = ray_module().util.get_node_ip_address()
-    return address
-
-
 @dataclass(frozen=True)
-class Expected:
-    """What every node must have: digests of the backbone and of each data set's splits, and the
-    version of this package."""
+class Needs:
+    """What every node must have: the version of this package, and digests.
 
+    Attributes:
+        version: Version of this package.
+        backbone: Digest of the backbone.
+        data: Digests of each data set's splits.
+    """
+
+    version: str
     backbone: str
     data: dict[str, tuple[str, ...]]
-    version: str
 
     @classmethod
-    def of(cls, lab: Lab, jobs: Collection[Job]) -> Expected:
+    def of(cls, lab: Lab, jobs: Collection[Job]) -> Needs:
         """Compute what the jobs need, from the data and backbone of this machine."""
         names = dict.fromkeys(name for job in jobs for name in job.datasets)
         digest = lab.backbone(next(iter(jobs)).task.backbone).digest
-        return cls(digest, {name: _digests(lab, name) for name in names}, __version__)
+        data = {name: _digests(lab, name) for name in names}
+        return cls(version_of("rmadapter"), digest, data)
 
 
 def _digests(lab: Lab, name: str) -> tuple[str, ...]:
     return tuple(images.digest for _, images in sorted(lab.splits(name).items()))
 
 
-class Worker:
-    """An actor on a node. finished: as in `make_record`. home: the user's working folder."""
+class BenchWorker:
+    """Does runs of a bench on a node. Raises UserError for another version of this package.
 
-    def __init__(
-        self, plan: Plan, finished: dict[str, Record], expected: Expected, home: Path,
-        threads: float,
-    ) -> None:  # fmt: skip
-        self.plan, self.finished, self.expected = plan, finished, expected
+    Args:
+        plan: The bench.
+        finished: Records by key, as for `make_record`.
+        needs: What the node must have.
+    """
+
+    def __init__(self, plan: Plan, finished: dict[str, Record], needs: Needs) -> None:
+        self.plan, self.finished, self.needs = plan, finished, needs
         self.checked: set[str] = set()
-        self.node = settle(home, threads)
-
-    def ready(self) -> None:
-        """Prepare for runs. Raises UserError for another version of this package."""
-        if __version__ != self.expected.version:
-            raise UserError(
-                f"node {self.node}: has rmadapter {__version__}, but needs {self.expected.version}"
-            )
-        self.lab = self.plan.lab()
-        if not self.plan.out.is_dir():  # no shared path: what memory cannot hold is computed again
+        version = version_of("rmadapter")
+        if version != needs.version:
+            raise UserError(f"has rmadapter {version}, but needs {needs.version}")
+        self.lab = plan.lab()
+        if not plan.out.is_dir():  # no shared path: what memory cannot hold is computed again
             self.lab = replace(self.lab, folder=None)
 
-    def do(self, job: Job) -> Record:
+    def do(self, work: Job) -> Record:
         """Do a job. Raises UserError if data or backbone differ from those of the driver."""
-        try:
-            backbone = self.lab.backbone(job.task.backbone)
-            if backbone.digest != self.expected.backbone:
+        backbone = self.lab.backbone(work.task.backbone)
+        if backbone.digest != self.needs.backbone:
+            raise UserError(
+                f"its {backbone.name} has different weights from those where the command runs"
+            )
+        for name in {*work.datasets} - self.checked:
+            if _digests(self.lab, name) != self.needs.data[name]:
                 raise UserError(
-                    f"its {backbone.name} has different weights from those where the command runs"
+                    f"its {name} holds different images from those where the command runs"
                 )
-            for name in job.datasets:
-                if name in self.checked:
-                    continue
-                if _digests(self.lab, name) != self.expected.data[name]:
-                    raise UserError(
-                        f"its {name} holds different images from those where the command runs"
-                    )
-                self.checked.add(name)
-            self.plan.method(job)  # raises if its file is missing
-        except UserError as error:
-            raise UserError(f"node {self.node}: {error}; {SAME_PATH}") from None
-        return make_record(job, self.plan, self.lab, self.finished)
+            self.checked.add(name)
+        self.plan.method(work)  # raises if its file is missing
+        return make_record(work, self.plan, self.lab, self.finished)
 
 
 def next_job(last: Job | None, left: list[Job], others: Collection[Job]) -> Job:
@@ -273,18 +339,12 @@ def work(
 ) -> None:
     """Do the remaining jobs with `processes` workers on the cluster at `address`, as in
     `connected`."""
-    ray = ray_module()
     jobs = in_order(state.remaining())
-    expected = Expected.of(lab, jobs)
-    with connected(address):
-        resources = shares(processes, plan.machine.device)
-        plan = replace(plan, out=plan.out.absolute(), root=plan.root.absolute())
-        arguments = [ray.put(part) for part in (plan, finished_records(plan.out), expected)]
-        actor = ray.remote(Worker).options(**resources)
-
-        hire = partial(actor.remote, *arguments, Path.cwd(), resources["num_cpus"])
-        for result in share(hire, processes, jobs, next_job):
-            if result:
-                job, record = result
-                record.save(plan.out / job.path)
-            show()
+    shared = replace(plan, out=plan.out.absolute(), root=plan.root.absolute())
+    make = partial(BenchWorker, shared, finished_records(plan.out), Needs.of(lab, jobs))
+    device = plan.machine.device
+    for result in run_on_cluster(make, jobs, processes, device, address, next_job):
+        if result:
+            job, record = result
+            record.save(plan.out / job.path)
+        show()

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import wait
 from concurrent.futures.process import BrokenProcessPool
@@ -53,9 +54,18 @@ def run_all(
     the plan.
 
     Several calls may work on one folder at the same time; each returns when all of its jobs are
-    done, by any of them. engine: does the remaining jobs instead of processes of this machine;
-    it needs the folder to itself. Raises UserError, before anything starts, for settings that do
-    not exist and for records in the folder that were made with other settings.
+    done, by any of them.
+
+    Args:
+        plan: The jobs.
+        processes: Number of processes.
+        progress: Whether to show how far they are.
+        engine: Does the remaining jobs instead of processes of this machine; it needs the folder
+            to itself.
+
+    Raises:
+        UserError: There are settings that do not exist, or records in the folder that were made
+            with other settings; before anything starts.
     """
     check_settings(plan)
     lab = plan.lab()
@@ -65,16 +75,15 @@ def run_all(
     if remaining:
         check_images(plan, lab, remaining)
     if remaining or _leftovers(plan):  # the folder of a finished bench may be read-only
-
-        def on_first() -> None:
-            _remove(_partial_files(plan))
-
-        def on_last() -> None:
-            _remove(_leftovers(plan))
-
-        with shared(plan.out, on_first, on_last, alone=engine is not None):
+        with shared(
+            plan.out,
+            first=lambda: _remove(_partial_files(plan)),
+            last=lambda: _remove(_leftovers(plan)),
+            alone=engine is not None,
+        ):
             if remaining:
-                _do_remaining(plan, state, lab, processes, progress, engine)
+                with _display(plan, state, engine is not None or processes > 1, progress) as show:
+                    _do_remaining(plan, state, lab, processes, show, engine)
             # another process may hold a lock for a moment, but needs none
             _remove([*_locks(plan), *(_tracking(plan, job) for job in plan.jobs)])
         state.check()  # also the records that other processes wrote meanwhile
@@ -107,8 +116,14 @@ def _remove(paths: Iterable[Path]) -> None:
 
 @contextlib.contextmanager
 def _display(plan: Plan, state: Progress, all_records: bool, progress: bool) -> Iterator[Display]:
-    """Show a progress bar for the block. all_records: also log the records that other processes
-    write."""
+    """Show a progress bar for the block.
+
+    Args:
+        plan: The bench.
+        state: What is done.
+        all_records: Whether to log the records that other processes write, too.
+        progress: Whether to show anything.
+    """
     with bar(progress) as progress_bar:
         task = progress_bar.add_task("runs", total=len(plan.jobs), note="")
         done = len(list(state.new_records()))
@@ -121,10 +136,9 @@ def _display(plan: Plan, state: Progress, all_records: bool, progress: bool) -> 
             for entry in logged if progress else []:
                 text = escape(describe_record(entry))
                 progress_bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
-            if note is None:
-                progress_bar.update(task, completed=done)
-            else:
-                progress_bar.update(task, completed=done, note=note)
+            if note is not None:
+                progress_bar.update(task, note=note)
+            progress_bar.update(task, completed=done)
 
         yield show
         show("")
@@ -133,9 +147,9 @@ def _display(plan: Plan, state: Progress, all_records: bool, progress: bool) -> 
 def check_settings(plan: Plan) -> None:
     """Raise UserError for two runs with one path, for settings of methods not in use and for
     invalid settings."""
-    paths = [job.path for job in plan.jobs]
-    if len(set(paths)) < len(paths):
-        double = next(path for path in paths if paths.count(path) > 1)
+    paths = Counter(job.path for job in plan.jobs)
+    double = next((path for path, count in paths.items() if count > 1), None)
+    if double:
         raise UserError(
             f"two of these runs would be written to {double}: run them with different --out"
         )
@@ -153,8 +167,6 @@ def check_settings(plan: Plan) -> None:
 def check_images(plan: Plan, lab: Lab, remaining: Sequence[Job]) -> None:
     """Raise UserError for a missing data set or backbone, and for finished records that were made
     with other ones."""
-    from rmadapter.data.fewshot import has_digest
-
     for job in remaining:
         for name in job.datasets:
             lab.splits(name)
@@ -163,44 +175,50 @@ def check_images(plan: Plan, lab: Lab, remaining: Sequence[Job]) -> None:
                 f"{job.task.data}: there is no test split, and no training image is left over: "
                 "draw fewer shots"
             )
-    backbone = lab.backbone(remaining[0].task.backbone)
+    lab.backbone(remaining[0].task.backbone)  # raises for one that cannot be had
     unfinished = {*remaining}
-    draws = {job.images for job in remaining}
+    drawn = {job.images for job in remaining}
     with_test = {job.task.data for job in remaining if lab.splits(job.task.data).get("test")}
     for job in plan.jobs:
-        if job in unfinished:
+        record = None if job in unfinished else read_record(plan.out / job.path)
+        if record is None or record.status != "finished":
             continue
-        path = plan.out / job.path
-        record = read_record(path)
-        if record.status != "finished":
-            continue
-        if record.backbone.digest != backbone.digest:
-            raise UserError(
-                f"{path} used different weights of {backbone.name} from the current ones: {CHOOSE}"
-            )
-        if job.images in draws and not has_digest(lab.draw(job.task), record.split_digest):
-            raise UserError(
-                f"{path} used different images of {job.task.data} from the current ones: {CHOOSE}"
-            )
-        if job.images in draws or job.task.data in with_test:  # may be averaged with new runs
-            others = record.other_images(lab.tests(job.task))
-            if others:
-                raise UserError(
-                    f"{path} was tested on different {others[0]} images from the current ones: "
-                    f"{CHOOSE}"
-                )
-        _check_key(plan, lab, job, record, backbone)
+        again = job.images in drawn  # so that its images are read anyway
+        changed = next(_changes(plan, lab, job, record, again, again or job.task.data in with_test))
+        if changed:
+            raise UserError(f"{plan.out / job.path} {changed}: {CHOOSE}")
 
 
-def _check_key(plan: Plan, lab: Lab, job: Job, record: Record, backbone: Backbone) -> None:
-    """Raise UserError if a method that reads more than the shots has read something else."""
+def _changes(
+    plan: Plan, lab: Lab, job: Job, record: Record, drawn: bool, tested: bool
+) -> Iterator[str]:
+    """Yield in what a finished record differs from the current data and backbone, and then "".
+
+    Args:
+        plan: The bench.
+        lab: Its data and backbone.
+        job: Job of the record.
+        record: The record.
+        drawn: Whether to compare the training images.
+        tested: Whether to compare the test images: it may be averaged with new runs.
+    """
+    from rmadapter.data.fewshot import has_digest
     from rmadapter.runs.run import run_key
 
+    backbone, data = lab.backbone(job.task.backbone), job.task.data
+    if record.backbone.digest != backbone.digest:
+        yield f"used different weights of {backbone.name} from the current ones"
+    if drawn and not has_digest(lab.draw(job.task), record.split_digest):
+        yield f"used different images of {data} from the current ones"
+    for name in record.other_images(lab.tests(job.task)) if tested else ():
+        yield f"was tested on different {name} images from the current ones"
     method = plan.method(job)
-    if not job.trials and (method.traits.unlabelled or named_sums(job.method, settings_of(method))):
+    reads_more = method.traits.unlabelled or named_sums(job.method, settings_of(method))
+    if reads_more and not job.trials:  # than the shots
         few = lab.draw(job.task)
         if record.key != run_key(job.task, method, job.method, plan.machine, backbone, few):
-            raise UserError(CHANGED.format(plan.out / job.path))
+            yield CHANGED
+    yield ""
 
 
 def describe_record(record: Record) -> str:
@@ -214,16 +232,14 @@ def describe_record(record: Record) -> str:
 
 
 def _do_remaining(
-    plan: Plan, state: Progress, lab: Lab, processes: int, progress: bool, engine: Engine | None
+    plan: Plan, state: Progress, lab: Lab, processes: int, show: Display, engine: Engine | None
 ) -> None:
-    several = engine is not None or processes > 1
-    with _display(plan, state, several, progress) as show:
-        if engine:
-            engine(plan, state, lab, processes, show)
-        elif processes == 1:
-            work(plan, state, lab=lab, show=show)
-        else:
-            _work_in_pool(plan, state, processes, show)
+    if engine:
+        engine(plan, state, lab, processes, show)
+    elif processes == 1:
+        work(plan, state, lab=lab, show=show)
+    else:
+        _work_in_pool(plan, state, processes, show)
 
 
 def _work_in_pool(plan: Plan, state: Progress, processes: int, show: Display) -> None:
@@ -258,13 +274,21 @@ def _show_nothing(note: str | None = None, record: Record | None = None) -> None
 
 
 def work(
-    plan: Plan, state: Progress, start: int = 0, lab: Lab | None = None,
+    plan: Plan,
+    state: Progress,
+    start: int = 0,
+    lab: Lab | None = None,
     show: Display = _show_nothing,
-) -> None:  # fmt: skip
+) -> None:
     """Do jobs that no other process is doing, until all are settled. The jobs of a process that
     dies are taken over.
 
-    start: number of the job to begin with.
+    Args:
+        plan: The bench.
+        state: What is done.
+        start: Number of the job to begin with.
+        lab: Data and backbone; by default as the plan names them.
+        show: Shows progress.
     """
     from filelock import Timeout
 
@@ -341,9 +365,14 @@ def _writable(path: Path) -> Path:
 def make_record(job: Job, plan: Plan, lab: Lab, finished: dict[str, Record]) -> Record:
     """Do one job and return its record, also if it fails.
 
-    finished: records by key, as from `finished_records`; the new one is added. A training that
-    another protocol has done already, such as an ablation's row that is RMAdapter itself, is not
-    repeated; its record says where the figures are from.
+    A training that another protocol has done already, such as an ablation's row that is RMAdapter
+    itself, is not repeated; its record says where the figures are from.
+
+    Args:
+        job: The job.
+        plan: The bench.
+        lab: Data and backbone.
+        finished: Records by key, as from `finished_records`; the new one is added.
     """
     from rmadapter.runs.run import describe_run, run_key, run_task
     from rmadapter.runs.track import Tracking, settings_to_track
@@ -358,7 +387,8 @@ def make_record(job: Job, plan: Plan, lab: Lab, finished: dict[str, Record]) -> 
     try:
         drawn = lab.draw(task)
         if job.trials and plan.tune:
-            method, search, spent = plan.tune(method, job, lab)
+            method, judged_by, spent = plan.tune(method, job, lab)
+            search = f"{TUNED} {job.trials} trials on {judged_by}"
         key = run_key(task, method, job.method, plan.machine, backbone, drawn)
         few = drawn
         old = finished.get(key)  # of another protocol
@@ -399,7 +429,13 @@ def make_record(job: Job, plan: Plan, lab: Lab, finished: dict[str, Record]) -> 
 
 def with_search(record: Record, search: str, spent: float) -> Record:
     """Return the record with the search of this job, in place of that of the run it may be copied
-    from. search: a sentence about it. spent: its seconds."""
+    from.
+
+    Args:
+        record: The record.
+        search: A sentence about the search; "" for none.
+        spent: Its seconds.
+    """
     seconds = dict(record.seconds)
     notes = [note for note in record.notes if not note.startswith(TUNED)]
     before = seconds.pop("search", 0.0)

@@ -4,37 +4,29 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rmadapter.cli.options import (
     Address,
     Backbone,
-    BenchSets,
     Config,
     Crops,
-    Device,
     Draw,
-    Jobs,
+    ExperimentOptions,
     Json,
     OnRay,
     Outside,
-    PerSet,
     PlanOnly,
-    Precision,
     Quiet,
-    Seeds,
-    Templates,
     Track,
+    comma_list,
     is_ray,
     numbers,
-    parts,
 )
 from rmadapter.errors import UserError
 from rmadapter.runs.trackers import trackers_in
@@ -46,11 +38,9 @@ if TYPE_CHECKING:
     from rmadapter.bench.protocols import Job
     from rmadapter.task import Task
 
-Settings: TypeAlias = dict[str, object]  # by name
 
-
-@dataclass(frozen=True)
-class BenchOptions:
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions(ExperimentOptions):
     """What to run, and where."""
 
     protocol: Annotated[
@@ -63,22 +53,12 @@ class BenchOptions:
             help="Names or folders below --root: a,b or pacs/photo; paper: the paper's 11."
         ),
     ]
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder for results; repeat the command to resume.")
-    ]
-    methods: Annotated[
-        str, typer.Option(help="Names from `rmadapter methods`, package:Class or file.py:Class.")
-    ] = ""
     backbone: Backbone = None
-    seeds: Seeds = "1,2,3"
     shots: Annotated[
         str, typer.Option(help="Images per class; by default 16, for few-shot 1,2,4,8,16.")
     ] = ""
     draw: Draw = None
-    root: Annotated[Path, typer.Option(help="Folder of data sets.")] = Path()
-    templates: Templates = ""
     axes: Annotated[str, typer.Option(help="For sensitivity: rank,alpha,...")] = ""
-    per_set: PerSet = False
     tune: Annotated[
         int,
         typer.Option(
@@ -86,10 +66,6 @@ class BenchOptions:
         ),
     ] = 0
     config: Config = None
-    sets: BenchSets = None
-    device: Device = None
-    precision: Precision = None
-    jobs: Jobs = 1
     jobs_per_gpu: Annotated[
         int, typer.Option(min=0, help="Processes per GPU, instead of --jobs.")
     ] = 0
@@ -108,42 +84,54 @@ class BenchOptions:
     def plan(self) -> Plan:
         """Return the runs to do. Raises UserError for options that do not fit together."""
         trackers = trackers_in(self.track, self.on_ray)
-        from rmadapter.bench.plan import Plan, add_published_rows, configure, of_run
+        from rmadapter.bench.plan import (
+            Plan,
+            add_published_rows,
+            add_tuned_rows,
+            find_tuner,
+            of_run,
+        )
         from rmadapter.runs.request import read_config
 
-        fitted, values = read_config(self.config, parts(self.methods))
-        for name in ("backbone", "draw", "device", "precision"):
-            value = getattr(self, name)
-            if value is not None:
-                values[name] = value
-        task, machine, own = configure(of_run(fitted, values), self.templates, self.sets)
-        jobs = self._jobs(parts(self.methods or fitted), task)
+        fitted, values = read_config(self.config, comma_list(self.methods))
+        flags = {"backbone": self.backbone, "draw": self.draw}
+        values |= {name: value for name, value in flags.items() if value is not None}
+        task, machine, own = self.configured(of_run(fitted, values))
+        jobs = self._jobs(comma_list(self.methods or fitted), task)
         if self.per_set:
             jobs = list(add_published_rows(jobs, own))
         search = None
         if self.tune:
-            from rmadapter.bench.plan import find_tuner
-
             tuner = find_tuner()
-            jobs, search = list(tuner.add_rows(jobs, self.tune, own)), tuner.tune
+            jobs, search = list(add_tuned_rows(jobs, self.tune, own, tuner)), tuner.tune
         jobs, elsewhere = self._part(jobs)
-        own = {name: values for name, values in own.items() if name not in elsewhere}
         return Plan(
-            tuple(jobs), self.out, self.root, machine, own, self.outside, self.crops, search,
+            tuple(jobs),
+            self.out,
+            self.root,
+            machine,
+            {name: values for name, values in own.items() if name not in elsewhere},
+            self.outside,
+            self.crops,
+            search,
             trackers,
-        )  # fmt: skip
+        )
 
     def _jobs(self, methods: Sequence[str], task: Task) -> Sequence[Job]:
-        from rmadapter.bench.protocols import expand
+        from rmadapter.bench.protocols import expand, with_own_templates
         from rmadapter.data.catalog.sets import ELEVEN
 
-        datasets = ELEVEN if self.datasets == "paper" else parts(self.datasets)
-        return expand(
-            self.protocol, datasets, methods,
-            numbers("seeds", self.seeds), numbers("shots", self.shots), axes=parts(self.axes),
-            root=self.root, common=task,
-            own_templates=self.templates == "dataset",
-        )  # fmt: skip
+        jobs = expand(
+            self.protocol,
+            ELEVEN if self.datasets == "paper" else comma_list(self.datasets),
+            methods,
+            self.seed_numbers(),
+            numbers("shots", self.shots),
+            axes=comma_list(self.axes),
+            root=self.root,
+            common=task,
+        )
+        return with_own_templates(jobs) if self.templates == "dataset" else jobs
 
     def _part(self, jobs: Sequence[Job]) -> tuple[Sequence[Job], set[str]]:
         """Return the jobs of this --shard, and the methods that only other shards run."""
@@ -211,7 +199,7 @@ def bench(
 def _estimate(runs: Plan, processes: int, on_ray: bool, as_json: bool) -> None:
     """Print what runs would cost. Raises UserError for what cannot be estimated."""
     from rmadapter.bench.cost import cost
-    from rmadapter.methods import changed_settings, load_method, name_with_settings
+    from rmadapter.bench.plan import method_label
 
     if runs.tune:
         raise UserError(
@@ -227,10 +215,9 @@ def _estimate(runs: Plan, processes: int, on_ray: bool, as_json: bool) -> None:
     rows = []
     for line in total.lines:
         left = f"{line.left} of {line.runs}"
-        changed = changed_settings(line.method, runs.values.get(line.method, {}))
-        title = name_with_settings(load_method(line.method).title, changed)
+        title = line.variant or method_label(line.method, runs.values.get(line.method, {}))
         seconds = "unknown" if line.seconds is None else f"{line.seconds:.0f}"
-        rows.append([line.data, line.variant or title, str(line.shots), left, seconds])
+        rows.append([line.data, title, str(line.shots), left, seconds])
     table(["data set", "method", "shots", "runs left", "seconds"], rows)
     where = f"{total.devices} x {total.device}"
     print(f"{total.left} of {total.runs} runs are left: {total.hours:.2f} hours on {where}")
@@ -250,17 +237,11 @@ def _show(records: Sequence[Record]) -> None:
     """Print means over seeds: one row per data set, method, variant and number of shots."""
     from statistics import fmean
 
-    from rmadapter.bench.report.groups import label
+    from rmadapter.bench.report.groups import row_titles
 
     groups: dict[tuple[str, str, int], list[Record]] = {}
-    titles = Counter(title for _, title in {(one.method.name, label(one)) for one in records})
-    for record in records:
-        name, title = record.method.name, label(record)
-        key = (
-            record.task.data,
-            title if titles[title] == 1 else f"{title} ({name})",
-            record.task.shots,
-        )
+    for title, record in zip(row_titles(records), records, strict=True):
+        key = (record.task.data, title, record.task.shots)
         groups.setdefault(key, []).append(record)
     names = list(dict.fromkeys(name for record in records for name in record.metrics))
     rows = []

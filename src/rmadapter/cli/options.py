@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from rmadapter.artifacts.checkpoint import Saved
     from rmadapter.data.formats.registry import Located
     from rmadapter.data.image_set import ImageSet
+    from rmadapter.settings import Machine
+    from rmadapter.task import Task
 
 Run = Annotated[Path, typer.Argument(help="Folder written by `fit`, or hf:OWNER/NAME.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -96,26 +98,6 @@ Draw = Annotated[
 ]
 Seed = Annotated[
     int | None, typer.Option("--seed", min=0, help="Seed for everything random; 1 by default.")
-]
-Seeds = Annotated[str, typer.Option("--seeds", help="Seeds of draw, initialisation and batches.")]
-Templates = Annotated[
-    str,
-    typer.Option(
-        "--templates",
-        help='"dataset" for that of the set trained on, or one prompt template with {}.',
-    ),
-]
-PerSet = Annotated[
-    bool,
-    typer.Option("--per-set", help="Also run with the authors' constants for each data set."),
-]
-BenchSets = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="[METHOD.]FIELD=VALUE",
-        help="Any setting; of one method, or common to all.",
-    ),
 ]
 RunData = Annotated[
     Path | None, typer.Option("--run-data", help="Where the run's own images are now.")
@@ -259,6 +241,83 @@ class SettingOptions:
     config: Config = None
     sets: Sets = None
 
+    def read(self, method: str, flags: Mapping[str, object]) -> tuple[str, dict[str, object]]:
+        """Return the method and the values of settings: those of the file, overridden by other
+        options, which --set overrides.
+
+        Args:
+            method: Method that an option names; "" for that of the file.
+            flags: Values of other options; None for one that was not given.
+        """
+        from rmadapter.runs.request import read_config
+        from rmadapter.settings import parse_overrides
+
+        named, values = read_config(self.config, (method,))
+        given = {name: value for name, value in flags.items() if value is not None}
+        return method or named, {**values, **given, **parse_overrides(self.sets or [])}
+
+
+@dataclass(frozen=True)
+class ShotOptions:
+    """Which shots are drawn, and the backbone that sees them."""
+
+    backbone: Backbone = None
+    shots: Shots = None
+    seed: Seed = None
+    device: Device = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentOptions:
+    """What the experiments of the bench and of the paper have in common."""
+
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for results; repeat the command to resume.")
+    ]
+    methods: Annotated[
+        str, typer.Option(help="Names from `rmadapter methods`, package:Class or file.py:Class.")
+    ] = ""
+    seeds: Annotated[
+        str, typer.Option("--seeds", help="Seeds of draw, initialisation and batches.")
+    ] = "1,2,3"
+    root: Annotated[Path, typer.Option(help="Folder of data sets.")] = Path()
+    templates: Annotated[
+        str,
+        typer.Option(
+            help='"dataset" for that of the set trained on, or one prompt template with {}.',
+        ),
+    ] = ""
+    per_set: Annotated[
+        bool,
+        typer.Option("--per-set", help="Also run with the authors' constants for each data set."),
+    ] = False
+    sets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="[METHOD.]FIELD=VALUE",
+            help="Any setting; of one method, or common to all.",
+        ),
+    ] = None
+    device: Device = None
+    precision: Precision = None
+    jobs: Jobs = 1
+
+    def seed_numbers(self) -> list[int]:
+        """Return the seeds."""
+        return numbers("seeds", self.seeds)
+
+    def configured(
+        self, values: Mapping[str, object]
+    ) -> tuple[Task, Machine, dict[str, dict[str, object]]]:
+        """Return what these options make of values of settings: what is common to all tasks, the
+        machine, and {method: {setting: value}}."""
+        from rmadapter.bench.plan import configure
+
+        flags = {"device": self.device, "precision": self.precision}
+        given = {name: value for name, value in flags.items() if value is not None}
+        return configure({**values, **given}, self.templates, self.sets)
+
 
 @dataclass(frozen=True)
 class RayOptions:
@@ -273,6 +332,12 @@ class RayOptions:
         one."""
         return is_ray(self.on_ray, self.address, self.jobs)
 
+    def trackers(self, names: str) -> tuple[str, ...]:
+        """Return the trackers that --track names. Raises UserError as `trackers_in`."""
+        from rmadapter.runs.trackers import trackers_in
+
+        return trackers_in(names, self.on_ray)
+
 
 def is_ray(wanted: bool, address: str = "", workers: int = 1) -> bool:
     """Return whether a Ray cluster is wanted. Raises UserError for an address or workers without
@@ -284,7 +349,7 @@ def is_ray(wanted: bool, address: str = "", workers: int = 1) -> bool:
     return wanted
 
 
-def parts(text: str) -> list[str]:
+def comma_list(text: str) -> list[str]:
     """Return the parts of a list with commas, without empty ones."""
     return [part.strip() for part in text.split(",") if part.strip()]
 
@@ -302,7 +367,7 @@ def share(text: str | float) -> float:
 def numbers(name: str, text: str) -> list[int]:
     """Return the numbers of a list with commas. name: of the option, for the message."""
     try:
-        return [int(part) for part in parts(text)]
+        return [int(part) for part in comma_list(text)]
     except ValueError:
         raise UserError(f"--{name} {text}: write whole numbers, such as 1,2,3") from None
 

@@ -21,7 +21,7 @@ from rmadapter.cli.options import (
     RayOptions,
     Run,
     RunOptions,
-    parts,
+    comma_list,
     share,
 )
 from rmadapter.errors import UserError
@@ -333,7 +333,7 @@ def _classes(saved: Saved, names: str | None) -> tuple[tuple[str, ...], list[str
 
     if names is None:
         return saved.names, [str(label) for label in saved.labels]
-    shown = parts(names)
+    shown = comma_list(names)
     if not shown:
         raise UserError(f"--names {names!r}: give at least one class name")
     return tuple(prompt_names(shown, saved.custom_names, where="--names: ").values()), shown

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from rmadapter.data.names import typed_name as typed_name
     from rmadapter.data.texts import parse_texts as parse_texts
     from rmadapter.data.texts import texts_of_all as texts_of_all
+    from rmadapter.errors import is_text as is_text
 
 # Imported on first use, so that the command line does not import torch.
 _HOME_OF = {
@@ -41,6 +42,7 @@ _HOME_OF = {
     "image_error": "rmadapter.data.decode",
     "image_files": "rmadapter.data.formats.base",
     "is_catch_all": "rmadapter.data.names",
+    "is_text": "rmadapter.errors",
     "key": "rmadapter.data.names",
     "load_image": "rmadapter.data.decode",
     "locate": "rmadapter.data.formats.registry",

@@ -137,7 +137,7 @@ def test_the_option_adds_them_to_every_format(rmadapter: Command, tmp_path: Path
     [table] = summary["backbones"]
     assert json.loads((out / "report.json").read_text())["backbones"] == [table]
     assert f"### {table['title']}" in (out / "report.md").read_text("utf-8")
-    assert 'id="backbones"' in (out / "report.html").read_text("utf-8")
+    assert "<h2>Methods by backbones</h2>" in (out / "report.html").read_text("utf-8")
     assert "Methods by backbones" in (out / "report.tex").read_text("utf-8")
     lines = (out / f"tables/{table['name']}.csv").read_text("utf-8").splitlines()
     assert len(lines) == 1 + 4

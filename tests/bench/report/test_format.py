@@ -85,7 +85,7 @@ def test_csv_reads_back() -> None:
 
 def test_missing_pandas_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
-    for write in (to_markdown, to_latex, to_csv):
+    for write in (to_markdown, to_latex):
         with pytest.raises(UserError, match=r"pip install 'rmadapter\[report\]'"):
             write(TABLE)
 

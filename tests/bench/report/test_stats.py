@@ -16,11 +16,11 @@ from rmadapter.bench.report.stats import (
     Paired,
     Ranks,
     average,
-    compare,
     correct,
     holm,
     over_sets,
     paired,
+    rank,
     rank_methods,
     rank_table,
 )
@@ -240,9 +240,9 @@ def runs(
 def test_the_published_example(monkeypatch: pytest.MonkeyPatch) -> None:
     # seconds, where there are ties
     monkeypatch.setattr("scipy.stats.wilcoxon", lambda d: SimpleNamespace(pvalue=1.0))
-    found = compare(C45, AUC)
-    for label, rank in zip(found.labels, found.mean, strict=True):
-        assert rank == pytest.approx(PRINTED[label] + UNPRINTED.get(label, 0), abs=6e-4)
+    found = rank(C45, AUC)
+    for label, mean in zip(found.labels, found.mean, strict=True):
+        assert mean == pytest.approx(PRINTED[label] + UNPRINTED.get(label, 0), abs=6e-4)
     # Friedman's chi-square as he writes it, from mean ranks, without the correction for ties
     n, k = AUC.shape
 
@@ -260,7 +260,7 @@ def test_pairs_are_wilcoxons_corrected_for_all_of_them() -> None:
     three pairs."""
     base = np.array([50.0, 52.0, 55.0, 59.0, 64.0, 70.0])
     values = np.stack([base, base + np.arange(1, 7), base + np.arange(9, 20, 2)], 1)
-    found = compare(("a", "b", "c"), values)
+    found = rank(("a", "b", "c"), values)
     assert found.labels == ("c", "b", "a")
     np.testing.assert_allclose(found.holm, 3 * 2 / 2**6 * (1 - np.eye(3)) + np.eye(3))
     assert found.least == pytest.approx(3 * 2 / 2**6)
@@ -280,7 +280,7 @@ def test_a_comparison_is_named_only_if_the_corrected_test_shows_it() -> None:
     base = rng.uniform(50, 80, 9)
     good, poor = base + rng.uniform(1, 2, 9), base - rng.uniform(5, 6, 9)
     level = base + np.array([0.3, -0.3, 0.2, -0.1, 0.1, -0.2, 0.4, -0.4, 0.0])
-    found = compare(("base", "level", "good", "poor"), np.stack([base, level, good, poor], 1))
+    found = rank(("base", "level", "good", "poor"), np.stack([base, level, good, poor], 1))
     assert (found.labels[0], found.labels[3]) == ("good", "poor")
     one, other = (found.labels.index(label) for label in ("base", "level"))
     assert found.holm[0, 3] == pytest.approx(6 * 2 / 2**9)
@@ -336,7 +336,7 @@ def test_too_few_methods_or_data_sets_are_not_ranked(methods: int, sets: int) ->
 
 
 def test_ties_everywhere_are_no_difference() -> None:
-    found = compare(("a", "b", "c"), np.tile([[0.1 + 0.2, 0.3, 0.3]], (5, 1)))
+    found = rank(("a", "b", "c"), np.tile([[0.1 + 0.2, 0.3, 0.3]], (5, 1)))
     assert (found.chi2, found.p) == (0, 1)
     assert found.mean == [2, 2, 2]
     assert (found.holm == 1).all()
@@ -344,7 +344,7 @@ def test_ties_everywhere_are_no_difference() -> None:
 
 
 def test_a_note_says_when_the_data_sets_are_too_few_to_show_a_difference() -> None:
-    found = compare(("a", "b", "c"), np.arange(12.0).reshape(4, 3))
+    found = rank(("a", "b", "c"), np.arange(12.0).reshape(4, 3))
     assert (found.labels, found.least) == (("c", "b", "a"), 3 / 8)
     assert any("0.38" in note for note in rank_table(found, "", "", "", "").footnotes)
 

@@ -15,7 +15,7 @@ from rmadapter.bench.report.costs import USES_HEADS, uses_tables
 from rmadapter.bench.report.format import Row, Table
 from rmadapter.bench.report.groups import Group, group_records, total_seconds
 from rmadapter.bench.report.paper import TEST_IMAGES, halves
-from rmadapter.bench.report.tables import make_tables, reference
+from rmadapter.bench.report.tables import make_tables
 from rmadapter.training.traits import Uses
 from tests.helpers.synthetic_runs import TITLES, VIT, record, with_method
 
@@ -168,9 +168,12 @@ def test_runs_on_other_images_are_named() -> None:
 def test_the_reference_is_unchanged_rmadapter_or_the_first_row() -> None:
     full = "shared down-projection (RMAdapter)"
     labels = ("RMAdapter's adapters, no reconstruction", full, "independent")
-    runs = {v: [record("rmadapter", "a", 1, {"base": 1.0}, variant=v)] for v in labels}
-    assert reference(runs) == full
-    assert reference({name: [record(name, "a", 1, {"base": 1.0})] for name in "xy"}) == "x"
+    [sharing] = group_records(
+        [record("rmadapter", "a", 1, {"base": 1.0}, variant=v) for v in labels]
+    )
+    assert sharing.reference == full
+    [others] = group_records([record(name, "a", 1, {"base": 1.0}) for name in ("coop", "mma")])
+    assert others.reference == "coop"
 
 
 def test_the_papers_rows_stand_beside_runs_on_the_same_images() -> None:

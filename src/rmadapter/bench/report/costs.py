@@ -2,37 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
 from statistics import median
+from typing import TypeAlias
 
 from rmadapter.artifacts.record import Record
-from rmadapter.bench.protocols import TUNED
 from rmadapter.bench.report.format import Cell, Row, Table
 from rmadapter.bench.report.groups import (
     Group,
-    by_size,
     comparable_costs,
     facts,
     first_column,
     machines,
     rows_of,
+    shots_of,
 )
-from rmadapter.methods.uses import uses_of
-from rmadapter.training.traits import PUBLISHED, TRACKS, UNKNOWN, Uses
+from rmadapter.training.traits import PUBLISHED, UNKNOWN, Uses
 
 COST_NOTE = (
     "Medians over the runs, of the data sets and seeds that every row has if there are any. Memory "
     "is the peak resident memory of the process, the backbone included. Frozen activations that "
     "runs share count in the time of the run that came first."
 )
-
-
+Figure: TypeAlias = "Callable[[Record], float | None]"
+GPU_MEMORY: Figure = attrgetter("peak_gpu_mb")
+COSTS: dict[str, Figure] = {
+    "peak memory, MB": attrgetter("peak_mb"),
+    "peak GPU memory, MB": GPU_MEMORY,
+    "training, s": lambda record: record.seconds.get("train"),
+    "one step, s": attrgetter("step_seconds"),
+    "evaluation, s": lambda record: record.seconds.get("evaluate"),
+    "all, s": lambda record: record.seconds.get("total"),
+}
 USES_HEADS = (
-    "track", "extra data or texts", "teacher", "test images together",
-    "constants of each data set", "tuned on",
-)  # fmt: skip
-
-
+    "track",
+    "extra data or texts",
+    "teacher",
+    "test images together",
+    "constants of each data set",
+    "tuned on",
+)
 USES_NOTE = (
     "Methods of different tracks are not comparable. Constants are what the authors set for each "
     "data set; a row has one setting for all, unless its name says "
@@ -41,31 +51,33 @@ USES_NOTE = (
 
 
 def cost_table(group: Group) -> Table:
+    """Make a table of what each row costs; of few-shot, with the most shots."""
     used = group.records
     if group.protocol == "few-shot":
-        most = max((record.task.shots for record in used), key=by_size)
+        most = shots_of(used)[-1]
         used = [record for record in used if record.task.shots == most]
-    on_gpu = any(record.peak_gpu_mb is not None for record in used)
-    heads = ["trained parameters", "peak memory, MB", *(["peak GPU memory, MB"] if on_gpu else [])]
-    heads += ["training, s", "one step, s", "evaluation, s", "all, s", "runs"]
-    lines = []
+    on_gpu = any(GPU_MEMORY(record) is not None for record in used)
+    figures = {head: of for head, of in COSTS.items() if on_gpu or of is not GPU_MEMORY}
+    rows = []
     for label, records in comparable_costs(rows_of(used)).items():
-        columns: list[list[float | None]] = [[r.peak_mb for r in records]]
-        columns += [[r.peak_gpu_mb for r in records]] if on_gpu else []
-        columns.append([r.seconds.get("train") for r in records])
-        columns.append([r.step_seconds for r in records])
-        columns += [[r.seconds.get(name) for r in records] for name in ("evaluate", "total")]
-        known = ([value for value in column if value is not None] for column in columns)
-        medians = (Cell(median(values) if values else None) for values in known)
-        lines.append(Row(label, (_parameters(records), *medians, Cell(len(records)))))
+        cells = (_median(map(of, records)) for of in figures.values())
+        rows.append(Row(label, (_parameters(records), *cells, Cell(len(records)))))
     hardware = machines(used)
     different = "Measured on different machines, so that times cannot be compared: "
     prefix = different if len(hardware) > 1 else "On "
-    notes = (COST_NOTE, *([f"{prefix}{'; '.join(hardware)}."] if hardware else []))
-    columns_heads = (first_column(group), *heads)
     return Table(
-        f"{group.slug}-cost", "Cost", columns_heads, tuple(lines), facts(group, used), notes
+        f"{group.slug}-cost",
+        "Cost",
+        (first_column(group), "trained parameters", *figures, "runs"),
+        tuple(rows),
+        facts(group, used),
+        (COST_NOTE, *([f"{prefix}{'; '.join(hardware)}."] if hardware else [])),
     )
+
+
+def _median(figures: Iterable[float | None]) -> Cell:
+    known = [figure for figure in figures if figure is not None]
+    return Cell(median(known) if known else None)
 
 
 def _parameters(records: Sequence[Record]) -> Cell:
@@ -77,33 +89,21 @@ def _parameters(records: Sequence[Record]) -> Cell:
 
 def uses_tables(group: Group) -> list[Table]:
     """Make a table of what each row uses, or none if the rows are ranked and all of one method."""
-    if group.track == TRACKS[0] and len({record.method.name for record in group.records}) < 2:
+    if group.ranked and len({record.method.name for record in group.records}) < 2:
         return []
     rows = tuple(
-        Row(label, tuple(map(Cell, _uses_texts(records))))
-        for label, records in rows_of(group.records).items()
+        Row(label, tuple(map(Cell, _uses_texts(group.uses(label), records[0].variant))))
+        for label, records in group.rows.items()
     )
     backbone = f"{group.backbone.name} ({group.backbone.digest[:8]})."
     heads = (first_column(group), *USES_HEADS)
     return [Table(f"{group.slug}-rules", "Rules", heads, rows, backbone, (USES_NOTE,))]
 
 
-def row_uses(records: Sequence[Record]) -> Uses | None:
-    """Return what the records of one row use, including a search for settings; None if an outside
-    method does not say."""
-    method = records[0].method
-    uses = uses_of(method.name, method.settings, method.uses)
-    _, searched, trials = records[0].variant.partition(f", {TUNED} ")
-    if uses is None or not searched:
-        return uses
-    return uses.model_copy(update={"tuned": f"{uses.tuned}; then {trials} on folds of its shots"})
-
-
-def _uses_texts(records: Sequence[Record]) -> list[str | None]:
-    uses = row_uses(records)
+def _uses_texts(uses: Uses | None, variant: str) -> list[str | None]:
     if uses is None:
         return [UNKNOWN, *[None] * (len(USES_HEADS) - 1)]
-    in_use = "in use" if PUBLISHED in records[0].variant else "not in use"
+    in_use = "in use" if PUBLISHED in variant else "not in use"
     constants = f"{in_use}: {uses.constants}" if uses.constants else ""
     texts = (uses.track, uses.extra, uses.teacher, uses.test_time, constants, uses.tuned)
     return [text or None for text in texts]

@@ -12,15 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import numpy as np
 
 from rmadapter.bench.report.format import Cell
-from rmadapter.bench.report.groups import Group, comparable_costs, complete, rows_of, slug
-from rmadapter.bench.report.tables import (
-    HALVES,
-    Column,
-    average_title,
-    columns_of,
-    rankings,
-    reference,
-)
+from rmadapter.bench.report.groups import HALVES, Column, Group, slug
+from rmadapter.bench.report.tables import average_title
 from rmadapter.support.html import COLOURS, canvas
 
 if TYPE_CHECKING:
@@ -44,7 +37,13 @@ Look = tuple[str, str]  # colour and marker
 
 
 class Figure(NamedTuple):
-    """A figure. name: of its file."""
+    """A figure.
+
+    Attributes:
+        name: Name of its file.
+        title: Title for readers.
+        svg: The drawing.
+    """
 
     name: str
     title: str
@@ -54,17 +53,16 @@ class Figure(NamedTuple):
 def make_figures(group: Group) -> list[Figure]:
     """Draw the figures that fit the protocol, and the ranks; none where there is too little to
     draw."""
-    return [*_protocol_figures(group), *_ranks(group)]
-
-
-def _protocol_figures(group: Group) -> list[Figure]:
     if group.protocol == "few-shot":
-        return _few_shot(group)
-    if group.protocol == "base-to-novel":
-        return _scatter(group)
-    if group.protocol.startswith("ablation"):
-        return _ablation(group)
-    return _sensitivity(group) if group.protocol == "sensitivity" else []
+        figures = _few_shot(group)
+    elif group.protocol == "base-to-novel":
+        figures = [*_trade_off(group), *_cost(group)]
+    elif group.protocol.startswith("ablation"):
+        title = f"HM of each variant, {group.protocol.removeprefix('ablation-')}"
+        figures = _intervals(group, HM, title, "HM, %")
+    else:
+        figures = _sensitivity(group) if group.protocol == "sensitivity" else []
+    return [*figures, *_ranks(group)]
 
 
 def _looks(group: Group) -> dict[str, Look]:
@@ -72,49 +70,50 @@ def _looks(group: Group) -> dict[str, Look]:
     rest = zip(itertools.cycle(OTHERS), itertools.cycle(MARKERS))
     return {
         label: FIXED.get(records[0].method.name) or next(rest)
-        for label, records in rows_of(group.records).items()
+        for label, records in group.rows.items()
     }
 
 
-def _scatter(group: Group) -> list[Figure]:
-    """Draw base against novel accuracy, and HM against training time; accuracies are averages over
-    the data sets that every row has."""
-    rows = rows_of(group.records)
-    looks = _looks(group)
-    datasets, seeds = complete(rows)
-    points = {}
-    for label, records in rows.items():
-        cells = [column.cell(records, datasets, seeds) for column in HALVES]
-        if all(cell.value is not None for cell in cells):
-            points[label] = cells
-    figures = []
-    if len(points) > 1:
-        name, title = f"{group.slug}-{TRADE_OFF}", "Base against novel accuracy"
-        with canvas(4.2, 3.6, name, title) as (axes, out):
-            for label, (base, novel, _) in points.items():
-                _point(axes, base.number, novel, label, looks[label], base.interval)
-            axes.margins(0.12)
-            _equal_hm(axes)
-            axes.set(xlabel="base classes, %", ylabel="novel classes, %")
-            _legend(axes)
-        figures.append(Figure(name, title, out[0]))
-    costs = comparable_costs(rows)
+def _halves(group: Group) -> dict[str, list[Cell]]:
+    """Return base, novel and HM of each row that has all of them, averaged over the data sets that
+    every row has."""
+    cells = {
+        label: [column.cell(records, *group.common) for column in HALVES]
+        for label, records in group.rows.items()
+    }
+    return {
+        label: some for label, some in cells.items() if all(cell.value is not None for cell in some)
+    }
+
+
+def _trade_off(group: Group) -> list[Figure]:
+    """Draw base against novel accuracy."""
+    points, looks = _halves(group), _looks(group)
+    if len(points) < 2:
+        return []
+    name, title = f"{group.slug}-{TRADE_OFF}", "Base against novel accuracy"
+    with canvas(4.2, 3.6, name, title) as (axes, out):
+        for label, (base, novel, _) in points.items():
+            _point(axes, base.number, novel, label, looks[label], base.interval)
+        axes.margins(0.12)
+        _equal_hm(axes)
+        axes.set(xlabel="base classes, %", ylabel="novel classes, %")
+        _legend(axes)
+    return [Figure(name, title, out[0])]
+
+
+def _cost(group: Group) -> list[Figure]:
+    """Draw HM against training time."""
+    points, looks, costs = _halves(group), _looks(group), group.costs
     seconds = {
         label: median(record.seconds.get("train", 0) for record in costs[label]) for label in points
     }
-    hms = {label: hm for label, (*_, hm) in points.items()}
-    return figures + _cost_figure(group, hms, seconds, looks)
-
-
-def _cost_figure(
-    group: Group, hms: Mapping[str, Cell], seconds: Mapping[str, float], looks: Mapping[str, Look]
-) -> list[Figure]:
     trained = [value for value in seconds.values() if value > 0]
     if len(trained) < 2:
         return []
     name, title = f"{group.slug}-cost", "HM against training time"
     with canvas(4.2, 3.6, name, title) as (axes, out):
-        for label, hm in hms.items():
+        for label, (_, _, hm) in points.items():
             if seconds[label] > 0:
                 _point(axes, seconds[label], hm, label, looks[label])
             else:  # such as zero-shot, which is not trained
@@ -164,11 +163,11 @@ def _legend(axes: Axes) -> None:
 def _few_shot(group: Group) -> list[Figure]:
     """Draw accuracy against shots with a band for the interval: the average first, then each data
     set. One number of shots is no curve: then there is one figure, of the average."""
-    columns = columns_of(group)
+    columns = group.columns
     if len(columns) == 1:
         shots = f"Accuracy with {columns[0].head} of each method"
         return _intervals(group, columns[0], shots, "accuracy, %")
-    datasets, seeds = complete(rows_of(group.records))
+    datasets, seeds = group.common
     figures = []
     if len(datasets) > 1 and seeds:
         title = average_title(datasets, seeds)
@@ -180,22 +179,59 @@ def _few_shot(group: Group) -> list[Figure]:
 def _shots_figure(
     group: Group, key: str, title: str, datasets: Sequence[str], seeds: Sequence[int] | None
 ) -> Figure:
-    looks = _looks(group)
-    name = f"{group.slug}-{slug(key)}-curve"
-    columns = {column.shots or 0: column for column in columns_of(group)}
+    columns = {column.shots or 0: column for column in group.columns}
     # all images stand after the most shots
-    places = {shots: shots or 2 * max(columns) or 1 for shots in columns}
-    with canvas(3.6, 3.1, name, f"Accuracy against shots, {title}") as (axes, out):
-        for label, records in rows_of(group.records).items():
-            cells: dict[float, Cell] = {
-                places[shots]: column.cell(records, datasets, seeds)
-                for shots, column in columns.items()
-            }
-            _curve(axes, cells, looks[label], label)
-        _value_axis(axes, list(places.values()), [str(shots or "all") for shots in places])
-        axes.set(xlabel="images per class", ylabel="accuracy, %")
+    places: list[float] = [shots or 2 * max(columns) or 1 for shots in columns]
+    curves = {
+        label: [column.cell(records, datasets, seeds) for column in columns.values()]
+        for label, records in group.rows.items()
+    }
+    name = f"{group.slug}-{slug(key)}-curve"
+    ticks = [str(shots or "all") for shots in columns]
+    svg = _curves(
+        name,
+        f"Accuracy against shots, {title}",
+        "images per class",
+        places,
+        ticks,
+        curves,
+        _looks(group),
+    )
+    return Figure(name, title, svg)
+
+
+def _curves(
+    name: str,
+    title: str,
+    xlabel: str,
+    places: Sequence[float],
+    ticks: Sequence[str],
+    curves: Mapping[str, Sequence[Cell]],
+    looks: Mapping[str, Look],
+) -> str:
+    """Draw accuracies against values that were tried, with bands for the intervals.
+
+    Args:
+        name: Name of the figure.
+        title: Title of the figure.
+        xlabel: What the values are.
+        places: The values, as numbers.
+        ticks: The values, as texts.
+        curves: For each curve the accuracies at these values.
+        looks: Look of each curve.
+    """
+    with canvas(3.6, 3.1, name, title) as (axes, out):
+        for label, cells in curves.items():
+            _curve(axes, dict(zip(places, cells, strict=True)), looks[label], label)
+        positive = [place for place in places if place > 0]
+        if positive and min(places) >= 0 and max(positive) >= 10 * min(positive):
+            # logarithmic above the smallest positive one, as they span a decade
+            axes.set_xscale("symlog", linthresh=min(positive), linscale=0.5)
+        axes.set_xticks(places, ticks)
+        axes.set_xticks([], minor=True)
+        axes.set(xlabel=xlabel, ylabel="accuracy, %")
         _legend(axes)
-    return Figure(name, title, out[0])
+    return out[0]
 
 
 def _curve(axes: Axes, cells: Mapping[float, Cell], look: Look, label: str) -> None:
@@ -213,34 +249,17 @@ def _curve(axes: Axes, cells: Mapping[float, Cell], look: Look, label: str) -> N
         axes.fill_between(x, y - half, y + half, color=colour, alpha=0.15, linewidth=0)
 
 
-def _value_axis(axes: Axes, places: Sequence[float], texts: Sequence[str]) -> None:
-    """Set ticks at the values that were tried; logarithmic above the smallest positive one if they
-    span a decade."""
-    positive = [place for place in places if place > 0]
-    if positive and min(places) >= 0 and max(positive) >= 10 * min(positive):
-        axes.set_xscale("symlog", linthresh=min(positive), linscale=0.5)
-    axes.set_xticks(places, texts)
-    axes.set_xticks([], minor=True)
-
-
-def _ablation(group: Group) -> list[Figure]:
-    title = f"HM of each variant, {group.protocol.removeprefix('ablation-')}"
-    return _intervals(group, HM, title, "HM, %")
-
-
 def _intervals(group: Group, column: Column, title: str, axis: str) -> list[Figure]:
     """Draw a figure of each row with a bar for its interval, over the data sets that every row has;
     columns from 0 would hide the differences."""
-    rows = rows_of(group.records)
-    datasets, seeds = complete(rows)
-    cells = {label: column.cell(records, datasets, seeds) for label, records in rows.items()}
+    cells = {label: column.cell(records, *group.common) for label, records in group.rows.items()}
     cells = {label: cell for label, cell in cells.items() if cell.value is not None}
     if len(cells) < 2:
         return []
     name = f"{group.slug}-bars"
     with canvas(4.2, 0.9 + 0.5 * len(cells), name, title) as (axes, out):
         for place, (label, cell) in enumerate(cells.items()):
-            colour = COLOURS["adapted"] if label == reference(rows) else GREEN
+            colour = COLOURS["adapted"] if label == group.reference else GREEN
             half = cell.interval or 0
             axes.barh(place, 2 * half, 0.34, cell.number - half, color=colour, alpha=0.25)
             axes.plot(cell.number, place, "o", color=colour, markersize=6)
@@ -258,30 +277,27 @@ def _intervals(group: Group, column: Column, title: str, axis: str) -> list[Figu
 
 def _sensitivity(group: Group) -> list[Figure]:
     """Draw base, novel and HM against the value of the setting that varies."""
-    rows = rows_of(group.records)
-    values = [records[0].value for records in rows.values()]
+    values = [records[0].value for records in group.rows.values()]
     if len(values) < 2:
         return []
-    numbers = [value for value in values if isinstance(value, (int, float))]
+    numbers = [float(value) for value in values if isinstance(value, (int, float))]
     numeric = len(numbers) == len(values)
-    places = [float(number) for number in (numbers if numeric else range(len(values)))]
+    places = numbers if numeric else list(map(float, range(len(values))))
+    ticks = [f"{value:g}" if numeric else str(value) for value in values]
+    curves = {
+        column.head: [column.cell(records, *group.common) for records in group.rows.values()]
+        for column in HALVES
+    }
+    looks = dict(zip(curves, FIXED.values(), strict=True))
     name, title = f"{group.slug}-line", f"Accuracy against {group.axis}"
-    with canvas(3.6, 3.1, name, title) as (axes, out):
-        datasets, seeds = complete(rows)
-        for column, look in zip(HALVES, FIXED.values(), strict=True):
-            cells = [column.cell(records, datasets, seeds) for records in rows.values()]
-            _curve(axes, dict(zip(places, cells, strict=True)), look, column.head)
-        _value_axis(axes, places, [f"{value:g}" if numeric else str(value) for value in values])
-        axes.set(xlabel=group.axis, ylabel="accuracy, %")
-        _legend(axes)
-    return [Figure(name, title, out[0])]
+    return [Figure(name, title, _curves(name, title, group.axis, places, ticks, curves, looks))]
 
 
 def _ranks(group: Group) -> list[Figure]:
     """Draw a critical-difference diagram of the figure that the finding is about: mean ranks with
     their intervals, and bars beside methods of which no two are shown to differ."""
-    *_, column = columns_of(group)
-    ranks = rankings(group, [column]).get(column)
+    *_, column = group.columns
+    ranks = group.ranks(column)
     if ranks is None:
         return []
     looks = _looks(group)

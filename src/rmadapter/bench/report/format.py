@@ -15,13 +15,18 @@ from rmadapter.support.files import csv_text, inert
 if TYPE_CHECKING:
     import pandas
 
-NOTHING = "–"
+NO_FIGURE = "–"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure with half the width of its 95 % interval (None: there is none to show), or a
-    text."""
+    """A figure or a text.
+
+    Attributes:
+        value: The figure or the text; None if there is neither.
+        interval: Half the width of its 95 % interval; None if there is none to show.
+        best: Whether it is the best of its column.
+    """
 
     value: float | str | None = None
     interval: float | None = None
@@ -36,7 +41,7 @@ class Cell:
     def text(self) -> str:
         """Two decimals; whole numbers with thousands separators."""
         if self.value is None:
-            return NOTHING
+            return NO_FIGURE
         if isinstance(self.value, str):
             return self.value
         shown = f"{self.value:,}" if isinstance(self.value, int) else minus(f"{self.value:.2f}")
@@ -45,7 +50,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A labelled row. source: where its figures are from. note: what is incomplete about it."""
+    """A row of a table.
+
+    Attributes:
+        label: What stands in the first column.
+        cells: The others.
+        source: Where its figures are from.
+        note: What is incomplete about it.
+    """
 
     label: str
     cells: tuple[Cell, ...]
@@ -60,8 +72,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table. name: of its files and labels. columns: the first heads the row labels. facts:
-    needed to repeat it."""
+    """A table.
+
+    Attributes:
+        name: Name of its files and labels.
+        title: Title for readers.
+        columns: Headings; the first is that of the row labels.
+        rows: The rows.
+        facts: What is needed to repeat it.
+        footnotes: Notes below it.
+    """
 
     name: str
     title: str
@@ -104,7 +124,7 @@ def setting_text(value: object) -> str:
 
 def to_markdown(table: Table) -> str:
     """Write a pipe table with its title, facts and footnotes. Raises UserError without pandas, as
-    `to_latex` and `to_csv` do."""
+    `to_latex` does."""
     frame = _frame(table, lambda text: text.replace("|", "\\|"), "**{}**", "*{}*")
     aligned = ("left", *["right"] * (len(table.columns) - 1))
     body = frame.to_markdown(index=False, disable_numparse=True, colalign=aligned)
@@ -113,16 +133,28 @@ def to_markdown(table: Table) -> str:
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-_TEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
-    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--",
-    "…": r"\ldots{}", "±": r"$\pm$", "−": "$-$", "×": r"$\times$", "→": r"$\to$", "<": "$<$",
-    ">": "$>$", "·": r"$\cdot$",
-}  # fmt: skip
+_TEX = str.maketrans(
+    {
+        **{character: f"\\{character}" for character in "&%$#_{}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "–": "--",
+        "…": r"\ldots{}",
+        "±": r"$\pm$",
+        "−": "$-$",
+        "×": r"$\times$",
+        "→": r"$\to$",
+        "<": "$<$",
+        ">": "$>$",
+        "·": r"$\cdot$",
+    }
+)
 
 
 def tex(text: str) -> str:
     """Escape plain text for LaTeX."""
-    return "".join(_TEX.get(character, character) for character in text)
+    return text.translate(_TEX)
 
 
 def to_latex(table: Table) -> str:
@@ -130,9 +162,13 @@ def to_latex(table: Table) -> str:
     frame = _frame(table, tex, r"\textbf{{{}}}", r"\textit{{{}}}")
     caption = ". ".join(filter(None, [table.title, table.facts.rstrip(".")])) + "."
     text: str = frame.to_latex(
-        index=False, escape=False, column_format="l" + "r" * (len(table.columns) - 1),
-        caption=tex(caption), label=f"tab:{table.name}", position="htbp",
-    )  # fmt: skip
+        index=False,
+        escape=False,
+        column_format="l" + "r" * (len(table.columns) - 1),
+        caption=tex(caption),
+        label=f"tab:{table.name}",
+        position="htbp",
+    )
     notes = "".join(f"\\par\\smallskip\\footnotesize {tex(note)}\n" for note in table.footnotes)
     text = text.replace("[htbp]\n", "[htbp]\n\\centering\\small\n", 1)
     return text.replace("\\end{table}", f"{notes}\\end{{table}}")
@@ -147,24 +183,26 @@ def _frame(table: Table, escape: Callable[[str], str], bold: str, italic: str) -
         return [style.format(escape(row.title)), *cells]
 
     heads = [escape(head) for head in table.columns]
-    return _pandas().DataFrame([texts(row) for row in table.rows], columns=heads)
+    pandas = import_pandas("tables as Markdown and LaTeX")
+    return pandas.DataFrame([texts(row) for row in table.rows], columns=heads)
 
 
 def to_csv(table: Table) -> str:
     """Write one line per row; a column with intervals is followed by one with half their widths."""
-    columns: dict[str, list[str]] = {
-        inert(table.columns[0]): [inert(row.label) for row in table.rows],
-        "source": [row.source for row in table.rows],
-        "note": [inert(row.note) for row in table.rows],
-    }
-    for place, head in enumerate(table.columns[1:]):
+    first, *heads = map(inert, table.columns)
+    columns: list[list[object]] = [
+        [first, *(inert(row.label) for row in table.rows)],
+        ["source", *(row.source for row in table.rows)],
+        ["note", *(inert(row.note) for row in table.rows)],
+    ]
+    for place, head in enumerate(heads):
         cells = [row.cells[place] for row in table.rows]
-        head = inert(head)
-        columns[head] = [_csv_value(cell.value) for cell in cells]
-        if any(cell.interval is not None for cell in cells):
-            columns[f"{head} ± 95 %"] = [_csv_value(cell.interval) for cell in cells]
-    frame = _pandas().DataFrame(columns)
-    return csv_text([*columns], frame.itertuples(index=False))
+        columns.append([head, *(_csv_value(cell.value) for cell in cells)])
+        intervals = [_csv_value(cell.interval) for cell in cells]
+        if any(intervals):
+            columns.append([f"{head} ± 95 %", *intervals])
+    header, *lines = zip(*columns, strict=True)
+    return csv_text(header, lines)
 
 
 def _csv_value(value: float | str | None) -> str:
@@ -175,13 +213,16 @@ def _csv_value(value: float | str | None) -> str:
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
-def _pandas() -> ModuleType:
+def import_pandas(what: str) -> ModuleType:
+    """Import pandas, which tables and frames need. Raises UserError without the extra `report`.
+
+    Args:
+        what: What needs it, for the message.
+    """
     try:
         import pandas
         import tabulate  # noqa: F401
     except ImportError:
-        raise UserError(
-            "tables as Markdown, LaTeX and CSV need pandas: pip install 'rmadapter[report]'"
-        ) from None
+        raise UserError(f"{what} need pandas: pip install 'rmadapter[report]'") from None
     module: ModuleType = pandas
     return module

@@ -7,18 +7,21 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 from typing import TypeAlias
 
 from rmadapter.artifacts.record import BackboneName, Record
-from rmadapter.bench.protocols import PROTOCOLS
-from rmadapter.methods import name_with_settings
-from rmadapter.methods.uses import track_of
+from rmadapter.bench.protocols import PROTOCOLS, TUNED
+from rmadapter.bench.report.format import Cell
+from rmadapter.bench.report.stats import HM_OF_MEANS, Ranks, average, rank_methods
+from rmadapter.methods import METHODS, name_with_settings, traits_of
+from rmadapter.methods.uses import track_of, uses_of
 from rmadapter.support.html import duration
-from rmadapter.training.traits import TRACKS, UNKNOWN
+from rmadapter.training.traits import TRACKS, UNKNOWN, Traits, Uses
 
 # what runs must share to be compared
 SHARED = ("task.templates", "task.augmentation", "task.views", "precision")
@@ -30,12 +33,70 @@ Experiment: TypeAlias = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
-class Group:
-    """Records that may share a table: one protocol, track, backbone, number of shots and set of
-    shared settings.
+class Column:
+    """A column of figures.
 
-    shots: None for few-shot, where they vary. axis: of sensitivity, the setting that varies.
-    prompts: number of the set of prompt templates, from 0, where one data set was run with several.
+    Attributes:
+        head: Heading.
+        metric: Figure, as `average` takes it.
+        shots: Number of shots, for few-shot, which has a column per number; None for all.
+        printed: Name of the paper's figure.
+    """
+
+    head: str
+    metric: str
+    shots: int | None = None
+    printed: str = ""
+
+    def select(self, records: Sequence[Record]) -> list[Record]:
+        """Return the records with the column's number of shots."""
+        return [record for record in records if self.shots in (None, record.task.shots)]
+
+    def cell(
+        self, records: Sequence[Record], datasets: Sequence[str], seeds: Sequence[int] | None = None
+    ) -> Cell:
+        """Average the column's figure over data sets and seeds, by default all of the records'."""
+        selected = [r for r in self.select(records) if r.task.data in datasets]
+        seeds = seeds_of(selected) if seeds is None else seeds
+        return average(selected, self.metric, datasets, seeds)
+
+
+HALVES = (
+    Column("base", "base", printed="base"),
+    Column("novel", "novel", printed="novel"),
+    Column("HM", "hm", printed="hm"),
+)
+OPEN_WORLD = (
+    Column("all names", "all"),
+    Column("AUROC", "auroc"),
+    Column("OpenworldAUC", "openworld_auc"),
+)
+# of the table of means alone
+RIGHT_HALF = (
+    Column("base, right half", "base_half"),
+    Column("novel, right half", "novel_half"),
+)
+AVERAGES = (
+    *HALVES[:2],
+    Column(HM_OF_MEANS, HM_OF_MEANS, printed="hm"),
+    Column("mean of the HMs", "hm"),
+)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Records that may share a table.
+
+    Attributes:
+        protocol: Protocol of all.
+        backbone: Backbone of all.
+        shots: Shots per class of all; None for few-shot, where they vary.
+        shared: Settings that all share.
+        records: The records.
+        track: Track of all methods.
+        axis: Setting that varies, in a sensitivity study.
+        prompts: Number of the set of prompt templates, from 0, where one data set was run with
+            several.
     """
 
     protocol: str
@@ -50,29 +111,42 @@ class Group:
     @property
     def slug(self) -> str:
         """A name for files and labels, unique among groups by the start of the digest."""
-        parts = [self.protocol, self.axis, Path(self.backbone.name).name, self.backbone.digest[:6]]
-        parts += [] if self.shots is None else [f"{self.shots}shots"]
-        special = self._not_default("augmentation", "views", "precision", "draw")
-        parts += [f"{name}-{value}" for name, value in special.items()]
-        parts += [f"prompts{self.prompts + 1}"] if self.prompts else []
-        parts += [] if self.track == TRACKS[0] else [self.track]
+        special = self._unusual("augmentation", "views", "precision", "draw")
+        parts = (
+            self.protocol,
+            self.axis,
+            Path(self.backbone.name).name,
+            self.backbone.digest[:6],
+            "" if self.shots is None else f"{self.shots}shots",
+            *(f"{name}-{value}" for name, value in special.items()),
+            f"prompts{self.prompts + 1}" if self.prompts else "",
+            "" if self.ranked else self.track,
+        )
         return slug("-".join(filter(None, parts)))
 
     @property
     def title(self) -> str:
         """A title for readers."""
-        axis = f", {self.axis}" if self.axis else ""
-        shots = "" if self.shots is None else f", {describe_shots(self.shots)}"
-        special = self._not_default("precision", "augmentation").values()
-        settings = "".join(f", {value}" for value in special)
-        settings += f", {self.shared['draw']} draw" if "draw" in self.shared else ""
-        track = "" if self.track == TRACKS[0] else f", {self.track}"
-        return f"{self.protocol}{axis}: {self.backbone.name}{shots}{settings}{track}"
+        experiment = ", ".join(filter(None, [self.protocol, self.axis]))
+        return f"{experiment}: {', '.join([self.backbone.name, *self.setting])}"
 
-    def _not_default(self, *names: str) -> dict[str, object]:
-        defaults = ("none", 0, "fp32")
+    @property
+    def setting(self) -> list[str]:
+        """What is not as usual, in words: shots, settings, draw and track."""
+        parts = [] if self.shots is None else [describe_shots(self.shots)]
+        parts += map(str, self._unusual("precision", "augmentation").values())
+        parts += [f"{self.shared['draw']} draw"] if "draw" in self.shared else []
+        return parts if self.ranked else [*parts, self.track]
+
+    def _unusual(self, *names: str) -> dict[str, object]:
+        usual = ("none", 0, "fp32")
         values = {name: self.shared[name] for name in names if name in self.shared}
-        return {name: value for name, value in values.items() if value not in defaults}
+        return {name: value for name, value in values.items() if value not in usual}
+
+    @property
+    def ranked(self) -> bool:
+        """Whether it is of the track whose methods are ranked together."""
+        return self.track == TRACKS[0]
 
     @property
     def compared(self) -> bool:
@@ -88,7 +162,126 @@ class Group:
     @property
     def seeds(self) -> list[int]:
         """The seeds, sorted."""
-        return sorted({record.task.seed for record in self.records})
+        return seeds_of(self.records)
+
+    @cached_property
+    def rows(self) -> dict[str, list[Record]]:
+        """The records by row, in the order of a table."""
+        return rows_of(self.records)
+
+    @cached_property
+    def comparable(self) -> dict[str, list[Record]]:
+        """The rows with only the targets that all rows have, so that averages are comparable."""
+        return rows_of(common_targets(self.records))
+
+    @cached_property
+    def common(self) -> tuple[list[str], list[int]]:
+        """The data sets and seeds that every row has."""
+        return complete(self.rows)
+
+    @property
+    def costs(self) -> Rows:
+        """The rows with only the records whose costs can be compared."""
+        return comparable_costs(self.rows)
+
+    @property
+    def reference(self) -> str | None:
+        """The row that the others are compared with: unchanged RMAdapter, else the first."""
+        first = {label: records[0] for label, records in self.rows.items()}
+        unchanged = [
+            label
+            for label, record in first.items()
+            if record.method.name == "rmadapter" and not record.variant
+        ]
+        published = [
+            label
+            for label, record in first.items()
+            if record.variant == "RMAdapter" or record.variant.endswith("(RMAdapter)")
+        ]
+        return next(iter([*unchanged, *published, *first]), None)
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """The figures that are measured, and compared in pairs."""
+        if self.protocol == "few-shot":
+            return tuple(Column(describe_shots(k), "all", k) for k in shots_of(self.records))
+        if self.protocol in TRANSFER:
+            return Column("source", "all"), Column("targets", "average")
+        return OPEN_WORLD if self.protocol == "open-world" else HALVES
+
+    @property
+    def averages(self) -> tuple[Column, ...]:
+        """The figures that are averaged over data sets."""
+        if self.protocol == "open-world":
+            return (*HALVES, *OPEN_WORLD, *RIGHT_HALF)
+        return self.columns if self.protocol in ("few-shot", *TRANSFER) else AVERAGES
+
+    def chance(
+        self, columns: Sequence[Column], datasets: Sequence[str], records: Sequence[Record] = ()
+    ) -> tuple[Cell, ...]:
+        """Average what guesses among the classes would get.
+
+        Args:
+            columns: Figures.
+            datasets: Data sets to average over.
+            records: Records whose classes count; by default all.
+        """
+        guesses: dict[tuple[str, int], Record] = {}  # by data and shots, as seeds share the classes
+        for record in common_targets(records or self.records):
+            if record.scores:
+                guesses[record.task.data, record.task.shots] = _guess(record)
+        cells = (column.cell([*guesses.values()], datasets, [0]) for column in columns)
+        return tuple(Cell(cell.value) for cell in cells)
+
+    def ranks(self, column: Column) -> Ranks | None:
+        """Rank the rows in a figure; None for too few methods or data sets, and for rows that are
+        not compared."""
+        selected = {label: column.select(records) for label, records in self.comparable.items()}
+        return rank_methods(selected, column.metric) if self.compared else None
+
+    def uses(self, label: str) -> Uses | None:
+        """Return what a row uses, including a search for settings; None if an outside method does
+        not say."""
+        record = self.rows[label][0]
+        uses = uses_of(record.method.name, record.method.settings, record.method.uses)
+        _, searched, trials = record.variant.partition(f", {TUNED} ")
+        if uses is None or not searched:
+            return uses
+        tuned = f"{uses.tuned}; then {trials} on folds of its shots"
+        return uses.model_copy(update={"tuned": tuned})
+
+    @property
+    def departures(self) -> list[str]:
+        """Notes on the methods that are not written from their authors' code, or that leave out
+        parts of it."""
+        methods = {record.method.name: record.method.title for record in self.records}
+        unseen, left_out = [], []
+        for name, title in methods.items():
+            traits = traits_of(name) if name in METHODS else Traits()
+            unseen += [f"{title or name} ({traits.own_reading})"] if traits.own_reading else []
+            left_out += [f"{title or name} ({traits.left_out})"] if traits.left_out else []
+        parts = {
+            "Not written from the authors' code": unseen,
+            "Parts of the authors' code left out": left_out,
+        }
+        return [f"{text}: {'; '.join(these)}." for text, these in parts.items() if these]
+
+
+def _guess(record: Record) -> Record:
+    """Return the record that guesses would get, of seed 0."""
+    scores = tuple(
+        score.model_copy(
+            update={
+                "accuracy": score.chance,
+                "open_world": {},
+                "balanced": score.balanced
+                and score.balanced.model_copy(update={"accuracy": score.chance}),
+            }
+        )
+        for score in record.scores
+    )
+    task = replace(record.task, seed=0)
+    return record.model_copy(update={"scores": scores, "task": task})
 
 
 def describe_shots(*shots: int) -> str:
@@ -101,7 +294,7 @@ def describe_shots(*shots: int) -> str:
 
 
 def by_size(shots: int) -> tuple[bool, int]:
-    """Sort key of numbers of shots: 0 stands for all images, and is the most."""
+    """Return the sort key of a number of shots; 0 stands for all images, and is the most."""
     return shots == 0, shots
 
 
@@ -137,6 +330,11 @@ def shared(record: Record) -> dict[str, object]:
     natural = () if record.task.draw == "balanced" else ("task.draw",)
     names = (*SHARED, *natural)
     return {name.rpartition(".")[2]: attrgetter(name)(record) for name in names}
+
+
+def without_templates(settings: Mapping[str, object]) -> dict[str, object]:
+    """Return shared settings but for the templates, of which each data set may have its own."""
+    return {name: value for name, value in settings.items() if name != "templates"}
 
 
 def tested(record: Record) -> dict[str, int]:
@@ -175,10 +373,9 @@ def group_records(records: Sequence[Record]) -> list[Group]:
     tracks = [*TRACKS, UNKNOWN]
 
     def key(record: Record) -> tuple[int, int, str, str, int, str, int, str]:
-        templates = sorted(
-            of_dataset[record.protocol, record.task.data], key=lambda t: (-common[t], t)
-        )
-        settings = {name: value for name, value in shared(record).items() if name != "templates"}
+        own = of_dataset[record.protocol, record.task.data]
+        templates = sorted(own, key=lambda some: (-common[some], some))
+        settings = without_templates(shared(record))
         digest = record.backbone.digest
         return (
             list(PROTOCOLS).index(record.protocol),
@@ -198,29 +395,38 @@ def group_records(records: Sequence[Record]) -> list[Group]:
         settings = shared(members[0])
         if len({record.task.templates for record in members}) > 1:
             settings["templates"] = "each data set's own"
-        groups.append(
-            Group(
-                members[0].protocol, backbones[digest], None if shots < 0 else shots, settings,
-                members, tracks[place], axis, prompts,
-            )
-        )  # fmt: skip
+        group = Group(
+            members[0].protocol,
+            backbones[digest],
+            None if shots < 0 else shots,
+            settings,
+            members,
+            tracks[place],
+            axis,
+            prompts,
+        )
+        groups.append(group)
     return groups
 
 
-def rows_of(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Sort records into rows by label: the untouched model first, RMAdapter last; variants in the
-    protocol's order.
+def row_titles(records: Sequence[Record]) -> list[str]:
+    """Return the title of each record's row: its label, with the method's name where several
+    methods share the label."""
+    labels = [label(record) for record in records]
+    names = [record.method.name for record in records]
+    methods = Counter(title for title, _ in {*zip(labels, names, strict=True)})
+    return [
+        title if methods[title] == 1 else f"{title} ({name})"
+        for title, name in zip(labels, names, strict=True)
+    ]
 
-    Methods that share a title get their names added.
-    """
-    methods: dict[str, set[str]] = defaultdict(set)
-    for record in records:
-        methods[label(record)].add(record.method.name)
+
+def rows_of(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Sort records into rows by title: the untouched model first, RMAdapter last; variants in the
+    protocol's order."""
     rows: dict[str, list[Record]] = defaultdict(list)
-    for record in records:
-        title = label(record)
-        unique = len(methods[title]) == 1
-        rows[title if unique else f"{title} ({record.method.name})"].append(record)
+    for title, record in zip(row_titles(records), records, strict=True):
+        rows[title].append(record)
 
     def rank(title: str) -> tuple[int, float, int, str]:
         record = rows[title][0]
@@ -240,12 +446,9 @@ def complete(rows: Rows) -> tuple[list[str], list[int]]:
     for title, records in rows.items():
         for record in records:
             parts[title, record.task.shots].add((record.task.data, record.task.seed))
-    if not parts:
-        return [], []
-    datasets = set.intersection(*({dataset for dataset, _ in cells} for cells in parts.values()))
-    if not datasets:
-        return [], []
-    seeds = sorted({seed for _, seed in set.union(*parts.values())})
+    of_parts = [{dataset for dataset, _ in cells} for cells in parts.values()]
+    datasets = set.intersection(*of_parts) if of_parts else set()
+    seeds = sorted({seed for cells in parts.values() for _, seed in cells} if datasets else ())
     everywhere = [
         seed
         for seed in seeds
@@ -271,19 +474,16 @@ def other_images(group: Group) -> list[str]:
     digests: dict[tuple[str, int, int], dict[str, list[str]]] = defaultdict(
         lambda: defaultdict(list)
     )
-    for label, records in rows_of(group.records).items():
+    for label, records in group.rows.items():
         for record in records:
             draw = record.task.data, record.task.shots, record.task.seed
             digests[draw][record.split_digest].append(label)
-    notes = []
-    for (dataset, shots, seed), sides in digests.items():
-        if len(sides) > 1:
-            against = " against ".join(", ".join(rows) for rows in sides.values())
-            notes.append(
-                f"Not the same images, so not paired, on {dataset}, {shots} shots, seed {seed}: "
-                f"{against}."
-            )
-    return notes
+    return [
+        f"Not the same images, so not paired, on {dataset}, {shots} shots, seed {seed}: "
+        f"{' against '.join(', '.join(rows) for rows in sides.values())}."
+        for (dataset, shots, seed), sides in digests.items()
+        if len(sides) > 1
+    ]
 
 
 def common_targets(records: Sequence[Record]) -> list[Record]:
@@ -320,20 +520,24 @@ def facts(group: Group, records: Sequence[Record]) -> str:
             images[name][record.task.data] = max(count, images[name].get(record.task.data, 0))
     counts = ", ".join(f"{name} {sum(of_data.values()):,}" for name, of_data in images.items())
     seeds = seeds_of(records)
-    shots = sorted({record.task.shots for record in records}, key=by_size)
     parts = [
         f"{counted(len(seeds), 'seed')} ({', '.join(map(str, seeds))})",
-        describe_shots(*shots),
+        describe_shots(*shots_of(records)),
         f"{group.backbone.name} ({group.backbone.digest[:8]})",
-        *([f"images tested: {counts}"] if counts else []),
+        f"images tested: {counts}" if counts else "",
         f"{counted(len(records), 'run')}, {duration(total_seconds(records))}",
     ]
-    return "; ".join(parts) + "."
+    return "; ".join(filter(None, parts)) + "."
 
 
 def seeds_of(records: Sequence[Record]) -> list[int]:
     """Return the seeds of records, sorted."""
     return sorted({record.task.seed for record in records})
+
+
+def shots_of(records: Sequence[Record]) -> list[int]:
+    """Return the numbers of shots of records, the most last."""
+    return sorted({record.task.shots for record in records}, key=by_size)
 
 
 def total_seconds(records: Sequence[Record]) -> float:

@@ -9,17 +9,15 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
-from pathlib import Path
 from statistics import fmean
 from typing import TypedDict
 
 from rmadapter.artifacts.record import Record
-from rmadapter.bench.report.groups import TRANSFER, Group, group_records, tested
-from rmadapter.bench.report.read import read_records
+from rmadapter.bench.report.groups import HALVES, TRANSFER, Group, group_records, tested
 from rmadapter.bench.report.stats import HM_OF_MEANS, average
 from rmadapter.data.catalog.sets import CATALOG, find
 from rmadapter.metrics import harmonic_mean
@@ -30,7 +28,7 @@ SHOTS = 16
 SEEDS = (1, 2, 3)
 TOLERANCE = 1.0  # points within which a figure counts as reproduced
 ROUNDING = 0.015 + 1e-9  # points that recomputing from figures rounded to 0.01 may be off by
-NAMES = {"base": "base", "novel": "novel", "hm": "HM"}
+NAMES = {column.metric: column.head for column in HALVES}
 FILES = dict(zip(TRANSFER, ("table2_cross_dataset", "table3_domain_generalization"), strict=True))
 ABLATIONS = {
     "ablation-components": ("components", "Table 4"),
@@ -47,8 +45,18 @@ Figures = dict[str, float]
 
 
 class Check(TypedDict):
-    """A printed figure beside ours. difference: ours minus the paper's, in points. within: the
-    tolerance. What is missing is None. status: "measured", "n of m seeds" or "not measured"."""
+    """A printed figure beside ours; what is missing is None.
+
+    Attributes:
+        table: Table of the paper.
+        row: Row, as printed.
+        figure: What it is.
+        paper: The printed figure.
+        ours: Mean of our runs.
+        difference: Ours minus the paper's, in points.
+        within: Whether that is within the tolerance.
+        status: "measured", "n of m seeds" or "not measured".
+    """
 
     table: str
     row: str
@@ -66,15 +74,17 @@ def _table(name: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(table.read_text(encoding="utf-8"))))
 
 
+def _halves_of(row: Mapping[str, str]) -> Figures:
+    return {key: float(row[key]) for key in NAMES}
+
+
 @cache
 def halves() -> dict[str, dict[str, Figures]]:
     """Read Table 1: block ("average" or a data set) -> method as printed -> {"base", "novel",
     "hm"}."""
     blocks: dict[str, dict[str, Figures]] = {}
     for row in _table("table1_base_to_novel"):
-        blocks.setdefault(row["dataset"], {})[row["method"]] = {
-            key: float(row[key]) for key in NAMES
-        }
+        blocks.setdefault(row["dataset"], {})[row["method"]] = _halves_of(row)
     return blocks
 
 
@@ -86,17 +96,25 @@ def transfer(protocol: str) -> dict[str, Figures]:
     return {row["method"]: {k: float(v) for k, v in row.items() if k != "method"} for row in rows}
 
 
+def datasets(protocol: str) -> list[str]:
+    """Return the data sets of Table 1, 2 or 3, in its order: for transfer the source first."""
+    names: Iterable[str] = halves()
+    if protocol in TRANSFER:
+        names = next(iter(transfer(protocol).values()))
+    return [name for name in names if name != "average"]
+
+
 @cache
 def ablation(protocol: str) -> dict[str, Figures]:
     """Read Table 4, 5 or 6: variant as printed -> {"base", "novel", "hm"}."""
-    rows = [
-        row for row in _table("tables4-6_ablations") if row["ablation"] == ABLATIONS[protocol][0]
-    ]
-    return {row["variant"]: {key: float(row[key]) for key in NAMES} for row in rows}
+    name, _ = ABLATIONS[protocol]
+    rows = _table("tables4-6_ablations")
+    return {row["variant"]: _halves_of(row) for row in rows if row["ablation"] == name}
 
 
 def _rows(protocol: str, block: str) -> dict[str, Figures]:
-    """Return the printed rows of a protocol. block: "average", or a data set of Table 1."""
+    """Return the printed rows of a protocol; of Table 1 those of a block, "average" or a data
+    set."""
     if protocol in TRANSFER:
         return transfer(protocol)
     if protocol in ABLATIONS:
@@ -131,19 +149,23 @@ def dataset_name(dataset: str) -> str:
 def belongs(record: Record) -> bool:
     """Return whether backbone, shots, draw and data set are the paper's, the latter judged by its
     name and test images."""
-    shots = {SHOTS, 0} if record.method.name == "zero-shot" else {SHOTS}
-    drawn = record.task.shots in shots and record.task.draw == "balanced"
-    same_setting = record.backbone.name in BACKBONES and drawn
-    same_source = record.protocol not in TRANSFER or dataset_name(record.task.data) == "imagenet"
-    same_source &= record.task.draw == "balanced"
-    return same_setting and same_source and has_paper_images(record)
+    task, zero_shot = record.task, record.method.name == "zero-shot"
+    same_shots = task.draw == "balanced" and (task.shots == SHOTS or (zero_shot and not task.shots))
+    same_source = record.protocol not in TRANSFER or dataset_name(task.data) == "imagenet"
+    same_backbone = record.backbone.name in BACKBONES
+    return same_backbone and same_shots and same_source and has_paper_images(record)
 
 
-def has_paper_images(record: Record) -> bool:
+def has_paper_images(record: Record, metric: str = "") -> bool:
     """Return whether the data set is that of the same name in papers, judged by its number of test
-    images."""
+    images; with "average" as the metric, whether all targets are."""
+    images = {dataset_name(key): count for key, count in tested(record).items()}
+    if metric == "average":
+        targets = {key: count for key, count in images.items() if key != "all"}
+        source, *needed = datasets(record.protocol)
+        same_source = dataset_name(record.task.data) == source
+        return same_source and targets == {key: TEST_IMAGES[key] for key in needed}
     expected = TEST_IMAGES.get(dataset_name(record.task.data))
-    images = tested(record)
     if expected is None:
         return False
     if record.protocol in TRANSFER or "all" in images:
@@ -153,8 +175,8 @@ def has_paper_images(record: Record) -> bool:
 
 
 def printed(record: Record, block: str) -> tuple[str, Figures] | None:
-    """Return (row as printed, its figures) that belong beside this record, or None. block: a data
-    set or "average"."""
+    """Return (row as printed, its figures) of a block, a data set or "average", that belong beside
+    this record; None if there is none."""
     if not belongs(record):
         return None
     rows = _rows(record.protocol, block)
@@ -183,8 +205,13 @@ def _on_same_images(figures: Figures, record: Record) -> Figures:
 
 
 def footnotes(protocol: str, block: str = "average", shown: Sequence[str] = ()) -> list[str]:
-    """Describe where printed figures contradict each other: computed, not typed. shown: rows of
-    interest; all when empty."""
+    """Describe where printed figures contradict each other: computed, not typed.
+
+    Args:
+        protocol: Protocol of the table.
+        block: "average", or a data set of Table 1.
+        shown: Rows of interest; all when empty.
+    """
     notes = []
     for name, row in _rows(protocol, block).items():
         off = [
@@ -218,8 +245,16 @@ def _implied(
 
 @dataclass(frozen=True)
 class Claim:
-    """A printed figure and the records that measure it. datasets: the one it is for, or those it
-    averages over."""
+    """A printed figure and the records that measure it.
+
+    Attributes:
+        table: Table of the paper.
+        row: Row, as printed.
+        figure: What it is.
+        value: The printed figure.
+        datasets: The data set that it is for, or those that it averages over.
+        records: Records of the same method.
+    """
 
     table: str
     row: str
@@ -228,45 +263,43 @@ class Claim:
     datasets: list[str]
     records: list[Record]
 
-    @property
-    def metric(self) -> str:
-        """The metric for `average`."""
-        if self.figure == "hm" and len(self.datasets) > 1:
-            return HM_OF_MEANS
-        return "all" if self.figure == "imagenet" else self.figure
-
     def check(self, tolerance: float, seeds: Sequence[int]) -> Check:
         """Compare the figure with the mean of the records."""
         cells = {(record.task.data, record.task.seed) for record in self.records}
         run = [s for s in seeds if all((dataset, s) in cells for dataset in self.datasets)]
-        mean = average(self.records, self.metric, self.datasets, run).value
-        ours = mean if isinstance(mean, float) else None
-        difference = None if ours is None else ours - self.value
-        if difference is None:
-            status = "not measured"
-        elif len(run) < len(seeds):
-            status = f"{len(run)} of {len(seeds)} seeds"
-        else:
-            status = "measured"
-        within = None
-        if difference is not None and status == "measured":
-            within = abs(difference) <= tolerance
+        metric = "all" if self.figure == "imagenet" else self.figure
+        metric = HM_OF_MEANS if metric == "hm" and len(self.datasets) > 1 else metric
+        ours = average(self.records, metric, self.datasets, run).value
+        result: Check = {
+            "table": self.table,
+            "row": self.row,
+            "figure": NAMES.get(self.figure, self.figure),
+            "paper": self.value,
+            "ours": None,
+            "difference": None,
+            "within": None,
+            "status": "not measured",
+        }
+        if not isinstance(ours, float):
+            return result
+        difference, whole = ours - self.value, len(run) == len(seeds)
         return {
-            "table": self.table, "row": self.row, "figure": NAMES.get(self.figure, self.figure),
-            "paper": self.value, "ours": ours, "difference": difference, "within": within,
-            "status": status,
-        }  # fmt: skip
+            **result,
+            "ours": ours,
+            "difference": difference,
+            "within": abs(difference) <= tolerance if whole else None,
+            "status": "measured" if whole else f"{len(run)} of {len(seeds)} seeds",
+        }
 
 
 def check(
-    results: Path | Sequence[Record], tolerance: float = TOLERANCE, seeds: Sequence[int] = SEEDS
+    records: Sequence[Record], tolerance: float = TOLERANCE, seeds: Sequence[int] = SEEDS
 ) -> list[Check]:
     """Compare each printed figure with the mean of ours over `seeds`, in points.
 
     An average is measured once every data set of its table is. Our average HM is that of the mean
     base and novel figures.
     """
-    records = read_records(results).finished if isinstance(results, Path) else results
     groups = group_records([_renamed(record) for record in records if belongs(record)])
     return [claim.check(tolerance, seeds) for claim in _claims(groups)]
 
@@ -281,20 +314,20 @@ def _renamed(record: Record) -> Record:
 
 
 def _claims(groups: Sequence[Group]) -> Iterator[Claim]:
-    sets = [key for key in halves() if key != "average"]
+    sets = datasets("base-to-novel")
     tables = [
         ("base-to-novel", f"Table 1, {key}", key, rows, [key]) for key, rows in halves().items()
     ]
     tables += [(p, f"Table {n}", "", transfer(p), ["imagenet"]) for n, p in enumerate(TRANSFER, 2)]
     tables += [(p, title, "average", ablation(p), sets) for p, (_, title) in ABLATIONS.items()]
-    for protocol, table, block, rows, datasets in tables:
+    for protocol, table, block, rows, own in tables:
         of_protocol = [group for group in groups if group.protocol == protocol]
-        datasets = sets if block == "average" else datasets
+        averaged = sets if block == "average" else own
         for name, figures in rows.items():
             for row, records in _our_rows(of_protocol, block, name):
                 for figure, value in figures.items():
                     measuring = [r for r in records if figure in (printed(r, block) or ("", {}))[1]]
-                    yield Claim(table, row, figure, value, datasets, measuring)
+                    yield Claim(table, row, figure, value, averaged, measuring)
 
 
 def _our_rows(groups: Sequence[Group], block: str, name: str) -> list[tuple[str, list[Record]]]:

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from rmadapter.artifacts.record import MethodName, Record, parse_record
 from rmadapter.bench.protocols import PROTOCOLS
+from rmadapter.bench.report.format import import_pandas
 from rmadapter.bench.report.groups import (
     TRANSFER,
     Experiment,
@@ -22,6 +23,7 @@ from rmadapter.bench.report.groups import (
     method_key,
     shared,
     track,
+    without_templates,
 )
 from rmadapter.errors import UserError
 from rmadapter.support.files import read_text, user_path
@@ -34,141 +36,161 @@ SUMMARIES = (SUMMARY, "leaderboard.json")  # neither records nor worth a note
 OF_TASK = ("data", "shots", "seed", "draw", "classes", "augmentation", "views")
 OF_RUN = ("protocol", "variant", "axis", "value", "precision", "status")
 
-Key: TypeAlias = "tuple[Experiment, str]"  # what a record measured, and its text
-Finished: TypeAlias = "dict[Key, tuple[str, Record]]"  # the place of the record, and the record
 Settings: TypeAlias = "Mapping[str, object]"
 
 
 @dataclass(frozen=True)
 class Results:
-    """finished: each experiment once. unfinished: failed and not applicable. notes: what was left
-    out and why."""
+    """The records of a bench that a report compares.
+
+    Attributes:
+        finished: Each experiment once.
+        unfinished: Failed and not applicable.
+        notes: What was left out, and why.
+    """
 
     finished: list[Record]
     unfinished: list[Record]
     notes: list[str]
 
 
-def read_records(results: Path) -> Results:
+class Run(NamedTuple):
+    """A record with the place where it was read, and what it measured."""
+
+    place: str
+    record: Record
+    experiment: Experiment
+
+
+def read_records(results: Path, strict: bool = False) -> Results:
     """Read the records of a file of lines, or of every *.json and *.jsonl below a folder.
 
     What is no record is left out with a note, and so is a run tested on other images, or with other
     settings, than most of its kind; of two finished records of one experiment the later counts,
-    with a note. Raises UserError without records.
+    with a note.
+
+    Args:
+        results: File or folder.
+        strict: Whether to refuse what is no record of the bench.
+
+    Raises:
+        UserError: There is no record.
     """
-    records: list[tuple[str, Record]] = []
-    notes = []
+    runs: list[Run] = []
+    notes: list[str] = []
     for place, line in lines(results):
         try:
             record = parse_record(line, place)
+            _check_bench_record(record, place)
         except UserError as error:
+            if strict:
+                raise
             notes.append(f"{error}; left out")
-            continue
-        wrong = fault(record)
-        if wrong:
-            notes.append(f"{place}: {wrong}; left out")
         else:
-            records.append((place, record))
-    if not records:
+            runs.append(Run(place, record, experiment_of(record)))
+    if not runs:
         reason = f" ({notes[0]})" if notes else ""
         raise UserError(
             f"{results}: no bench records found{reason}; "
             "`rmadapter bench ... --out FOLDER` writes them"
         )
-    finished: Finished = {}
-    for place, record in records:
-        if record.status == "finished":  # the same record twice needs no note
-            finished.setdefault((experiment_of(record), record.line()), (place, record))
+    unique: dict[object, Run] = {}
+    for run in runs:
+        if run.record.status == "finished":  # the same record twice needs no note
+            unique.setdefault((run.experiment, run.record.line()), run)
+    finished = [*unique.values()]
     # A failure that has since been repeated with success does not count.
-    done_experiments = {key[0] for key in finished}
+    done = {run.experiment for run in finished}
     unfinished = {
-        experiment_of(record): record
-        for _, record in records
-        if record.status != "finished" and experiment_of(record) not in done_experiments
+        run.experiment: run.record
+        for run in runs
+        if run.record.status != "finished" and run.experiment not in done
     }
-    notes += _drop_other_images(finished)
-    notes += _drop_other_settings(finished)
-    notes += _drop_repeated(finished)
+    for find in (_other_images, _other_settings, _repeated):
+        dropped = find(finished)
+        notes += [f"{finished[number].place}: {why}" for number, why in dropped.items()]
+        finished = [run for number, run in enumerate(finished) if number not in dropped]
     # Sorted, so that the same records give the same report wherever they lie.
-    done = sorted((record for _, record in finished.values()), key=experiment_of)
-    return Results(done, sorted(unfinished.values(), key=experiment_of), notes)
+    return Results(
+        sorted((run.record for run in finished), key=experiment_of),
+        sorted(unfinished.values(), key=experiment_of),
+        notes,
+    )
 
 
-def _drop_other_images(finished: Finished) -> list[str]:
-    """Remove each record that was tested on other images than most of its data set, and return a
-    note on it."""
-    sets: dict[object, dict[str, list[Key]]] = defaultdict(lambda: defaultdict(list))
-    for key, (_, record) in finished.items():
-        for score in record.scores:
-            drawn = () if score.split == "test" else (record.task.shots, record.split_digest)
-            judged = (record.task.data, score.name, score.split, *drawn)
+def _other_images(runs: Sequence[Run]) -> dict[int, str]:
+    """Return number -> reason of each run that was tested on other images than most of its data
+    set."""
+    sets: dict[object, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for number, run in enumerate(runs):
+        task = run.record.task
+        for score in run.record.scores:
+            drawn = () if score.split == "test" else (task.shots, run.record.split_digest)
             if score.digest:
-                sets[judged][score.digest].append(key)
-    dropped = [key for sides in sets.values() for key in _minority(finished, sides)[0]]
-    notes = []
-    for key in dict.fromkeys(dropped):
-        place, record = finished.pop(key)
-        notes.append(
-            f"{place}: tested on other images of {record.task.data} than the runs kept; left out"
-        )
-    return notes
+                judged = (task.data, score.name, score.split, *drawn)
+                sets[judged][score.digest].append(number)
+    return {
+        number: f"tested on other images of {runs[number].record.task.data} than the runs kept; "
+        "left out"
+        for sides in sets.values()
+        for number in _minority(runs, sides)
+    }
 
 
-def _drop_other_settings(finished: Finished) -> list[str]:
-    """Remove each record that has other settings than most of its row, and return a note on it.
+def _other_settings(runs: Sequence[Run]) -> dict[int, str]:
+    """Return number -> reason of each run that has other settings than most of its row.
 
     Variants that are not the protocol's own, such as methods as published, differ from set to set
     by design and are kept. A setting that a record lacks, as of another version, is no difference.
     """
-    rows: dict[tuple[object, ...], list[Key]] = defaultdict(list)
-    for key, (_, record) in finished.items():
+    rows: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    for number, (_, record, _) in enumerate(runs):
         planned = [variant.label for variant in PROTOCOLS[record.protocol].variants]
         if not record.variant or record.variant in planned:
             method = (*method_key(record), track(record), record.backbone.digest)
             row = (record.protocol, record.variant, record.axis, json.dumps(record.value))
-            same = {name: value for name, value in shared(record).items() if name != "templates"}
-            alike = (*row, *method, record.task.shots, json.dumps(same))
-            rows[alike].append(key)
-    notes = []
-    for keys in rows.values():
-        settings = {key: _settings(finished[key][1].method) for key in keys}
+            same = json.dumps(without_templates(shared(record)))
+            alike = (*row, *method, record.task.shots, same)
+            rows[alike].append(number)
+    reasons = {}
+    for numbers in rows.values():
+        settings = {number: _settings(runs[number].record.method) for number in numbers}
         sides = _sides(settings)
-        dropped, _ = _minority(finished, {text: members for text, (_, members) in sides.items()})
+        dropped = _minority(runs, {text: members for text, (_, members) in sides.items()})
         kept = next(own for own, members in sides.values() if not {*members} & {*dropped})
-        for key in dropped:
-            place, record = finished.pop(key)
+        for number in dropped:
             different = [
                 f"{name}={value}"
-                for name, value in sorted(settings[key].items())
+                for name, value in sorted(settings[number].items())
                 if kept.get(name, value) != value
             ]
-            notes.append(
-                f"{place}: {record.method.name} with {', '.join(different)}, unlike the runs kept; "
-                "left out, put it in a folder of its own"
+            reasons[number] = (
+                f"{runs[number].record.method.name} with {', '.join(different)}, unlike the runs "
+                "kept; left out, put it in a folder of its own"
             )
-    return notes
+    return reasons
 
 
-def _sides(settings: Mapping[Key, Settings]) -> dict[str, tuple[Settings, list[Key]]]:
-    """Group records whose settings agree, with these settings, by any text; one that lacks settings
+def _sides(settings: Mapping[int, Settings]) -> dict[str, tuple[Settings, list[int]]]:
+    """Group runs whose settings agree, with these settings, by any text; one that lacks settings
     joins the largest group that it agrees with."""
 
-    def most_settings_first(item: tuple[Key, Settings]) -> tuple[int, str]:
+    def most_settings_first(item: tuple[int, Settings]) -> tuple[int, str]:
         return -len(item[1]), json.dumps(item[1], sort_keys=True)
 
-    sides: list[tuple[dict[str, object], list[Key]]] = []
-    for key, own in sorted(settings.items(), key=most_settings_first):
+    sides: list[tuple[dict[str, object], list[int]]] = []
+    for number, own in sorted(settings.items(), key=most_settings_first):
         agreeing = [
             side
             for side in sides
             if all(side[0].get(name, value) == value for name, value in own.items())
         ]
-        common, keys = max(agreeing, key=lambda side: len(side[1]), default=({}, []))
+        common, numbers = max(agreeing, key=lambda side: len(side[1]), default=({}, []))
         if not agreeing:
-            sides.append((common, keys))
+            sides.append((common, numbers))
         common.update(own)
-        keys.append(key)
-    return {json.dumps(common, sort_keys=True): (common, keys) for common, keys in sides}
+        numbers.append(number)
+    return {json.dumps(common, sort_keys=True): (common, numbers) for common, numbers in sides}
 
 
 def _settings(method: MethodName) -> Settings:
@@ -177,34 +199,36 @@ def _settings(method: MethodName) -> Settings:
     return {**method.settings, **({"content": content} if content else {})}
 
 
-def _drop_repeated(finished: Finished) -> list[str]:
-    """Remove all but the latest record of each experiment, and return a note on each."""
-    latest: dict[Experiment, Key] = {}
-    notes = []
-    for key in [*finished]:
-        old = latest.setdefault(key[0], key)
-        if old != key:
-            times = {k: finished[k][1].finished for k in (old, key)}  # ISO, UTC
-            late, early = sorted([old, key], key=lambda k: times[k], reverse=True)
-            latest[key[0]] = late
-            notes.append(
-                f"{finished[early][0]}: {finished[late][0]} is the same experiment, finished later "
-                "or first in order; left out"
+def _repeated(runs: Sequence[Run]) -> dict[int, str]:
+    """Return number -> reason of all but the latest run of each experiment."""
+    latest: dict[Experiment, int] = {}
+    reasons = {}
+    for number, run in enumerate(runs):
+        old = latest.setdefault(run.experiment, number)
+        if old != number:
+            # times are ISO, in UTC; of equal ones the first counts
+            late, early = sorted(
+                (old, number), key=lambda one: runs[one].record.finished, reverse=True
             )
-            del finished[early]
-    return notes
+            latest[run.experiment] = late
+            reasons[early] = (
+                f"{runs[late].place} is the same experiment, finished later or first in order; "
+                "left out"
+            )
+    return reasons
 
 
-def _minority(finished: Finished, sides: Mapping[str, list[Key]]) -> tuple[list[Key], Key]:
-    """Return the keys of all sides but that with most experiments, and one key of that; between
-    sides of the same size the latest run decides, then names."""
+def _minority(runs: Sequence[Run], sides: Mapping[str, list[int]]) -> list[int]:
+    """Return the runs of all sides but that with most experiments; between sides of the same size
+    the latest run decides, then names."""
 
     def size(side: str) -> tuple[int, str, str]:
-        keys = sides[side]
-        return len({key[0] for key in keys}), max(finished[key][1].finished for key in keys), side
+        members = [runs[number] for number in sides[side]]
+        experiments = {run.experiment for run in members}
+        return len(experiments), max(run.record.finished for run in members), side
 
-    *fewer, most = sorted(sides, key=size)
-    return [key for side in fewer for key in sides[side]], sides[most][0]
+    fewer = sorted(sides, key=size)[:-1]
+    return [number for side in fewer for number in sides[side]]
 
 
 def lines(results: Path) -> Iterator[tuple[str, str]]:
@@ -237,13 +261,15 @@ def lines(results: Path) -> Iterator[tuple[str, str]]:
                     yield f"{place}, line {number}", line
 
 
-def fault(record: Record) -> str:
-    """Say why a record is not one of the bench's; empty if it is."""
+def _check_bench_record(record: Record, place: str) -> None:
+    """Raise UserError for a record that is not one of the bench's."""
     if record.protocol not in PROTOCOLS:
-        return f"a run of {record.protocol!r}, which is not a protocol of the bench"
+        raise UserError(
+            f"{place}: a run of {record.protocol!r}, which is not a protocol of the bench"
+        )
     needed = "all" if record.protocol in ("few-shot", *TRANSFER) else "base"
-    missing = record.status == "finished" and record.metric(needed) is None
-    return f"finished, but without an accuracy on {needed} classes" if missing else ""
+    if record.status == "finished" and record.metric(needed) is None:
+        raise UserError(f"{place}: finished, but without an accuracy on {needed} classes")
 
 
 def records(results: str | Path) -> pandas.DataFrame:
@@ -270,12 +296,7 @@ def records(results: str | Path) -> pandas.DataFrame:
         >>> table[["method", "shots", "tested", "images"]].values.tolist()
         [['rmadapter', 4, 'all', 16]]
     """
-    try:
-        import pandas
-    except ImportError:
-        raise UserError(
-            "records as a data frame need pandas: pip install 'rmadapter[report]'"
-        ) from None
+    pandas = import_pandas("records as a data frame")
     seen: set[str] = set()  # a report of the folder repeats its records
     rows = []
     for place, line in lines(Path(results)):

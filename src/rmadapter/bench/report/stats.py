@@ -21,9 +21,9 @@ from rmadapter.bench.report.format import Cell, Row, Table
 from rmadapter.metrics import confidence_interval, harmonic_mean
 
 LEVEL, POWER = 0.05, 0.8  # of the tests
-SMALLEST = 1e-16  # variance in points that is more than rounding
-ENOUGH = 3  # data sets below which no difference is tested
-FEWEST_METHODS, FEWEST_SETS = 3, 4  # to be ranked
+MIN_VARIANCE = 1e-16  # variance in points that is more than rounding
+MIN_SETS = 3  # data sets below which no difference is tested
+MIN_RANKED_METHODS, MIN_RANKED_SETS = 3, 4
 HM_OF_MEANS = "HM of the means"
 
 Key = TypeVar("Key")
@@ -34,33 +34,34 @@ Figures: TypeAlias = "Mapping[str, Mapping[Draw, float]]"  # by data set, then b
 def average(
     records: Sequence[Record], name: str, datasets: Sequence[str], seeds: Sequence[int]
 ) -> Cell:
-    """Average a metric over data sets and seeds; empty if one figure is missing.
+    """Average a metric over data sets and seeds.
 
-    The interval is Student's t over the seeds' averages over data sets. name: as `Record.metric`
-    takes it, or HM_OF_MEANS: the HM of the mean base and the mean novel accuracy, the convention of
-    the paper's averages.
+    Args:
+        records: The records that have it.
+        name: As `Record.metric` takes it, or HM_OF_MEANS: the HM of the mean base and the mean
+            novel accuracy, the convention of the paper's averages.
+        datasets: Data sets to average over.
+        seeds: Seeds to average over.
+
+    Returns:
+        The mean with Student's t interval over the seeds' averages over data sets; empty if one
+        figure is missing.
     """
-    parts = ("base", "novel") if name == HM_OF_MEANS else (name,)
-    per_seed = [_per_seed(records, part, datasets, seeds) for part in parts]
-    known = [values for values in per_seed if values is not None]
-    if len(known) < len(parts):
+    halves = ("base", "novel") if name == HM_OF_MEANS else (name,)
+    known = {(record.task.data, record.task.seed): record for record in records}
+    cells = [[known.get((dataset, seed)) for dataset in datasets] for seed in seeds]
+    figures = np.array(
+        [[[run and run.metric(half) for run in line] for line in cells] for half in halves],
+        dtype=np.float64,  # which makes NaN of None
+    )
+    if not figures.size or np.isnan(figures).any():
         return Cell()
+    per_seed = figures.mean(axis=2)  # [halves, seeds]
+    means = [float(values.mean()) for values in per_seed]
     if name != HM_OF_MEANS:
-        return Cell(float(known[0].mean()), half_width(known[0]))
-    hms = np.array([harmonic_mean(base, novel) for base, novel in zip(*known, strict=True)])
-    return Cell(harmonic_mean(*(float(values.mean()) for values in known)), half_width(hms))
-
-
-def _per_seed(
-    records: Sequence[Record], name: str, datasets: Sequence[str], seeds: Sequence[int]
-) -> np.ndarray | None:
-    """Return [seeds], the average over data sets; None if one of the figures is missing."""
-    figures = {(record.task.data, record.task.seed): record.metric(name) for record in records}
-    values = [[figures.get((dataset, seed)) for dataset in datasets] for seed in seeds]
-    if not values or not datasets or any(None in line for line in values):
-        return None
-    means: np.ndarray = np.array(values, dtype=np.float64).mean(axis=1)
-    return means
+        return Cell(means[0], half_width(per_seed[0]))
+    hms = np.array([harmonic_mean(base, novel) for base, novel in per_seed.T])
+    return Cell(harmonic_mean(*means), half_width(hms))
 
 
 def half_width(values: np.ndarray) -> float | None:
@@ -74,10 +75,16 @@ class Paired:
     """A difference in points over data sets. Each data set counts once, with the mean of its pairs
     of runs.
 
-    low, high: 95 % interval of `over_sets`. ahead, behind: numbers of data sets. t, wilcoxon: p
-    values; None if there is nothing to test. All four are None for fewer than three data sets.
-    could_show: as in `OverSets`. holm: t, corrected for the number of differences reported
-    together; None if not corrected.
+    Attributes:
+        sets: Number of data sets.
+        pairs: Number of pairs of runs.
+        difference: The difference.
+        low, high: Its 95 % interval by `over_sets`; None for fewer than three data sets.
+        ahead, behind: Numbers of data sets.
+        t, wilcoxon: P-values; None for fewer than three data sets, and if there is nothing to test.
+        could_show: As in `OverSets`.
+        holm: `t`, corrected for the number of differences reported together; None if not
+            corrected.
     """
 
     sets: int
@@ -96,7 +103,7 @@ class Paired:
     def verdict(self) -> str:
         """What the test shows. For a single difference, t below 0.05 means the same as an interval
         without 0."""
-        if self.sets < ENOUGH:
+        if self.sets < MIN_SETS:
             return "one data set" if self.sets == 1 else "two data sets"
         p = self.t if self.holm is None else self.holm
         if p is None or p >= LEVEL:
@@ -120,27 +127,26 @@ def paired(a: Sequence[Record], b: Sequence[Record], name: str) -> Paired | None
     """
     from scipy.stats import wilcoxon
 
-    others = {draw_of(record): record for record in b}
-    per_set: dict[tuple[str, str], list[float]] = defaultdict(list)
-    pairs = set()
-    for record in a:
-        other = others.get(draw_of(record))
-        for part in record.targets if name == "average" else [name]:
-            x = record.metric(part)
-            y = None if other is None else other.metric(part)
-            if x is not None and y is not None:
-                per_set[record.task.data, part].append(x - y)
-                pairs.add(draw_of(record))
-    if not pairs:
+    ours, theirs = figures_of(a, name), figures_of(b, name)
+    draws = {
+        dataset: [draw for draw in figures if draw in theirs.get(dataset, {})]
+        for dataset, figures in ours.items()
+    }
+    per_set = [
+        [ours[dataset][draw] - theirs[dataset][draw] for draw in some]
+        for dataset, some in draws.items()
+        if some
+    ]
+    if not per_set:
         return None
     # Accuracies are ratios of counts: what differs by rounding alone is a tie.
-    d = np.round([fmean(differences) for differences in per_set.values()], 9)
+    d = np.round([fmean(differences) for differences in per_set], 9)
     mean = float(d.mean())
-    half, p, could_show = over_sets([*per_set.values()])
-    testable = len(d) >= ENOUGH and bool(d.any())
+    half, p, could_show = over_sets(per_set)
+    testable = len(d) >= MIN_SETS and bool(d.any())
     return Paired(
         sets=len(d),
-        pairs=len(pairs),
+        pairs=len({draw for some in draws.values() for draw in some}),
         difference=mean,
         low=None if half is None else mean - half,
         high=None if half is None else mean + half,
@@ -153,9 +159,14 @@ def paired(a: Sequence[Record], b: Sequence[Record], name: str) -> Paired | None
 
 
 class OverSets(NamedTuple):
-    """A test of a mean over data sets. half: half the width of the 95 % interval. p: of Student's
-    t. could_show: the true difference that POWER of such studies would show. All are None for fewer
-    than three sets, and where there is no variance to test with."""
+    """A test of a mean over data sets; all is None for fewer than three sets, and where there is no
+    variance to test with.
+
+    Attributes:
+        half: Half the width of the 95 % interval.
+        p: P-value of Student's t.
+        could_show: The true difference that POWER of such studies would show.
+    """
 
     half: float | None = None
     p: float | None = None
@@ -164,21 +175,24 @@ class OverSets(NamedTuple):
 
 def over_sets(draws: Sequence[Sequence[float]]) -> OverSets:
     """Test the mean over k data sets of the means over their draws, by Student's t with k - 1
-    degrees of freedom. draws: differences, by data set.
+    degrees of freedom.
 
     The variance of the k means counts, but not less than what the draws within the sets make of it:
     means that agree by chance are no more certain. A set with one draw counts as the others do on
     average.
+
+    Args:
+        draws: Differences, by data set.
     """
     from scipy.special import nctdtrinc, stdtr, stdtrit
 
     k = len(draws)
-    if k < ENOUGH:
+    if k < MIN_SETS:
         return OverSets()
     means = np.round([fmean(values) for values in draws], 9)  # rounding alone is no variance
     within = [float(np.var(values, ddof=1)) / len(values) for values in draws if len(values) > 1]
     variance = max(float(means.var(ddof=1)), fmean(within or [0.0]))
-    if variance < SMALLEST:
+    if variance < MIN_VARIANCE:
         return OverSets()
     error = float(np.sqrt(variance / k))
     least = float(stdtrit(k - 1, 1 - LEVEL / 2))  # |t| that is shown
@@ -213,9 +227,14 @@ class Ranks:
     """k methods on n data sets, best mean rank first. Rank 1 is the best, and ties share the mean
     of their ranks.
 
-    values: [n, k], means over seeds. ranks: [n, k]. chi2, p: Friedman's. holm: [k, k], symmetric, p
-    of each pair, corrected for the number of pairs; 1 on the diagonal. left_out: data sets and
-    methods that are not compared.
+    Attributes:
+        labels: The methods.
+        values: Means over seeds, [n, k].
+        ranks: Ranks, [n, k].
+        chi2, p: Friedman's test.
+        holm: P-value of each pair, corrected for the number of pairs, [k, k]; symmetric, 1 on the
+            diagonal.
+        left_out: Data sets and methods that are not compared.
     """
 
     labels: tuple[str, ...]
@@ -235,6 +254,18 @@ class Ranks:
     def half_widths(self) -> list[float]:
         """Half the width of the 95 % interval of each mean rank, by Student's t over data sets."""
         return [half_width(column) or 0.0 for column in self.ranks.T]
+
+    @property
+    def differ(self) -> bool:
+        """Whether Friedman's test shows that the methods differ."""
+        return self.p < LEVEL
+
+    def cell(self, label: str) -> Cell:
+        """Return a method's mean rank with its interval; empty if it is not ranked."""
+        if label not in self.labels:
+            return Cell()
+        place = self.labels.index(label)
+        return Cell(self.mean[place], self.half_widths[place])
 
     @property
     def pairs(self) -> int:
@@ -280,16 +311,16 @@ def rank_methods(rows: Mapping[str, Sequence[Record]], metric: str) -> Ranks | N
 
     None for fewer than three methods or four data sets.
     """
-    figures = {label: _figures(records, metric) for label, records in rows.items()}
+    figures = {label: figures_of(records, metric) for label, records in rows.items()}
     labels, sets = _block(figures)
-    if len(labels) < FEWEST_METHODS:
+    if len(labels) < MIN_RANKED_METHODS:
         return None
     draws = {
         name: sorted(set.intersection(*({*figures[label][name]} for label in labels)))
         for name in sets
     }
     sets = [name for name in sets if draws[name]]
-    if len(sets) < FEWEST_SETS:
+    if len(sets) < MIN_RANKED_SETS:
         return None
     values = [
         [fmean(figures[label][name][draw] for draw in draws[name]) for label in labels]
@@ -297,11 +328,17 @@ def rank_methods(rows: Mapping[str, Sequence[Record]], metric: str) -> Ranks | N
     ]
     other_sets = {name for of_method in figures.values() for name in of_method}.difference(sets)
     other_methods = [label for label in rows if label not in labels]
-    return compare(labels, np.array(values), [*sorted(other_sets), *other_methods])
+    return rank(labels, np.array(values), [*sorted(other_sets), *other_methods])
 
 
-def compare(labels: Sequence[str], values: np.ndarray, left_out: Sequence[str] = ()) -> Ranks:
-    """Rank k > 2 methods on n data sets. values: [n, k], larger is better."""
+def rank(labels: Sequence[str], values: np.ndarray, left_out: Sequence[str] = ()) -> Ranks:
+    """Rank methods on data sets.
+
+    Args:
+        labels: The k > 2 methods.
+        values: Figures [n, k] on n data sets; larger is better.
+        left_out: Data sets and methods that are not compared.
+    """
     from scipy.stats import friedmanchisquare, rankdata, wilcoxon
 
     values = np.round(values, 9)  # as in `paired`
@@ -321,15 +358,18 @@ def compare(labels: Sequence[str], values: np.ndarray, left_out: Sequence[str] =
     return Ranks(sorted_labels, values, ranks, float(chi2), float(p), symmetric, tuple(left_out))
 
 
-def _figures(records: Sequence[Record], metric: str) -> Figures:
+def figures_of(records: Sequence[Record], metric: str) -> Figures:
+    """Return a metric by data set and draw; for "average" by target, each of which counts as a data
+    set."""
     figures: dict[str, dict[Draw, float]] = defaultdict(dict)
     for record in records:
-        for part in record.targets if metric == "average" else [metric]:
+        data = record.task.data
+        parts = {f"{data} to {target}": target for target in record.targets}
+        for name, part in (parts if metric == "average" else {data: metric}).items():
             value = record.metric(part)
             if value is not None:
-                name = f"{record.task.data} to {part}" if metric == "average" else record.task.data
                 figures[name][draw_of(record)] = value
-    return figures
+    return dict(figures)
 
 
 def _block(figures: Mapping[str, Figures]) -> tuple[list[str], list[str]]:
@@ -340,7 +380,7 @@ def _block(figures: Mapping[str, Figures]) -> tuple[list[str], list[str]]:
     for least in sorted({*counts.values()}):
         sets = sorted(name for name, count in counts.items() if count >= least)
         labels = [label for label, own in figures.items() if all(name in own for name in sets)]
-        if len(labels) >= FEWEST_METHODS and len(sets) >= FEWEST_SETS:
+        if len(labels) >= MIN_RANKED_METHODS and len(sets) >= MIN_RANKED_SETS:
             blocks.append((labels, sets))
     if not blocks:
         return [], []
@@ -354,14 +394,21 @@ def _cells(block: tuple[list[str], list[str]]) -> int:
 
 
 def rank_table(ranks: Ranks, name: str, figure: str, first: str, facts: str) -> Table:
-    """Make a table of mean ranks, and of each method against every other. first: heading of the
-    column of methods."""
+    """Make a table of mean ranks, and of each method against every other.
+
+    Args:
+        ranks: The ranks.
+        name: Name of the table.
+        figure: What is ranked.
+        first: Heading of the column of methods.
+        facts: What is needed to repeat it.
+    """
     n, k = ranks.values.shape
     rows = []
     for i, label in enumerate(ranks.labels):
         against = (Cell("" if i == j else ranks.against(i, j)) for j in range(k))
-        rows.append(Row(label, (Cell(ranks.mean[i], ranks.half_widths[i]), *against)))
-    shown = "are shown to differ" if ranks.p < LEVEL else "are not shown to differ"
+        rows.append(Row(label, (ranks.cell(label), *against)))
+    shown = "are shown to differ" if ranks.differ else "are not shown to differ"
     notes = [
         f"Friedman's test over n = {n} data sets: chi-square {ranks.chi2:.2f}, p {ranks.p:.2g}; "
         f"the {k} ranks {shown}. 1 is the best rank; the interval of a mean rank is Student's t "
