@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import email.message
 import http.client
 import ipaddress
 import json
@@ -13,32 +12,30 @@ import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import IO
+from typing import Any
 from urllib.parse import urlsplit
 
-from rmadapter.errors import UserError, quoted
+from rmadapter import UserError
 
 KEY = "RMADAPTER_API_KEY"  # not the variable of one provider, whose key others must not get
 PATH = "/chat/completions"
 TIMEOUT = 120.0  # seconds without an answer
 TRIES = 4
-LONGEST_WAIT = 60.0  # seconds between two tries
-MOST_BYTES = 2**22  # of an answer
-AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)  # status codes after which to try again
+MAX_PAUSE = 60.0  # seconds between two tries
+MAX_ANSWER_BYTES = 2**22
+TRY_AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)  # status codes
+REFUSALS = {
+    401: f"does not accept the key in {KEY}, or there is none",
+    403: f"does not accept the key in {KEY}, or there is none",
+    404: "has no such model or path; check the address and --model",
+    **dict.fromkeys(range(300, 400), "leads to another address; give that one"),
+}
 
 
-class _Stay(urllib.request.HTTPRedirectHandler):
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
     """Follow no redirect: the key would go to another address."""
 
-    def redirect_request(
-        self,
-        req: urllib.request.Request,
-        fp: IO[bytes],
-        code: int,
-        msg: str,
-        headers: http.client.HTTPMessage | email.message.Message,
-        newurl: str,
-    ) -> None:
+    def redirect_request(self, *_: Any) -> None:
         return None
 
 
@@ -46,8 +43,12 @@ class _Stay(urllib.request.HTTPRedirectHandler):
 class Chat:
     """A language model at an address.
 
-    url: of the service, such as http://localhost:11434/v1. model: its name there. key: sent as a
-    bearer token, and neither stored nor printed; "" for none. wait: sleeps between two tries.
+    Attributes:
+        url: Address of the service, such as http://localhost:11434/v1.
+        model: Its name there.
+        key: Sent as a bearer token, and neither stored nor printed; "" for none.
+        timeout: Seconds to wait for an answer.
+        wait: Sleeps between two tries.
     """
 
     url: str
@@ -64,7 +65,7 @@ class Chat:
             host = None
         if not host or parts.scheme not in ("http", "https"):
             raise UserError(
-                f"--ask {quoted(self.url)}: give the address of a service, such as "
+                f"--ask {self.url[:100]!r}: give the address of a service, such as "
                 "http://localhost:11434/v1"
             )
         if parts.username or parts.password or parts.query or parts.fragment:
@@ -85,7 +86,7 @@ class Chat:
 
     @property
     def who(self) -> str:
-        """Return model and address in words."""
+        """Model and address in words."""
         return f"{self.model} at {self.url}"
 
     def ask(self, question: str) -> str:
@@ -93,18 +94,21 @@ class Chat:
         service refuses, does not answer after several tries, or answers in another form."""
         reason = ""
         for number in range(TRIES):
+            pause = 2.0**number
             try:
-                return self._answer(self._post(question))
+                return self._text_of(self._post(question))
             except urllib.error.HTTPError as error:
                 with error:
-                    if error.code not in AGAIN:
-                        raise UserError(f"{self.url}: {_refusal(error.code)}") from None
-                    reason, pause = f"status {error.code}", _asked_pause(error)
+                    if error.code not in TRY_AGAIN:
+                        refusal = REFUSALS.get(error.code, "refuses the question")
+                        raise UserError(f"{self.url}: {refusal} (status {error.code})") from None
+                    reason = f"status {error.code}"
+                    with suppress(ValueError):
+                        pause = max(pause, float(error.headers.get("Retry-After", "")))
             except (OSError, http.client.HTTPException) as error:
-                cause = getattr(error, "reason", error)
-                reason, pause = str(cause) or type(error).__name__, 0.0
+                reason = str(getattr(error, "reason", error)) or type(error).__name__
             if number < TRIES - 1:
-                self.wait(min(max(pause, 2.0**number), LONGEST_WAIT))
+                self.wait(min(pause, MAX_PAUSE))
         raise UserError(
             f"{self.url}: no answer after {TRIES} tries ({reason}); run the same command again "
             "later to go on"
@@ -117,15 +121,15 @@ class Chat:
             headers["Authorization"] = f"Bearer {self.key}"
         url = self.url if self.url.endswith(PATH) else self.url + PATH
         request = urllib.request.Request(url, json.dumps(content).encode(), headers)
-        opener = urllib.request.build_opener(_Stay)
+        opener = urllib.request.build_opener(_NoRedirect)
         with opener.open(request, timeout=self.timeout) as answer:
-            data: bytes = answer.read(MOST_BYTES + 1)
+            data: bytes = answer.read(MAX_ANSWER_BYTES + 1)
         return data
 
-    def _answer(self, data: bytes) -> str:
+    def _text_of(self, data: bytes) -> str:
         """Return the text of an answer."""
         with suppress(ValueError, RecursionError, LookupError, TypeError):
-            if len(data) <= MOST_BYTES:
+            if len(data) <= MAX_ANSWER_BYTES:
                 text = json.loads(data)["choices"][0]["message"]["content"]
                 if isinstance(text, str) and text.strip():
                     return text
@@ -140,20 +144,3 @@ def _is_here(host: str) -> bool:
     with suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
     return host == "localhost"
-
-
-def _refusal(status: int) -> str:
-    if status in (401, 403):
-        return f"does not accept the key in {KEY}, or there is none (status {status})"
-    if status == 404:
-        return f"has no such model or path (status {status}); check the address and --model"
-    if 300 <= status < 400:
-        return f"leads to another address (status {status}); give that one"
-    return f"refuses the question (status {status})"
-
-
-def _asked_pause(error: urllib.error.HTTPError) -> float:
-    """Return the seconds to wait that the service asks for; 0 if it does not."""
-    with suppress(ValueError):
-        return max(float(error.headers.get("Retry-After", "")), 0.0)
-    return 0.0

@@ -1,4 +1,4 @@
-"""Have texts about classes written, and measure on the shots which of them help.
+"""Generate class descriptions with a language model, and keep those that help on the shots.
 
 The measurement stands here and not in `fit`, so that one file serves every method that reads
 texts, and a method of the zero-shot track stays one. It sees the images that `fit` draws with the
@@ -13,28 +13,28 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from rmadapter import metrics
-from rmadapter.adapter import at_least_float32
-from rmadapter.backbones import Backbone
+from rmadapter import Backbone, Lab, Task, UserError
+from rmadapter.cli import track
 from rmadapter.data import descriptions, key, split_digest, texts_of_all
-from rmadapter.errors import UserError
-from rmadapter.methods.descriptions import text_weights, whole_texts
-from rmadapter.prompts import text_features, zero_shot_weights
-from rmadapter.runs.folds import FOLDS, split
-from rmadapter.runs.lab import Lab
-from rmadapter.support.files import JsonObject, opened
-from rmadapter.support.terminal import track
-from rmadapter.task import Task
+from rmadapter.runs import (
+    Folds,
+    paired,
+    text_features,
+    text_weights,
+    whole_texts,
+    zero_shot_weights,
+)
 from rmadapter_research.texts import Form, Named, Origin, TextFile, ask_about, digest
 
-PARTIAL = ".partial"
 PROMPTS, ALL, HELPFUL = "prompts alone", "all texts", "texts that help"
-CHUNK = 500  # texts tokenised at once
+FOLDS = 4
+MAX_TOKENISED_TEXTS = 500  # at once
 RULE = (
     "a text is left out if the mean cross-entropy of the shots falls without it, all others kept; "
     "each fold is answered by what the other folds chose, and the best of three is taken"
@@ -45,10 +45,23 @@ RULE = (
 class Measured:
     """What texts are worth on the shots.
 
-    accuracy: in percent, by what was asked with; of HELPFUL by texts chosen on the other folds.
-    best: one of its keys. gain, low, high, p: HELPFUL or ALL, whichever is better, against PROMPTS
-    on the same images, as from `metrics.paired`. left_out: number of texts of which `texts` that
-    were left out.
+    Attributes:
+        rule: How texts are chosen.
+        data: Data set.
+        shots: Shots per class.
+        seed: Seed of the draw.
+        split_digest: Digest of the draw.
+        backbone: Backbone.
+        form: Kind of the texts.
+        folds: Number of folds.
+        images: Number of images in them.
+        accuracy: Percent, by what was asked with; of HELPFUL by texts chosen on the other folds.
+        best: One of the keys of `accuracy`.
+        gain: Points of HELPFUL or ALL, whichever is better, against PROMPTS on the same images.
+        low, high: 95 % interval of the gain.
+        p: P-value of McNemar's test.
+        texts: Number of texts.
+        left_out: How many of them were left out.
     """
 
     rule: str
@@ -69,7 +82,7 @@ class Measured:
     texts: int
     left_out: int
 
-    def json(self) -> JsonObject:
+    def json(self) -> dict[str, Any]:
         """Return the fields as JSON has them."""
         return asdict(self)
 
@@ -88,8 +101,8 @@ def full_texts(
     whole = [text for name, some in texts.items() for text in whole_texts(form, name, some)]
     found: list[str] = []
     length = int(backbone.tokenizer(["a"]).shape[1])
-    for start in range(0, len(whole), CHUNK):
-        part = whole[start : start + CHUNK]
+    for start in range(0, len(whole), MAX_TOKENISED_TEXTS):
+        part = whole[start : start + MAX_TOKENISED_TEXTS]
         tokens = backbone.tokenizer(part)
         longer = backbone.tokenizer([f"{text} and more" for text in part])
         same = (tokens == longer).all(1).tolist()
@@ -101,16 +114,31 @@ def full_texts(
 
 
 def ask_all(
-    ask: Callable[[str], str], who: str, question: str, classes: Sequence[Named], out: Path,
+    ask: Callable[[str], str],
+    who: str,
+    question: str,
+    classes: Sequence[Named],
+    out: Path,
     progress: bool = True,
-) -> Path:  # fmt: skip
+) -> Path:
     """Ask about each class, and return the file of answers beside `out`: an object a line, as
     `read_answers` takes it.
 
     Classes that an earlier, stopped call with the same question has answered are not asked about
-    again. Raises UserError as `ask`, and if the file cannot be written.
+    again.
+
+    Args:
+        ask: Returns the answer to a question.
+        who: Who answers.
+        question: Question about a class.
+        classes: The classes.
+        out: File of the texts.
+        progress: Whether to show how far it is.
+
+    Raises:
+        UserError: As `ask`, and if the file cannot be written.
     """
-    file = out.with_name(out.name + PARTIAL)
+    file = out.with_name(f"{out.name}.partial")
     answered = _answered(file, who, question) if file.exists() else {}
     known = [answered[key(one.name)] for one in classes if key(one.name) in answered]
     try:
@@ -133,19 +161,18 @@ def ask_all(
 def _answered(file: Path, who: str, question: str) -> dict[str, str]:
     """Return the complete lines of earlier answers to this question, by `key` of the class."""
     lines: dict[str, str] = {}
-    with opened(file) as content:
-        for raw in content:
-            with suppress(ValueError, RecursionError, LookupError, TypeError):
-                facts = json.loads(raw)
-                if (facts["who"], facts["question"]) == (who, question) and raw.endswith(b"\n"):
-                    lines[key(facts["class"])] = raw.decode()
+    for line in file.read_text("utf-8", errors="replace").splitlines(keepends=True):
+        with suppress(ValueError, RecursionError, LookupError, TypeError):
+            facts = json.loads(line)
+            if (facts["who"], facts["question"]) == (who, question) and line.endswith("\n"):
+                lines[key(facts["class"])] = line
     return lines
 
 
 # Measuring
 
 
-def measure(
+def measure_texts(
     file: TextFile, form: Form, task: Task, lab: Lab, where: str
 ) -> tuple[TextFile, Measured]:
     """Measure on the shots of a task which texts help, and return a file with these alone.
@@ -170,33 +197,44 @@ def measure(
     texts = file.all_texts()
     by_key = {key(name): some for name, some in texts.items()}
     groups = texts_of_all(by_key, names, where)
-    parts = split(images, FOLDS, task.seed, lab.progress)
-    if not parts:
+    folds = Folds.make(task, few, lab, FOLDS)
+    if not folds:
         raise UserError("measuring texts takes two images per class that are not copies: add some")
     backbone = lab.backbone(task.backbone)
     features = lab.train_cache(task).features(images)[0]
-    unit = F.normalize(at_least_float32(features), dim=-1).double().cpu().numpy()
+    unit = F.normalize(features.float(), dim=-1).double().cpu().numpy()
     with torch.no_grad():
         scale = float(backbone.logit_scale)
         prompts = zero_shot_weights(backbone, names, task.templates).double().cpu().numpy()
         whole = [whole_texts(form, name, some) for name, some in zip(names, groups, strict=True)]
         encoded = text_features(backbone, [text for some in whole for text in some]).double().cpu()
-    labels = np.array(images.labels)
-    tables, helpful = answer_folds(
-        scale * unit, labels, encoded.numpy(), whole, form, prompts, parts
-    )
-    rows = np.array([row for part in parts for row in part])
-    right = {name: table.argmax(1) == labels[rows] for name, table in tables.items()}
+    labels, texts_of_classes = np.array(images.labels), Texts(form, encoded.numpy(), whole)
+    tables, helpful = answer_folds(scale * unit, labels, texts_of_classes, prompts, folds.parts)
+    right = {name: table.argmax(1) == labels[folds.rows] for name, table in tables.items()}
     rates = {name: 100 * float(hits.mean()) for name, hits in right.items()}
     best = max(rates, key=lambda name: rates[name])  # the first of equal ones
     better = max(ALL, HELPFUL, key=lambda name: rates[name])
-    gain, low, high, p = metrics.paired(right[PROMPTS], right[better])
+    gain, low, high, p = paired(right[PROMPTS], right[better])
     kept, out = _divided(names, groups, helpful if best == HELPFUL else None)
     result = Measured(
-        RULE, task.data, task.shots, task.seed, split_digest(few), task.backbone, form,
-        len(parts), len(rows), rates, best, gain, low, high, p,
-        sum(map(len, groups)), sum(map(len, out.values())),
-    )  # fmt: skip
+        rule=RULE,
+        data=task.data,
+        shots=task.shots,
+        seed=task.seed,
+        split_digest=split_digest(few),
+        backbone=task.backbone,
+        form=form,
+        folds=len(folds),
+        images=len(folds.rows),
+        accuracy=rates,
+        best=best,
+        gain=gain,
+        low=low,
+        high=high,
+        p=p,
+        texts=sum(map(len, groups)),
+        left_out=sum(map(len, out.values())),
+    )
     written = {key(name): name for name in texts}
     own = {written[key(descriptions(name)[0])]: some for name, some in kept.items()}
     left = {written[key(descriptions(name)[0])]: some for name, some in out.items()}
@@ -206,77 +244,112 @@ def measure(
 def _divided(
     names: Sequence[str], groups: Sequence[list[str]], helpful: np.ndarray | None
 ) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Return the texts to keep and those to leave out, by class. helpful: [S] bool; None for
-    all."""
-    kept, out = dict(zip(names, groups, strict=True)), dict[str, list[str]]()
-    flags = iter([] if helpful is None else helpful.tolist())
-    for name, some in kept.items() if helpful is not None else ():
-        own = [next(flags) for _ in some]
-        kept[name] = [text for text, helps in zip(some, own, strict=True) if helps]
-        if not all(own):
-            out[name] = [text for text, helps in zip(some, own, strict=True) if not helps]
+    """Return the texts to keep, of all or of the helpful ones [S], and those to leave out, by
+    class."""
+    count = sum(map(len, groups))
+    flags = iter([True] * count if helpful is None else helpful.tolist())
+    kept, out = dict[str, list[str]](), dict[str, list[str]]()
+    for name, some in zip(names, groups, strict=True):
+        marked = [(next(flags), text) for text in some]
+        kept[name] = [text for helps, text in marked if helps]
+        left = [text for helps, text in marked if not helps]
+        if left:
+            out[name] = left
     return kept, out
 
 
-def answer_folds(
-    features: np.ndarray, labels: np.ndarray, texts: np.ndarray,
-    groups: Sequence[Sequence[object]], form: Form, prompts: np.ndarray,
-    parts: Sequence[Sequence[int]],
-) -> tuple[dict[str, np.ndarray], np.ndarray]:  # fmt: skip
-    """Return logits [M, C] of the images in folds, fold after fold, by prompts, by all texts and by
-    those that the other folds chose; and which texts [S] all images choose.
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """Encoded texts about classes.
 
-    features: unit features times the logit scale, [N, e]. texts: unit features [S, e], class after
-    class, as in `groups`. prompts: class weights [C, e].
+    Attributes:
+        form: Kind of the texts.
+        features: Unit features [S, e], class after class.
+        groups: The texts of each class.
     """
-    weights = _weights(form, texts, groups, np.ones(len(texts), bool))
-    gains = losses_without(features, labels, texts, groups, form)
-    rows = np.concatenate([np.array(part) for part in parts])
+
+    form: Form
+    features: np.ndarray
+    groups: Sequence[Sequence[object]]
+
+    def weights(self, keep: np.ndarray | None = None) -> np.ndarray:
+        """Return class weights [C, e] by all texts, or by those to keep, [S] bool."""
+        flags = np.ones(len(self.features), bool) if keep is None else keep
+        marks = iter(flags.tolist())
+        kept = [[text for text in group if next(marks)] for group in self.groups]
+        return text_weights(self.form, torch.from_numpy(self.features[flags]), kept).numpy()
+
+    def places(self) -> Iterator[slice]:
+        """Yield the place of each class among the texts."""
+        first = 0
+        for group in self.groups:
+            yield slice(first, first + len(group))
+            first += len(group)
+
+
+def answer_folds(
+    features: np.ndarray,
+    labels: np.ndarray,
+    texts: Texts,
+    prompts: np.ndarray,
+    parts: Sequence[Sequence[int]],
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Answer the images of each fold by prompts, by all texts and by those that the other folds
+    chose.
+
+    Args:
+        features: Unit features times the logit scale, [N, e].
+        labels: Classes [N].
+        texts: Texts about the classes.
+        prompts: Class weights [C, e].
+        parts: Rows of the images in each fold.
+
+    Returns:
+        Logits [M, C] of the images in folds, fold after fold; and which texts [S] all images
+        choose.
+    """
+    gains = losses_without(features, labels, texts)
     chosen = []
     for part in parts:
         rest = np.setdiff1d(np.arange(len(labels)), part)
-        keep = choose_texts(gains[rest].mean(0), groups)
-        chosen.append(features[np.array(part)] @ _weights(form, texts, groups, keep).T)
+        keep = choose_texts(gains[rest].mean(0), texts)
+        chosen.append(features[np.array(part)] @ texts.weights(keep).T)
+    rows = np.concatenate([np.array(part) for part in parts])
     tables = {
         PROMPTS: features[rows] @ prompts.T,
-        ALL: features[rows] @ weights.T,
+        ALL: features[rows] @ texts.weights().T,
         HELPFUL: np.concatenate(chosen),
     }
-    return tables, choose_texts(gains.mean(0), groups)
+    return tables, choose_texts(gains.mean(0), texts)
 
 
-def losses_without(
-    features: np.ndarray, labels: np.ndarray, texts: np.ndarray,
-    groups: Sequence[Sequence[object]], form: Form,
-) -> np.ndarray:  # fmt: skip
+def losses_without(features: np.ndarray, labels: np.ndarray, texts: Texts) -> np.ndarray:
     """Return by how much the cross-entropy of each image rises without each text, all others kept:
     [N, S]; 0 for the only text of a class.
 
     Arguments are as for `answer_folds`. Only the logit of the text's class changes.
     """
-    logits = features @ _weights(form, texts, groups, np.ones(len(texts), bool)).T
+    logits = features @ texts.weights().T
     every = np.logaddexp.reduce(logits, axis=1)
     own = logits[np.arange(len(labels)), labels]
-    gains = np.zeros((len(labels), len(texts)), np.float32)
-    first = 0
-    for number, group in enumerate(groups):
-        place, first = first, first + len(group)
-        if len(group) < 2:
+    gains = np.zeros((len(labels), len(texts.features)), np.float32)
+    for number, place in enumerate(texts.places()):
+        part = texts.features[place]
+        if len(part) < 2:
             continue
-        part = texts[place:first]
-        means = (part.sum(0) - part) / (len(group) - 1)
-        if form == "sentences":
+        means = (part.sum(0) - part) / (len(part) - 1)
+        if texts.form == "sentences":
             means /= np.linalg.norm(means, axis=1, keepdims=True)
         new = features @ means.T  # [N, K]
         others = _without(logits, every, number)
         right = np.where((labels == number)[:, None], new, own[:, None])
         before = every - own
-        gains[:, place:first] = np.logaddexp(others[:, None], new) - right - before[:, None]
+        gains[:, place] = np.logaddexp(others[:, None], new) - right - before[:, None]
     return gains
 
 
 def _without(logits: np.ndarray, every: np.ndarray, number: int) -> np.ndarray:
-    """Return the log-sum-exp [N] of all logits but one class's. every: that of all, [N]."""
+    """Return the log-sum-exp [N] of all logits but one class's, given that of all, [N]."""
     share = np.exp(logits[:, number] - every)
     with np.errstate(divide="ignore"):
         result: np.ndarray = every + np.log1p(-np.minimum(share, 1.0))
@@ -285,26 +358,19 @@ def _without(logits: np.ndarray, every: np.ndarray, number: int) -> np.ndarray:
     return result
 
 
-def choose_texts(gains: np.ndarray, groups: Sequence[Sequence[object]]) -> np.ndarray:
+def choose_texts(gains: np.ndarray, texts: Texts) -> np.ndarray:
     """Return which texts help, [S] bool: without which the loss does not fall, and in each class
-    the best one. gains: mean of `losses_without` over images, [S]."""
+    the best one.
+
+    Args:
+        gains: Mean of `losses_without` over images, [S].
+        texts: The texts.
+    """
     keep: np.ndarray = gains >= 0
-    first = 0
-    for group in groups:
-        part = slice(first, first + len(group))
-        if not keep[part].any():
-            keep[first + int(gains[part].argmax())] = True
-        first += len(group)
+    for place in texts.places():
+        if not keep[place].any():
+            keep[place.start + int(gains[place].argmax())] = True
     return keep
-
-
-def _weights(
-    form: Form, texts: np.ndarray, groups: Sequence[Sequence[object]], keep: np.ndarray
-) -> np.ndarray:
-    """Return class weights [C, e] by the texts to keep, [S] bool."""
-    flags = iter(keep.tolist())
-    kept = [[text for text in group if next(flags)] for group in groups]
-    return text_weights(form, torch.from_numpy(texts[keep]), kept).numpy()
 
 
 def describe_measured(measured: Measured) -> Iterator[str]:

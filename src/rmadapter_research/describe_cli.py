@@ -11,26 +11,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rmadapter.cli.options import (
-    Backbone,
+from rmadapter import UserError
+from rmadapter.artifacts import write_text
+from rmadapter.cli import (
     Columns,
     Command,
-    Device,
     FileOptions,
     Json,
     Quiet,
-    Seed,
-    Shots,
-    parts,
+    ShotOptions,
+    comma_list,
+    did_you_mean,
+    note,
+    table,
 )
-from rmadapter.errors import UserError, did_you_mean, quoted
-from rmadapter.support.files import check_new, user_path, write_text
-from rmadapter.support.terminal import note, table
 
 if TYPE_CHECKING:
-    from rmadapter import ImageSet
-    from rmadapter.backbones import Backbone as Loaded
-    from rmadapter.runs.request import Request
+    from rmadapter import Backbone, ImageSet
+    from rmadapter.runs import Request
     from rmadapter_research.describe import Measured
     from rmadapter_research.texts import Checked, Form, Named, TextFile
 
@@ -58,7 +56,7 @@ class QuestionOptions:
         for form in QUESTIONS:
             if form == self.form:
                 return form
-        raise UserError(f"--form {quoted(self.form)}{did_you_mean(self.form, QUESTIONS)}")
+        raise UserError(f"--form {self.form[:100]!r}{did_you_mean(self.form, QUESTIONS)}")
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,7 @@ class AnswerOptions:
 
 
 @dataclass(frozen=True)
-class MeasureOptions:
+class MeasureOptions(ShotOptions):
     """On which shots texts are measured."""
 
     measure: Annotated[
@@ -104,14 +102,10 @@ class MeasureOptions:
             "--measure", help="Leave out texts that do not help on the shots that `fit` draws."
         ),
     ] = False
-    shots: Shots = None
-    seed: Seed = None
-    backbone: Backbone = None
-    device: Device = None
 
     def request(self, backbone: str, data: str) -> Request:
         """Return what draws the shots, as `fit` does."""
-        from rmadapter.runs.request import Request
+        from rmadapter.runs import Request
 
         flags = {"shots": self.shots, "seed": self.seed, "device": self.device}
         values = {name: value for name, value in flags.items() if value is not None}
@@ -137,7 +131,7 @@ def describe(
 
     Writes the questions, checks and stores the answers, and leaves out texts that do not help.
     """
-    from rmadapter.cli.checks import check_backbones
+    from rmadapter.cli import check_backbones, first_of
     from rmadapter_research.texts import TextFile, question_of, read_text_file
 
     answering.check()
@@ -153,10 +147,9 @@ def describe(
         return
     if not (answering or known.texts):
         raise UserError(f"{out}: there are no texts to measure: give --answers or --ask, too")
-    from rmadapter.backbones.choice import first_of
-    from rmadapter.backbones.packaged import POCKET
+    from rmadapter import Task
 
-    backbone = first_of(measuring.backbone or POCKET)
+    backbone = first_of(measuring.backbone or Task().backbone)
     checked, measured = None, None
     if answering:
         known, checked = _answer(answering, known, named, question, out, not quiet)
@@ -171,20 +164,20 @@ def _classes(
     text: str, columns: Columns, files: FileOptions, needed: bool
 ) -> tuple[dict[str, ImageSet] | None, list[Named]]:
     """Return the splits of a data set, and its classes; or no splits, and the classes that are
-    named. needed: whether images are."""
+    named, unless images are needed."""
     from rmadapter import read_images
     from rmadapter.data import descriptions, locate, prompt_names
     from rmadapter_research.texts import Named
 
     is_data = False
-    with suppress(UserError):  # a list of many names is no possible path
-        is_data = user_path(text).exists()
+    with suppress(OSError, ValueError):  # a list of many names is no possible path
+        is_data = Path(text).exists()
     if not is_data and needed:
         locate(Path(text), columns.named()).check()  # says what is missing
     if not is_data:
-        names = prompt_names(parts(text))
+        names = prompt_names(comma_list(text))
         if not names:
-            raise UserError(f"{quoted(text)}: name at least one class, or a data set")
+            raise UserError(f"{text[:100]!r}: name at least one class, or a data set")
         return None, [Named(label, descriptions(name)[0]) for label, name in names.items()]
     splits = read_images(
         text, columns=columns.named(), check=False, outside=files.outside, skip_bad=files.skip_bad
@@ -207,7 +200,9 @@ def _write_questions(
     if not names:
         raise UserError(f"{out}: every class has texts already; give --measure, or another --out")
     text, lines = out.with_suffix(".questions.txt"), out.with_suffix(".questions.jsonl")
-    check_new(text, lines)
+    for path in (text, lines):
+        if path.exists():
+            raise UserError(f"{path}: already exists; choose another --out, or delete it")
     objects = [{"class": name, "question": ask_about(question, name)} for name in names]
     write_text(text, pasted(question, names))
     write_text(lines, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in objects))
@@ -220,9 +215,13 @@ def _write_questions(
 
 
 def _answer(
-    options: AnswerOptions, known: TextFile, classes: list[Named], question: str, out: Path,
+    options: AnswerOptions,
+    known: TextFile,
+    classes: list[Named],
+    question: str,
+    out: Path,
     progress: bool,
-) -> tuple[TextFile, Checked]:  # fmt: skip
+) -> tuple[TextFile, Checked]:
     """Read answers, or ask for those that are missing, and write the file of texts."""
     from rmadapter.data import key
     from rmadapter_research.chat import Chat
@@ -250,7 +249,7 @@ def _answer(
     return known, checked
 
 
-def _note_long(checked: Checked, form: Form, backbone: Loaded) -> None:
+def _note_long(checked: Checked, form: Form, backbone: Backbone) -> None:
     """Note which texts may be cut off."""
     from rmadapter_research.describe import full_texts
 
@@ -259,22 +258,27 @@ def _note_long(checked: Checked, form: Form, backbone: Loaded) -> None:
         texts = "1 text fills" if len(full) == 1 else f"{len(full):,} texts fill"
         note(
             f"{texts} the {length} tokens that {backbone.name} reads, and may be cut off, such as "
-            f"{quoted(full[0])}"
+            f"{full[0][:100]!r}"
         )
 
 
 def _measure(
-    known: TextFile, splits: dict[str, ImageSet], form: Form, request: Request, backbone: Loaded,
-    out: Path, progress: bool,
-) -> tuple[TextFile, Measured]:  # fmt: skip
+    known: TextFile,
+    splits: dict[str, ImageSet],
+    form: Form,
+    request: Request,
+    backbone: Backbone,
+    out: Path,
+    progress: bool,
+) -> tuple[TextFile, Measured]:
     """Leave out texts that do not help, and write the file of texts."""
-    from rmadapter.runs.lab import Lab
-    from rmadapter_research.describe import describe_measured, measure
+    from rmadapter import Lab
+    from rmadapter_research.describe import describe_measured, measure_texts
 
     lab = Lab(request.machine, progress=progress)
     lab.add(request.task.data, splits)
     lab.add_backbone(backbone)
-    known, measured = measure(known, form, request.task, lab, str(out))
+    known, measured = measure_texts(known, form, request.task, lab, str(out))
     known.write(out)
     for text in describe_measured(measured):
         note(text)

@@ -9,32 +9,28 @@ with all their values.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields, is_dataclass
-from types import ModuleType, UnionType
-from typing import (
-    Annotated,
-    Any,
-    Literal,
-    Protocol,
-    TypeAlias,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from collections.abc import Iterable, Mapping
+from types import ModuleType
+from typing import Any, Protocol, TypeAlias
 
-from rmadapter.errors import UserError, did_you_mean, quoted
-from rmadapter.settings import configured, parse_overrides, settings_of
+from pydantic import TypeAdapter
 
-AROUND = {float: 10, int: 4}  # the value is divided and multiplied by this
+from rmadapter import UserError
+from rmadapter.cli import did_you_mean
+from rmadapter.runs import configured, parse_overrides, settings_of
+
+FACTORS = {"number": 10, "integer": 4}  # the value is divided and multiplied by this
 # Numbers tried only on request: the start and end of a training recipe, rounding, and ends of other
 # grids.
 ON_REQUEST = (
-    "momentum", "eps", "warmup_epochs", "warmup_rate", "final_rate", "largest_alpha",
+    "momentum",
+    "eps",
+    "warmup_epochs",
+    "warmup_rate",
+    "final_rate",
+    "largest_alpha",
     "largest_beta",
-)  # fmt: skip
-LIMITS = ("ge", "gt", "le", "lt")
+)
 
 
 class Choices(Protocol):
@@ -53,6 +49,7 @@ class Range(Protocol):
 
 Distribution: TypeAlias = "Choices | Range"
 Space: TypeAlias = "Mapping[str, Distribution]"  # by setting
+Schema: TypeAlias = "Mapping[str, Any]"  # JSON schema of a setting
 
 
 def optuna() -> ModuleType:
@@ -63,7 +60,7 @@ def optuna() -> ModuleType:
         raise UserError(
             "a search for settings needs Optuna: run `pip install 'rmadapter[tune]'`"
         ) from None
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     module: ModuleType = optuna
     return module
 
@@ -71,16 +68,21 @@ def optuna() -> ModuleType:
 def make_space(method: object, name: str, wanted: Iterable[str] = ()) -> dict[str, Distribution]:
     """Return an Optuna distribution for each setting to try.
 
-    name: of the method, for messages. wanted: "rank", "rank=8,16,32" or "alpha=0.01..1"; by default
-    every positive float of the method except `ON_REQUEST`. Raises UserError for an unknown setting,
-    invalid values, a setting whose range cannot be derived, and if there is nothing to try.
+    Args:
+        method: The method.
+        name: Name of the method, for messages.
+        wanted: "rank", "rank=8,16,32" or "alpha=0.01..1"; by default every positive float of the
+            method except `ON_REQUEST`.
+
+    Raises:
+        UserError: A setting is unknown, its values are invalid, its range cannot be derived, or
+            there is nothing to try.
     """
-    known = dict(_fields(method))
-    values = settings_of(method)
+    known, values = _schemas(method), settings_of(method)
     wanted = list(wanted) or [
         field
-        for field, (kind, _) in known.items()
-        if kind is float and (values[field] or 0) > 0 and field not in ON_REQUEST
+        for field, schema in known.items()
+        if schema.get("type") == "number" and (values[field] or 0) > 0 and field not in ON_REQUEST
     ]
     if not wanted:
         raise UserError(
@@ -90,12 +92,12 @@ def make_space(method: object, name: str, wanted: Iterable[str] = ()) -> dict[st
     for text in wanted:
         field, equals, choices = text.partition("=")
         if field not in known:
-            raise UserError(f"--search {quoted(text)}: unknown setting{did_you_mean(field, known)}")
-        kind, limits = known[field]
+            hint = did_you_mean(field, known)
+            raise UserError(f"--search {text[:100]!r}: unknown setting{hint}")
         if equals:
-            space[field] = _parse(text, choices, kind)
+            space[field] = _parse(text, choices, known[field].get("type"))
         else:
-            space[field] = _derive(field, values[field], kind, limits)
+            space[field] = _derive(field, values[field], known[field])
         for value in _checked_values(space[field]):
             configured(method, {field: value}, name)
     return space
@@ -108,63 +110,34 @@ def _checked_values(distribution: Distribution) -> tuple[object, ...]:
     return distribution.low, distribution.high
 
 
-def _fields(owner: Any) -> Iterator[tuple[str, tuple[object, dict[str, float]]]]:
-    """Yield each setting of `settings_of`, with its type and its limits by name."""
-    hints = get_type_hints(type(owner), include_extras=True)
-    documented = getattr(type(owner), "__pydantic_fields__", {})
-    for field in fields(owner):
-        value = getattr(owner, field.name)
-        if is_dataclass(value):
-            yield from _fields(value)
-        elif field.name in settings_of(owner):
-            kind, limits = _type_and_limits(hints[field.name])
-            limits |= _limits(getattr(documented.get(field.name), "metadata", ()))
-            yield field.name, (kind, limits)
+def _schemas(method: object) -> dict[str, Schema]:
+    """Return the JSON schema of each setting, in the order of `settings_of`; of one that may be
+    null, the other schema."""
+    whole = TypeAdapter(type(method)).json_schema()
+    schemas: dict[str, Schema] = {}
+    for group in (whole, *whole.get("$defs", {}).values()):
+        for field, schema in group.get("properties", {}).items():
+            kinds = [one for one in schema.get("anyOf", [schema]) if one.get("type") != "null"]
+            schemas[field] = kinds[0]
+    return {field: schemas[field] for field in settings_of(method) if field in schemas}
 
 
-def _type_and_limits(hint: object) -> tuple[object, dict[str, float]]:
-    """Return a type without Annotated, Union or None around it, and the limits from Annotated."""
-    if get_origin(hint) is Annotated:
-        annotated, *metadata = get_args(hint)
-        kind, limits = _type_and_limits(annotated)
-        parts = (part for entry in metadata for part in getattr(entry, "metadata", (entry,)))
-        return kind, limits | _limits(parts)
-    if get_origin(hint) in (Union, UnionType):  # int or None
-        return _type_and_limits(next(kind for kind in get_args(hint) if kind is not type(None)))
-    return hint, {}
-
-
-def _limits(metadata: Iterable[object]) -> dict[str, float]:
-    limits = {}
-    for part in metadata:
-        for name in LIMITS:
-            value = getattr(part, name, None)
-            if value is not None:
-                limits[name] = value
-    return limits
-
-
-def _derive(
-    field: str, value: float | None, kind: object, limits: Mapping[str, float]
-) -> Distribution:
-    if kind is bool:
+def _derive(field: str, value: float | None, schema: Schema) -> Distribution:
+    kind = schema.get("type")
+    if kind == "boolean":
         return _choices((False, True))
-    if get_origin(kind) is Literal:
-        return _choices(get_args(kind))
-    if kind not in AROUND or not value:
+    if "enum" in schema:
+        return _choices(tuple(schema["enum"]))
+    if kind not in FACTORS or not value:
         raise UserError(
             f"--search {field}: write what to try as {field}=LOW..HIGH or {field}=A,B,C"
         )
-    infinite = float("inf")
-    number = int if kind is int else float
-    around = AROUND[number]
-    low = max(number(value / around), limits.get("ge", 0), 1 if kind is int else 0)
-    high = min(number(value * around), limits.get("le", infinite), limits.get("lt", infinite))
-    if kind is int:
-        return _range(int, int(low), int(high))
-    if high == limits.get("lt"):  # an exclusive limit
-        high = high * (1 - 1e-6)
-    return _range(float, low, high)
+    number, limit = int if kind == "integer" else float, schema.get("exclusiveMaximum", math.inf)
+    low = max(number(value / FACTORS[kind]), schema.get("minimum", 0), kind == "integer")
+    high = min(number(value * FACTORS[kind]), schema.get("maximum", math.inf), limit)
+    if high == limit and kind == "number":
+        high *= 1 - 1e-6
+    return _range(kind, number(low), number(high))
 
 
 def _parse(text: str, choices: str, kind: object) -> Distribution:
@@ -173,16 +146,16 @@ def _parse(text: str, choices: str, kind: object) -> Distribution:
     if not dots:
         values = tuple(_value(part) for part in choices.split(",") if part.strip())
         if not values or any(isinstance(value, (list, dict)) for value in values):
-            raise UserError(f"--search {quoted(text)}: write LOW..HIGH or A,B,C")
+            raise UserError(f"--search {text[:100]!r}: write LOW..HIGH or A,B,C")
         return _choices(values)
     ends = [_value(low), _value(high)]
     numbers = all(isinstance(end, (int, float)) and not isinstance(end, bool) for end in ends)
     if not (numbers and all(map(math.isfinite, ends)) and ends[0] < ends[1]):
         raise UserError(
-            f"--search {quoted(text)}: write two numbers, the smaller first, such as 0.01..1"
+            f"--search {text[:100]!r}: write two numbers, the smaller first, such as 0.01..1"
         )
-    if kind is int and not all(isinstance(end, int) for end in ends):
-        raise UserError(f"--search {quoted(text)}: write whole numbers, such as 4..32")
+    if kind == "integer" and not all(isinstance(end, int) for end in ends):
+        raise UserError(f"--search {text[:100]!r}: write whole numbers, such as 4..32")
     return _range(kind, *ends)
 
 
@@ -194,7 +167,7 @@ def _choices(values: tuple[object, ...]) -> Choices:
 def _range(kind: object, low: float, high: float) -> Range:
     """Return a distribution of integers or floats, on a logarithmic scale if all are positive."""
     distributions = optuna().distributions
-    make = distributions.IntDistribution if kind is int else distributions.FloatDistribution
+    make = distributions.IntDistribution if kind == "integer" else distributions.FloatDistribution
     distribution: Range = make(low, high, log=low > 0)
     return distribution
 

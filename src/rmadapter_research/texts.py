@@ -12,11 +12,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
-from rmadapter.data import key, parse_texts
-from rmadapter.errors import UserError, did_you_mean, is_text, quoted
-from rmadapter.support.files import JsonObject, read_json, read_text, write_json
+from rmadapter import UserError
+from rmadapter.artifacts import read_json, read_text, write_json
+from rmadapter.cli import did_you_mean
+from rmadapter.data import is_text, key, parse_texts
 
 Form: TypeAlias = Literal["sentences", "descriptors"]
 QUESTIONS: dict[Form, str] = {
@@ -66,7 +67,7 @@ class Origin:
     classes: tuple[str, ...]
     sha256: str
 
-    def json(self) -> JsonObject:
+    def json(self) -> dict[str, Any]:
         """Return the fields as JSON has them."""
         return {**vars(self), "classes": [*self.classes]}
 
@@ -83,9 +84,9 @@ class TextFile:
     """
 
     texts: Mapping[str, list[str]] = field(default_factory=dict)
-    sources: tuple[JsonObject, ...] = ()
+    sources: tuple[dict[str, Any], ...] = ()
     left_out: Mapping[str, list[str]] = field(default_factory=dict)
-    measured: JsonObject = field(default_factory=dict)
+    measured: dict[str, Any] = field(default_factory=dict)
 
     def extended(self, texts: Mapping[str, list[str]], origin: Origin) -> TextFile:
         """Return a file whose texts of some classes are these.
@@ -153,7 +154,7 @@ def question_of(form: Form, count: int, own: str = "") -> str:
         UserError: The user's question has no {}.
     """
     if own and "{}" not in own:
-        raise UserError(f"--question {quoted(own)}: write {{}} in the place of the class's name")
+        raise UserError(f"--question {own[:100]!r}: write {{}} in the place of the class's name")
     return own or QUESTIONS[form].replace("{count}", str(count))
 
 
@@ -194,8 +195,7 @@ class Checked:
     def notes(self) -> Iterator[str]:
         """Yield sentences about what is wrong."""
         if self.unknown:
-            known = [*self.texts, *self.missing]
-            hint = did_you_mean(self.unknown[0], known)
+            hint = did_you_mean(self.unknown[0], [*self.texts, *self.missing])
             yield f"left out, as no class is called so: {_listed(self.unknown)}{hint}"
         if self.empty:
             yield f"left out: {self.empty:,} empty texts"
@@ -215,7 +215,7 @@ class Checked:
 
 def _listed(texts: Sequence[str]) -> str:
     more = f" and {len(texts) - 5:,} more" if len(texts) > 5 else ""
-    return ", ".join(map(quoted, texts[:5])) + more
+    return ", ".join(repr(text[:100]) for text in texts[:5]) + more
 
 
 def check_answers(answers: Sequence[tuple[str, str]], classes: Sequence[Named]) -> Checked:
@@ -328,10 +328,10 @@ def _texts_in(name: str, value: object, where: str) -> Iterator[tuple[str, str]]
     if isinstance(value, str):
         value = [_plain(line) for line in value.splitlines() if line.strip()] or [""]
     if isinstance(value, _Pairs) or not isinstance(value, list):
-        raise UserError(f"{where}: class {quoted(name)} needs a list of texts")
+        raise UserError(f"{where}: class {name[:100]!r} needs a list of texts")
     for text in value:
         if not isinstance(text, str):
-            raise UserError(f"{where}: class {quoted(name)} has {quoted(text)}, which is no text")
+            raise UserError(f"{where}: class {name[:100]!r} has {text!r:.100}, which is no text")
         yield name, text
 
 

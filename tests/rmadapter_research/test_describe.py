@@ -21,12 +21,13 @@ from rmadapter_research.describe import (
     ALL,
     HELPFUL,
     PROMPTS,
+    Texts,
     answer_folds,
     choose_texts,
     describe_measured,
     full_texts,
     losses_without,
-    measure,
+    measure_texts,
 )
 from rmadapter_research.texts import Form, TextFile
 
@@ -53,7 +54,7 @@ def test_losses_without_a_text_are_those_of_the_definition(form: Form, scale: fl
     texts /= np.linalg.norm(texts, axis=1, keepdims=True)
     features *= scale / np.linalg.norm(features, axis=1, keepdims=True)
     labels = rng.integers(4, size=20)
-    gains = losses_without(features, labels, texts, GROUPS, form)
+    gains = losses_without(features, labels, Texts(form, texts, GROUPS))
     parts = np.split(texts, [3, 5, 6])
     before, column = loss_of(features, labels, parts, form), 0
     for number, part in enumerate(parts):
@@ -66,7 +67,7 @@ def test_losses_without_a_text_are_those_of_the_definition(form: Form, scale: fl
 
 def test_a_class_keeps_its_best_text() -> None:
     gains = np.array([0.1, -0.1, 0.0, -2.0, -1.0, 0.0, 1.0, -1.0, 1.0, -3.0])
-    kept = choose_texts(gains, GROUPS)
+    kept = choose_texts(gains, Texts("sentences", np.zeros((10, 1)), GROUPS))
     letters = "".join(letter for letter, keep in zip("abcdefghij", kept, strict=True) if keep)
     assert letters == "acefgi"
 
@@ -83,7 +84,7 @@ def test_texts_are_measured_on_the_shots_alone(tiny_clip: Backbone, colors: Path
     task = Task("colors", tiny_clip.name, shots=4)
     names = lab.draw(task).train.classes
     texts = {name: [f"a field of {name}", f"{name} all over", "?"] for name in names}
-    file, found = measure(TextFile(texts), "sentences", task, lab, "texts.json")
+    file, found = measure_texts(TextFile(texts), "sentences", task, lab, "texts.json")
     assert found.split_digest == split_digest(lab.draw(task))
     assert (found.images, found.folds, found.texts) == (4 * len(names), 4, 3 * len(names))
     assert [*found.accuracy] == [PROMPTS, ALL, HELPFUL]
@@ -94,7 +95,7 @@ def test_texts_are_measured_on_the_shots_alone(tiny_clip: Backbone, colors: Path
         assert sorted(some) == sorted(texts[name])
     assert found.left_out == sum(map(len, file.left_out.values()))
     assert bool(file.left_out) == (found.best == HELPFUL)
-    again, same = measure(file, "sentences", task, lab, "texts.json")
+    again, same = measure_texts(file, "sentences", task, lab, "texts.json")
     assert (again, same) == (file, found)
     assert [*describe_measured(found)]
 
@@ -108,10 +109,10 @@ def test_misleading_texts_are_left_out_of_the_answers() -> None:
     features = axes[labels] + noise
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     texts = np.stack([axes[0], axes[1], axes[1], axes[2], axes[2], axes[0]])
-    groups = ["ab", "cd", "ef"]
+    own_texts = Texts("sentences", texts, ["ab", "cd", "ef"])
     parts = [[*range(first, 3 * count, 4)] for first in range(4)]
     prompts = np.full((3, 3), 3**-0.5)
-    tables, kept = answer_folds(20 * features, labels, texts, groups, "sentences", prompts, parts)
+    tables, kept = answer_folds(20 * features, labels, own_texts, prompts, parts)
     own = labels[[row for part in parts for row in part]]
     rates = {name: float((table.argmax(1) == own).mean()) for name, table in tables.items()}
     assert kept.tolist() == [True, False] * 3
@@ -130,7 +131,7 @@ def test_a_text_is_chosen_without_the_fold_that_it_answers() -> None:
     features = 9 * np.array([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.1, 1.0]])
     labels = np.array([0, 0, 1, 0])
     tables, kept = answer_folds(
-        features, labels, texts, ["ab", "c"], "sentences", texts[:2], [[0, 2], [1], [3]]
+        features, labels, Texts("sentences", texts, ["ab", "c"]), texts[:2], [[0, 2], [1], [3]]
     )
     assert kept.tolist() == [True, True, True]
     by_first, by_both = features @ texts[0], features @ (texts[0] + texts[1]) / 2**0.5
@@ -142,11 +143,11 @@ def test_what_cannot_be_measured_is_refused(tiny_clip: Backbone, colors: Path) -
     lab = lab_of(tiny_clip, colors)
     names = read_images(colors)["train"].classes
     with pytest.raises(UserError, match=r"texts\.json: class .* has no texts"):
-        measure(TextFile({names[0]: ["x"]}), "sentences", Task("colors"), lab, "texts.json")
+        measure_texts(TextFile({names[0]: ["x"]}), "sentences", Task("colors"), lab, "texts.json")
     file = TextFile({name: [name] for name in names})
     task = Task("colors", tiny_clip.name, shots=1)
     with pytest.raises(UserError, match="two images per class"):
-        measure(file, "sentences", task, lab, "texts.json")
+        measure_texts(file, "sentences", task, lab, "texts.json")
 
 
 def test_texts_that_fill_the_encoder_are_found(tiny_clip: Backbone) -> None:
