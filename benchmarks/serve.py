@@ -38,6 +38,7 @@ from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.backbones import load_backbone
 from rmadapter.export.folder import export
 from rmadapter.export.runtime import Model
+from rmadapter.export.targets import ExportOptions
 from rmadapter.methods import load_method
 from rmadapter.training.contract import Known
 
@@ -132,7 +133,7 @@ def fitted(options: argparse.Namespace, folder: Path) -> Path:
 
 def exported(options: argparse.Namespace, engine: str, run: Path) -> Path:
     out = run.with_name(engine)
-    export(run, load(run, options.backbone), out, to=engine)
+    export(run, load(run, options.backbone), out, ExportOptions(engine))
     return out
 
 

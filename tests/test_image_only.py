@@ -284,6 +284,7 @@ def test_an_export_answers_as_the_run_and_is_served(
     pytest.importorskip("onnxscript", reason="pip install 'rmadapter[export]'")
     from rmadapter.export.folder import export
     from rmadapter.export.runtime import Model
+    from rmadapter.export.targets import ExportOptions
     from rmadapter_serve.model import ServeOptions, open_served
 
     saved = load(run, backbone_option(run)[1])
@@ -294,7 +295,7 @@ def test_an_export_answers_as_the_run_and_is_served(
         backbone = load_backbone(f"timm:{write_timm(tmp_path / 'model', architecture)}")
         run_of(backbone, colors, tmp_path / "run", "gda")
         run, saved = tmp_path / "run", load(tmp_path / "run", backbone)
-    facts = export(run, saved, tmp_path / "exported", embeddings=True)
+    facts = export(run, saved, tmp_path / "exported", ExportOptions(embeddings=True))
     assert facts["parity"]["same"] == 1
     assert facts["parity"]["difference"] < 1e-5
     assert "| - |" in (tmp_path / "exported/README.md").read_text()  # no accuracy before
@@ -308,7 +309,7 @@ def test_an_export_answers_as_the_run_and_is_served(
         ServeOptions(run, backbone=saved.fitted.backbone.name),
     ):
         served = open_served(options)
-        answered = served.predict(model.pixels(images), False).probabilities
+        answered = served.model.probabilities(model.pixels(images))
         assert np.allclose(answered, expected.numpy(), atol=1e-5)
     words = ("export", run, "--out", tmp_path / "texts", "--text", *backbone_option(run))
     refused(rmadapter(*words), "--text")

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rmadapter.artifacts.run_folder import HUB, find_run
-from rmadapter.cli.options import Command, Json, Quiet, RunOptions
-from rmadapter.errors import UserError, quoted
-from rmadapter.support.terminal import escape
+from rmadapter import UserError
+from rmadapter.artifacts import find_run
+from rmadapter.cli import Command, Json, Quiet, RunOptions, escape
 from rmadapter_serve.limits import Limits
 from rmadapter_serve.sockets import address, bind
 
@@ -53,7 +52,7 @@ def checked(
     """Return the words. Raises UserError for one of another form."""
     for word in words:
         if not form.fullmatch(word):
-            raise UserError(f"{option} {quoted(word)}: write it like {example}, and nothing else")
+            raise UserError(f"{option} {word[:100]!r}: write it like {example}, and nothing else")
     return words
 
 
@@ -101,14 +100,10 @@ def serve(
     localhost, an IP address, --host, the machine's own name or one of --allow-host.
     """
     check_extra("serve", NEEDED_BY_SERVE)
-    from rmadapter.cli.checks import check_backbones, check_runs
-    from rmadapter.export.engines import find_graph
+    from rmadapter.export import engine_of
 
     folders = named(runs)
-    for folder in folders.values():
-        if not find_graph(folder):
-            check_runs(folder)
-    check_backbones(options.backbone)
+    options.check(*(folder for folder in folders.values() if not engine_of(folder)))
     from rmadapter_serve.model import ServeOptions
     from rmadapter_serve.server import Access
 
@@ -176,8 +171,8 @@ def named(words: Sequence[str]) -> dict[str, Path]:
         name, sign, folder = word.partition("=")
         if not sign or os.path.isdir(word):
             name, folder = Path(word).resolve().name, word
-        if not sign and word.startswith(HUB):
-            name = name.partition("@")[0]  # without the revision
+        if not sign:
+            name = name.partition("@")[0]  # without the revision of a repository
         if not NAME.fullmatch(name):
             raise UserError(
                 f"{word}: give it a name of letters, digits, dots, _ and -, as in birds={folder}"

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rmadapter.errors import UserError
+from rmadapter import UserError
 
 MB = 1_000_000  # bytes
 BODIES = 2  # bodies of the largest size that are held at once

@@ -16,12 +16,13 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
+from rmadapter import UserError
 from rmadapter.answers import Answer, Decider, parse_share
-from rmadapter.errors import UserError
-from rmadapter.support.html import template
+from rmadapter.artifacts import template
+from rmadapter.export import Outputs
 from rmadapter_serve.model import ModelFacts, ServedModel
 from rmadapter_serve.requests import BODY, CLIENT_LEFT, AccessMiddleware, read_uploads
-from rmadapter_serve.service import Answers, Outputs, Service
+from rmadapter_serve.service import Answers, Service
 from rmadapter_serve.waiting import too_busy
 
 POLICY = (
@@ -57,7 +58,7 @@ async def predict(
 ) -> JSONResponse:  # fmt: skip
     """The most probable classes of images."""
     result = await _answer(request, model, skip_bad, error=error, turn_away=turn_away)
-    decider = _decider(result.model, error, turn_away)
+    decider = _decider(result.served, error, turn_away)
     answers: list[dict[str, object]] = []
     for image, row in zip(result.images, result.rows, strict=True):
         if isinstance(row, UserError):
@@ -78,7 +79,7 @@ async def embed(request: Request, model: str = "", skip_bad: SkipBad = False) ->
         if isinstance(row, UserError) or row.features is None:
             answers.append({"image": image, "error": str(row)})
         else:
-            features = row.features.astype(float).round(7).tolist()
+            features = row.features[0].astype(float).round(7).tolist()
             answers.append({"image": image, "features": features})
     return JSONResponse({"model": result.name, "answers": answers})
 
@@ -130,11 +131,11 @@ def _facts(request: Request) -> dict[str, ModelFacts]:
     return {name: model.facts for name, model in _service(request).models.items()}
 
 
-def _decider(model: ServedModel, error: str, turn_away: str) -> Decider:
+def _decider(served: ServedModel, error: str, turn_away: str) -> Decider:
     """Return what decides at shares such as 5%. Raises HTTPException for those that cannot be
     promised."""
     try:
-        return model.decider.at(
+        return served.model.decider.at(
             parse_share(error or "0") or None, parse_share(turn_away or "0") or None
         )
     except UserError as reason:
@@ -143,8 +144,7 @@ def _decider(model: ServedModel, error: str, turn_away: str) -> Decider:
 
 def _decide(request: Request, name: str, decider: Decider, row: Outputs, top: int = 5) -> Answer:
     """Return the answer for one image, and count what a model of this name decides."""
-    distances = None if row.distance is None else row.distance[None]
-    [answer] = decider.answer(row.probabilities[None], distances, top)
+    [answer] = decider.answer(row.probabilities, row.distances, top)
     if decision := answer.decision():
         _service(request).counters.decisions.labels(name, decision).inc()
     return answer
@@ -198,7 +198,7 @@ async def page_with_answers(
 ) -> HTMLResponse:
     try:
         result = await _answer(request, model, skip_bad=True, error=error, turn_away=turn_away)
-        decider = _decider(result.model, error, turn_away)
+        decider = _decider(result.served, error, turn_away)
     except HTTPException as reason:
         return _page(request, error=str(_content(reason)["error"]), status=reason.status_code)
     cards = []
@@ -219,7 +219,7 @@ def _page(
     counters = service.counters
     html = template("serve.html.j2", package="rmadapter_serve").render(
         models=_facts(request),
-        possible={name: served.decider.possible() for name, served in service.models.items()},
+        possible={name: served.model.decider.possible() for name, served in service.models.items()},
         requests=counters.total("rmadapter_requests"),
         images=counters.total("rmadapter_images", outcome="answered"),
         model=model,

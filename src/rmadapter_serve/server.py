@@ -14,11 +14,10 @@ from typing import NamedTuple
 import uvicorn
 from fastapi import FastAPI
 
-from rmadapter.errors import UserError
-from rmadapter.support.files import sign
-from rmadapter.support.machine import give_back_memory, keep_little_memory
-from rmadapter.support.terminal import escape
-from rmadapter_serve.model import ServedModel, ServeOptions, open_served
+from rmadapter import UserError
+from rmadapter.cli import escape
+from rmadapter_serve.memory import give_back_memory, keep_little_memory
+from rmadapter_serve.model import ServedModel, ServeOptions, open_served, sign
 from rmadapter_serve.requests import HEADERS
 from rmadapter_serve.routes import create_app
 from rmadapter_serve.service import Service

@@ -24,8 +24,9 @@ from prometheus_client import (
 )
 from starlette.exceptions import HTTPException
 
+from rmadapter import UserError
 from rmadapter.data import decode_upload
-from rmadapter.errors import UserError, did_you_mean
+from rmadapter.export import Outputs
 from rmadapter_serve.limits import MB, Limits
 from rmadapter_serve.model import ServedModel
 from rmadapter_serve.waiting import Queue, QueueFull, QueueState, too_busy
@@ -85,17 +86,8 @@ class Counters:
 # One model
 
 
-class Outputs(NamedTuple):
-    """One image's probabilities [C], and if requested features [e], and the distance from the
-    nearest class mean, where the model gives them."""
-
-    probabilities: np.ndarray
-    features: np.ndarray | None = None
-    distance: np.ndarray | None = None
-
-
 class _Item(NamedTuple):
-    """more: than probabilities."""
+    """An image to answer. more: whether more than probabilities is wanted."""
 
     pixels: np.ndarray
     more: bool
@@ -103,21 +95,26 @@ class _Item(NamedTuple):
 
 
 class Batcher:
-    """The queue and the thread of a model. on_batch: called with the size of each batch. queue: of
-    the model that this one replaces, whose images may still wait.
+    """The queue and the thread of a model.
 
     All but `_work` runs in the event loop's thread. Who holds places gets outputs or an error, even
     after `retire`; the thread of a retired batcher ends once all places are given back.
+
+    Args:
+        served: The model.
+        limits: Of a batch, and of the queue.
+        on_batch: Called with the size of each batch.
+        queue: Queue of the model that this one replaces, whose images may still wait.
     """
 
     def __init__(
         self,
-        model: ServedModel,
+        served: ServedModel,
         limits: Limits,
         on_batch: Callable[[int], object] = lambda _: None,
         queue: Queue | None = None,
     ) -> None:
-        self.model = model
+        self.served = served
         self.queue = queue or Queue(limits.queue, limits.longest)
         self._taken = 0
         self.room = asyncio.Semaphore(AHEAD * limits.batch)  # decoded images
@@ -196,15 +193,17 @@ class Batcher:
             item.outputs.set_result(output)
 
     def _outputs(self, batch: Sequence[_Item]) -> list[Outputs]:
-        pixels = np.stack([item.pixels for item in batch])
-        wanted = any(item.more for item in batch)
-        probabilities, *others = self.model.predict(pixels, wanted)
-        if not np.isfinite(probabilities).all():
+        """Return what the model gives for each image, as for a batch of one."""
+        pixels, model = np.stack([item.pixels for item in batch]), self.served.model
+        if any(item.more for item in batch):
+            outputs = model.ask(pixels)
+        else:
+            outputs = Outputs(model.probabilities(pixels))
+        if not np.isfinite(outputs.probabilities).all():
             raise ArithmeticError("the model's answers contain NaN or infinity")
         rows = []
-        for i, item in enumerate(batch):
-            more = (part[i] if item.more and part is not None else None for part in others)
-            rows.append(Outputs(probabilities[i], *more))
+        for i in range(len(batch)):
+            rows.append(Outputs._make(None if one is None else one[i : i + 1] for one in outputs))
         return rows
 
 
@@ -221,11 +220,15 @@ class Upload(NamedTuple):
 class Answers(NamedTuple):
     """Answers to the images of a request.
 
-    name: of the model. images: their names. rows: the outputs of each, or what is wrong with it.
+    Attributes:
+        name: Name of the model.
+        served: The model.
+        images: Names of the images.
+        rows: What the model gives for each as a batch of one, or what is wrong with it.
     """
 
     name: str
-    model: ServedModel
+    served: ServedModel
     images: list[str]
     rows: list[Outputs | UserError]
 
@@ -248,7 +251,7 @@ class Service:
 
     @property
     def models(self) -> dict[str, ServedModel]:
-        return {name: batcher.model for name, batcher in self._models.items()}
+        return {name: batcher.served for name, batcher in self._models.items()}
 
     def put(self, name: str, model: ServedModel) -> None:
         """Serve a model under a name; the previous one still answers what it has taken."""
@@ -315,10 +318,10 @@ class Service:
         """
         if name not in self._models:
             raise HTTPException(
-                404, f"unknown model {name!r:.100}{did_you_mean(name, self._models)}"
+                404, f"unknown model {name!r:.100}; served are {', '.join(self._models)}"
             )
         batcher = self._models[name]
-        if features and not batcher.model.features:
+        if features and not batcher.served.facts["features"]:
             raise HTTPException(
                 404,
                 f"{name} gives no features: its method has none, or its export lacks --embeddings",
@@ -343,12 +346,13 @@ class Service:
         if bad and not skip_bad:
             raise _bad_images(uploads, bad)
         self.counters.images.labels(name, "answered").inc(len(rows) - len(bad))
-        return Answers(name, batcher.model, [upload.name for upload in uploads], rows)
+        return Answers(name, batcher.served, [upload.name for upload in uploads], rows)
 
     async def _answer_one(self, batcher: Batcher, upload: Upload, more: bool) -> Outputs:
         """Decode an image when its turn comes, and answer it. Raises UserError if it is bad, and
         QueueFull if it is large and too many large ones are waiting."""
-        run, transform = asyncio.get_running_loop().run_in_executor, batcher.model.transform
+        run = asyncio.get_running_loop().run_in_executor
+        transform = batcher.served.model.transform
         async with batcher.room:
             pixels = await run(self._pool, decode, transform, upload, LARGE)
             if pixels is not None:

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from rmadapter.errors import UserError
+from rmadapter import UserError
 
 if TYPE_CHECKING:
     import uvicorn

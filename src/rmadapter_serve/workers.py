@@ -21,10 +21,9 @@ from collections.abc import Callable, Iterable, Mapping
 from multiprocessing.process import BaseProcess
 from typing import NamedTuple
 
-from rmadapter.errors import UserError
-from rmadapter.support.machine import give_back_memory
-from rmadapter.support.terminal import note
+from rmadapter import UserError
 from rmadapter_serve.limits import Limits
+from rmadapter_serve.memory import give_back_memory
 from rmadapter_serve.model import ServedModel, ServeOptions
 from rmadapter_serve.server import EVERY, Access, Watch, make_server, reload, say
 from rmadapter_serve.service import Service
@@ -169,7 +168,7 @@ class _Parent:
             how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
             if self._deaths >= MAX_DEATHS:
                 raise UserError(f"{self._deaths} workers ended right after their start: one {how}")
-            note(f"a worker {how}; another one takes its place")
+            say(f"a worker {how}; another one takes its place")
             self._workers[place] = self._fork(worker.listening)
 
     def stop(self) -> None:

@@ -267,9 +267,10 @@ def test_by_exports(
         pytest.importorskip(needed)
     from rmadapter.export.folder import export
     from rmadapter.export.runtime import Model
+    from rmadapter.export.targets import ExportOptions
 
     out = tmp_path / "model"
-    export(calibrated, load(calibrated, tiny_clip), out, data=colors, to=to)
+    export(calibrated, load(calibrated, tiny_clip), out, ExportOptions(to), data=colors)
     model = Model(out, threads=1)
     familiar = model.is_familiar(images, turn_away=0.1)
     assert familiar == [known for _, known, _ in expected]

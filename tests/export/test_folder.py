@@ -24,6 +24,7 @@ from rmadapter.export import folder as exporting
 from rmadapter.export import parity
 from rmadapter.export.folder import PREDICT, check_options, comparison_images, export, readme
 from rmadapter.export.runtime import Model
+from rmadapter.export.targets import ExportOptions
 from rmadapter.predict.stream import Predictor
 from rmadapter.runs.features import examine
 from rmadapter.support.files import check_sums
@@ -107,7 +108,7 @@ def test_openvino(
     for name in ("openvino", "nncf")[: 1 + (precision == "int8")]:
         pytest.importorskip(name, reason="pip install 'rmadapter[openvino]'")
     out = tmp_path / "model"
-    facts = export(finished, saved, out, precision, colors, to="openvino")
+    facts = export(finished, saved, out, ExportOptions("openvino", precision), data=colors)
     assert names(out) == ADDED | {"model.xml", "model.bin"}
     assert facts["files"] == ["model.xml", "model.bin"]
     assert (out / "requirements.txt").read_text().endswith("openvino>=2025\n")
@@ -126,9 +127,10 @@ def test_other_answers_are_refused(
     out = tmp_path / "model"
     monkeypatch.setitem(parity.LIMITS, "fp16", parity.Limit(difference=1e-9))
     with pytest.raises(UserError, match=r"RMAdapter in fp16: .*--force"):
-        export(finished, saved, out, "fp16", colors)
+        export(finished, saved, out, ExportOptions(precision="fp16"), data=colors)
     assert not list(tmp_path.iterdir())
-    facts = export(finished, saved, out, "fp16", colors, force=True)
+    forced = ExportOptions(precision="fp16", force=True)
+    facts = export(finished, saved, out, forced, data=colors)
     assert facts["kept in spite of"]
     assert facts["kept in spite of"] in (out / "README.md").read_text()
 
@@ -144,7 +146,7 @@ def test_generated_images_are_noted(
 
 def test_int8_needs_images_with_labels(finished: Path, saved: Saved, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--data"):
-        export(finished, saved, tmp_path / "model", "int8")
+        export(finished, saved, tmp_path / "model", ExportOptions(precision="int8"))
     assert not list(tmp_path.iterdir())
 
 
@@ -171,27 +173,27 @@ def test_a_full_disk_leaves_nothing(
     [
         (("onnx", "fp8"), r"--precision fp8.* int8"),
         (("tflite", "fp32"), r"--to tflite.* litert"),
-        (("openvino", "fp32", True), "--text"),
-        (("litert", "fp32", False, True), "--embeddings"),
+        (("openvino", "fp32", False, False, True), "--text"),
+        (("litert", "fp32", False, True, False), "--embeddings"),
     ],
 )
 def test_refused_options(tmp_path: Path, options: tuple[Any, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        check_options(tmp_path / "new", *options)
+        check_options(tmp_path / "new", ExportOptions(*options))
 
 
 def test_existing_folders_and_missing_packages_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check_options(tmp_path / "new", "onnx", "fp32")
+    check_options(tmp_path / "new", ExportOptions())
     os.symlink(tmp_path / "nowhere", tmp_path / "link")
     for existing in (tmp_path, tmp_path / "link"):
         with pytest.raises(UserError, match="--out"):
-            check_options(existing, "onnx", "fp32")
+            check_options(existing, ExportOptions())
     missing = exporting.TARGETS["onnx"]._replace(modules=("onnx", "no_such_module"))
     monkeypatch.setitem(exporting.TARGETS, "onnx", missing)
     with pytest.raises(UserError, match=r"no_such_module; .*rmadapter\[export\]"):
-        check_options(tmp_path / "new", "onnx", "fp32")
+        check_options(tmp_path / "new", ExportOptions())
 
 
 def test_exported_features_equal_those_of_the_run(
@@ -215,7 +217,7 @@ def test_class_added_by_name(
     finished: Path, saved: Saved, colors: Path, images: list[Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "model"
-    facts = export(finished, saved, out, data=colors, text=True)
+    facts = export(finished, saved, out, ExportOptions(text=True), data=colors)
     assert facts["parity"]["added"] < 1e-4
     assert facts["parity"]["features"] < 1e-4
     assert names(out) == ADDED | {"model.onnx"} | TEXT_FILES
@@ -264,7 +266,7 @@ def test_the_same_images_are_rejected_as_by_predict(
     tmp_path: Path,
 ) -> None:
     saved, out = load(calibrated, tiny_clip), tmp_path / "model"
-    facts = export(calibrated, saved, out, data=colors, embeddings=embeddings)
+    facts = export(calibrated, saved, out, ExportOptions(embeddings=embeddings), data=colors)
     assert facts["familiarity"] == {"images": 40, "source": "held out", "grouped": False}
     assert facts["parity"]["distances"] < 1e-4
     check_sums(out, ["familiarity.json"])
@@ -298,7 +300,7 @@ def test_images_of_an_added_class_are_not_rejected(
     tmp_path: Path,
 ) -> None:  # fmt: skip
     saved, images = load(calibrated, tiny_clip), [*blends, noise]
-    export(calibrated, saved, tmp_path / "model", data=colors, text=True)
+    export(calibrated, saved, tmp_path / "model", ExportOptions(text=True), data=colors)
     model = Model(tmp_path / "model")
     model.add_class("olive green")
     added = (*saved.names, "olive green")
@@ -334,7 +336,8 @@ def test_int8_says_what_became_of_the_promises(
     monkeypatch.setattr("rmadapter.export.int8.LARGE", 2**10)
     monkeypatch.setattr("rmadapter.export.int8.BLOCK", 32)
     saved, out = load(calibrated, tiny_clip), tmp_path / "model"
-    facts = export(calibrated, saved, out, "int8", data=colors, force=True)
+    forced = ExportOptions(precision="int8", force=True)
+    facts = export(calibrated, saved, out, forced, data=colors)
     rows = facts["parity"]["decisions"]
     assert [row["share"] for row in rows] == [0.05, 0.1] * 2
     images = sorted(colors.glob("test/*/*.png"))

@@ -38,6 +38,7 @@ from rmadapter.export.engines import (
 from rmadapter.export.folder import export, transform_facts
 from rmadapter.export.onefile import one_file
 from rmadapter.export.runtime import Model, Transform
+from rmadapter.export.targets import ExportOptions
 from rmadapter.export.text_classes import TextClasses
 
 LABELS = ["red", "=green", "3"]
@@ -471,7 +472,7 @@ def with_text(finished: Path, saved: Saved, colors: Path, tmp_path_factory: Any)
     for needed in ("onnxruntime", "onnxscript"):
         pytest.importorskip(needed, reason="pip install 'rmadapter[export]'")
     out = tmp_path_factory.mktemp("text") / "model"
-    export(finished, saved, out, data=colors, text=True)
+    export(finished, saved, out, ExportOptions(text=True), data=colors)
     return out
 
 
@@ -578,7 +579,7 @@ def test_an_export_to_torch_of_an_earlier_version_is_refused(folder: Path, tmp_p
 
 def test_litert(finished: Path, saved: Saved, colors: Path, tmp_path: Path) -> None:
     pytest.importorskip("litert_torch", reason="pip install 'rmadapter[litert]'")
-    facts = export(finished, saved, tmp_path / "model", data=colors, to="litert")
+    facts = export(finished, saved, tmp_path / "model", ExportOptions("litert"), data=colors)
     assert facts["files"] == ["model.tflite"]
     assert facts["parity"]["same"] == 1
     assert facts["parity"]["difference"] <= 1e-4

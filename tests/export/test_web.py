@@ -26,6 +26,7 @@ from rmadapter.errors import UserError
 from rmadapter.export import graph, web
 from rmadapter.export.folder import export
 from rmadapter.export.runtime import Transform
+from rmadapter.export.targets import ExportOptions
 from tests.helpers.web_pages import STATE, engine, needs_browser, served, tab
 
 NODE = shutil.which("node")
@@ -327,7 +328,7 @@ def test_a_browser_answers_as_the_model_does(
     pytest.importorskip("onnxscript", reason="pip install 'rmadapter[export]'")
     engine()
     out = tmp_path / "page"
-    export(finished, saved, out, data=colors, to="web")
+    export(finished, saved, out, ExportOptions("web"), data=colors)
     images = [*sorted(colors.glob("test/*/*.png")), *write_photographs(tmp_path)]
     names = [f"{number}{image.suffix}" for number, image in enumerate(images)]
     for name, image in zip(names, images, strict=True):

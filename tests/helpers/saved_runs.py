@@ -30,9 +30,10 @@ def exported(
     for needed in ("onnxruntime", "onnxscript"):
         pytest.importorskip(needed, reason="pip install 'rmadapter[export]'")
     from rmadapter.export.folder import export
+    from rmadapter.export.targets import ExportOptions
 
     out = tmp_path_factory.mktemp("exports") / "model"
-    export(finished, saved, out, data=colors, command="as tested", embeddings=True)
+    export(finished, saved, out, ExportOptions(embeddings=True), data=colors, command="as tested")
     return out
 
 

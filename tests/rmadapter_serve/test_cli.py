@@ -49,7 +49,7 @@ def test_mistakes_in_serve_are_named(rmadapter: Command, finished: Path, tmp_pat
         ([finished, finished, "--port", 0], "give one of them another name"),
         ([finished, "--queue", 5], "--max-images 64: must not exceed --queue 5"),
         ([finished, "--host", "192.0.2.1"], "cannot listen there"),
-        ([finished, "--port", 0, "--engine", "tpu"], "--engine tpu; known are"),
+        ([finished, "--port", 0, "--engine", "tpu"], "--engine tpu: choose one of"),
     ):
         refused(rmadapter("serve", *words), hint)
 

@@ -6,39 +6,27 @@ import json
 import shutil
 import subprocess
 import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from rmadapter.answers.decider import Decider, write_decider
 from rmadapter.answers.rejection import RejectionScore
-from rmadapter.artifacts.checkpoint import Saved, load, save
+from rmadapter.artifacts.checkpoint import Saved, save
 from rmadapter.artifacts.record import Score, read_record
 from rmadapter.backbones import Backbone
 from rmadapter.data.decode import load_image
 from rmadapter.errors import UserError
-from rmadapter.export import folder as exporting
 from rmadapter.export import graph
 from rmadapter.export.engines import Outputs
 from rmadapter.methods import load_method
-from rmadapter.support.files import sign
+from rmadapter.support.files import write_sums
 from rmadapter.training.contract import Known, NotApplicable
 from rmadapter_serve import model as serving
-from rmadapter_serve.model import (
-    ServeOptions,
-    accuracy_of,
-    answers_module,
-    cached_export,
-    open_served,
-)  # fmt: skip
-from tests.helpers import external_methods
-from tests.helpers.shots import shots_of
+from rmadapter_serve.model import ServeOptions, accuracy_of, open_served, sign
 
 pytest.importorskip("onnxruntime", reason="pip install 'rmadapter[export]'")
 pytest.importorskip("onnxscript", reason="pip install 'rmadapter[export]'")
@@ -49,7 +37,7 @@ import json, sys
 from pathlib import Path
 from rmadapter_serve.model import ServeOptions, open_served
 served = open_served(ServeOptions(Path(sys.argv[1])))
-print(json.dumps([served.decider.labels, served.facts, "torch" in sys.modules]))
+print(json.dumps([served.model.decider.labels, served.facts, "torch" in sys.modules]))
 """
 
 
@@ -67,13 +55,6 @@ def without_features(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graph, "image_features", refuse)
 
 
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of cached exports, in a cache of this test."""
-    monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache/serve"
-
-
 def test_answers_and_features_equal_those_of_the_run(
     finished: Path, saved: Saved, colors: Path, exported: Path
 ) -> None:
@@ -83,16 +64,18 @@ def test_answers_and_features_equal_those_of_the_run(
     features = []
     for folder, near in ((finished, 1e-6), (exported, 1e-4)):
         served = open_served(ServeOptions(folder, backbone=saved.fitted.backbone.name, threads=1))
-        assert (served.decider.labels, served.features, served.size) == (saved.labels, True, 32)
-        pixels = np.stack([served.transform(load_image(image)) for image in images])
-        assert np.abs(served.predict(pixels, False)[0] - expected).max() < near
-        probabilities, rows, _ = served.predict(pixels, True)
+        model = served.model
+        assert (model.decider.labels, model.size) == (saved.labels, 32)
+        assert served.facts["features"]
+        pixels = np.stack([model.transform(load_image(image)) for image in images])
+        assert np.abs(model.probabilities(pixels) - expected).max() < near
+        probabilities, rows, _ = model.ask(pixels)
         assert rows is not None
         assert np.abs(probabilities - expected).max() < near
         assert np.linalg.norm(rows, axis=-1) == pytest.approx(1, abs=1e-5)
         features.append(rows)
         best = ("blue", round(float(expected[0].max()), 6))
-        assert served.decider.answer(expected[:1], top=1)[0].best == (best,)
+        assert model.decider.answer(expected[:1], top=1)[0].best == (best,)
     assert features[0] == pytest.approx(features[1], abs=1e-4)
 
 
@@ -165,20 +148,6 @@ def test_facts_of_an_export_are_validated(exported: Path, tmp_path: Path, facts:
     assert (served["method"], served["backbone"], served["accuracy"]) == (None, None, None)
 
 
-def test_module_gives_features_if_there_are_any(
-    saved: Saved, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> None:
-    size = saved.fitted.backbone.image_size
-    pixels = torch.zeros(2, 3, size, size)
-    module, features = answers_module(saved)
-    assert features
-    both = module(pixels)
-    request.getfixturevalue("without_features")
-    module, features = answers_module(saved)
-    assert not features
-    torch.testing.assert_close(module(pixels), both[0])
-
-
 def test_a_graph_without_the_distances_that_its_folder_promises(
     exported: Path, tmp_path: Path
 ) -> None:
@@ -195,9 +164,9 @@ def test_a_method_without_features(
     fitted = load_method("zero-shot").restore(tiny_clip, Known(("cat", "dog")), {})
     save(tmp_path / "run", fitted, "zero-shot")
     served = open_served(ServeOptions(tmp_path / "run", backbone=tiny_clip.name))
-    assert not served.features
-    image = served.transform(Image.new("RGB", (9, 9)))[None]
-    table, *others = served.predict(image, False)
+    assert not served.facts["features"]
+    image = served.model.transform(Image.new("RGB", (9, 9)))[None]
+    table, *others = served.model.ask(image)
     assert table.shape == (1, 2)
     assert others == [None, None]
     assert served.facts["accuracy"] is None
@@ -207,7 +176,7 @@ def test_refused_options(finished: Path, exported: Path, tmp_path: Path) -> None
     for options, hint in (
         (ServeOptions(tmp_path), "not a finished run"),
         (ServeOptions(tmp_path, "onnx"), "--engine onnx"),
-        (ServeOptions(finished, "onxx"), "onnx'"),
+        (ServeOptions(finished, "onxx"), "onxx: .*onnx"),
         (ServeOptions(exported, "torch"), "--engine torch"),
         (ServeOptions(exported, device="mps"), "--device mps"),
         (ServeOptions(exported, device="cuda:x"), "--device cuda:x"),
@@ -227,7 +196,7 @@ def test_an_export_on_the_cpu_has_no_device_in_its_facts(exported: Path) -> None
 @pytest.mark.parametrize("number", [np.nan, np.inf])
 def test_nan_answers_are_refused(number: float) -> None:
     table = np.ones((1, 3))
-    assert serving.check_finite(Path("run"), Outputs(table)).probabilities is table
+    serving.check_finite(Path("run"), Outputs(table))
     with pytest.raises(UserError, match="run: its answers contain NaN or infinity"):
         serving.check_finite(Path("run"), Outputs(table, table * number))
 
@@ -239,85 +208,11 @@ def test_sign_is_of_the_folder_before_reading(exported: Path, tmp_path: Path) ->
     assert open_served(ServeOptions(folder)).sign is None
 
 
-# Cached exports
-
-
-@pytest.mark.slow
-def test_run_is_exported_once(
-    finished: Path, tiny_clip: Backbone, tmp_path: Path, cache: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    run = copied(finished, tmp_path / "run")
-    options = ServeOptions(run, "onnx", 1, tiny_clip.name)
-    served = open_served(options)
-    assert (served.features, served.facts["engine"]) == (True, "onnx")
-    assert served.facts["accuracy"] == open_served(options._replace(engine="")).facts["accuracy"]
-    (place,) = cache.iterdir()
-    assert not list(run.glob("*.onnx"))
-    with monkeypatch.context() as patch:
-        patch.setattr(exporting, "export", None)  # not called again
-        assert cached_export(run, options) == place
-    saved = load(run, tiny_clip)
-    (run / "run.json").unlink()  # no model is saved over a record
-    save(run, saved.fitted, saved.name, labels=("a", "b", "c", "d"))
-    assert open_served(options).decider.labels == ("a", "b", "c", "d")
-    assert len(list(cache.iterdir())) == 2
-
-
-def test_servers_wait_for_each_others_export(
-    finished: Path, tiny_clip: Backbone, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    options, made = ServeOptions(finished, "onnx", 1, tiny_clip.name), []
-
-    def export_slowly(folder: Path, options: ServeOptions, place: Path) -> None:
-        made.append(place)
-        time.sleep(0.5)
-        place.mkdir()
-
-    monkeypatch.setattr(serving, "export_run", export_slowly)
-    with ThreadPoolExecutor() as pool:
-        first, second = pool.map(lambda _: cached_export(finished, options), range(2))
-    assert made == [first]
-    assert first == second
-    monkeypatch.setattr(serving, "PATIENCE", 0)
-    first.rmdir()
-    with ThreadPoolExecutor() as pool:
-        answers = [pool.submit(cached_export, finished, options) for _ in range(2)]
-        (error,) = [answer.exception() for answer in answers if answer.exception()]
-    assert str(finished) in str(error)
-
-
-def test_changed_custom_method_is_exported_again(
-    tiny_clip: Backbone, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(exporting, "export", lambda folder, saved, place, **_: place.mkdir())
-    code = Path(shutil.copy(external_methods.__file__, tmp_path))
-    name = f"{code}:ExternalMethod"
-    save(tmp_path / "run", load_method(name).fit(tiny_clip, shots_of(tiny_clip)), name)
-    options = ServeOptions(tmp_path / "run", "onnx", 1, tiny_clip.name, name)
-    first = cached_export(tmp_path / "run", options)
-    assert cached_export(tmp_path / "run", options) == first
-    code.write_text(code.read_text() + "# answers otherwise now\n")
-    assert cached_export(tmp_path / "run", options) != first
-
-
-def test_half_saved_run_is_refused_although_its_export_is_cached(
-    finished: Path, tiny_clip: Backbone, tmp_path: Path, cache: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    monkeypatch.setattr(exporting, "export", lambda folder, saved, place, **_: place.mkdir())
-    run = copied(finished, tmp_path / "run")
-    options = ServeOptions(run, "onnx", 1, tiny_clip.name)
-    assert cached_export(run, options) == cached_export(run, options)
-    (run / "SHA256SUMS").unlink()  # first of all
-    assert cached_export(run, options)
-    (run / "model.safetensors").write_bytes(b"of the next model")
-    with pytest.raises(UserError, match=r"model\.safetensors"):
-        cached_export(run, options)
-
-
-def test_damaged_run_is_not_exported(finished: Path, tiny_clip: Backbone, tmp_path: Path) -> None:
-    run = copied(finished, tmp_path / "run")
-    (run / "model.safetensors").write_bytes(b"x")
-    with pytest.raises(UserError, match="SHA256SUMS"):
-        cached_export(run, ServeOptions(run, "onnx", 1, tiny_clip.name))
+def test_the_sign_of_a_folder_changes_when_it_is_saved_again(tmp_path: Path) -> None:
+    assert sign(tmp_path) is None
+    (tmp_path / "a").write_text("1")
+    write_sums(tmp_path, ["a"])
+    before = sign(tmp_path)
+    assert None is not before == sign(tmp_path)
+    write_sums(tmp_path, ["a"])
+    assert None is not before != sign(tmp_path)

@@ -84,7 +84,7 @@ def test_bad_images_are_named_or_skipped(client: TestClient) -> None:
     [
         ("/predict?top=0", 422, "query.top: "),
         ("/predict?skip_bad=perhaps", 422, "query.skip_bad: "),
-        ("/models/tox/predict", 404, "unknown model 'tox'; did you mean 'toy'?"),
+        ("/models/tox/predict", 404, "unknown model 'tox'; served are toy"),
         ("/nowhere", 404, "Not Found"),
         ("/health", 405, "Method Not Allowed"),
     ],

@@ -20,9 +20,9 @@ import pytest
 
 from rmadapter.artifacts.checkpoint import load, save
 from rmadapter.errors import UserError
-from rmadapter.support.files import sign, write_sums
+from rmadapter.support.files import write_sums
 from rmadapter_serve import server
-from rmadapter_serve.model import ServedModel, ServeOptions
+from rmadapter_serve.model import ServedModel, ServeOptions, sign
 from rmadapter_serve.server import Reloader
 from rmadapter_serve.service import Service
 from tests.helpers.serving import (
@@ -292,14 +292,14 @@ def test_changed_run_is_loaded_once_complete(
         assert opened == []  # writing may not be over
         check(reloader, 3)
         assert opened == ["d e f"]
-        assert service.models["toy"].decider.labels == ("d", "e", "f")
+        assert service.models["toy"].model.decider.labels == ("d", "e", "f")
         assert capsys.readouterr().err == "rmadapter: toy: reloaded\n"
         (tmp_path / "SHA256SUMS").unlink()  # the first step of saving a run
         check(reloader, 3)
         assert opened == ["d e f"]
         write(tmp_path, "g h i")
         check(reloader)
-        assert service.models["toy"].decider.labels == ("g", "h", "i")
+        assert service.models["toy"].model.decider.labels == ("g", "h", "i")
 
 
 def test_damaged_run_is_refused_once(
@@ -314,11 +314,11 @@ def test_damaged_run_is_refused_once(
             assert opened == []
             line = f"rmadapter: toy: not reloaded, the old one keeps answering: {reason}\n"
             assert capsys.readouterr().err == line
-            assert service.models["toy"].decider.labels == ("red", "green", "blue")
+            assert service.models["toy"].model.decider.labels == ("red", "green", "blue")
         assert service.counters.total("rmadapter_reloads", outcome="refused") == 2
         write(tmp_path, "d e f")
         check(reloader)
-        assert service.models["toy"].decider.labels == ("d", "e", "f")
+        assert service.models["toy"].model.decider.labels == ("d", "e", "f")
         assert service.counters.total("rmadapter_reloads", outcome="loaded") == 1
 
 

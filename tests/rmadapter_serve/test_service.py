@@ -66,8 +66,9 @@ def test_waiting_images_are_batched() -> None:
         rows = [answer.result(10) for answer in (first, *others)]
     assert toy.sizes == sizes == [1, 4, 2]
     for place, row in enumerate(rows):
-        assert row.probabilities[0] == share_of_red(place / 10)
-        assert (row.features is not None) == (place == 2)
+        assert row.probabilities[0, 0] == share_of_red(place / 10)
+    assert rows[2].features is not None
+    assert rows[0].features is None
 
 
 def test_batch_waits_until_it_is_full() -> None:
@@ -85,7 +86,7 @@ def test_failed_batch_is_answered_one_by_one() -> None:
         answers = [batcher.submit(pixels(place / 10)) for place in range(5)]
         assert isinstance(answers.pop(3).exception(10), RuntimeError)
         for red, answer in zip((0, 0.1, 0.2, 0.4), answers, strict=True):
-            assert answer.result(10).probabilities[0] == share_of_red(red)
+            assert answer.result(10).probabilities[0, 0] == share_of_red(red)
         assert toy.sizes[0] == 5
         nan = batcher.submit(np.full((3, 4, 4), np.nan, np.float32))
         assert isinstance(nan.exception(10), ArithmeticError)
@@ -219,7 +220,7 @@ def test_an_old_model_is_gone_before_the_next_is_loaded() -> None:
 def test_unknown_models_and_missing_features_are_refused() -> None:
     with running_service(Toy(features=False)) as service:
         assert service.only() == "toy"
-        assert "'toy'" in refusal(service, RED, model="toi").detail
+        assert "served are toy" in refusal(service, RED, model="toi").detail
         error = refusal(service, RED, features=True)
         assert (error.status_code, error.detail.startswith("toy gives no features")) == (404, True)
         service.put("other", Toy().served)
@@ -234,10 +235,10 @@ def test_model_is_replaced_while_it_answers() -> None:
         await asyncio.sleep(0.05)
         service.put("toy", Toy(labels=("rot", "grün", "blau")).served)
         second = await service.answer("toy", [RED])
-        assert second.model.decider.labels[0] == "rot"
+        assert second.served.model.decider.labels[0] == "rot"
         assert not first.done()
         old.gate.set()
-        assert (await first).model.decider.labels[0] == "red"
+        assert (await first).served.model.decider.labels[0] == "red"
 
     toy = Toy()
     with running_service(toy) as service:
@@ -264,7 +265,7 @@ def test_concurrent_requests_get_the_answers_of_predict(
         images = [files[place], BAD]
         answers = await service.answer("run", images, features=place % 3 == 0, skip_bad=True)
         assert isinstance(answers.rows[1], UserError)
-        return answers.rows[0].probabilities  # type: ignore[union-attr]
+        return answers.rows[0].probabilities[0]  # type: ignore[union-attr]
 
     async def ask_at_once() -> list[np.ndarray]:
         return await asyncio.gather(*map(ask, range(len(files))))

@@ -42,7 +42,6 @@ from rmadapter.support.files import (
     reserve,
     sha256,
     shortened,
-    sign,
     user_path,
     write_json,
     write_sums,
@@ -407,16 +406,6 @@ def test_only_files_have_a_sum(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "gone"):
         with pytest.raises(UserError, match="not readable"):
             sha256(path)
-
-
-def test_the_sign_of_a_folder_changes_when_it_is_saved_again(tmp_path: Path) -> None:
-    assert sign(tmp_path) is None
-    (tmp_path / "a").write_text("1")
-    write_sums(tmp_path, ["a"])
-    before = sign(tmp_path)
-    assert None is not before == sign(tmp_path)
-    write_sums(tmp_path, ["a"])
-    assert None is not before != sign(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["é" * 100, "a" * 119 + "é", "\ud800" * 50, "caf\udce9.png"])

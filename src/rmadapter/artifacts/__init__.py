@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rmadapter.artifacts.checkpoint import Saved as Saved
     from rmadapter.artifacts.checkpoint import copy_run as copy_run
+    from rmadapter.artifacts.model_file import read_model as read_model
     from rmadapter.artifacts.page import small_jpeg as small_jpeg
     from rmadapter.artifacts.page import thumbnail as thumbnail
     from rmadapter.artifacts.page import thumbnails_of as thumbnails_of
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from rmadapter.artifacts.predictions import read_predictions as read_predictions
     from rmadapter.artifacts.record import read_record as read_record
     from rmadapter.artifacts.run_folder import RunFolder as RunFolder
+    from rmadapter.artifacts.run_folder import find_run as find_run
     from rmadapter.artifacts.summary import describe_tie as describe_tie
     from rmadapter.support.files import atomic as atomic
     from rmadapter.support.files import read_json as read_json
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from rmadapter.support.files import write_text as write_text
     from rmadapter.support.html import template as template
     from rmadapter.support.locks import exclusive as exclusive
+    from rmadapter.support.machine import version_of as version_of
 
 # Imported on first use, so that the command line does not import torch.
 _HOME_OF = {
@@ -33,7 +36,9 @@ _HOME_OF = {
     "copy_run": "rmadapter.artifacts.checkpoint",
     "describe_tie": "rmadapter.artifacts.summary",
     "exclusive": "rmadapter.support.locks",
+    "find_run": "rmadapter.artifacts.run_folder",
     "read_json": "rmadapter.support.files",
+    "read_model": "rmadapter.artifacts.model_file",
     "read_predictions": "rmadapter.artifacts.predictions",
     "read_record": "rmadapter.artifacts.record",
     "read_text": "rmadapter.support.files",
@@ -41,6 +46,7 @@ _HOME_OF = {
     "template": "rmadapter.support.html",
     "thumbnail": "rmadapter.artifacts.page",
     "thumbnails_of": "rmadapter.artifacts.page",
+    "version_of": "rmadapter.support.machine",
     "write_json": "rmadapter.support.files",
     "write_text": "rmadapter.support.files",
 }

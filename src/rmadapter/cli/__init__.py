@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from rmadapter.cli.options import Precision as Precision
     from rmadapter.cli.options import Quiet as Quiet
     from rmadapter.cli.options import RayOptions as RayOptions
+    from rmadapter.cli.options import RunOptions as RunOptions
     from rmadapter.cli.options import SettingOptions as SettingOptions
     from rmadapter.cli.options import ShotOptions as ShotOptions
     from rmadapter.cli.options import Tolerance as Tolerance
     from rmadapter.cli.options import Track as Track
     from rmadapter.cli.options import comma_list as comma_list
     from rmadapter.errors import did_you_mean as did_you_mean
+    from rmadapter.support.terminal import escape as escape
     from rmadapter.support.terminal import note as note
     from rmadapter.support.terminal import table as table
     from rmadapter.support.terminal import track as track
@@ -46,6 +48,7 @@ _HOME_OF = {
     "Precision": "rmadapter.cli.options",
     "Quiet": "rmadapter.cli.options",
     "RayOptions": "rmadapter.cli.options",
+    "RunOptions": "rmadapter.cli.options",
     "SettingOptions": "rmadapter.cli.options",
     "ShotOptions": "rmadapter.cli.options",
     "Tolerance": "rmadapter.cli.options",
@@ -53,6 +56,7 @@ _HOME_OF = {
     "check_backbones": "rmadapter.cli.checks",
     "comma_list": "rmadapter.cli.options",
     "did_you_mean": "rmadapter.errors",
+    "escape": "rmadapter.support.terminal",
     "first_of": "rmadapter.backbones.choice",
     "note": "rmadapter.support.terminal",
     "table": "rmadapter.support.terminal",

@@ -22,6 +22,7 @@ from rmadapter.support.files import user_path
 from rmadapter.support.terminal import table
 
 if TYPE_CHECKING:
+    from rmadapter.export import targets
     from rmadapter.export.folder import ExportFacts
 
 SEARCHED = ["weights in 8 bits", "MB", "same %", "differs", "images/s", "taken"]  # `int8.search`
@@ -63,6 +64,12 @@ class ExportOptions:
         bool, typer.Option("--force", help="Keep a model that differs by more than allowed.")
     ] = False
 
+    def what(self) -> targets.ExportOptions:
+        """Return what is to be written."""
+        from rmadapter.export.targets import ExportOptions
+
+        return ExportOptions(self.to, self.precision, self.force, self.embeddings, self.text)
+
     def folder(self, run: Path, place: Path) -> Path:
         """Return the folder to write. place: the folder of the run."""
         if self.out:
@@ -94,20 +101,14 @@ def export(
     if wanted.data:
         locate(wanted.data).check()
     folder = find_run(run)
-    out, to, text, embeddings = (
-        wanted.folder(run, folder),
-        wanted.to,
-        wanted.text,
-        wanted.embeddings,
-    )
-    check_options(out, to, wanted.precision, text, embeddings)
+    out, what = wanted.folder(run, folder), wanted.what()
+    check_options(out, what)
     from rmadapter.export import folder as exporting
 
     saved = options.load_on(folder, "cpu")
     facts = exporting.export(
-        folder, saved, out, wanted.precision, wanted.data, to=to, outside=outside,
-        force=wanted.force, command=command(), embeddings=embeddings, text=text,
-    )  # fmt: skip
+        folder, saved, out, what, data=wanted.data, outside=outside, command=command()
+    )
     if as_json:
         print(json.dumps({"export": str(out), **facts}))
         return

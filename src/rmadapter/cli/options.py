@@ -213,6 +213,13 @@ class SavedOptions:
         ),
     ] = None
 
+    def check(self, *runs: str | Path) -> None:
+        """Raise UserError, before anything slow, for a run or a backbone that cannot exist."""
+        from rmadapter.cli.checks import check_backbones, check_runs
+
+        check_runs(*runs)
+        check_backbones(self.backbone)
+
     def load_on(self, run: Path, device: str) -> Saved:
         """Load the run on a device."""
         from rmadapter.backbones.importing import import_for_command

@@ -129,6 +129,7 @@ def open_litert(file: Path, threads: int, device: str = CPU) -> Engine:
 
 
 ENGINES = {OPENVINO: open_openvino, LITERT: open_litert, GRAPH: open_onnx}
+ENGINE_NAMES = {OPENVINO: "openvino", LITERT: "litert", GRAPH: "onnx"}
 
 
 def find_graph(folder: Path) -> str:
@@ -143,6 +144,12 @@ def find_graph(folder: Path) -> str:
             "serve the run itself"
         )
     return ""
+
+
+def engine_of(folder: Path) -> str:
+    """Return the name of the engine that an exported folder is for, "" for any other folder. Raises
+    UserError as `find_graph`."""
+    return ENGINE_NAMES.get(find_graph(folder), "")
 
 
 class Outputs(NamedTuple):
@@ -163,3 +170,9 @@ def parse_outputs(outputs: Sequence[np.ndarray]) -> Outputs:
     probabilities, *more = outputs
     features = next((each for each in more if each.ndim == 2), None)
     return Outputs(probabilities, features, next((each for each in more if each.ndim == 1), None))
+
+
+def joined(parts: Sequence[Outputs]) -> Outputs:
+    """Return what a graph gives for several batches, at least one, as for one batch."""
+    columns = zip(*parts, strict=True)
+    return Outputs._make(None if one[0] is None else np.concatenate(one) for one in columns)

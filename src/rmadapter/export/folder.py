@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import TypedDict
 
 from rmadapter.answers.decider import CALIBRATION, FAMILIARITY, TAXONOMY, write_decider
 from rmadapter.answers.held_out import HeldOutFacts, describe_images, least_share
@@ -19,7 +19,7 @@ from rmadapter.export.engines import GRAPH, LITERT, OPENVINO
 from rmadapter.export.hub import README, anonymise_command, anonymise_names
 from rmadapter.export.onefile import one_file
 from rmadapter.export.runtime import LABELS, TRANSFORM, Model
-from rmadapter.export.targets import TARGETS, check_options
+from rmadapter.export.targets import DEFAULTS, TARGETS, ExportOptions, check_options
 from rmadapter.export.text_encoder import write_text_encoder
 from rmadapter.support.files import sha256, write_json, write_sums, write_text
 from rmadapter.support.html import template
@@ -69,43 +69,60 @@ ExportFacts = TypedDict(
 ExportFacts.__doc__ = "The contents of export.json. search: rows of the search for an int8 model."
 
 
-class ExportOptions(NamedTuple):
-    """to: one of TARGETS. force: keep a model that differs by more than its precision allows.
-    embeddings: output features, too. text: allow classes to be added by name."""
-
-    to: str
-    precision: str
-    force: bool
-    embeddings: bool
-    text: bool
-
-
-def export(  # noqa: PLR0913  # one for each option of the verb
-    run: Path, saved: Saved, out: Path, precision: str = "fp32", data: Path | None = None, *,
-    to: str = "onnx", outside: bool = False, force: bool = False, command: str = "",
-    embeddings: bool = False, text: bool = False,
-) -> ExportFacts:  # fmt: skip
+def export(
+    run: Path,
+    saved: Saved,
+    out: Path,
+    options: ExportOptions = DEFAULTS,
+    *,
+    data: Path | None = None,
+    outside: bool = False,
+    command: str = "",
+) -> ExportFacts:
     """Export a run to a new folder, which is kept only if the exported model answers images as the
     run does.
 
-    to: one of TARGETS. data: images to compare on, as in `compared_images`. force: keep a model
-    that differs by more than its precision allows. embeddings: whether it outputs features, too.
-    text: whether classes can be added by name, which implies features. Returns the contents of
-    export.json. Raises UserError as `check_options` does, for a method that cannot become a graph,
-    for a model that differs too much, and where nothing can be written.
+    Args:
+        run: Folder of the run.
+        saved: The run, loaded.
+        out: New folder.
+        options: What is written.
+        data: Images to compare on, as for `compared_images`.
+        outside: Whether these may lie outside the folder of `data`.
+        command: Command to name in export.json, without folders of this machine.
+
+    Returns:
+        The contents of export.json.
+
+    Raises:
+        UserError: As `check_options` does, a method that cannot become a graph, a model that
+            differs too much, or a disk that refuses.
     """
-    check_options(out, to, precision, text, embeddings)
-    options = ExportOptions(to, precision, force, embeddings or text, text)
+    check_options(out, options)
+    with staged_folder(out) as stage:
+        return write_export(stage, run, saved, options, data, outside, command)
+
+
+def write_export(
+    stage: Path,
+    run: Path,
+    saved: Saved,
+    options: ExportOptions,
+    data: Path | None = None,
+    outside: bool = False,
+    command: str = "",
+) -> ExportFacts:
+    """Export a run to an empty folder. Arguments and errors are those of `export`."""
     version = metadata.version("rmadapter")
     header = f"Written by rmadapter {version} from its own code; MIT licence"
-    with staged_folder(out) as stage:
-        images = comparison_images(run, saved, data, outside, precision)
-        facts, record = _write_model(stage, run, saved, images, options)
-        facts["command"] = anonymise_command(command)
-        write_json(stage / FACTS, facts)
-        write_text(stage / PREDICT, one_file("rmadapter.export.runtime", header))
-        write_text(stage / REQUIREMENTS, TARGETS[to].requirements + FOR_TEXT * text)
-        write_text(stage / README, readme(facts, record, saved.fitted.backbone.image_size))
+    images = comparison_images(run, saved, data, outside, options.precision)
+    facts, record = _write_model(stage, run, saved, images, options)
+    facts["command"] = anonymise_command(command)
+    write_json(stage / FACTS, facts)
+    write_text(stage / PREDICT, one_file("rmadapter.export.runtime", header))
+    requirements = TARGETS[options.to].requirements + FOR_TEXT * options.text
+    write_text(stage / REQUIREMENTS, requirements)
+    write_text(stage / README, readme(facts, record, saved.fitted.backbone.image_size))
     return facts
 
 
@@ -136,7 +153,7 @@ def _write_graph(stage: Path, run: Path, saved: Saved, options: ExportOptions) -
         if to == "litert":
             graph.write_litert(fitted, names, stage / LITERT)
             return []
-        model = graph.trace(fitted, names, options.embeddings)
+        model = graph.trace(fitted, names, options.features)
     except NotApplicable as error:
         raise UserError(f"{run}: {error}") from None
     if precision == "fp16" and to != "openvino":
@@ -178,7 +195,7 @@ def _write_model(
     others = _write_text_encoder(stage, run, saved) if options.text else ()
     beside = (LABELS, TRANSFORM, CALIBRATION, FAMILIARITY, TAXONOMY)
     write_sums(stage, (*files, *beside, *others))
-    measured = parity.compare(saved, Model(stage), images, options.embeddings, options.text)
+    measured = parity.compare(saved, Model(stage), images, options.features, options.text)
     fault = measured.fault(parity.LIMITS[options.precision])
     title = saved.fitted.method.title
     if fault and not options.force:
@@ -192,9 +209,13 @@ def _write_model(
 
 
 def _facts(
-    stage: Path, saved: Saved, record: Record | None, options: ExportOptions, files: list[str],
+    stage: Path,
+    saved: Saved,
+    record: Record | None,
+    options: ExportOptions,
+    files: list[str],
     measured: parity.Parity,
-) -> ExportFacts:  # fmt: skip
+) -> ExportFacts:
     fitted = saved.fitted
     method, backbone = anonymise_names(
         MethodName(name=saved.name, title=fitted.method.title, source=fitted.method.source),
@@ -209,7 +230,7 @@ def _facts(
         "to": options.to,
         "precision": options.precision,
         "opset": None if options.to == "litert" else graph.OPSET,
-        "embeddings": options.embeddings,
+        "embeddings": options.features,
         "text": options.text,
         "files": files,
         "bytes": sum((stage / name).stat().st_size for name in files),

@@ -6,17 +6,20 @@ No code here depends on the method: its own scoring is traced, and what does not
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmadapter.adapter import at_least_float32
+from rmadapter.artifacts.checkpoint import Saved
 from rmadapter.errors import UserError
 from rmadapter.export.engines import (
     DISTANCE,
@@ -27,16 +30,19 @@ from rmadapter.export.engines import (
     INPUT,
     OPENVINO,
     PROBABILITIES,
+    Outputs,
+    parse_outputs,
 )
 from rmadapter.prompts import OfFeatures
 from rmadapter.runs.evaluate import refuse_stateful
 from rmadapter.runs.features import distances, image_features
 from rmadapter.support.terminal import silenced
-from rmadapter.training.contract import Fitted
+from rmadapter.training.contract import Fitted, NotApplicable
 
 if TYPE_CHECKING:
     import openvino
     from onnx import ModelProto
+    from PIL import Image
 
 T = TypeVar("T")
 BatchAxis = tuple[dict[int, object]] | None  # which axis of the pixels is free
@@ -51,13 +57,20 @@ WEIGHTS = "model.bin"  # the weights of an OpenVINO model
 class Answers(nn.Module):
     """`Fitted.answers` of one model, as a module.
 
-    names: of the classes. embeddings: whether unit features [B, e] follow the probabilities: those
-    that are compared with class features; if the classes are scored otherwise, those of the
-    untouched encoder, or, if the method runs blocks itself, those that it compares for unseen
-    classes. The distance [B] of each image from the nearest class mean comes last, if the model
-    can tell own images from others. Raises NotApplicable as `Fitted.score`, and for embeddings if
-    the method has no features to give; UserError for a model that remembers images, or reads views
-    of them.
+    The distance [B] of each image from the nearest class mean comes last, if the model can tell own
+    images from others.
+
+    Args:
+        fitted: The model.
+        names: Names of its classes.
+        embeddings: Whether unit features [B, e] follow the probabilities: those that are compared
+            with class features; if the classes are scored otherwise, those of the untouched
+            encoder, or, if the method runs blocks itself, those that it compares for unseen
+            classes.
+
+    Raises:
+        NotApplicable: As `Fitted.score`, and for embeddings of a method without features.
+        UserError: A model that remembers images, or reads views of them.
     """
 
     def __init__(self, fitted: Fitted, names: Sequence[str], embeddings: bool = False) -> None:
@@ -101,6 +114,60 @@ class Answers(nn.Module):
         return tuple(outputs)
 
 
+class FittedModel:
+    """A run that answers pixels as an exported `Model` does.
+
+    Args:
+        saved: The run.
+        threads: Threads of torch; 0 leaves it to torch.
+        embeddings: Whether it also gives features; by default, if the method has any.
+
+    Attributes:
+        decider: What decides about its answers.
+        size: Height and width of an image, in pixels.
+        device: Device that it computes on.
+
+    Raises:
+        NotApplicable: As `Answers`.
+        UserError: As `Answers`.
+    """
+
+    def __init__(self, saved: Saved, threads: int = 0, embeddings: bool | None = None) -> None:
+        if threads:
+            torch.set_num_threads(threads)
+        fitted, backbone = saved.fitted, saved.fitted.backbone
+        self.decider, self.size = saved.decider(), backbone.image_size
+        self.device, self._preprocess = str(backbone.device), backbone.preprocess
+        try:
+            self._all = Answers(fitted, saved.names, embeddings is not False)
+        except NotApplicable:
+            if embeddings:
+                raise
+            self._all = Answers(fitted, saved.names)
+        self._probabilities = copy.copy(self._all)  # which computes nothing else
+        self._probabilities.embeddings = False
+        self._probabilities.means = self._probabilities.features = None
+
+    @property
+    def gives_features(self) -> bool:
+        return self._all.embeddings
+
+    def transform(self, image: Image.Image) -> np.ndarray:
+        """RGB image -> float32 [3, size, size]"""
+        return self._preprocess(image).numpy()
+
+    def ask(self, pixels: np.ndarray) -> Outputs:
+        """float32 [B, 3, size, size] -> all that the model gives."""
+        outputs = self._all(torch.from_numpy(pixels))
+        parts = outputs if isinstance(outputs, tuple) else (outputs,)
+        return parse_outputs([part.cpu().numpy() for part in parts])
+
+    def probabilities(self, pixels: np.ndarray) -> np.ndarray:
+        """float32 [B, 3, size, size] -> [B, C]"""
+        table: np.ndarray = self._probabilities(torch.from_numpy(pixels)).cpu().numpy()
+        return table
+
+
 def trace(fitted: Fitted, names: Sequence[str], embeddings: bool = False) -> ModelProto:
     """Trace a method as an ONNX graph with a free batch axis, or a batch of 1 if the method treats
     each image by itself.
@@ -133,11 +200,16 @@ def _onnx(module: Answers, pixels: Tensor, batch: BatchAxis) -> ModelProto:
 
     program = torch.export.export(module, (pixels,), dynamic_shapes=batch, strict=False)
     exported = torch.onnx.export(
-        program, (), dynamo=True, opset_version=OPSET, verbose=False,
-        optimize=True, input_names=[INPUT],
+        program,
+        (),
+        dynamo=True,
+        opset_version=OPSET,
+        verbose=False,
+        optimize=True,
+        input_names=[INPUT],
         output_names=list(module.outputs),
         dynamic_shapes=batch and ({0: "batch"},),
-    )  # fmt: skip
+    )
     assert exported is not None
     # such as transposed weights
     fold_constants(exported.model, input_size_limit=LARGEST, output_size_limit=LARGEST)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TypedDict, cast
 
 import numpy as np
-import torch
 
 from rmadapter.artifacts.checkpoint import Saved
 from rmadapter.artifacts.record import read_record
@@ -24,8 +23,8 @@ from rmadapter.data.names import key
 from rmadapter.data.read import ImageSource
 from rmadapter.data.transforms import decode_batches
 from rmadapter.errors import UserError
-from rmadapter.export.engines import Outputs, parse_outputs
-from rmadapter.export.graph import Answers
+from rmadapter.export.engines import Outputs, joined
+from rmadapter.export.graph import FittedModel
 from rmadapter.export.runtime import BATCH, Model
 from rmadapter.metrics import accuracy
 from rmadapter.support.files import user_path
@@ -163,26 +162,21 @@ def fitted_table(saved: Saved, images: Sequence[ImageSource]) -> np.ndarray:
     return np.concatenate([batch.numpy() for batch in batches])
 
 
-@torch.no_grad()
 def fitted_outputs(saved: Saved, images: Sequence[ImageSource], embeddings: bool) -> Outputs:
-    """Return what `Answers` gives for all images."""
-    module = Answers(saved.fitted, saved.names, embeddings)
+    """Return what `FittedModel` gives for all images."""
+    model = FittedModel(saved, embeddings=embeddings)
     stream = decode_batches(images, saved.fitted.backbone.preprocess, BATCH)
-    parts = [module(pixels) for _, pixels in stream]
-    rows = [part if isinstance(part, tuple) else (part,) for part in parts]
-    return parse_outputs([torch.cat(part).cpu().numpy() for part in zip(*rows, strict=True)])
+    return joined([model.ask(pixels.numpy()) for _, pixels in stream])
 
 
 def exported_outputs(model: Model, images: Sequence[ImageSource]) -> Outputs:
     """Return what an exported model gives for all images."""
-    rows = [outputs for _, outputs in model.outputs(images)]
-    parts = [[each for each in part if each is not None] for part in zip(*rows, strict=True)]
-    return parse_outputs([np.concatenate(part) for part in parts if part])
+    return joined([outputs for _, outputs in model.outputs(images)])
 
 
 def exported_table(model: Model, images: Sequence[ImageSource]) -> np.ndarray:
     """Return probabilities [N, C] of an exported model."""
-    return np.concatenate([outputs.probabilities for _, outputs in model.outputs(images)])
+    return exported_outputs(model, images).probabilities
 
 
 def measure(images: ComparedImages, before: np.ndarray, after: np.ndarray) -> Parity:

@@ -15,7 +15,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -31,7 +31,7 @@ from rmadapter.data.decode import ImageSource, load_image
 from rmadapter.data.formats.base import image_files
 from rmadapter.errors import UserError, damaged
 from rmadapter.export import FACTS
-from rmadapter.export.engines import CPU, ENGINES, GRAPH, Outputs, find_graph, parse_outputs
+from rmadapter.export.engines import CPU, ENGINES, GRAPH, Outputs, find_graph, joined, parse_outputs
 from rmadapter.export.text_classes import WEIGHTS, TextClasses
 from rmadapter.support.files import check_sums, csv_text, read_json
 from rmadapter.support.machine import cores
@@ -143,6 +143,18 @@ class Model:
         """Labels of the classes, in the order of the probabilities."""
         return [*self.decider.labels]
 
+    @property
+    def facts(self) -> Mapping[str, object]:
+        """What export.json says, which may be missing. UserError if it is damaged."""
+        file = self.folder / FACTS
+        facts = read_json(file, FACTS_BYTES) if file.is_file() else None
+        return facts if isinstance(facts, dict) else {}
+
+    @property
+    def size(self) -> int:
+        """Height and width of an image, in pixels."""
+        return self.transform.size
+
     def _answer_grey(self) -> Outputs:
         """Answer a grey image. Raises ValueError if the graph has no probability for each label."""
         grey = self.ask(self.pixels([Image.new("RGB", (9, 8), "gray")]))
@@ -177,9 +189,11 @@ class Model:
 
     def ask(self, pixels: np.ndarray) -> Outputs:
         """float32 [B, 3, size, size] -> all that the model gives."""
-        parts = [self._run(pixels[i : i + self.batch]) for i in range(0, len(pixels), self.batch)]
-        joined = [np.concatenate(part) for part in zip(*parts, strict=True)]
-        outputs = parse_outputs(joined or [part[:0] for part in self.grey if part is not None])
+        starts = range(0, len(pixels), self.batch)
+        parts = [parse_outputs(self._run(pixels[i : i + self.batch])) for i in starts]
+        if not parts:  # not every engine takes an empty batch
+            parts = [Outputs._make(one if one is None else one[:0] for one in self.grey)]
+        outputs = joined(parts)
         if self.classes and outputs.features is not None:
             probabilities = self.classes.probabilities(outputs.features)
             return outputs._replace(probabilities=probabilities)
@@ -302,18 +316,10 @@ def _decider(model: Model, error: float, reject_rate: float) -> Decider:
             raise UserError(f"a class is already labelled {decision!r}: leave out {option}")
     for text in decider.promises():
         print("promise:", text, file=sys.stderr)
-    if (error or reject_rate) and _in_8_bits(model.folder):
+    if (error or reject_rate) and model.facts.get("precision") == "int8":  # put into 8 bits later
         text = "this holds for the model before it was put into 8 bits; README.md has how many "
         print("promise:", text + "decisions became others on the images compared", file=sys.stderr)
     return decider
-
-
-def _in_8_bits(folder: Path) -> bool:
-    """Whether a model's weights were put into 8 bits, after its promises were measured. UserError
-    for a damaged export.json."""
-    file = folder / FACTS
-    facts = read_json(file, FACTS_BYTES) if file.is_file() else None
-    return isinstance(facts, dict) and facts.get("precision") == "int8"
 
 
 def _write(

@@ -13,8 +13,13 @@ COMMON = "numpy>=1.26\npillow>=12.3\n"
 
 
 class Target(NamedTuple):
-    """precisions: those available. modules: needed to write it. requirements: lines of its
-    requirements.txt."""
+    """A kind of export.
+
+    Attributes:
+        precisions: Number formats that it has.
+        modules: Modules that are needed to write it.
+        requirements: Lines of its requirements.txt.
+    """
 
     precisions: tuple[str, ...]
     modules: tuple[str, ...]
@@ -32,11 +37,36 @@ TARGETS = {
 }
 
 
-def check_options(
-    out: Path, to: str, precision: str, text: bool = False, embeddings: bool = False
-) -> None:
+class ExportOptions(NamedTuple):
+    """What an export is to be.
+
+    Attributes:
+        to: One of TARGETS.
+        precision: Number format of its weights.
+        force: Whether a model is kept that differs by more than its precision allows.
+        embeddings: Whether it outputs features, too.
+        text: Whether classes can be added by name, which implies features.
+    """
+
+    to: str = "onnx"
+    precision: str = "fp32"
+    force: bool = False
+    embeddings: bool = False
+    text: bool = False
+
+    @property
+    def features(self) -> bool:
+        """Whether it outputs features."""
+        return self.embeddings or self.text
+
+
+DEFAULTS = ExportOptions()
+
+
+def check_options(out: Path, options: ExportOptions) -> None:
     """Check options before slow work. Raises UserError for a folder that exists, bad options and
     missing packages."""
+    to, precision = options.to, options.precision
     if to not in TARGETS:
         raise UserError(f"--to {to}: choose one of {', '.join(TARGETS)}")
     check_new(out)
@@ -45,9 +75,9 @@ def check_options(
         raise UserError(
             f"--precision {precision}: choose one of {', '.join(target.precisions)} for --to {to}"
         )
-    if text and to != "onnx":
+    if options.text and to != "onnx":
         raise UserError("--text only works with --to onnx")
-    if embeddings and to == "litert":
+    if options.embeddings and to == "litert":
         raise UserError("--embeddings does not work with --to litert")
     modules = (*target.modules, *["nncf"] * (to == "openvino" and precision == "int8"))
     missing = [name for name in modules if importlib.util.find_spec(name) is None]

@@ -32,7 +32,6 @@ RECORD, SPLIT = "run.json", "split.json"
 RUNS = "runs"  # folder of the runs that no --out names
 SUMS = "SHA256SUMS"
 SUMS_BYTES = 2**20  # most bytes of such a file
-Sign: TypeAlias = tuple[int, int, int]
 PART = re.compile(r"\..+\.[a-z0-9_]{8}\.part")  # names of the temporary files of `atomic`
 CHUNK = 1 << 24
 # names that Windows reserves, with any suffix
@@ -413,16 +412,6 @@ def check_sums(folder: Path, needed: Iterable[str] = (), without: Collection[str
     for name in needed:
         if name not in sums:
             raise UserError(f"{folder / name}: not listed in {SUMS}; it belongs to another run")
-
-
-def sign(folder: Path) -> Sign | None:
-    """Return a value that changes when the folder is saved again, or None while SHA256SUMS, which
-    is removed first and written last, is missing."""
-    try:
-        status = (folder / SUMS).stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def state_of(status: os.stat_result) -> str:

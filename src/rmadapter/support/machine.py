@@ -243,20 +243,6 @@ def keep_freed_memory() -> bool:
     return False
 
 
-def keep_little_memory() -> bool:
-    """Make glibc map what is larger than 1 MiB, so that it is given back when freed, and keep the
-    rest in two places instead of eight per core; return False with any other C library.
-
-    For a process in which threads decode images of any size: by default each keeps what its images
-    took.
-    """
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        # M_MMAP_THRESHOLD, M_ARENA_MAX
-        return bool(mallopt(-3, 1 << 20) and mallopt(-8, 2))
-    return False
-
-
 def give_back_memory() -> None:
     """Give kept memory back to the system, if the C library can."""
     with contextlib.suppress(OSError, AttributeError, TypeError):
