@@ -1,8 +1,9 @@
 """Run a server in several processes behind one port (Linux).
 
-The first process opens the models and is copied by `fork`, so that the weights are in memory once:
-the workers of uvicorn, hypercorn and granian start Python anew, and each opens the models itself
-(research/studies/serve.md has what both take). It answers nothing: it reloads changed models,
+The first process opens the models and is copied by `fork`, so that the weights are in memory once.
+The workers of uvicorn and hypercorn start Python anew, those of granian each load the application,
+so every one would open the models itself (research/studies/serve.md has what uvicorn's take). The
+first process answers nothing: it reloads changed models,
 starts workers with them, lets those with the old models finish, and replaces workers that end. It
 has no threads of its own, which a copy would lack.
 """
