@@ -53,9 +53,13 @@ router = APIRouter()
 @router.post("/models/{model}/predict", openapi_extra=BODY)
 @router.post("/predict", openapi_extra=BODY)
 async def predict(
-    request: Request, model: str = "", top: Top = 5, skip_bad: SkipBad = False, error: Error = "",
+    request: Request,
+    model: str = "",
+    top: Top = 5,
+    skip_bad: SkipBad = False,
+    error: Error = "",
     turn_away: TurnAway = "",
-) -> JSONResponse:  # fmt: skip
+) -> JSONResponse:
     """The most probable classes of images."""
     result = await _answer(request, model, skip_bad, error=error, turn_away=turn_away)
     decider = _decider(result.served, error, turn_away)
@@ -151,9 +155,14 @@ def _decide(request: Request, name: str, decider: Decider, row: Outputs, top: in
 
 
 async def _answer(
-    request: Request, model: str, skip_bad: bool, *, features: bool = False, error: str = "",
+    request: Request,
+    model: str,
+    skip_bad: bool,
+    *,
+    features: bool = False,
+    error: str = "",
     turn_away: str = "",
-) -> Answers:  # fmt: skip
+) -> Answers:
     """Answer the images of a request. Raises HTTPException, also for an error or a share to turn
     away that cannot be promised, before anything is read."""
     service = _service(request)
@@ -211,9 +220,12 @@ async def page_with_answers(
 
 
 def _page(
-    request: Request, model: str = "", answers: Sequence[_Card] = (), error: str = "",
+    request: Request,
+    model: str = "",
+    answers: Sequence[_Card] = (),
+    error: str = "",
     status: int = 200,
-) -> HTMLResponse:  # fmt: skip
+) -> HTMLResponse:
     """model: the one that answered. error: why there are no answers."""
     service = _service(request)
     counters = service.counters

@@ -308,9 +308,13 @@ class Service:
         return next(iter(self._models))
 
     async def answer(
-        self, name: str, uploads: Sequence[Upload], features: bool = False, skip_bad: bool = False,
+        self,
+        name: str,
+        uploads: Sequence[Upload],
+        features: bool = False,
+        skip_bad: bool = False,
         distance: bool = False,
-    ) -> Answers:  # fmt: skip
+    ) -> Answers:
         """Answer all images, or with `skip_bad` those that can be read.
 
         Raises HTTPException: 404 for an unknown model or one without the wanted features, 422 with

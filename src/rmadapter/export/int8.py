@@ -145,11 +145,14 @@ def _quantise(source: Path, target: Path, way: Way) -> None:
             onnx.save(model, str(target))
             return
         quantize_dynamic(
-            model, str(target), per_channel=True, weight_type=QuantType.QInt8,
+            model,
+            str(target),
+            per_channel=True,
+            weight_type=QuantType.QInt8,
             op_types_to_quantize=["MatMul"],
             nodes_to_quantize=[name for name in large if name not in in_blocks],
             extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
-        )  # fmt: skip
+        )
 
 
 def load_graph(file: Path) -> ModelProto:
@@ -168,9 +171,13 @@ def _in_blocks(model: ModelProto, others: list[str]) -> ModelProto:
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
     quantizer = MatMulNBitsQuantizer(
-        model, bits=8, block_size=BLOCK, is_symmetric=True, accuracy_level=INT8,
+        model,
+        bits=8,
+        block_size=BLOCK,
+        is_symmetric=True,
+        accuracy_level=INT8,
         nodes_to_exclude=others,
-    )  # fmt: skip
+    )
     quantizer.process()
     graph: ModelProto = quantizer.model.model
     return graph

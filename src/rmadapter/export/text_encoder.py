@@ -26,7 +26,7 @@ from rmadapter.export.text_classes import (
     TOKENS,
     WEIGHTS,
     TextClasses,
-)  # fmt: skip
+)
 from rmadapter.prompts import Cosines
 from rmadapter.support.files import write_json
 from rmadapter.support.terminal import silenced
@@ -109,9 +109,14 @@ def write_text_encoder(fitted: Fitted, names: Sequence[str], folder: Path) -> tu
         with silenced(logging.WARNING, output=True):
             program = torch.export.export(encoder, (encoder.example,), strict=False)
             exported = torch.onnx.export(
-                program, (), dynamo=True, opset_version=graph.OPSET, verbose=False,
-                input_names=[TOKENS], output_names=["weights"],
-            )  # fmt: skip
+                program,
+                (),
+                dynamo=True,
+                opset_version=graph.OPSET,
+                verbose=False,
+                input_names=[TOKENS],
+                output_names=["weights"],
+            )
         assert exported is not None
         graph.write(exported.model_proto, folder / TEXT_ENCODER)
     except OSError:
