@@ -10,8 +10,7 @@ from typing import Any, ClassVar
 
 import pytest
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from pydantic import ValidationError
 
 from rmadapter.artifacts.record import MethodName

@@ -37,8 +37,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from families import against, average
-from reconstruction_tables import differences as paired
-from reconstruction_tables import read as read_paired
+from reconstruction_tables import differences as paired, read as read_paired
 from studies import (
     CHOOSE_ALL,
     REPORT_ALL,

@@ -32,8 +32,7 @@ from rmadapter.runs.request import Request
 from rmadapter.support.files import write_text
 from rmadapter.support.html import COLOURS, canvas
 from rmadapter.support.machine import versions
-from rmadapter_studio.order import ORDERS as OFFERED
-from rmadapter_studio.order import SURE, choose
+from rmadapter_studio.order import ORDERS as OFFERED, SURE, choose
 from rmadapter_studio.quick import Encoded, fit
 
 SETS = ("food", "pacs/photo", "sports")

@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rmadapter.adapter import DualBranchAdapter as DualBranchAdapter
-    from rmadapter.artifacts.checkpoint import load as load
-    from rmadapter.artifacts.checkpoint import save as save
+    from rmadapter.artifacts.checkpoint import load as load, save as save
     from rmadapter.artifacts.record import Record as Record
-    from rmadapter.backbones import Backbone as Backbone
-    from rmadapter.backbones import load_backbone as load_backbone
+    from rmadapter.backbones import Backbone as Backbone, load_backbone as load_backbone
     from rmadapter.bench.report.read import records as records
-    from rmadapter.classifier import FewShotClassifier as FewShotClassifier
-    from rmadapter.classifier import RMAdapterClassifier as RMAdapterClassifier
+    from rmadapter.classifier import (
+        FewShotClassifier as FewShotClassifier,
+        RMAdapterClassifier as RMAdapterClassifier,
+    )
     from rmadapter.curate.apply import apply_decisions as apply_decisions
     from rmadapter.curate.suspects import find_suspects as find_suspects
-    from rmadapter.data.read import ImageSet as ImageSet
-    from rmadapter.data.read import read_images as read_images
+    from rmadapter.data.read import ImageSet as ImageSet, read_images as read_images
     from rmadapter.errors import UserError as UserError
     from rmadapter.methods import load_method as load_method
     from rmadapter.methods.rmadapter import RMAdapter as RMAdapter
@@ -28,24 +27,23 @@ if TYPE_CHECKING:
     from rmadapter.runs.lab import Lab as Lab
     from rmadapter.runs.run import run_task as run_task
     from rmadapter.runs.track import Tracking as Tracking
-    from rmadapter.settings import AdapterSettings as AdapterSettings
-    from rmadapter.settings import LossSettings as LossSettings
-    from rmadapter.settings import Machine as Machine
-    from rmadapter.task import Question as Question
-    from rmadapter.task import Task as Task
-    from rmadapter.training.contract import Fitted as Fitted
-    from rmadapter.training.contract import Learner as Learner
-    from rmadapter.training.contract import Method as Method
-    from rmadapter.training.contract import ModuleMethod as ModuleMethod
-    from rmadapter.training.contract import NotApplicable as NotApplicable
-    from rmadapter.training.contract import Parameters as Parameters
-    from rmadapter.training.loop import Batch as Batch
-    from rmadapter.training.loop import minimise as minimise
-    from rmadapter.training.shots import Callback as Callback
-    from rmadapter.training.shots import Shots as Shots
-    from rmadapter.training.traits import Recipe as Recipe
-    from rmadapter.training.traits import Traits as Traits
-    from rmadapter.training.traits import Uses as Uses
+    from rmadapter.settings import (
+        AdapterSettings as AdapterSettings,
+        LossSettings as LossSettings,
+        Machine as Machine,
+    )
+    from rmadapter.task import Question as Question, Task as Task
+    from rmadapter.training.contract import (
+        Fitted as Fitted,
+        Learner as Learner,
+        Method as Method,
+        ModuleMethod as ModuleMethod,
+        NotApplicable as NotApplicable,
+        Parameters as Parameters,
+    )
+    from rmadapter.training.loop import Batch as Batch, minimise as minimise
+    from rmadapter.training.shots import Callback as Callback, Shots as Shots
+    from rmadapter.training.traits import Recipe as Recipe, Traits as Traits, Uses as Uses
 
     __version__: str
 

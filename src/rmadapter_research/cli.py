@@ -82,8 +82,7 @@ def tune(
     trackers = ray.trackers(track)
     from rmadapter.runs import Request
     from rmadapter_research.search_space import make_space
-    from rmadapter_research.tune import Search
-    from rmadapter_research.tune import tune as run_tune
+    from rmadapter_research.tune import Search, tune as run_tune
 
     cluster = ray.address if ray.chosen() else None
     name, values = settings.read(method, {**vars(drawing), "precision": precision})

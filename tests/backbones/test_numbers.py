@@ -12,8 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 import rmadapter_pocket
-from rmadapter.backbones import load_backbone
-from rmadapter.backbones import numbers as module
+from rmadapter.backbones import load_backbone, numbers as module
 from rmadapter.backbones.load import check_vocabulary
 from rmadapter.backbones.numbers import check_numbers, read_headers
 from rmadapter.errors import UserError

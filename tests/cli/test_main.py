@@ -19,8 +19,7 @@ from typer.testing import CliRunner
 
 from rmadapter import __version__
 from rmadapter.backbones import Backbone
-from rmadapter.cli import machine
-from rmadapter.cli import main as cli
+from rmadapter.cli import machine, main as cli
 from rmadapter.cli.checks import check_folder
 from rmadapter.cli.options import Columns, expand
 from rmadapter.errors import UserError

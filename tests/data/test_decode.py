@@ -20,8 +20,7 @@ from PIL import Image
 from rmadapter.data import decode
 from rmadapter.data.decode import content, image_error, load_image, read_image
 from rmadapter.errors import UserError
-from tests.hostile import bombs
-from tests.hostile import images as hostile
+from tests.hostile import bombs, images as hostile
 
 # 52 values, exact multiples of 257
 RAMP = np.arange(0, 65536, 257 * 5, dtype=np.uint16).reshape(4, 13)

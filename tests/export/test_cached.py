@@ -12,8 +12,7 @@ import pytest
 from rmadapter.artifacts.checkpoint import load, save
 from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
-from rmadapter.export import cached_export
-from rmadapter.export import folder as exporting
+from rmadapter.export import cached_export, folder as exporting
 from rmadapter.export.runtime import Model
 from rmadapter.methods import load_method
 from tests.helpers import external_methods

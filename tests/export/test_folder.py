@@ -20,8 +20,7 @@ from rmadapter.artifacts.record import read_record
 from rmadapter.backbones import Backbone
 from rmadapter.data.read import load_image
 from rmadapter.errors import UserError
-from rmadapter.export import folder as exporting
-from rmadapter.export import parity
+from rmadapter.export import folder as exporting, parity
 from rmadapter.export.folder import PREDICT, check_options, comparison_images, export, readme
 from rmadapter.export.runtime import Model
 from rmadapter.export.targets import ExportOptions

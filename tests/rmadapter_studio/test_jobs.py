@@ -16,8 +16,7 @@ from rmadapter.backbones.choice import BETTER
 from rmadapter.data.decode import advice
 from rmadapter.data.image_set import SKIP_BAD
 from rmadapter.errors import UserError
-from rmadapter_studio import cli
-from rmadapter_studio import jobs as module
+from rmadapter_studio import cli, jobs as module
 from rmadapter_studio.jobs import COMMAND_WORDS, Job, Jobs, without_commands
 
 # The last word is the folder that it writes.

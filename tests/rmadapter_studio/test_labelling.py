@@ -28,8 +28,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.data.formats.registry import locate
 from rmadapter.data.read import read_images
 from rmadapter.errors import UserError
-from rmadapter_studio import fitting as module
-from rmadapter_studio import session as sessions
+from rmadapter_studio import fitting as module, session as sessions
 from rmadapter_studio.jobs import Jobs
 from rmadapter_studio.labelling import number_of
 from rmadapter_studio.project import ADDED, TABLE, Project

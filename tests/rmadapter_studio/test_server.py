@@ -23,8 +23,7 @@ from starlette.testclient import TestClient
 
 from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
-from rmadapter_studio import server as module
-from rmadapter_studio import visitors as visiting
+from rmadapter_studio import server as module, visitors as visiting
 from rmadapter_studio.hosts import HostMiddleware, refusal
 from rmadapter_studio.jobs import Jobs
 from rmadapter_studio.requests import PUT

@@ -6,23 +6,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rmadapter.artifacts.checkpoint import Saved as Saved
-    from rmadapter.artifacts.checkpoint import copy_run as copy_run
+    from rmadapter.artifacts.checkpoint import Saved as Saved, copy_run as copy_run
     from rmadapter.artifacts.model_file import read_model as read_model
-    from rmadapter.artifacts.page import small_jpeg as small_jpeg
-    from rmadapter.artifacts.page import thumbnail as thumbnail
-    from rmadapter.artifacts.page import thumbnails_of as thumbnails_of
-    from rmadapter.artifacts.predictions import Predictions as Predictions
-    from rmadapter.artifacts.predictions import read_predictions as read_predictions
+    from rmadapter.artifacts.page import (
+        small_jpeg as small_jpeg,
+        thumbnail as thumbnail,
+        thumbnails_of as thumbnails_of,
+    )
+    from rmadapter.artifacts.predictions import (
+        Predictions as Predictions,
+        read_predictions as read_predictions,
+    )
     from rmadapter.artifacts.record import read_record as read_record
-    from rmadapter.artifacts.run_folder import RunFolder as RunFolder
-    from rmadapter.artifacts.run_folder import find_run as find_run
+    from rmadapter.artifacts.run_folder import RunFolder as RunFolder, find_run as find_run
     from rmadapter.artifacts.summary import describe_tie as describe_tie
-    from rmadapter.support.files import atomic as atomic
-    from rmadapter.support.files import read_json as read_json
-    from rmadapter.support.files import read_text as read_text
-    from rmadapter.support.files import write_json as write_json
-    from rmadapter.support.files import write_text as write_text
+    from rmadapter.support.files import (
+        atomic as atomic,
+        read_json as read_json,
+        read_text as read_text,
+        write_json as write_json,
+        write_text as write_text,
+    )
     from rmadapter.support.html import template as template
     from rmadapter.support.locks import exclusive as exclusive
     from rmadapter.support.machine import version_of as version_of

@@ -6,18 +6,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rmadapter.bench.plan import Plan as Plan
-    from rmadapter.bench.plan import Tuner as Tuner
-    from rmadapter.bench.plan import add_published_rows as add_published_rows
-    from rmadapter.bench.protocols import Job as Job
-    from rmadapter.bench.protocols import expand as expand
-    from rmadapter.bench.protocols import with_own_templates as with_own_templates
+    from rmadapter.bench.plan import (
+        Plan as Plan,
+        Tuner as Tuner,
+        add_published_rows as add_published_rows,
+    )
+    from rmadapter.bench.protocols import (
+        Job as Job,
+        expand as expand,
+        with_own_templates as with_own_templates,
+    )
     from rmadapter.bench.ray import run_on_cluster as run_on_cluster
     from rmadapter.bench.report import paper as paper
     from rmadapter.bench.report.format import Cell as Cell
-    from rmadapter.bench.report.groups import Column as Column
-    from rmadapter.bench.report.groups import Group as Group
-    from rmadapter.bench.report.groups import group_records as group_records
+    from rmadapter.bench.report.groups import (
+        Column as Column,
+        Group as Group,
+        group_records as group_records,
+    )
     from rmadapter.bench.report.read import read_records as read_records
     from rmadapter.bench.runner import run_all as run_all
 

@@ -8,30 +8,34 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rmadapter.backbones.choice import first_of as first_of
     from rmadapter.cli.checks import check_backbones as check_backbones
-    from rmadapter.cli.options import Columns as Columns
-    from rmadapter.cli.options import Command as Command
-    from rmadapter.cli.options import Crops as Crops
-    from rmadapter.cli.options import Device as Device
-    from rmadapter.cli.options import ExperimentOptions as ExperimentOptions
-    from rmadapter.cli.options import FileOptions as FileOptions
-    from rmadapter.cli.options import Json as Json
-    from rmadapter.cli.options import MethodName as MethodName
-    from rmadapter.cli.options import Outside as Outside
-    from rmadapter.cli.options import PlanOnly as PlanOnly
-    from rmadapter.cli.options import Precision as Precision
-    from rmadapter.cli.options import Quiet as Quiet
-    from rmadapter.cli.options import RayOptions as RayOptions
-    from rmadapter.cli.options import RunOptions as RunOptions
-    from rmadapter.cli.options import SettingOptions as SettingOptions
-    from rmadapter.cli.options import ShotOptions as ShotOptions
-    from rmadapter.cli.options import Tolerance as Tolerance
-    from rmadapter.cli.options import Track as Track
-    from rmadapter.cli.options import comma_list as comma_list
+    from rmadapter.cli.options import (
+        Columns as Columns,
+        Command as Command,
+        Crops as Crops,
+        Device as Device,
+        ExperimentOptions as ExperimentOptions,
+        FileOptions as FileOptions,
+        Json as Json,
+        MethodName as MethodName,
+        Outside as Outside,
+        PlanOnly as PlanOnly,
+        Precision as Precision,
+        Quiet as Quiet,
+        RayOptions as RayOptions,
+        RunOptions as RunOptions,
+        SettingOptions as SettingOptions,
+        ShotOptions as ShotOptions,
+        Tolerance as Tolerance,
+        Track as Track,
+        comma_list as comma_list,
+    )
     from rmadapter.errors import did_you_mean as did_you_mean
-    from rmadapter.support.terminal import escape as escape
-    from rmadapter.support.terminal import note as note
-    from rmadapter.support.terminal import table as table
-    from rmadapter.support.terminal import track as track
+    from rmadapter.support.terminal import (
+        escape as escape,
+        note as note,
+        table as table,
+        track as track,
+    )
 
 # Imported on first use, so that the command line does not import torch.
 _HOME_OF = {

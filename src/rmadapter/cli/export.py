@@ -170,8 +170,7 @@ def push(
 
     Names of your files stay here. `hf:OWNER/NAME` then works as a run.
     """
-    from rmadapter.export.hub import PushOptions
-    from rmadapter.export.hub import push as push_run
+    from rmadapter.export.hub import PushOptions, push as push_run
 
     push_options = PushOptions(fp16, examples, licence)
     facts = push_run(user_path(run), repository, push_options, private=private, to=out)

@@ -145,8 +145,7 @@ def fit(
     import_for_command()
     from rmadapter.backbones.choice import advise
     from rmadapter.runs.backbones import prepare_backbone
-    from rmadapter.runs.fit import Origin, join_fit
-    from rmadapter.runs.fit import fit as run_fit
+    from rmadapter.runs.fit import Origin, fit as run_fit, join_fit
     from rmadapter.runs.lab import Lab, Team
     from rmadapter.support.machine import find_device
 
@@ -369,8 +368,7 @@ def compare(
     check_runs(*runs)
     check_backbones(options.backbone)
     located = files.locate(data, Columns(), crops)
-    from rmadapter.runs.evaluate import check_split, trained_on
-    from rmadapter.runs.evaluate import compare as compare_runs
+    from rmadapter.runs.evaluate import check_split, compare as compare_runs, trained_on
 
     splits = files.read(located)
     check_split(splits, split)

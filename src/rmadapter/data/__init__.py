@@ -7,27 +7,29 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rmadapter.data.archives import unpack_zip as unpack_zip
-    from rmadapter.data.catalog.sets import CATALOG as CATALOG
-    from rmadapter.data.catalog.sets import ELEVEN as ELEVEN
-    from rmadapter.data.catalog.sets import check as check
-    from rmadapter.data.decode import decode_upload as decode_upload
-    from rmadapter.data.decode import image_error as image_error
-    from rmadapter.data.decode import load_image as load_image
+    from rmadapter.data.catalog.sets import CATALOG as CATALOG, ELEVEN as ELEVEN, check as check
+    from rmadapter.data.decode import (
+        decode_upload as decode_upload,
+        image_error as image_error,
+        load_image as load_image,
+    )
     from rmadapter.data.fewshot import split_digest as split_digest
-    from rmadapter.data.formats.base import Row as Row
-    from rmadapter.data.formats.base import image_files as image_files
+    from rmadapter.data.formats.base import Row as Row, image_files as image_files
     from rmadapter.data.formats.imagefolder import write_imagefolder as write_imagefolder
-    from rmadapter.data.formats.registry import check_unlabelled as check_unlabelled
-    from rmadapter.data.formats.registry import locate as locate
-    from rmadapter.data.formats.registry import open_class_folders as open_class_folders
-    from rmadapter.data.formats.registry import write_labels as write_labels
-    from rmadapter.data.names import descriptions as descriptions
-    from rmadapter.data.names import is_catch_all as is_catch_all
-    from rmadapter.data.names import key as key
-    from rmadapter.data.names import prompt_names as prompt_names
-    from rmadapter.data.names import typed_name as typed_name
-    from rmadapter.data.texts import parse_texts as parse_texts
-    from rmadapter.data.texts import texts_of_all as texts_of_all
+    from rmadapter.data.formats.registry import (
+        check_unlabelled as check_unlabelled,
+        locate as locate,
+        open_class_folders as open_class_folders,
+        write_labels as write_labels,
+    )
+    from rmadapter.data.names import (
+        descriptions as descriptions,
+        is_catch_all as is_catch_all,
+        key as key,
+        prompt_names as prompt_names,
+        typed_name as typed_name,
+    )
+    from rmadapter.data.texts import parse_texts as parse_texts, texts_of_all as texts_of_all
     from rmadapter.errors import is_text as is_text
 
 # Imported on first use, so that the command line does not import torch.

@@ -85,8 +85,7 @@ class WithViews:
     std: tuple[float, float, float]
 
     def __call__(self, image: Image.Image) -> Tensor:
-        from torchvision.transforms import RandomResizedCrop
-        from torchvision.transforms import functional as tv
+        from torchvision.transforms import RandomResizedCrop, functional as tv
 
         crop = RandomResizedCrop(self.size)
         word = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).digest()

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rmadapter.export.cached import cached_export as cached_export
-    from rmadapter.export.engines import Outputs as Outputs
-    from rmadapter.export.engines import engine_of as engine_of
+    from rmadapter.export.engines import Outputs as Outputs, engine_of as engine_of
     from rmadapter.export.folder import export as export
     from rmadapter.export.graph import FittedModel as FittedModel
     from rmadapter.export.runtime import Model as Model

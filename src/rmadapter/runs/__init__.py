@@ -6,26 +6,33 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rmadapter.methods.descriptions import text_weights as text_weights
-    from rmadapter.methods.descriptions import whole_texts as whole_texts
+    from rmadapter.methods.descriptions import (
+        text_weights as text_weights,
+        whole_texts as whole_texts,
+    )
     from rmadapter.metrics import paired as paired
-    from rmadapter.prompts import bounded_text as bounded_text
-    from rmadapter.prompts import text_features as text_features
-    from rmadapter.prompts import zero_shot_weights as zero_shot_weights
-    from rmadapter.runs.add import add_names as add_names
-    from rmadapter.runs.add import can_add_names as can_add_names
-    from rmadapter.runs.add import classify_by_names as classify_by_names
+    from rmadapter.prompts import (
+        bounded_text as bounded_text,
+        text_features as text_features,
+        zero_shot_weights as zero_shot_weights,
+    )
+    from rmadapter.runs.add import (
+        add_names as add_names,
+        can_add_names as can_add_names,
+        classify_by_names as classify_by_names,
+    )
     from rmadapter.runs.features import examine as examine
     from rmadapter.runs.folds import Folds as Folds
     from rmadapter.runs.gallery import Gallery as Gallery
-    from rmadapter.runs.labels import Proposals as Proposals
-    from rmadapter.runs.labels import propose_labels as propose_labels
+    from rmadapter.runs.labels import Proposals as Proposals, propose_labels as propose_labels
     from rmadapter.runs.request import Request as Request
     from rmadapter.runs.run import describe_run as describe_run
     from rmadapter.runs.track import settings_to_track as settings_to_track
-    from rmadapter.settings import configured as configured
-    from rmadapter.settings import parse_overrides as parse_overrides
-    from rmadapter.settings import settings_of as settings_of
+    from rmadapter.settings import (
+        configured as configured,
+        parse_overrides as parse_overrides,
+        settings_of as settings_of,
+    )
     from rmadapter.task import qualified_settings as qualified_settings
 
 # Imported on first use, so that the command line does not import torch.

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from pydantic import ValidationError
 
 from rmadapter.data.catalog.readers import CoopSplits, Dataset, image_sets, split_json
