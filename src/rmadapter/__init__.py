@@ -3,8 +3,9 @@ knows."""
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from rmadapter.support.lazy import lazy_names
 
 if TYPE_CHECKING:
     from rmadapter.adapter import DualBranchAdapter as DualBranchAdapter
@@ -47,42 +48,42 @@ if TYPE_CHECKING:
 
     __version__: str
 
-# The same names at run time: imported when first used, so that `import rmadapter` pulls in no
-# torch.
-_HOMES = {
-    "adapter": ["DualBranchAdapter"],
-    "backbones": ["Backbone", "load_backbone"],
-    "bench.report.read": ["records"],
-    "artifacts.checkpoint": ["load", "save"],
-    "classifier": ["FewShotClassifier", "RMAdapterClassifier"],
-    "data.read": ["ImageSet", "read_images"],
-    "errors": ["UserError"],
-    "predict.explain": ["explain_images"],
-    "training.contract": [
-        "Fitted",
-        "Learner",
-        "Method",
-        "ModuleMethod",
-        "NotApplicable",
-        "Parameters",
-    ],
-    "methods": ["load_method"],
-    "methods.rmadapter": ["RMAdapter"],
-    "model": ["AdaptedCLIP"],
-    "artifacts.record": ["Record"],
-    "runs.lab": ["Lab"],
-    "runs.run": ["run_task"],
-    "runs.track": ["Tracking"],
-    "settings": ["AdapterSettings", "LossSettings", "Machine"],
-    "curate.apply": ["apply_decisions"],
-    "curate.suspects": ["find_suspects"],
-    "task": ["Question", "Task"],
-    "training.loop": ["Batch", "minimise"],
-    "training.shots": ["Callback", "Shots"],
-    "training.traits": ["Recipe", "Traits", "Uses"],
-}
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-__all__ = ["__version__", *_HOME_OF]
+_import_name, _names = lazy_names(
+    __name__,
+    {
+        "rmadapter.adapter": ["DualBranchAdapter"],
+        "rmadapter.artifacts.checkpoint": ["load", "save"],
+        "rmadapter.artifacts.record": ["Record"],
+        "rmadapter.backbones": ["Backbone", "load_backbone"],
+        "rmadapter.bench.report.read": ["records"],
+        "rmadapter.classifier": ["FewShotClassifier", "RMAdapterClassifier"],
+        "rmadapter.curate.apply": ["apply_decisions"],
+        "rmadapter.curate.suspects": ["find_suspects"],
+        "rmadapter.data.read": ["ImageSet", "read_images"],
+        "rmadapter.errors": ["UserError"],
+        "rmadapter.methods": ["load_method"],
+        "rmadapter.methods.rmadapter": ["RMAdapter"],
+        "rmadapter.model": ["AdaptedCLIP"],
+        "rmadapter.predict.explain": ["explain_images"],
+        "rmadapter.runs.lab": ["Lab"],
+        "rmadapter.runs.run": ["run_task"],
+        "rmadapter.runs.track": ["Tracking"],
+        "rmadapter.settings": ["AdapterSettings", "LossSettings", "Machine"],
+        "rmadapter.task": ["Question", "Task"],
+        "rmadapter.training.contract": [
+            "Fitted",
+            "Learner",
+            "Method",
+            "ModuleMethod",
+            "NotApplicable",
+            "Parameters",
+        ],
+        "rmadapter.training.loop": ["Batch", "minimise"],
+        "rmadapter.training.shots": ["Callback", "Shots"],
+        "rmadapter.training.traits": ["Recipe", "Traits", "Uses"],
+    },
+)
+__all__ = ["__version__", *_names]
 
 
 def __getattr__(name: str) -> object:
@@ -90,6 +91,4 @@ def __getattr__(name: str) -> object:
         from importlib import metadata  # which takes longer to import than all else here
 
         return metadata.version("rmadapter")
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    return _import_name(name)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from rmadapter.support.lazy import lazy_names
 
 if TYPE_CHECKING:
     from rmadapter.artifacts.checkpoint import Saved as Saved, copy_run as copy_run
@@ -31,33 +32,19 @@ if TYPE_CHECKING:
     from rmadapter.support.locks import exclusive as exclusive
     from rmadapter.support.machine import version_of as version_of
 
-# Imported on first use, so that the command line does not import torch.
-_HOME_OF = {
-    "Predictions": "rmadapter.artifacts.predictions",
-    "RunFolder": "rmadapter.artifacts.run_folder",
-    "Saved": "rmadapter.artifacts.checkpoint",
-    "atomic": "rmadapter.support.files",
-    "copy_run": "rmadapter.artifacts.checkpoint",
-    "describe_tie": "rmadapter.artifacts.summary",
-    "exclusive": "rmadapter.support.locks",
-    "find_run": "rmadapter.artifacts.run_folder",
-    "read_json": "rmadapter.support.files",
-    "read_model": "rmadapter.artifacts.model_file",
-    "read_predictions": "rmadapter.artifacts.predictions",
-    "read_record": "rmadapter.artifacts.record",
-    "read_text": "rmadapter.support.files",
-    "small_jpeg": "rmadapter.artifacts.page",
-    "template": "rmadapter.support.html",
-    "thumbnail": "rmadapter.artifacts.page",
-    "thumbnails_of": "rmadapter.artifacts.page",
-    "version_of": "rmadapter.support.machine",
-    "write_json": "rmadapter.support.files",
-    "write_text": "rmadapter.support.files",
-}
-__all__ = [*_HOME_OF]
-
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOME_OF[name]), name)
+__getattr__, __all__ = lazy_names(
+    __name__,
+    {
+        "rmadapter.artifacts.checkpoint": ["Saved", "copy_run"],
+        "rmadapter.artifacts.model_file": ["read_model"],
+        "rmadapter.artifacts.page": ["small_jpeg", "thumbnail", "thumbnails_of"],
+        "rmadapter.artifacts.predictions": ["Predictions", "read_predictions"],
+        "rmadapter.artifacts.record": ["read_record"],
+        "rmadapter.artifacts.run_folder": ["RunFolder", "find_run"],
+        "rmadapter.artifacts.summary": ["describe_tie"],
+        "rmadapter.support.files": ["atomic", "read_json", "read_text", "write_json", "write_text"],
+        "rmadapter.support.html": ["template"],
+        "rmadapter.support.locks": ["exclusive"],
+        "rmadapter.support.machine": ["version_of"],
+    },
+)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from rmadapter.support.lazy import lazy_names
 
 if TYPE_CHECKING:
     from rmadapter.bench.plan import (
@@ -27,27 +28,16 @@ if TYPE_CHECKING:
     from rmadapter.bench.report.read import read_records as read_records
     from rmadapter.bench.runner import run_all as run_all
 
-# Imported on first use, so that the command line does not import torch.
-_HOME_OF = {
-    "Cell": "rmadapter.bench.report.format",
-    "Column": "rmadapter.bench.report.groups",
-    "Group": "rmadapter.bench.report.groups",
-    "Job": "rmadapter.bench.protocols",
-    "Plan": "rmadapter.bench.plan",
-    "Tuner": "rmadapter.bench.plan",
-    "add_published_rows": "rmadapter.bench.plan",
-    "expand": "rmadapter.bench.protocols",
-    "group_records": "rmadapter.bench.report.groups",
-    "paper": "rmadapter.bench.report",
-    "read_records": "rmadapter.bench.report.read",
-    "run_all": "rmadapter.bench.runner",
-    "run_on_cluster": "rmadapter.bench.ray",
-    "with_own_templates": "rmadapter.bench.protocols",
-}
-__all__ = [*_HOME_OF]
-
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOME_OF[name]), name)
+__getattr__, __all__ = lazy_names(
+    __name__,
+    {
+        "rmadapter.bench.plan": ["Plan", "Tuner", "add_published_rows"],
+        "rmadapter.bench.protocols": ["Job", "expand", "with_own_templates"],
+        "rmadapter.bench.ray": ["run_on_cluster"],
+        "rmadapter.bench.report": ["paper"],
+        "rmadapter.bench.report.format": ["Cell"],
+        "rmadapter.bench.report.groups": ["Column", "Group", "group_records"],
+        "rmadapter.bench.report.read": ["read_records"],
+        "rmadapter.bench.runner": ["run_all"],
+    },
+)

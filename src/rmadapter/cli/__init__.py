@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from rmadapter.support.lazy import lazy_names
 
 if TYPE_CHECKING:
     from rmadapter.backbones.choice import first_of as first_of
@@ -37,39 +38,33 @@ if TYPE_CHECKING:
         track as track,
     )
 
-# Imported on first use, so that the command line does not import torch.
-_HOME_OF = {
-    "Columns": "rmadapter.cli.options",
-    "Command": "rmadapter.cli.options",
-    "Crops": "rmadapter.cli.options",
-    "Device": "rmadapter.cli.options",
-    "ExperimentOptions": "rmadapter.cli.options",
-    "FileOptions": "rmadapter.cli.options",
-    "Json": "rmadapter.cli.options",
-    "MethodName": "rmadapter.cli.options",
-    "Outside": "rmadapter.cli.options",
-    "PlanOnly": "rmadapter.cli.options",
-    "Precision": "rmadapter.cli.options",
-    "Quiet": "rmadapter.cli.options",
-    "RayOptions": "rmadapter.cli.options",
-    "RunOptions": "rmadapter.cli.options",
-    "SettingOptions": "rmadapter.cli.options",
-    "ShotOptions": "rmadapter.cli.options",
-    "Tolerance": "rmadapter.cli.options",
-    "Track": "rmadapter.cli.options",
-    "check_backbones": "rmadapter.cli.checks",
-    "comma_list": "rmadapter.cli.options",
-    "did_you_mean": "rmadapter.errors",
-    "escape": "rmadapter.support.terminal",
-    "first_of": "rmadapter.backbones.choice",
-    "note": "rmadapter.support.terminal",
-    "table": "rmadapter.support.terminal",
-    "track": "rmadapter.support.terminal",
-}
-__all__ = [*_HOME_OF]
-
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOME_OF[name]), name)
+__getattr__, __all__ = lazy_names(
+    __name__,
+    {
+        "rmadapter.backbones.choice": ["first_of"],
+        "rmadapter.cli.checks": ["check_backbones"],
+        "rmadapter.cli.options": [
+            "Columns",
+            "Command",
+            "Crops",
+            "Device",
+            "ExperimentOptions",
+            "FileOptions",
+            "Json",
+            "MethodName",
+            "Outside",
+            "PlanOnly",
+            "Precision",
+            "Quiet",
+            "RayOptions",
+            "RunOptions",
+            "SettingOptions",
+            "ShotOptions",
+            "Tolerance",
+            "Track",
+            "comma_list",
+        ],
+        "rmadapter.errors": ["did_you_mean"],
+        "rmadapter.support.terminal": ["escape", "note", "table", "track"],
+    },
+)

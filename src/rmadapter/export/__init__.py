@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from rmadapter.support.lazy import lazy_names
 
 if TYPE_CHECKING:
     from rmadapter.export.cached import cached_export as cached_export
@@ -14,19 +15,13 @@ if TYPE_CHECKING:
 
 FACTS = "export.json"  # describes an exported folder
 
-# Imported on first use, so that an export is opened without torch.
-_HOME_OF = {
-    "FittedModel": "rmadapter.export.graph",
-    "Model": "rmadapter.export.runtime",
-    "Outputs": "rmadapter.export.engines",
-    "cached_export": "rmadapter.export.cached",
-    "engine_of": "rmadapter.export.engines",
-    "export": "rmadapter.export.folder",
-}
-__all__ = [*_HOME_OF]
-
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOME_OF[name]), name)
+__getattr__, __all__ = lazy_names(
+    __name__,
+    {
+        "rmadapter.export.cached": ["cached_export"],
+        "rmadapter.export.engines": ["Outputs", "engine_of"],
+        "rmadapter.export.folder": ["export"],
+        "rmadapter.export.graph": ["FittedModel"],
+        "rmadapter.export.runtime": ["Model"],
+    },
+)

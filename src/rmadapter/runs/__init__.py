@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from rmadapter.support.lazy import lazy_names
 
 if TYPE_CHECKING:
     from rmadapter.methods.descriptions import (
@@ -35,34 +36,21 @@ if TYPE_CHECKING:
     )
     from rmadapter.task import qualified_settings as qualified_settings
 
-# Imported on first use, so that the command line does not import torch.
-_HOME_OF = {
-    "Folds": "rmadapter.runs.folds",
-    "Gallery": "rmadapter.runs.gallery",
-    "Proposals": "rmadapter.runs.labels",
-    "Request": "rmadapter.runs.request",
-    "add_names": "rmadapter.runs.add",
-    "bounded_text": "rmadapter.prompts",
-    "can_add_names": "rmadapter.runs.add",
-    "classify_by_names": "rmadapter.runs.add",
-    "configured": "rmadapter.settings",
-    "describe_run": "rmadapter.runs.run",
-    "examine": "rmadapter.runs.features",
-    "paired": "rmadapter.metrics",
-    "parse_overrides": "rmadapter.settings",
-    "propose_labels": "rmadapter.runs.labels",
-    "qualified_settings": "rmadapter.task",
-    "settings_of": "rmadapter.settings",
-    "settings_to_track": "rmadapter.runs.track",
-    "text_features": "rmadapter.prompts",
-    "text_weights": "rmadapter.methods.descriptions",
-    "whole_texts": "rmadapter.methods.descriptions",
-    "zero_shot_weights": "rmadapter.prompts",
-}
-__all__ = [*_HOME_OF]
-
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOME_OF[name]), name)
+__getattr__, __all__ = lazy_names(
+    __name__,
+    {
+        "rmadapter.methods.descriptions": ["text_weights", "whole_texts"],
+        "rmadapter.metrics": ["paired"],
+        "rmadapter.prompts": ["bounded_text", "text_features", "zero_shot_weights"],
+        "rmadapter.runs.add": ["add_names", "can_add_names", "classify_by_names"],
+        "rmadapter.runs.features": ["examine"],
+        "rmadapter.runs.folds": ["Folds"],
+        "rmadapter.runs.gallery": ["Gallery"],
+        "rmadapter.runs.labels": ["Proposals", "propose_labels"],
+        "rmadapter.runs.request": ["Request"],
+        "rmadapter.runs.run": ["describe_run"],
+        "rmadapter.runs.track": ["settings_to_track"],
+        "rmadapter.settings": ["configured", "parse_overrides", "settings_of"],
+        "rmadapter.task": ["qualified_settings"],
+    },
+)
