@@ -171,8 +171,7 @@ def reproduce(
 
     The verdicts: within the tolerance, off by some points, or not run. Exit code 1 if one is off.
     """
-    from rmadapter.bench import paper
-    from rmadapter_research import reproduce as work
+    from rmadapter_research import paper, reproduce as work
 
     chosen = options.chosen()
     absent = work.missing_data(chosen)

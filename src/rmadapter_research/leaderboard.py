@@ -17,8 +17,9 @@ from typing import TypeAlias, TypedDict
 
 from rmadapter import Record, UserError
 from rmadapter.artifacts import exclusive, template, write_text
-from rmadapter.bench import Cell, Column, Group, group_records, paper, read_records
+from rmadapter.bench import Cell, Column, Group, group_records, read_records
 from rmadapter.cli import note
+from rmadapter_research import paper
 from rmadapter_research.published import (
     AVERAGE,
     Figure,

@@ -2,7 +2,7 @@
 typed.
 
 assets/published has the figures, each with its source and the place in it; those of RMAdapter are
-in rmadapter/bench/report/printed.
+in assets/printed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from scipy.special import stdtrit
 
-from rmadapter.bench import paper
+from rmadapter_research import paper
 
 AVERAGE = "average"
 # points by which an HM may be below that of its base and novel figures: a mean of the seeds' HMs is
@@ -118,7 +118,7 @@ def _rmadapter_rows() -> Iterator[dict[str, object]]:
         for method, row in rows.items():
             for metric, value in row.items():
                 yield _rmadapter_row("Table 1", "base-to-novel", method, dataset, metric, value)
-    for number, protocol in enumerate(paper.FILES, 2):
+    for number, protocol in enumerate(paper.TRANSFER, 2):
         for method, row in paper.transfer(protocol).items():
             for dataset, value in row.items():
                 yield _rmadapter_row(f"Table {number}", protocol, method, dataset, "all", value)
@@ -226,7 +226,7 @@ def _implied(row: _Row, complete: bool) -> Iterator[_Off]:
 
 def _mean_of_parts(row: _Row, average: Figure) -> tuple[float | None, str]:
     """Average the figures of the data sets; None for too few of them. Also name that mean."""
-    excluded = {AVERAGE, "imagenet"} if average.protocol in paper.FILES else {AVERAGE}
+    excluded = {AVERAGE, "imagenet"} if average.protocol in paper.TRANSFER else {AVERAGE}
     parts = [
         figure.value
         for (dataset, metric), figure in row.items()

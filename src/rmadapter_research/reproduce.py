@@ -17,15 +17,16 @@ from typing import NamedTuple, TypeAlias
 from rmadapter import Machine, Record, Task, UserError
 from rmadapter.artifacts import write_text
 from rmadapter.bench import (
+    Check,
     Job,
     Plan,
     add_published_rows,
     expand,
-    paper,
     run_all,
     with_own_templates,
 )
 from rmadapter.data import CATALOG, check
+from rmadapter_research import paper
 
 OUR_METHODS = ("rmadapter", "rmadapter-paper")
 VERDICTS = "verdict.csv"
@@ -55,12 +56,12 @@ class Part:
     @property
     def is_transfer(self) -> bool:
         """Whether it is trained on one data set and tested on others."""
-        return self.protocol in paper.FILES
+        return self.protocol in paper.TRANSFER
 
     @property
     def needed(self) -> list[str]:
         """The data sets that the table uses; for transfer the source first."""
-        return paper.datasets(self.protocol if self.is_transfer else "base-to-novel")
+        return paper.datasets_in(self.protocol if self.is_transfer else "base-to-novel")
 
     def datasets(self, available: Iterable[str]) -> list[str]:
         """Return data sets for `expand`, small ones first; for transfer the source first, or none
@@ -327,7 +328,7 @@ def run_plans(plans: Mapping[str, Plan], processes: int = 1) -> list[Record]:
     return records
 
 
-class Verdict(paper.Check):
+class Verdict(Check):
     """A row of `paper.check` with "within", "off by +1.23", "2 of 3 seeds" or "not run"."""
 
     verdict: str
@@ -354,7 +355,7 @@ def judge(
     return rows
 
 
-def _verdict(row: paper.Check) -> str:
+def _verdict(row: Check) -> str:
     if row["within"] is None:
         return "not run" if row["ours"] is None else row["status"]
     return "within" if row["within"] else f"off by {row['difference']:+.2f}"

@@ -93,7 +93,9 @@ def test_every_variant_is_another_valid_setting_and_has_a_file_of_its_own(protoc
 def test_ablations_have_the_rows_of_the_papers_tables() -> None:
     """Names but for what stands in brackets, as the report matches them with the printed tables; of
     parts that are added, to what they are added."""
-    table = Path(__file__).parents[2] / "src/rmadapter/bench/report/printed/tables4-6_ablations.csv"
+    table = (
+        Path(__file__).parents[2] / "src/rmadapter_research/assets/printed/tables4-6_ablations.csv"
+    )
     with open(table, encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     names = {"components": "ablation-components", "sharing": "ablation-sharing"}

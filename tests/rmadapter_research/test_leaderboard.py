@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from rmadapter.artifacts.record import Record
-from rmadapter.bench.report import paper
 from rmadapter.training.traits import Uses
+from rmadapter_research import paper
 from rmadapter_research.leaderboard import DatasetResult, make_standings
 from tests.helpers.synthetic_runs import VIT, record, with_method
 

@@ -17,12 +17,11 @@ from rmadapter.artifacts.record import read_record
 from rmadapter.backbones import Backbone
 from rmadapter.bench.plan import Plan
 from rmadapter.bench.protocols import PROTOCOLS
-from rmadapter.bench.report import paper
 from rmadapter.data.catalog.sets import CATALOG, find
 from rmadapter.methods import METHODS, load_method
 from rmadapter.settings import parse_overrides
 from rmadapter.task import Task
-from rmadapter_research import reproduce
+from rmadapter_research import paper, reproduce
 from tests.helpers import synthetic_runs
 from tests.helpers.shell import Command, refused, rmadapter
 

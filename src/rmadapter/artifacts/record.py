@@ -451,6 +451,11 @@ class Record(Value):
         return [score.name for score in self.scores if score.data]
 
     @property
+    def tested(self) -> dict[str, int]:
+        """Return the number of images in each test set on which the method has an accuracy."""
+        return {score.name: score.images for score in self.scores if score.accuracy is not None}
+
+    @property
     def metrics(self) -> dict[str, float]:
         """Return every figure of the run, by name."""
         names = [*(score.name for score in self.scores), "hm"]

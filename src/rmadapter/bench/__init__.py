@@ -18,14 +18,15 @@ if TYPE_CHECKING:
         with_own_templates as with_own_templates,
     )
     from rmadapter.bench.ray import run_on_cluster as run_on_cluster
-    from rmadapter.bench.report import paper as paper
-    from rmadapter.bench.report.format import Cell as Cell
+    from rmadapter.bench.report.format import Cell as Cell, Row as Row
     from rmadapter.bench.report.groups import (
         Column as Column,
         Group as Group,
         group_records as group_records,
     )
+    from rmadapter.bench.report.printed import Check as Check, PrintedTables as PrintedTables
     from rmadapter.bench.report.read import read_records as read_records
+    from rmadapter.bench.report.stats import HM_OF_MEANS as HM_OF_MEANS
     from rmadapter.bench.runner import run_all as run_all
 
 __getattr__, __all__ = lazy_names(
@@ -34,10 +35,11 @@ __getattr__, __all__ = lazy_names(
         "rmadapter.bench.plan": ["Plan", "Tuner", "add_published_rows"],
         "rmadapter.bench.protocols": ["Job", "expand", "with_own_templates"],
         "rmadapter.bench.ray": ["run_on_cluster"],
-        "rmadapter.bench.report": ["paper"],
-        "rmadapter.bench.report.format": ["Cell"],
+        "rmadapter.bench.report.format": ["Cell", "Row"],
         "rmadapter.bench.report.groups": ["Column", "Group", "group_records"],
+        "rmadapter.bench.report.printed": ["Check", "PrintedTables"],
         "rmadapter.bench.report.read": ["read_records"],
+        "rmadapter.bench.report.stats": ["HM_OF_MEANS"],
         "rmadapter.bench.runner": ["run_all"],
     },
 )

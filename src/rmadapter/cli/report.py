@@ -46,12 +46,13 @@ def report(
         return
     if out is None:
         raise UserError("--out: give a folder for the report")
-    from rmadapter.bench.report import paper
+    from rmadapter.bench.report.printed import printed_tables
     from rmadapter.bench.report.read import read_records
     from rmadapter.bench.report.write import write_reports
 
     written = write_reports(results, out, backbones)
-    within = paper.TOLERANCE if tolerance is None else tolerance
+    paper = printed_tables()
+    within = paper.tolerance if tolerance is None else tolerance
     judged = paper.check(read_records(results).finished, within) if against else []
     if as_json:
         print(json.dumps(judged if against else written))

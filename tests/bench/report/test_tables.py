@@ -14,9 +14,9 @@ from rmadapter.artifacts.value import Balanced
 from rmadapter.bench.report.costs import USES_HEADS, uses_tables
 from rmadapter.bench.report.format import Row, Table
 from rmadapter.bench.report.groups import Group, group_records, total_seconds
-from rmadapter.bench.report.paper import TEST_IMAGES, halves
 from rmadapter.bench.report.tables import make_tables
 from rmadapter.training.traits import Uses
+from rmadapter_research.paper import TEST_IMAGES, halves
 from tests.helpers.synthetic_runs import TITLES, VIT, record, with_method
 
 METHODS = ("zero-shot", "mma", "rmadapter")

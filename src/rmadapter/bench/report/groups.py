@@ -337,11 +337,6 @@ def without_templates(settings: Mapping[str, object]) -> dict[str, object]:
     return {name: value for name, value in settings.items() if name != "templates"}
 
 
-def tested(record: Record) -> dict[str, int]:
-    """Return the number of images in each test set on which the method has an accuracy."""
-    return {score.name: score.images for score in record.scores if score.accuracy is not None}
-
-
 def method_key(record: Record) -> tuple[str, str]:
     """Return the name and, of a method from outside, the title: two people may have a
     mine.py:Mine."""
@@ -516,7 +511,7 @@ def facts(group: Group, records: Sequence[Record]) -> str:
     """Write the line under every table: seeds, shots, backbone, images tested and time."""
     images: dict[str, dict[str, int]] = defaultdict(dict)  # of each set, by the data trained on
     for record in records:
-        for name, count in tested(record).items():
+        for name, count in record.tested.items():
             images[name][record.task.data] = max(count, images[name].get(record.task.data, 0))
     counts = ", ".join(f"{name} {sum(of_data.values()):,}" for name, of_data in images.items())
     seeds = seeds_of(records)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rmadapter.artifacts.record import BALANCED, Record
-from rmadapter.bench.report import paper
 from rmadapter.bench.report.costs import cost_table, uses_tables
 from rmadapter.bench.report.format import Cell, Row, Table, mark_best
 from rmadapter.bench.report.groups import (
@@ -26,6 +25,7 @@ from rmadapter.bench.report.groups import (
     seeds_of,
     slug,
 )
+from rmadapter.bench.report.printed import printed_tables
 from rmadapter.bench.report.stats import (
     LEVEL,
     POWER,
@@ -35,10 +35,7 @@ from rmadapter.bench.report.stats import (
     rank_table,
 )
 
-PRINTED = ", as printed"
 AVERAGE = ("average", f"{BALANCED}average")
-PAPER_NOTE = "Rows in italics are the paper's figures as they are printed, not measured here."
-NO_PAPER_NOTE = "The paper has no figures for this data set with these shots and test images."
 MEAN_NOTE = (
     "Mean ± half width of the 95 % interval over seeds (Student's t); HM: harmonic mean of base "
     "and novel."
@@ -98,7 +95,7 @@ class Means:
         columns: Its figures.
         datasets: Data sets that they average over.
         seeds: Seeds that they average over; None for those of each row.
-        block: Part of the paper's tables that has the same figures; "" for none.
+        block: What it is about, as `PrintedTables` takes it.
         notes: Further footnotes.
     """
 
@@ -121,7 +118,9 @@ def _means_table(group: Group, means: Means) -> Table:
             source = group.comparable[label] if column.metric in AVERAGE else selected
             cells.append(column.cell(source, datasets, seeds))
         note = _missing_seeds(selected, columns, group.seeds) if seeds is None else ""
-        rows += [Row(label, tuple(cells), note=note), *_printed_rows(selected, means)]
+        rows.append(Row(label, tuple(cells), note=note))
+        if selected:
+            rows += printed_tables().rows(selected[0], means.block, columns)
     used = [
         record
         for record in group.records
@@ -134,7 +133,7 @@ def _means_table(group: Group, means: Means) -> Table:
         *means.notes,
         *([f"–: {reasons}."] if reasons else []),
         *group.departures,
-        *_paper_notes(group, rows, means.block),
+        *printed_tables().notes(group, means.block, rows),
     )
     heads = (first_column(group), *(column.head for column in columns))
     name = f"{group.slug}-{'average' if seeds is not None else slug(datasets[0])}"
@@ -162,8 +161,7 @@ def _missing_seeds(
 def _average_table(group: Group) -> Table:
     """Average over the data sets that every row has."""
     datasets, seeds = group.common
-    of_paper = {paper.dataset_name(d) for d in datasets} == paper.halves().keys() - {"average"}
-    block = "average" if of_paper and all(map(paper.belongs, group.records)) else ""
+    block = "average" if printed_tables().is_average(group, datasets) else ""
     title = average_title(datasets, seeds)
     means = Means(title, group.averages, datasets, seeds, block, left_out(group))
     return _means_table(group, means)
@@ -193,7 +191,7 @@ def left_out(group: Group) -> list[str]:
 
 def _set_tables(group: Group, dataset: str) -> list[Table]:
     columns = group.averages if group.protocol == "open-world" else group.columns
-    means = Means(dataset, columns, [dataset], block=paper.dataset_name(dataset))
+    means = Means(dataset, columns, [dataset], block=dataset)
     return [_means_table(group, means), *_balanced_table(group, means)]
 
 
@@ -202,12 +200,11 @@ def _transfer_tables(group: Group, source: str) -> list[Table]:
     targets = sorted({name for record in records for name in record.targets})
     shared = common_targets(records)[0].targets
     columns = [Column(f"{source} (source)", "all", printed="imagenet")]
-    columns += [Column(name, name, printed=paper.dataset_name(name)) for name in targets]
+    columns += [Column(name, name, printed=name) for name in targets]
     columns.append(Column("average of the targets", "average", printed="average"))
     partial = f"The average is over the targets of all rows: {', '.join(sorted(shared))}."
     notes = [partial] if len(shared) < len(targets) else []
-    block = paper.dataset_name(source)
-    means = Means(f"Trained on {source}", columns, [source], block=block, notes=notes)
+    means = Means(f"Trained on {source}", columns, [source], block=source, notes=notes)
     return [_means_table(group, means), *_balanced_table(group, replace(means, title=source))]
 
 
@@ -227,25 +224,6 @@ def _balanced_table(group: Group, means: Means) -> list[Table]:
     title, notes = f"{means.title}, balanced accuracy", (BALANCED_NOTE.format(counts),)
     table = _means_table(group, Means(title, balanced, means.datasets, notes=notes))
     return [replace(table, name=f"{table.name}-balanced")]
-
-
-def _printed_rows(records: Sequence[Record], means: Means) -> list[Row]:
-    """Return the paper's row for these records, if it has one."""
-    printed = paper.printed(records[0], means.block) if records else None
-    if printed is None:
-        return []
-    name, figures = printed
-    cells = tuple(Cell(figures.get(column.printed)) for column in means.columns)
-    return [Row(f"{name}{PRINTED}", cells, "paper")]
-
-
-def _paper_notes(group: Group, rows: Sequence[Row], block: str) -> list[str]:
-    shown = [row.label.removesuffix(PRINTED) for row in rows if row.source == "paper"]
-    if shown:
-        return [PAPER_NOTE, *paper.footnotes(group.protocol, block, shown)]
-    protocols = (*TRANSFER, *paper.ABLATIONS, "base-to-novel")
-    in_paper = group.backbone.name in paper.BACKBONES and group.protocol in protocols
-    return [NO_PAPER_NOTE] if in_paper and block else []
 
 
 def _pair_tables(group: Group) -> list[Table]:

@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 from rmadapter.artifacts.record import Record
 from rmadapter.bench.protocols import PROTOCOLS
-from rmadapter.bench.report import paper
 from rmadapter.bench.report.backbones import backbone_tables
 from rmadapter.bench.report.figures import TRADE_OFF, Figure, make_figures
 from rmadapter.bench.report.format import (
@@ -39,6 +38,7 @@ from rmadapter.bench.report.groups import (
     shots_of,
     total_seconds,
 )
+from rmadapter.bench.report.printed import Check, printed_tables
 from rmadapter.bench.report.read import RECORDS, SUMMARY, Results, read_records
 from rmadapter.bench.report.stats import LEVEL, MIN_SETS, Paired
 from rmadapter.bench.report.tables import differences, make_tables
@@ -88,7 +88,7 @@ def write_reports(results: Path, out: Path, backbones: bool = False) -> dict[str
     sections = _number_names(sections)
     finding = summarise(groups)
     figures = [f for s in sections if s.group is finding.group for f in s.figures]
-    checks = paper.check(read.finished)
+    checks = printed_tables().check(read.finished, printed_tables().tolerance)
     content: dict[str, object] = {
         "finding": finding,
         "runs": len(read.finished),
@@ -182,7 +182,7 @@ def _with_each_note_once(sections: Sequence[Section]) -> list[Section]:
 
 
 def _summary(
-    read: Results, sections: Sequence[Section], finding: Finding, checks: Sequence[paper.Check]
+    read: Results, sections: Sequence[Section], finding: Finding, checks: Sequence[Check]
 ) -> dict[str, object]:
     """Return the content of report.json. Methods by backbones are in it if they were wanted."""
     summary: dict[str, object] = {
@@ -210,7 +210,7 @@ def _summary(
     return summary | ({"backbones": across} if across else {})
 
 
-def _appendix(read: Results, checks: Sequence[paper.Check]) -> dict[str, list[str]]:
+def _appendix(read: Results, checks: Sequence[Check]) -> dict[str, list[str]]:
     """Return title -> lines: agreement with the paper, runs without figures, what was left out,
     shared groups, versions."""
     versions: dict[str, set[str]] = defaultdict(set)
@@ -237,7 +237,7 @@ def _appendix(read: Results, checks: Sequence[paper.Check]) -> dict[str, list[st
     return {title: lines for title, lines in parts.items() if lines}
 
 
-def _agreement(checks: Sequence[paper.Check]) -> list[str]:
+def _agreement(checks: Sequence[Check]) -> list[str]:
     """Count the printed figures that were reproduced, and list the others."""
     judged = [check for check in checks if check["within"] is not None]
     outside = [
@@ -250,7 +250,7 @@ def _agreement(checks: Sequence[paper.Check]) -> list[str]:
         return []
     count = f"{len(judged) - len(outside)} of {len(judged)} figures lie within"
     end = "; these do not:" if outside else "."
-    return [f"{count} {paper.TOLERANCE:.1f} points{end}", *outside]
+    return [f"{count} {printed_tables().tolerance:.1f} points{end}", *outside]
 
 
 def _describe_unfinished(record: Record) -> str:

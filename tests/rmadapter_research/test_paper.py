@@ -12,14 +12,15 @@ import pytest
 from scipy.stats import hmean
 
 from rmadapter.artifacts.record import BackboneName, Record
-from rmadapter.bench.report import paper
+from rmadapter.bench.report.printed import Check
+from rmadapter_research import paper
 from tests.helpers.synthetic_runs import VIT, record
 
 HALVES = ("base", "novel", "HM")
 
 
 def raw(name: str) -> list[dict[str, str]]:
-    path = files("rmadapter.bench.report") / "printed" / name
+    path = files("rmadapter_research") / "assets/printed" / name
     return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
 
 
@@ -45,7 +46,7 @@ def run_on(dataset: str, method: str = "mma", **fields: Any) -> Record:
     return record(method, dataset, 1, {"base": 50.0, "novel": 50.0}, **given)
 
 
-def checked(runs: list[Record]) -> dict[tuple[str, str, str], paper.Check]:
+def checked(runs: list[Record]) -> dict[tuple[str, str, str], Check]:
     return {(line["table"], line["row"], line["figure"]): line for line in paper.check(runs)}
 
 

@@ -1,7 +1,7 @@
 """The printed figures of the RMAdapter paper (AAAI-26, pp. 23594-23602), their contradictions, and
 our figures beside them.
 
-The CSV files in the folder `printed` hold the tables as they are printed; no figure is typed here.
+The CSV files in assets/printed hold the tables as they are printed; no figure is typed here.
 """
 
 from __future__ import annotations
@@ -13,23 +13,32 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
-from statistics import fmean
-from typing import TypedDict
+from statistics import fmean, harmonic_mean
 
-from rmadapter.artifacts.record import Record
-from rmadapter.bench.report.groups import HALVES, TRANSFER, Group, group_records, tested
-from rmadapter.bench.report.stats import HM_OF_MEANS, average
-from rmadapter.data.catalog.sets import CATALOG, find
-from rmadapter.metrics import harmonic_mean
+from rmadapter import Record
+from rmadapter.bench import (
+    HM_OF_MEANS,
+    Cell,
+    Check,
+    Column,
+    Group,
+    PrintedTables,
+    Row,
+    group_records,
+)
+from rmadapter.data import CATALOG
 
 BACKBONES = ("ViT-B-16/openai", "ViT-B-16-quickgelu/openai")
 OTHER_NAMES = {"zero-shot": "clip", "rmadapter-paper": "rmadapter"}
 SHOTS = 16
 SEEDS = (1, 2, 3)
-TOLERANCE = 1.0  # points within which a figure counts as reproduced
+TOLERANCE = PrintedTables.tolerance
 ROUNDING = 0.015 + 1e-9  # points that recomputing from figures rounded to 0.01 may be off by
-NAMES = {column.metric: column.head for column in HALVES}
-FILES = dict(zip(TRANSFER, ("table2_cross_dataset", "table3_domain_generalization"), strict=True))
+NAMES = {"base": "base", "novel": "novel", "hm": "HM"}
+TRANSFER = {
+    "cross-dataset": "table2_cross_dataset",
+    "domain-generalization": "table3_domain_generalization",
+}
 ABLATIONS = {
     "ablation-components": ("components", "Table 4"),
     "ablation-sharing": ("sharing", "Table 5"),
@@ -41,36 +50,16 @@ MISNAMED_BY = {(block, printed): method for (block, method), printed in MISNAMED
 # A data set with another number of test images is another one under the same name.
 TEST_IMAGES = {key: one.counts["test"] for key, one in CATALOG.items() if one.counts}
 
+AS_PRINTED = ", as printed"
+ROWS_NOTE = "Rows in italics are the paper's figures as they are printed, not measured here."
+NO_FIGURES_NOTE = "The paper has no figures for this data set with these shots and test images."
+
 Figures = dict[str, float]
-
-
-class Check(TypedDict):
-    """A printed figure beside ours; what is missing is None.
-
-    Attributes:
-        table: Table of the paper.
-        row: Row, as printed.
-        figure: What it is.
-        paper: The printed figure.
-        ours: Mean of our runs.
-        difference: Ours minus the paper's, in points.
-        within: Whether that is within the tolerance.
-        status: "measured", "n of m seeds" or "not measured".
-    """
-
-    table: str
-    row: str
-    figure: str
-    paper: float
-    ours: float | None
-    difference: float | None
-    within: bool | None
-    status: str
 
 
 @cache
 def _table(name: str) -> list[dict[str, str]]:
-    table = files("rmadapter.bench.report") / "printed" / f"{name}.csv"
+    table = files("rmadapter_research") / "assets/printed" / f"{name}.csv"
     return list(csv.DictReader(io.StringIO(table.read_text(encoding="utf-8"))))
 
 
@@ -92,11 +81,11 @@ def halves() -> dict[str, dict[str, Figures]]:
 def transfer(protocol: str) -> dict[str, Figures]:
     """Read Table 2 (cross-dataset) or 3 (domain-generalization): method as printed -> {"imagenet",
     targets, "average"}."""
-    rows = _table(FILES[protocol])
+    rows = _table(TRANSFER[protocol])
     return {row["method"]: {k: float(v) for k, v in row.items() if k != "method"} for row in rows}
 
 
-def datasets(protocol: str) -> list[str]:
+def datasets_in(protocol: str) -> list[str]:
     """Return the data sets of Table 1, 2 or 3, in its order: for transfer the source first."""
     names: Iterable[str] = halves()
     if protocol in TRANSFER:
@@ -142,8 +131,8 @@ def _plain(text: str) -> str:
 def dataset_name(dataset: str) -> str:
     """Return the key of a catalogue data set, given any of its names; any other name in lower case
     with underscores."""
-    catalogued = find(dataset)
-    return catalogued.key if catalogued else dataset.lower().replace("-", "_")
+    keys = (one.key for one in CATALOG.values() if dataset in (one.key, one.folder))
+    return next(keys, dataset.lower().replace("-", "_"))
 
 
 def belongs(record: Record) -> bool:
@@ -159,10 +148,10 @@ def belongs(record: Record) -> bool:
 def has_paper_images(record: Record, metric: str = "") -> bool:
     """Return whether the data set is that of the same name in papers, judged by its number of test
     images; with "average" as the metric, whether all targets are."""
-    images = {dataset_name(key): count for key, count in tested(record).items()}
+    images = {dataset_name(key): count for key, count in record.tested.items()}
     if metric == "average":
         targets = {key: count for key, count in images.items() if key != "all"}
-        source, *needed = datasets(record.protocol)
+        source, *needed = datasets_in(record.protocol)
         same_source = dataset_name(record.task.data) == source
         return same_source and targets == {key: TEST_IMAGES[key] for key in needed}
     expected = TEST_IMAGES.get(dataset_name(record.task.data))
@@ -193,7 +182,7 @@ def printed(record: Record, block: str) -> tuple[str, Figures] | None:
 
 def _on_same_images(figures: Figures, record: Record) -> Figures:
     """Leave out targets that have other images than the paper's, and then the average, too."""
-    counts = {dataset_name(key): count for key, count in tested(record).items()}
+    counts = {dataset_name(key): count for key, count in record.tested.items()}
     same = {
         key: value
         for key, value in figures.items()
@@ -234,7 +223,7 @@ def _implied(
         targets = [value for key, value in row.items() if key not in {"imagenet", "average"}]
         yield "average", f"the mean of its {len(targets)} printed targets", fmean(targets)
         return
-    hm = harmonic_mean(row["base"], row["novel"])
+    hm = harmonic_mean([row["base"], row["novel"]])
     yield "hm", "that of its printed base and novel figures", hm
     sets = [rows[name] for key, rows in halves().items() if key != "average" and name in rows]
     if (protocol, block) == ("base-to-novel", "average") and len(sets) == len(halves()) - 1:
@@ -269,7 +258,7 @@ class Claim:
         run = [s for s in seeds if all((dataset, s) in cells for dataset in self.datasets)]
         metric = "all" if self.figure == "imagenet" else self.figure
         metric = HM_OF_MEANS if metric == "hm" and len(self.datasets) > 1 else metric
-        ours = average(self.records, metric, self.datasets, run).value
+        ours = Column("", metric).cell(self.records, self.datasets, run).value
         result: Check = {
             "table": self.table,
             "row": self.row,
@@ -314,7 +303,7 @@ def _renamed(record: Record) -> Record:
 
 
 def _claims(groups: Sequence[Group]) -> Iterator[Claim]:
-    sets = datasets("base-to-novel")
+    sets = datasets_in("base-to-novel")
     tables = [
         ("base-to-novel", f"Table 1, {key}", key, rows, [key]) for key, rows in halves().items()
     ]
@@ -342,3 +331,37 @@ def _our_rows(groups: Sequence[Group], block: str, name: str) -> list[tuple[str,
                 who = method if record.protocol in ABLATIONS else record.variant or method
                 rows.setdefault(f"{name} ({who}, {group.slug})", []).append(record)
     return list(rows.items()) if len(rows) > 1 else [(name, list(*rows.values()))]
+
+
+class RMAdapterTables(PrintedTables):
+    """The paper's tables, for `rmadapter report`."""
+
+    def is_average(self, group: Group, datasets: Sequence[str]) -> bool:
+        """Return whether an average over these data sets is one of the paper's."""
+        same_sets = {dataset_name(one) for one in datasets} == {*datasets_in("base-to-novel")}
+        return same_sets and all(map(belongs, group.records))
+
+    def rows(self, record: Record, block: str, columns: Sequence[Column]) -> list[Row]:
+        """Return the row about the record's method, if there is one."""
+        found = printed(record, dataset_name(block))
+        if found is None:
+            return []
+        name, figures = found
+        cells = (Cell(figures.get(dataset_name(column.printed))) for column in columns)
+        return [Row(f"{name}{AS_PRINTED}", tuple(cells), "paper")]
+
+    def notes(self, group: Group, block: str, rows: Sequence[Row]) -> list[str]:
+        """Write the footnotes of a table with these rows."""
+        shown = [row.label.removesuffix(AS_PRINTED) for row in rows if row.source == "paper"]
+        if shown:
+            return [ROWS_NOTE, *footnotes(group.protocol, dataset_name(block), shown)]
+        protocols = (*TRANSFER, *ABLATIONS, "base-to-novel")
+        in_paper = group.backbone.name in BACKBONES and group.protocol in protocols
+        return [NO_FIGURES_NOTE] if in_paper and block else []
+
+    def check(self, records: Sequence[Record], tolerance: float) -> list[Check]:
+        """Compare each printed figure with the mean of ours, as the function `check`."""
+        return check(records, tolerance)
+
+
+TABLES = RMAdapterTables()
