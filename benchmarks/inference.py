@@ -6,9 +6,8 @@ it, in turns.
 
 All take pixels and give probabilities. The reference is open_clip's own encoder in float32 with
 class features computed beforehand; with adapters it is untrained RMAdapter in its default blocks.
-Single images are repeated more often, for their latency. 8-bit weights are those of the first way
-in export/int8.py. OpenVINO is left out if it is not installed, and its 8-bit form without
-NNCF.
+Single images are repeated more often, for their latency. 8-bit weights are those of
+export/int8.py. OpenVINO is left out if it is not installed, and its 8-bit form without NNCF.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import argparse
 import copy
 import importlib.util
 import json
-import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -99,10 +97,9 @@ def write(folder: Path, model: Fitted, pixels: np.ndarray, names: list[str]) -> 
         place.mkdir(parents=True)
         graph.write(found, place / GRAPH)
         if name == "openvino int8":
-            int8.write_balanced(place / GRAPH, place / GRAPH, pixels)
+            int8.balance_file(place / GRAPH, pixels)
         if name == "onnxruntime int8":
-            for _ in int8.candidates(place, pixels, int8.WAYS[:1]):
-                shutil.copyfile(place / int8.CANDIDATE, place / GRAPH)
+            int8.quantize(place / GRAPH, pixels)
         elif name.startswith("openvino"):
             graph.write_openvino(place, precision)
 

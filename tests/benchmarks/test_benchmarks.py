@@ -89,7 +89,7 @@ def test_inference_compares_every_engine_with_open_clip(
     pytest.importorskip("onnxruntime", reason="pip install 'rmadapter[export]'")
     pytest.importorskip("onnxscript", reason="pip install 'rmadapter[export]'")
     monkeypatch.setattr(torch, "compile", lambda model: model)
-    monkeypatch.setattr(inference.int8, "LARGE", 2**10)
+    monkeypatch.setattr(inference.int8, "MIN_WEIGHT_SIZE", 2**10)
     sizes = ("--classes", "3", "--batches", "1", "3", "--cores", "1", "--size", "32")
     given = (*tiny, *sizes, "--json")
     results = json.loads(run(inference, monkeypatch, capsys, *given))

@@ -112,7 +112,6 @@ def test_openvino(
     assert facts["files"] == ["model.xml", "model.bin"]
     assert (out / "requirements.txt").read_text().endswith("openvino>=2025\n")
     assert facts["parity"]["difference"] <= {"fp32": 1e-4, "int8": 0.1}.get(precision, 1e-2)
-    assert facts["search"] == []
     model = Model(out, threads=1)
     before, after = parity.fitted_table(saved, images), parity.exported_table(model, images)
     assert (before.argmax(1) == after.argmax(1)).all()
@@ -332,8 +331,7 @@ def test_int8_says_what_became_of_the_promises(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """The limits are those of float32, and the decisions of both models are compared."""
-    monkeypatch.setattr("rmadapter.export.int8.LARGE", 2**10)
-    monkeypatch.setattr("rmadapter.export.int8.BLOCK", 32)
+    monkeypatch.setattr("rmadapter.export.int8.MIN_WEIGHT_SIZE", 2**10)
     saved, out = load(calibrated, tiny_clip), tmp_path / "model"
     forced = ExportOptions(precision="int8", force=True)
     facts = export(calibrated, saved, out, forced, data=colors)

@@ -16,12 +16,10 @@ from rmadapter.answers.sets import Calibration
 from rmadapter.artifacts.checkpoint import Saved, load
 from rmadapter.artifacts.record import read_record
 from rmadapter.backbones import Backbone
-from rmadapter.cli.export import SEARCHED
 from rmadapter.data.image_set import relative
 from rmadapter.data.read import ImageSource
 from rmadapter.errors import UserError
 from rmadapter.export.engines import Outputs
-from rmadapter.export.int8 import WAYS
 from rmadapter.export.parity import (
     DECISIONS,
     HEADER,
@@ -227,7 +225,6 @@ def test_tables_fit_into_80_columns() -> None:
     row = Parity("test images of sign_digits", 1000, 0.995, 2.8e-5, 100.0, 100.0).row()
     assert width(HEADER, row) <= 80
     assert width(DECISIONS, Parity("", 9, 1.0, 0.0, decisions=(CHANGED,)).decision_rows()[0]) <= 80
-    assert width(SEARCHED, [WAYS[2].name, "1234.5", "100.0", "0.0042", "1234.5", "*"]) <= 80
 
 
 def width(*rows: list[str]) -> int:

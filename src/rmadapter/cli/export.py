@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from rmadapter.export import targets
     from rmadapter.export.folder import ExportFacts
 
-SEARCHED = ["weights in 8 bits", "MB", "same %", "differs", "images/s", "taken"]  # `int8.search`
-
 
 @dataclass(frozen=True)
 class ExportOptions:
@@ -120,12 +118,6 @@ def _show_parity(facts: ExportFacts) -> None:
     """Print how the exported model compares with the run."""
     from rmadapter.export.parity import DECISIONS, HEADER, Parity
 
-    if facts["search"]:
-        rows = [
-            [*map(str, list(row.values())[:-1]), "*" if row["chosen"] else ""]
-            for row in facts["search"]
-        ]
-        table(SEARCHED, rows)
     parity = Parity(**facts["parity"])
     table(HEADER, [parity.row()])
     if parity.decisions and facts["precision"] != "fp32":

@@ -29,7 +29,9 @@ from rmadapter.support.terminal import note
 from rmadapter.training.contract import NotApplicable
 
 PREDICT, REQUIREMENTS = "predict.py", "requirements.txt"
-FOR_TEXT = "tokenizers>=0.20\nftfy>=6.1\n"
+TEXT_REQUIREMENTS = "tokenizers>=0.20\nftfy>=6.1\n"
+MAX_IMAGES = 200  # images to compare on
+MAX_IMAGES_INT8 = 1000  # half a point of accuracy is five of them
 
 
 class RunFacts(TypedDict):
@@ -61,12 +63,11 @@ ExportFacts = TypedDict(
         "familiarity": HeldOutFacts | None,
         "levels": list[str],
         "kept in spite of": str,
-        "search": list[int8.Row],
         "versions": dict[str, str],
         "command": str,
     },
 )
-ExportFacts.__doc__ = "The contents of export.json. search: rows of the search for an int8 model."
+ExportFacts.__doc__ = "The contents of export.json."
 
 
 def export(
@@ -120,7 +121,7 @@ def write_export(
     facts["command"] = anonymise_command(command)
     write_json(stage / FACTS, facts)
     write_text(stage / PREDICT, one_file("rmadapter.export.runtime", header))
-    requirements = TARGETS[options.to].requirements + FOR_TEXT * options.text
+    requirements = TARGETS[options.to].requirements + TEXT_REQUIREMENTS * options.text
     write_text(stage / REQUIREMENTS, requirements)
     write_text(stage / README, readme(facts, record, saved.fitted.backbone.image_size))
     return facts
@@ -130,7 +131,7 @@ def comparison_images(
     run: Path, saved: Saved, data: Path | None, outside: bool, precision: str
 ) -> parity.ComparedImages:
     """Choose images to compare on. Raises UserError if accuracy cannot be compared for int8."""
-    most = int8.IMAGES if precision == "int8" else graph.IMAGES
+    most = MAX_IMAGES_INT8 if precision == "int8" else MAX_IMAGES
     images = parity.compared_images(run, saved, data, outside, most)
     if precision == "int8" and not images.labels:
         raise UserError(
@@ -145,31 +146,27 @@ def comparison_images(
     return images
 
 
-def _write_graph(stage: Path, run: Path, saved: Saved, options: ExportOptions) -> list[int8.Row]:
-    """Write the graph; return the rows of the int8 search, if there was one."""
+def _write_graph(stage: Path, run: Path, saved: Saved, options: ExportOptions) -> None:
     to, precision = options.to, options.precision
     fitted, names = saved.fitted, saved.names
     try:
         if to == "litert":
             graph.write_litert(fitted, names, stage / LITERT)
-            return []
+            return
         model = graph.trace(fitted, names, options.features)
     except NotApplicable as error:
         raise UserError(f"{run}: {error}") from None
     if precision == "fp16" and to != "openvino":
         model = graph.in_half(model)
     graph.write(model, stage / GRAPH)
-    search: list[int8.Row] = []
-    if precision == "int8" and to == "onnx":
-        search = int8.search(stage, parity.training_images(run))
+    if precision == "int8":
+        pixels = Model(stage).pixels(parity.training_images(run))
+        prepare = int8.quantize if to == "onnx" else int8.balance_file  # NNCF does the rest
+        prepare(stage / GRAPH, pixels)
     if to == "openvino":
-        if precision == "int8":
-            pixels = Model(stage).pixels(parity.training_images(run)[: int8.SEEN])
-            int8.write_balanced(stage / GRAPH, stage / GRAPH, pixels)
         graph.write_openvino(stage, precision)
     if to == "web":
         web.add_page(stage)
-    return search
 
 
 def _write_text_encoder(stage: Path, run: Path, saved: Saved) -> tuple[str, ...]:
@@ -189,7 +186,7 @@ def _write_model(
     write_json(stage / LABELS, [*map(str, saved.labels)])
     write_json(stage / TRANSFORM, transform_facts(saved.fitted.backbone))
     write_decider(stage, saved.decider())
-    search = _write_graph(stage, run, saved, options)
+    _write_graph(stage, run, saved, options)
     names = (GRAPH, graph.BESIDE, OPENVINO, graph.WEIGHTS, LITERT)
     files = [name for name in names if (stage / name).exists()]
     others = _write_text_encoder(stage, run, saved) if options.text else ()
@@ -204,7 +201,6 @@ def _write_model(
     record = read_record(file) if file.is_file() else None
     facts = _facts(stage, saved, record, options, files, measured)
     facts["kept in spite of"] = fault
-    facts["search"] = search
     return facts, record
 
 
@@ -245,7 +241,6 @@ def _facts(
         "familiarity": possible["familiarity"],
         "levels": saved.tree.level_names if saved.tree else [],
         "kept in spite of": "",
-        "search": [],
         "versions": versions() | {name: version_of(name) for name in TARGETS[options.to].modules},
         "command": "",
     }

@@ -48,7 +48,6 @@ T = TypeVar("T")
 BatchAxis = tuple[dict[int, object]] | None  # which axis of the pixels is free
 OPSET = 20
 GROUP = 64  # numbers that share a range
-IMAGES = 200  # images to compare an export on, at most
 LARGEST = 2_000_000_000  # most bytes of a graph in one file: protobuf's limit is 2^31
 BESIDE = f"{GRAPH}.data"  # the weights of a larger graph
 WEIGHTS = "model.bin"  # the weights of an OpenVINO model

@@ -1,8 +1,7 @@
-"""An ONNX graph with 8-bit weights: several ways to make one, the best chosen by its answers to
-training images.
+"""An ONNX graph with 8-bit weights, by onnxruntime's dynamic quantisation.
 
 Products of two activations, as in attention, and small products stay in float32: they take little
-time, and would cost accuracy. No image that the model is judged by is used here.
+time, and would cost accuracy.
 
 Channels between LayerNorms and products are balanced first, which leaves the function the same in
 float32 and brings 8 bits closer to it: SmoothQuant (https://arxiv.org/abs/2211.10438), Eq. 4 with
@@ -14,143 +13,49 @@ shift are divided by s, and rows of the weights multiplied by it; no operation i
 from __future__ import annotations
 
 import logging
-import shutil
-import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rmadapter.data.read import ImageSource
-from rmadapter.export.engines import GRAPH, INPUT
-from rmadapter.export.runtime import BATCH, Model
+from rmadapter.export.engines import INPUT
 from rmadapter.support.terminal import silenced
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
-IMAGES = 1000  # images to compare on, at most: half a point of accuracy is five of them
-ENOUGH = 0.995  # share of equal answers from which speed decides
-LARGE = 2**17  # numbers in a weight from which 8 bits are worth it
-BLOCK = 128  # numbers that share a range
-INT8 = 4  # onnxruntime's accuracy level for products of integers
-SEEN = 64  # images that channels are balanced on
-CANDIDATE, BALANCED = "candidate.onnx", "balanced.onnx"
-AT_ONCE = 16  # images
-TINY = 1e-4  # least magnitude, for a channel that is never used
-
-Row = dict[str, str | float | bool]  # of a table of ways
+MIN_WEIGHT_SIZE = 2**17  # numbers in a weight from which 8 bits are worth it
+BALANCE_BATCH = 16  # images at once
+MIN_MAGNITUDE = 1e-4  # for a channel that is never used
 
 
-class Way(NamedTuple):
-    """How activations are quantised: with one range per batch, or in blocks, where every BLOCK
-    numbers of a row have a range of their own: closer to float32, but slower.
+def quantize(file: Path, pixels: np.ndarray) -> None:
+    """Put the large products of a float32 graph into 8 bits, after balancing its channels.
 
-    balanced: balance the channels behind norms first. blocks: used by no large product, by the
-    "others" that do not read a norm, or by "all".
+    Args:
+        file: The graph, which is replaced.
+        pixels: Training images [N, 3, H, W] to balance the channels on.
     """
-
-    name: str
-    balanced: bool = False
-    blocks: str = ""
-
-
-PLAIN = Way("plain")  # what libraries do; no faster than the first of WAYS
-WAYS = (
-    Way("smooth", balanced=True),
-    Way("smooth, others in blocks", balanced=True, blocks="others"),
-    Way("smooth, all in blocks", balanced=True, blocks="all"),
-)
+    model = load_graph(file)
+    balance(model, pixels)
+    quantize_products(model, large_products(model), file)
 
 
-def search(stage: Path, images: Sequence[ImageSource]) -> list[Row]:
-    """Replace the model in an exported folder by the best 8-bit one. images: training images.
-
-    The best is the fastest whose share of answers equal to float32's reaches ENOUGH, else the one
-    that has most. Returns a row for float32 and for each way, the chosen one marked.
-    """
-    model = Model(stage, threads=1)
-    best = stage / f"best.{CANDIDATE}"
-    batches = range(0, len(images), BATCH)
-    pixels = np.concatenate([model.pixels(images[i : i + BATCH]) for i in batches])
-    expected, seconds = timed_answers(model, pixels)
-    rows = [_row("none: fp32", stage / GRAPH, expected, expected, seconds)]
-    measured: list[tuple[float, float]] = []
-    for way in candidates(stage, pixels):
-        table, seconds = timed_answers(Model(stage, threads=1, graph=CANDIDATE), pixels)
-        rows.append(_row(way.name, stage / CANDIDATE, table, expected, seconds))
-        measured.append((agreement(table, expected), seconds))
-        if best_way(measured) == len(measured) - 1:
-            shutil.copyfile(stage / CANDIDATE, best)
-    best.replace(stage / GRAPH)
-    return [{**row, "chosen": place == 1 + best_way(measured)} for place, row in enumerate(rows)]
-
-
-def candidates(stage: Path, pixels: np.ndarray, ways: Sequence[Way] = WAYS) -> Iterator[Way]:
-    """Yield each way while its model is in an exported folder as CANDIDATE. pixels: of training
-    images."""
-    write_balanced(stage / GRAPH, stage / BALANCED, pixels)
-    for way in ways:
-        _quantise(stage / (BALANCED if way.balanced else GRAPH), stage / CANDIDATE, way)
-        yield way
-    for name in (CANDIDATE, BALANCED):
-        (stage / name).unlink()
-
-
-def best_way(measured: Sequence[tuple[float, float]]) -> int:
-    """Return the index of the way to take. measured: share of equal answers and seconds of each."""
-    marks = [(min(share, ENOUGH), -seconds) for share, seconds in measured]
-    return marks.index(max(marks))
-
-
-def _row(name: str, file: Path, table: np.ndarray, expected: np.ndarray, seconds: float) -> Row:
-    return {
-        "weights in 8 bits": name,
-        "MB": round(file.stat().st_size / 1e6, 1),
-        "same answers in %": round(100 * agreement(table, expected), 1),
-        "mean difference": float(f"{np.abs(table - expected).mean():.2g}"),
-        "images per CPU second": round(len(table) / seconds, 1),
-    }
-
-
-def agreement(table: np.ndarray, expected: np.ndarray) -> float:
-    """Return the share of equal answers of two tables of probabilities [N, C]."""
-    return float((table.argmax(-1) == expected.argmax(-1)).mean())
-
-
-def timed_answers(model: Model, pixels: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return probabilities [N, C], and the CPU seconds that they took."""
-    model.probabilities(pixels[:1])
-    started = time.process_time()
-    return model.probabilities(pixels), time.process_time() - started
-
-
-def _quantise(source: Path, target: Path, way: Way) -> None:
-    """source: a float32 graph, already balanced if the way is."""
+def quantize_products(model: ModelProto, names: Sequence[str], file: Path) -> None:
+    """Write a graph with products of these names in 8 bits."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    model = load_graph(source)
-    large, others = products(model)
-    after_norms = {node.name for nodes in behind_norms(model).values() for node in nodes}
-    in_blocks: list[str] = []
-    if way.blocks:
-        in_blocks = [name for name in large if way.blocks == "all" or name not in after_norms]
     with silenced(logging.WARNING, output=True):
-        if in_blocks:
-            model = _in_blocks(model, [n for n in (*others, *large) if n not in in_blocks])
-        if len(in_blocks) == len(large):
-            onnx.save(model, str(target))
-            return
         quantize_dynamic(
             model,
-            str(target),
+            str(file),
             per_channel=True,
             weight_type=QuantType.QInt8,
             op_types_to_quantize=["MatMul"],
-            nodes_to_quantize=[name for name in large if name not in in_blocks],
+            nodes_to_quantize=list(names),
             extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
         )
 
@@ -167,45 +72,29 @@ def load_graph(file: Path) -> ModelProto:
     return graph
 
 
-def _in_blocks(model: ModelProto, others: list[str]) -> ModelProto:
-    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
-
-    quantizer = MatMulNBitsQuantizer(
-        model,
-        bits=8,
-        block_size=BLOCK,
-        is_symmetric=True,
-        accuracy_level=INT8,
-        nodes_to_exclude=others,
-    )
-    quantizer.process()
-    graph: ModelProto = quantizer.model.model
-    return graph
-
-
-def products(model: ModelProto) -> tuple[list[str], list[str]]:
-    """Name the products with large weights, in graph order, and all others."""
+def large_products(model: ModelProto) -> list[str]:
+    """Name the products with large weights, in graph order."""
     size = {weight.name: int(np.prod(weight.dims)) for weight in model.graph.initializer}
     nodes = [node for node in model.graph.node if node.op_type == "MatMul"]
-    large = [node.name for node in nodes if size.get(node.input[1], 0) >= LARGE]
-    return large, [node.name for node in nodes if node.name not in set(large)]
+    return [node.name for node in nodes if size.get(node.input[1], 0) >= MIN_WEIGHT_SIZE]
 
 
 # Balanced channels
 
 
-def write_balanced(source: Path, target: Path, pixels: np.ndarray) -> None:
-    """Write a graph with its channels balanced. pixels: [N, 3, H, W] of training images."""
+def balance_file(file: Path, pixels: np.ndarray) -> None:
+    """Balance the channels of a graph in a file, which is replaced. pixels: as for `quantize`."""
     import onnx
 
-    model = load_graph(source)
-    balance(model, pixels[:SEEN])
-    onnx.save(model, str(target))
+    model = load_graph(file)
+    balance(model, pixels)
+    onnx.save(model, str(file))
 
 
 def balance(model: ModelProto, pixels: np.ndarray) -> None:
     """Balance the channels of a graph in place. pixels: [N, 3, H, W] of some images."""
     from onnx import numpy_helper
+    from onnxruntime.quantization.onnx_model import ONNXModel
 
     weights = {weight.name: weight for weight in model.graph.initializer}
     readers = behind_norms(model)
@@ -221,15 +110,12 @@ def balance(model: ModelProto, pixels: np.ndarray) -> None:
     for name, peak in _peaks(model, list(readers), pixels).items():
         arrays = [numpy_helper.to_array(weights[node.input[1]]) for node in readers[name]]
         largest = np.max([np.abs(array).max(1) for array in arrays], 0)
-        ratio = np.sqrt(np.maximum(peak, TINY) / np.maximum(largest, TINY))
+        ratio = np.sqrt(np.maximum(peak, MIN_MAGNITUDE) / np.maximum(largest, MIN_MAGNITUDE))
         for place in range(1, len(norms[name].input)):
             scale(norms[name], place, 1 / ratio)
         for node in readers[name]:
             scale(node, 1, ratio[:, None])
-    used = {name for node in model.graph.node for name in node.input}
-    used_weights = [weight for weight in model.graph.initializer if weight.name in used]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(used_weights)
+    ONNXModel(model).clean_initializers()
 
 
 def behind_norms(model: ModelProto) -> dict[str, list[NodeProto]]:
@@ -294,11 +180,11 @@ def _peaks(model: ModelProto, names: Sequence[str], pixels: np.ndarray) -> Mappi
         watched.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     size = session.get_inputs()[0].shape[0]
-    step = size if isinstance(size, int) else AT_ONCE
-    peaks = [np.zeros(1)] * len(names)
+    step = size if isinstance(size, int) else BALANCE_BATCH
+    peaks: dict[str, np.ndarray] = {}
     for start in range(0, len(pixels), step):
         tensors = session.run(None, {INPUT: pixels[start : start + step]})
-        for i, tensor in enumerate(tensors):
-            largest = np.abs(tensor).reshape(-1, tensor.shape[-1]).max(0)
-            peaks[i] = np.maximum(peaks[i], largest)
-    return dict(zip(names, peaks, strict=True))
+        for name, tensor in zip(names, tensors, strict=True):
+            largest = np.abs(tensor).reshape(-1, tensor.shape[-1]).max(0).astype(np.float64)
+            peaks[name] = np.maximum(peaks.get(name, 0), largest)
+    return peaks

@@ -30,6 +30,7 @@ from rmadapter.metrics import accuracy
 from rmadapter.support.files import user_path
 
 GENERATED = 64  # images
+MAX_TRAINING_IMAGES = 64
 LEAST = 64  # images to compare on, if the run has as many
 HEADER = ["images", "n", "same %", "differs", "accuracy", "exported"]
 DECISIONS = ["in % of these images", "same", "before", "exported"]
@@ -294,13 +295,14 @@ def compared_images(
 
 
 def training_images(run: Path) -> Sequence[ImageSource]:
-    """Choose at most 256 images that the run was trained on, if still there, else generated
-    ones."""
+    """Choose images that the run was trained on, if still there, else generated ones."""
     with suppress(UserError):
         root = _open_own(run)[1].root
         names = sorted(_training_names(run))
         random.Random(0).shuffle(names)
-        readable = [root / name for name in names[:256] if not image_error(root / name)]
+        readable = [
+            root / name for name in names[:MAX_TRAINING_IMAGES] if not image_error(root / name)
+        ]
         if readable:
             return readable
     return generated_images(GENERATED)
