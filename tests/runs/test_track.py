@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,8 +22,8 @@ from rmadapter.bench.runner import run_all
 from rmadapter.data.read import read_images
 from rmadapter.errors import UserError
 from rmadapter.runs.fit import fit
-from rmadapter.runs.trackers import TRACKERS, Start, TensorBoard, trackers_in
-from rmadapter.support.files import read_json, write_json
+from rmadapter.runs.trackers import TRACKERS, trackers_in
+from rmadapter.support.files import read_json
 from rmadapter.training.shots import Callback, Figures
 from tests.helpers.bench_runs import Bench, bench
 from tests.helpers.labs import prepare
@@ -37,22 +38,23 @@ NAMES = ("tensorboard", "mlflow", "wandb", "trackio")
 class Memory:
     """A tracker that keeps what it gets."""
 
-    package: ClassVar[str] = "json"
     runs: ClassVar[list[Memory]]
 
-    def __init__(self, start: Start) -> None:
-        self.start = start
+    def __init__(
+        self, name: str, run_id: str, settings: Mapping[str, str | float], folder: Path
+    ) -> None:
+        self.name, self.id, self.settings, self.folder = name, run_id, settings, folder
         self.rows: list[tuple[int, dict[str, float]]] = []
-        self.results: dict[str, float] = {}
         self.page = self.reason = ""
         self.runs.append(self)
 
-    def log(self, rows: Mapping[int, Figures]) -> None:
-        self.rows += [(step, dict(figures)) for step, figures in rows.items()]
+    def log(self, figures: Figures, step: int) -> None:
+        self.rows.append((step, dict(figures)))
 
-    def log_results(self, figures: Figures, step: int) -> None:
-        self.results |= figures
-        self.last = step
+    @property
+    def results(self) -> dict[str, float]:
+        """The figures that were logged last."""
+        return self.rows[-1][1]
 
     def add_page(self, page: Path, step: int) -> None:
         self.page = page.read_text("utf-8")
@@ -70,28 +72,30 @@ class Memory:
 class Failing(Memory):
     """A tracker that fails at the third step."""
 
-    def log(self, rows: Mapping[int, Figures]) -> None:
-        if max(rows) > 2:
+    def log(self, figures: Figures, step: int) -> None:
+        if step > 2:
             raise OSError(28, "No space left on device")
-        super().log(rows)
+        super().log(figures, step)
 
 
 class Absent(Memory):
     """A tracker that cannot start."""
 
-    def __init__(self, start: Start) -> None:
+    def __init__(self, *start: object) -> None:
         raise ConnectionError("no server at http://localhost:1")
 
 
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch) -> list[Memory]:
-    """The runs that were tracked by "memory", "failing" and "absent", which get every step at
-    once."""
+    """The runs that were tracked by "memory", "failing" and "absent"."""
     kinds = {"memory": Memory, "failing": Failing, "absent": Absent}
     for name, kind in kinds.items():
         monkeypatch.setitem(TRACKERS, name, kind)
     monkeypatch.setattr(Memory, "runs", [], raising=False)
-    monkeypatch.setattr("rmadapter.runs.track.SECONDS_BETWEEN_MESSAGES", -1.0)
+    found = {name: find_spec("json") for name in kinds}
+    monkeypatch.setattr(
+        "rmadapter.runs.trackers.find_spec", lambda name: found.get(name) or find_spec(name)
+    )
     return Memory.runs
 
 
@@ -120,13 +124,20 @@ def test_a_list_of_trackers_is_closed(memory: list[Memory]) -> None:
 def test_a_missing_package_is_refused_with_its_extra(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (tmp_path / "no_such_tracker").mkdir()  # as a user's folder ./wandb, which is no package
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    for name, kind in TRACKERS.items():
-        monkeypatch.setattr(kind, "package", "no_such_tracker")
-        with pytest.raises(UserError, match=rf"no_such_tracker.*rmadapter\[{name}\]"):
+    monkeypatch.setattr("rmadapter.runs.trackers.find_spec", lambda name: None)
+    for name in TRACKERS:
+        with pytest.raises(UserError, match=rf"{name}.*rmadapter\[{name}\]"):
             trackers_in(name)
+
+
+def test_a_folder_of_the_name_of_a_tracker_is_no_package(
+    memory: list[Memory], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(TRACKERS, "no_such_tracker", Memory)
+    (tmp_path / "no_such_tracker").mkdir()  # as ./wandb, where wandb keeps its runs
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match="no_such_tracker"):
+        trackers_in("no_such_tracker")
 
 
 @pytest.mark.parametrize(
@@ -135,7 +146,7 @@ def test_a_missing_package_is_refused_with_its_extra(
 def test_commands_refuse_before_they_read_anything(
     rmadapter: Command, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(TensorBoard, "package", "no_such_tracker")
+    monkeypatch.setattr("rmadapter.runs.trackers.find_spec", lambda name: None)
     refused(rmadapter(*words.split(), "--track", "tensorbord"), "--track", "known are tensorboard")
     refused(rmadapter(*words.split(), "--track", "tensorboard"), "rmadapter[tensorboard]")
 
@@ -157,7 +168,7 @@ def test_a_refusal_needs_no_torch() -> None:
 def test_each_tracker_has_an_extra() -> None:
     extras = (ROOT / "pyproject.toml").read_text("utf-8")
     for name in NAMES:
-        assert re.search(rf'^{name} = \["{TRACKERS[name].package}', extras, re.M), name
+        assert re.search(rf'^{name} = \["{name}', extras, re.M), name
     assert f'track = ["rmadapter[{",".join(NAMES)}]"]' in extras
 
 
@@ -178,9 +189,9 @@ def test_a_run_is_tracked_from_its_settings_to_its_page(
     losses, means = run.values("train/loss"), run.values("epoch/loss")
     assert means == pytest.approx([sum(losses[:2]) / 2, sum(losses[2:]) / 2])
     assert {"train/lr", "train/ce", "train/epoch"} <= run.rows[0][1].keys()
-    assert (run.start.name, run.start.resumed, run.reason) == ("first", False, "finished")
-    assert run.start.folder == out / "tensorboard"
-    settings = run.start.settings
+    assert (run.name, run.reason) == ("first", "finished")
+    assert run.folder == out / "tensorboard"
+    settings = run.settings
     assert (settings["method"], settings["method.rank"], settings["task.shots"]) == (
         "rmadapter", 4, 4
     )  # fmt: skip
@@ -190,7 +201,7 @@ def test_a_run_is_tracked_from_its_settings_to_its_page(
     assert run.results["zero-shot/all"] == record.metric("all", zero_shot=True)
     assert run.results["parameters"] == record.parameters
     assert run.results["seconds/total"] == record.seconds["total"]
-    assert (run.last, run.page) == (4, RunFolder(out).page.read_text("utf-8"))
+    assert (run.rows[-1][0], run.page) == (4, RunFolder(out).page.read_text("utf-8"))
     assert not RunFolder(out).tracking.exists()
     capsys.readouterr()
     fit_tiny(tiny_clip, colors, out)  # finished: shown, not tracked again
@@ -227,7 +238,7 @@ def test_a_classifier_can_be_tracked(
         model.fit(colors, callbacks=tracked.callbacks)
         tracked.log({"accuracy": 0.5})
     [run] = memory
-    assert run.start.settings == {"a.b _c_": 1}
+    assert run.settings == {"a.b _c_": 1}
     assert run.steps() == [int(step["step"]) for step in model.history_]
     assert (run.results, run.reason) == ({"accuracy": 0.5}, "finished")
 
@@ -275,7 +286,7 @@ class Stopped(BaseException):
 
 
 @pytest.mark.parametrize("saves", [-1.0, 1000.0], ids=["after each step", "never"])
-def test_a_resumed_run_logs_each_step_once(
+def test_a_resumed_run_goes_on_under_its_id(
     tiny_clip: Backbone, colors: Path, tmp_path: Path, memory: list[Memory],
     monkeypatch: pytest.MonkeyPatch, saves: float,
 ) -> None:  # fmt: skip
@@ -290,34 +301,22 @@ def test_a_resumed_run_logs_each_step_once(
     with pytest.raises(Stopped):
         fit_tiny(tiny_clip, colors, tmp_path / "run", callbacks=(Callback(stop),), epochs=3)
     state = read_json(RunFolder(tmp_path / "run").tracking)
-    assert state["step"] == 3
     fit_tiny(tiny_clip, colors, tmp_path / "run", callbacks=(Callback(stop),), epochs=3)
-    assert seen[4] == (4 if saves < 0 else 1)
     first, second = memory
-    assert first.steps() + second.steps() == [1, 2, 3, 4, 5, 6]
-    assert first.steps("epoch/loss") + second.steps("epoch/loss") == [2, 4, 6]
-    assert second.start.resumed
-    assert first.start.id == second.start.id == state["id"]
-    assert second.last == 6
+    assert first.id == second.id == state["id"]
+    assert second.steps() == [*range(4 if saves < 0 else 1, 7)]
+    assert not RunFolder(tmp_path / "run").tracking.exists()
 
 
 def test_another_run_and_a_damaged_state_start_anew(tmp_path: Path, memory: list[Memory]) -> None:
     state = tmp_path / "state.json"
-    for content in (
-        {"id": "00000000", "key": "other", "step": 7},
-        {"id": "' or 1", "key": "this", "step": 7},
-        {"id": "00000000"},
-        [1],
-    ):
-        write_json(state, content)
-        with Tracking("memory", "name", settings={"key": "this"}, state=state) as tracked:
-            tracked.callbacks[0].on_step({"step": 1, "loss": 1.0})
-    state.write_text("{")
-    with Tracking("memory", "name", state=state):
+    for content in ('{"id": "00000000", "key": "other"}', "{", ""):
+        state.write_text(content)
+        with Tracking("memory", "name", settings={"key": "this"}, state=state):
+            pass
+    with Tracking("memory", "name", state=tmp_path / "missing" / "state.json"):
         pass
-    assert not any(run.start.resumed for run in memory)
-    assert [run.steps() for run in memory] == [[1]] * 4 + [[]]
-    assert len({run.start.id for run in memory}) == 5
+    assert len({"00000000", *(run.id for run in memory)}) == 5
 
 
 # Benches and searches
@@ -330,11 +329,11 @@ def test_each_job_of_a_bench_is_a_run(
     plan = replace(bench.plan(tmp_path, jobs), trackers=("memory",))
     records = run_all(plan, progress=False)
     assert len(memory) == len(records) == 2
-    by_name = {run.start.name: run for run in memory}
+    by_name = {run.name: run for run in memory}
     for record, job in zip(records, jobs, strict=True):
         run = by_name[job.path.with_suffix("").as_posix()]
         assert run.results["accuracy/base"] == record.metrics["base"]
-        assert run.start.folder == tmp_path / "tensorboard" / job.path.with_suffix("")
+        assert run.folder == tmp_path / "tensorboard" / job.path.with_suffix("")
         assert bool(run.steps()) == (record.method.name == "mma")
         assert run.steps() == [*range(1, len(run.steps()) + 1)]
         assert run.reason == "finished"
@@ -360,8 +359,8 @@ def test_a_job_that_is_killed_goes_on_and_one_that_fails_starts_anew(
         for _ in range(2):
             assert run_all(plan, progress=False)[0].status == "failed"
     first, second, third = memory
-    assert first.start.id == second.start.id != third.start.id
-    assert (len(first.steps()) > 0, second.steps(), third.steps()) == (True, [], first.steps())
+    assert first.id == second.id != third.id
+    assert first.steps() == second.steps() == third.steps() != []
     assert (second.reason, third.reason) == ("failed", "again")
 
 
@@ -378,12 +377,12 @@ def test_each_trial_of_a_search_is_a_run(
     space = make_space(request.method, request.name, ["learning_rate=1e-5..1"])
     search = Search(request, given, 2)
     tuned = tune(search, space, 2, tmp_path / "tuned", progress=False, trackers=["memory"])
-    assert [run.start.name for run in memory] == ["tuned/trial-0", "tuned/trial-1"]
+    assert [run.name for run in memory] == ["tuned/trial-0", "tuned/trial-1"]
     for run, trial in zip(memory, tuned.trials, strict=True):
         assert run.results["accuracy/folds"] == pytest.approx(trial.accuracy)
         assert run.steps() == [*range(1, len(run.steps()) + 1)]
         assert len(run.steps()) == 2 * 2 * 1  # two folds of two epochs
-        assert run.start.settings["method.learning_rate"] == pytest.approx(
+        assert run.settings["method.learning_rate"] == pytest.approx(
             trial.params.get("learning_rate", request.method.recipe.learning_rate)
         )
     assert not [*(tmp_path / "tuned").glob("*.tracking")]

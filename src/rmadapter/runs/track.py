@@ -1,22 +1,18 @@
-"""Log runs to experiment trackers.
-
-A tracker gets each step once, also of a run that is resumed; it can fail without ending the run.
-"""
+"""Log runs to experiment trackers, which can fail without ending a run."""
 
 from __future__ import annotations
 
 import re
 import secrets
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from rmadapter.errors import UserError
-from rmadapter.runs.trackers import TRACKERS, Start, Tracker, trackers_in
+from rmadapter.runs.trackers import TRACKERS, Tracker, trackers_in
 from rmadapter.support.files import read_json, write_json
 from rmadapter.support.terminal import note, silenced
 
@@ -24,7 +20,7 @@ if TYPE_CHECKING:
     from rmadapter.artifacts.record import Record
     from rmadapter.training.shots import Callback, Figures
 
-SECONDS_BETWEEN_MESSAGES = 1.0  # between two messages to a tracker
+Flat: TypeAlias = dict[str, str | float]
 
 
 class Tracking:
@@ -39,8 +35,8 @@ class Tracking:
         name: Name of the run.
         folder: Folder for the event files of TensorBoard; the others have their own places.
         settings: Values to show with the run.
-        state: File by which another `Tracking` goes on with this run if the block ends by an
-            error; what was logged by then is not logged again.
+        state: File that keeps the id of the run until the block succeeds: another `Tracking` with
+            it continues the run in the trackers, and may log steps again.
 
     Raises:
         UserError: A tracker is unknown or not installed.
@@ -63,20 +59,15 @@ class Tracking:
     ) -> None:
         self.names = trackers_in(trackers)
         self.name, self.folder, self.state = name, Path(folder), state
-        self.settings = _flat(settings or {})
-        self._id, self._done = "", 0  # of an earlier process: the last step that it has logged
+        self.settings = _flat(settings or {}, ".")
         self._open: dict[str, Tracker] = {}
-        self._rows: dict[int, dict[str, float]] = {}  # to be sent
-        self._sent = 0.0
         self._before = self._step = 0  # steps of earlier trainings, and those of this one
 
     def __enter__(self) -> Tracking:
         if self.names:
-            resumed = self._load()
-            self._keep(self._done)
-            start = Start(self.name, self._id, self.settings, self.folder, resumed)
+            run_id = self._run_id()
             for name in self.names:
-                self._try(name, partial(self._start, name, start))
+                self._try(name, partial(self._start, name, run_id))
         return self
 
     @property
@@ -90,14 +81,14 @@ class Tracking:
         return (Callback(self._on_step, self._on_epoch),) if self.names else ()
 
     def log(self, figures: Mapping[str, float]) -> None:
-        """Log figures of the whole run.
+        """Log figures of the whole run, at its last step.
 
         Args:
             figures: Numbers by name.
         """
         named = {_name(name): float(value) for name, value in figures.items()}
-        self._send()
-        self._each(lambda one: one.log_results(named, self._total))
+        # Changing the filters of warnings at each step would repeat those that are shown once.
+        self._each(lambda tracker: tracker.log(named, self._total), output=False)
 
     def add_record(self, record: Record, page: Path | None = None) -> None:
         """Log the figures of a record.
@@ -108,7 +99,7 @@ class Tracking:
         """
         self.log(_figures(record))
         if page is not None:
-            self._each(lambda one: one.add_page(page, self._total))
+            self._each(lambda tracker: tracker.add_page(page, self._total))
 
     def __exit__(
         self,
@@ -116,86 +107,69 @@ class Tracking:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._send()
         reason = ""
         if error is not None:
-            text = " ".join(str(error).split())[:1000] or type(error).__name__
-            reason = text if isinstance(error, Exception) else "stopped"
-        self._each(lambda one: one.finish(reason))
+            reason = _short(error) if isinstance(error, Exception) else "stopped"
+        self._each(lambda tracker: tracker.finish(reason))
         self._open = {}
         if error is None and self.state:
             with suppress(OSError):
                 self.state.unlink(missing_ok=True)
 
-    # The state, and what is passed on
-
-    @property
-    def _key(self) -> str | float:
-        return self.settings.get("key", "")
-
     @property
     def _total(self) -> int:
         """Return the number of the last step, counted over all trainings."""
-        return max(self._before + self._step, self._done)
+        return self._before + self._step
 
-    def _load(self) -> bool:
-        """Read what an earlier process has logged; return whether there was one."""
-        with suppress(UserError, KeyError, TypeError, ValueError, OverflowError):
-            kept = read_json(self.state) if self.state else {}
-            if kept["key"] == self._key and re.fullmatch("[0-9a-f]{8}", kept["id"]):
-                self._id, self._done = kept["id"], int(kept["step"])
-                return True
-        self._id = secrets.token_hex(4)
-        return False
-
-    def _keep(self, step: int) -> None:
+    def _run_id(self) -> str:
+        """Return the id of the run that an earlier process began with the same key, or a new one,
+        which is kept."""
+        new = {"id": secrets.token_hex(4), "key": self.settings.get("key", "")}
         if self.state:
-            with suppress(OSError, UserError):  # no reason to end a training
-                self.state.parent.mkdir(parents=True, exist_ok=True)
-                write_json(self.state, {"id": self._id, "key": self._key, "step": step})
+            with suppress(UserError):  # there is no file, or it is damaged
+                kept = read_json(self.state)
+                if kept["key"] == new["key"]:
+                    return str(kept["id"])
+            with suppress(UserError):  # a full disk is no reason to end a run
+                write_json(self.state, new)
+        return str(new["id"])
 
-    def _start(self, name: str, start: Start) -> None:
-        self._open[name] = TRACKERS[name](start)
+    def _start(self, name: str, run_id: str) -> None:
+        self._open[name] = TRACKERS[name](self.name, run_id, self.settings, self.folder)
 
     def _on_step(self, figures: Figures) -> None:
         step = int(figures["step"])
         if step <= self._step:  # of another training, such as that on the next fold
             self._before += self._step
         self._step = step
-        self._add({f"train/{name}": x for name, x in figures.items() if name != "step"})
+        self.log({f"train/{name}": x for name, x in figures.items() if name != "step"})
 
     def _on_epoch(self, figures: Figures) -> None:
         means = figures.keys() - {"step", "epoch", "lr"}
-        self._add({f"epoch/{name}": figures[name] for name in means})
+        self.log({f"epoch/{name}": figures[name] for name in means})
 
-    def _add(self, figures: Figures) -> None:
-        step = self._before + self._step
-        if step > self._done:
-            named = {_name(name): float(value) for name, value in figures.items()}
-            self._rows.setdefault(step, {}).update(named)
-            if time.monotonic() - self._sent > SECONDS_BETWEEN_MESSAGES:
-                self._send()
-
-    def _send(self) -> None:
-        """Pass the rows on; first keep that they were, since none may be logged twice."""
-        rows, self._rows = self._rows, {}
-        if rows:
-            self._keep(max(rows))
-            self._each(lambda one: one.log(rows))
-        self._sent = time.monotonic()
-
-    def _each(self, action: Callable[[Tracker], None]) -> None:
+    def _each(self, action: Callable[[Tracker], None], output: bool = True) -> None:
         for name, tracker in [*self._open.items()]:
-            self._try(name, partial(action, tracker))
+            self._try(name, partial(action, tracker), output)
 
-    def _try(self, name: str, action: Callable[[], None]) -> None:
+    def _try(self, name: str, action: Callable[[], None], output: bool = True) -> None:
+        """Run what a tracker does; leave the tracker out from then on if it fails.
+
+        Args:
+            name: Name of the tracker.
+            action: What it does.
+            output: Whether to silence its warnings and what it prints, not only its log.
+        """
         try:
-            with silenced(output=True):
+            with silenced(output=output):
                 action()
         except Exception as error:
             self._open.pop(name, None)
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
-            note(f"{name} failed, and the run goes on without it: {reason}")
+            note(f"{name} failed, and the run goes on without it: {_short(error)}")
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _name(text: str) -> str:
@@ -203,13 +177,13 @@ def _name(text: str) -> str:
     return re.sub(r"[^\w./ -]", "_", text)
 
 
-def _flat(values: Mapping[str, object], before: str = "") -> dict[str, str | float]:
-    """Return the values of a tree by dotted names, without empty ones."""
-    flat: dict[str, str | float] = {}
+def _flat(values: Mapping[str, object], separator: str, parent: str = "") -> Flat:
+    """Return the values of a tree by the names on the way to them, without empty ones."""
+    flat: Flat = {}
     for key, value in values.items():
-        name = _name(f"{before}{key}")
+        name = _name(f"{parent}{key}")
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{name}.")
+            flat |= _flat(value, separator, f"{name}{separator}")
         elif value not in (None, "", [], ()):
             flat[name] = value if isinstance(value, str | int | float) else str(value)
     return flat
@@ -217,18 +191,17 @@ def _flat(values: Mapping[str, object], before: str = "") -> dict[str, str | flo
 
 def _figures(record: Record) -> dict[str, float]:
     """Return every figure of a record."""
-    figures: dict[str, float | None] = {}
-    for name, accuracy in record.metrics.items():
-        place = name.replace("/", "_")
-        figures[f"accuracy/{place}"] = accuracy
-        figures[f"zero-shot/{place}"] = record.metric(name, zero_shot=True)
-    figures |= {f"seconds/{name}": value for name, value in record.seconds.items()}
+    facts = ("parameters", "step_seconds", "peak_mb", "peak_gpu_mb", "temperature")
+    figures = {
+        "accuracy": record.metrics,
+        "zero-shot": {name: record.metric(name, zero_shot=True) for name in record.metrics},
+        "seconds": record.seconds,
+        **{name: getattr(record, name) for name in facts},
+    }
     if record.judgement:
         fitted = record.judgement.fitted
         figures |= {"macro_f1": fitted.macro_f1, "calibration_error": fitted.calibration_error}
-    for name in ("parameters", "step_seconds", "peak_mb", "peak_gpu_mb", "temperature"):
-        figures[name] = getattr(record, name)
-    return {name: value for name, value in figures.items() if value is not None}
+    return {name: float(value) for name, value in _flat(figures, "/").items()}
 
 
 def settings_to_track(record: Record) -> dict[str, object]:

@@ -6,14 +6,12 @@ Each needs a package of its own, which is imported when a run starts.
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rmadapter.errors import UserError, quoted
 from rmadapter.support.terminal import silenced
@@ -22,67 +20,49 @@ if TYPE_CHECKING:
     from rmadapter.training.shots import Figures
 
 PROJECT = "rmadapter"  # of all runs, unless the tracker's own variable names another
-
-
-@dataclass(frozen=True)
-class Start:
-    """What a tracker gets first. id: of the tracked run; the same when it is resumed. folder: for
-    the files of a tracker that has no place of its own."""
-
-    name: str
-    id: str
-    settings: Mapping[str, str | float]
-    folder: Path
-    resumed: bool = False
+MLFLOW_MESSAGE_SECONDS = 1.0  # between two messages, since MLflow answers each before it goes on
+MLFLOW_METRICS, MLFLOW_PARAMS = 1000, 100  # most that MLflow takes in a message
 
 
 class Tracker(Protocol):
-    """One run in a tracker; any method may raise. package: what it imports."""
+    """Log one run to a tracker; any method may raise.
 
-    package: ClassVar[str]
+    Args:
+        name: Name of the run.
+        run_id: Id of the run; a run that is resumed has the same.
+        settings: Settings of the run by name.
+        folder: Folder for the files of a tracker that has no place of its own.
+    """
 
-    def __init__(self, start: Start) -> None: ...
+    def __init__(
+        self, name: str, run_id: str, settings: Mapping[str, str | float], folder: Path
+    ) -> None: ...
 
-    def log(self, rows: Mapping[int, Figures]) -> None:
-        """Log the figures of steps, which increase."""
-
-    def log_results(self, figures: Figures, step: int) -> None:
-        """Log figures of the whole run. step: the last one."""
+    def log(self, figures: Figures, step: int) -> None:
+        """Log figures of a step, or of the whole run at its last step."""
 
     def add_page(self, page: Path, step: int) -> None:
         """Keep a page of HTML with the run."""
 
     def finish(self, reason: str) -> None:
-        """End the run. reason: why it failed, or ""."""
+        """End the run; a reason says why it failed."""
 
 
 class TensorBoard:
-    """Event files in the run's folder. They cannot hold a page, so they name its place."""
+    """Write event files in the run's folder. They cannot hold a page, so they name its path."""
 
-    package: ClassVar[str] = "tensorboard"
-
-    def __init__(self, start: Start) -> None:
+    def __init__(
+        self, name: str, run_id: str, settings: Mapping[str, str | float], folder: Path
+    ) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer: Any = SummaryWriter(str(start.folder))
-        own = ("method", "task", "backbone", "precision")
-        self.settings = {name: x for name, x in start.settings.items() if name.startswith(own)}
-        if not start.resumed:
-            rows = [f"| {name} | {value} |" for name, value in start.settings.items()]
-            self.writer.add_text("settings", "\n".join(["| setting | value |", "|---|---|", *rows]))
+        self.writer: Any = SummaryWriter(str(folder), flush_secs=10)
+        rows = [f"| {name} | {value} |" for name, value in settings.items()]
+        self.writer.add_text("settings", "\n".join(["| setting | value |", "|---|---|", *rows]))
 
-    def log(self, rows: Mapping[int, Figures]) -> None:
-        for step, figures in rows.items():
-            for name, value in figures.items():
-                self.writer.add_scalar(name, value, step)
-        self.writer.flush()
-
-    def log_results(self, figures: Figures, step: int) -> None:
-        from torch.utils.tensorboard.summary import hparams
-
-        self.log({step: figures})
-        for summary in hparams(self.settings, dict(figures)):  # for the tab that compares runs
-            self.writer.file_writer.add_summary(summary)
+    def log(self, figures: Figures, step: int) -> None:
+        for name, value in figures.items():
+            self.writer.add_scalar(name, value, step)
 
     def add_page(self, page: Path, step: int) -> None:
         self.writer.add_text("page", str(page.absolute()), step)
@@ -94,25 +74,27 @@ class TensorBoard:
 
 
 class MLflow:
-    """A run in MLFLOW_TRACKING_URI, or in MLflow's local store. A resumed one is found by a tag."""
+    """Log to MLFLOW_TRACKING_URI, or to MLflow's local store. A resumed run is found by a tag."""
 
-    package: ClassVar[str] = "mlflow"
+    def __init__(
+        self, name: str, run_id: str, settings: Mapping[str, str | float], folder: Path
+    ) -> None:
+        from mlflow.entities import Param
 
-    def __init__(self, start: Start) -> None:
+        self.waiting: list[Any] = []  # metrics to be sent
+        self.sent = 0.0
         self.client, experiment = self.connect()
         tag = "rmadapter.id"
-        runs = self.client.search_runs([experiment], f"tags.`{tag}` = '{start.id}'")
+        runs = self.client.search_runs([experiment], f"tags.`{tag}` = '{run_id}'")
         if runs:
             self.run: str = runs[0].info.run_id
             self.client.update_run(self.run, "RUNNING")
             return
-        from mlflow.entities import Param
-
-        tags = {tag: start.id}
-        self.run = self.client.create_run(experiment, run_name=start.name, tags=tags).info.run_id
-        params = [Param(name, str(value)) for name, value in start.settings.items()]
-        for first in range(0, len(params), 100):  # the most that MLflow takes at once
-            self.client.log_batch(self.run, params=params[first : first + 100])
+        run = self.client.create_run(experiment, run_name=name, tags={tag: run_id})
+        self.run = run.info.run_id
+        params = [Param(name, str(value)) for name, value in settings.items()]
+        for first in range(0, len(params), MLFLOW_PARAMS):
+            self.client.log_batch(self.run, params=params[first : first + MLFLOW_PARAMS])
 
     @staticmethod
     def connect() -> tuple[Any, str]:
@@ -128,62 +110,63 @@ class MLflow:
         known = client.get_experiment_by_name(name)
         return client, known.experiment_id if known else client.create_experiment(name)
 
-    def log(self, rows: Mapping[int, Figures]) -> None:
+    def log(self, figures: Figures, step: int) -> None:
         from mlflow.entities import Metric
 
-        now = int(1000 * time.time())
-        metrics = [
-            Metric(name, value, now, step)
-            for step, figures in rows.items()
-            for name, value in figures.items()
-        ]
-        for first in range(0, len(metrics), 1000):  # the most that MLflow takes at once
-            self.client.log_batch(self.run, metrics=metrics[first : first + 1000])
+        now = time.time()
+        milliseconds = int(1000 * now)
+        self.waiting += [Metric(name, x, milliseconds, step) for name, x in figures.items()]
+        if now - self.sent > MLFLOW_MESSAGE_SECONDS:
+            self.send()
+            self.sent = now
 
-    def log_results(self, figures: Figures, step: int) -> None:
-        self.log({step: figures})
+    def send(self) -> None:
+        """Send the metrics that are waiting."""
+        for first in range(0, len(self.waiting), MLFLOW_METRICS):
+            metrics = self.waiting[first : first + MLFLOW_METRICS]
+            self.client.log_batch(self.run, metrics=metrics)
+        self.waiting.clear()
 
     def add_page(self, page: Path, step: int) -> None:
         self.client.log_artifact(self.run, str(page))
 
     def finish(self, reason: str) -> None:
+        self.send()
         if reason:
             self.client.set_tag(self.run, "reason", reason)
         self.client.set_terminated(self.run, "FAILED" if reason else "FINISHED")
 
 
 class WandB:
-    """A run of Weights & Biases: offline, unless WANDB_MODE or WANDB_API_KEY is set."""
+    """Log to Weights & Biases: offline, unless WANDB_MODE or WANDB_API_KEY is set."""
 
-    package: ClassVar[str] = "wandb"
-
-    def __init__(self, start: Start) -> None:
+    def __init__(
+        self, name: str, run_id: str, settings: Mapping[str, str | float], folder: Path
+    ) -> None:
         import wandb
 
         key = os.environ.get("WANDB_API_KEY")
         mode = os.environ.get("WANDB_MODE") or ("online" if key else "offline")
         self.run: Any = wandb.init(
             project=os.environ.get("WANDB_PROJECT") or PROJECT,
-            name=start.name,
-            id=start.id,
-            config=dict(start.settings),
+            name=name,
+            id=run_id,
+            config=dict(settings),
             mode=mode,
             reinit="create_new",
             resume=None if mode == "offline" else "allow",
             settings=wandb.Settings(silent=True, console="off", disable_git=True, save_code=False),
         )
+        # wandb drops what has a smaller `step` than before, which a resumed run may repeat
+        self.run.define_metric("*", step_metric="step")
 
-    def log(self, rows: Mapping[int, Figures]) -> None:
-        for step, figures in rows.items():
-            self.run.log(dict(figures), step=step)
-
-    def log_results(self, figures: Figures, step: int) -> None:
-        self.run.summary.update(dict(figures))
+    def log(self, figures: Figures, step: int) -> None:
+        self.run.log({**figures, "step": step})
 
     def add_page(self, page: Path, step: int) -> None:
         import wandb
 
-        self.run.log({"page": wandb.Html(page.read_text("utf-8"), inject=False)}, step=step)
+        self.run.log({"page": wandb.Html(page.read_text("utf-8"), inject=False)})
 
     def finish(self, reason: str) -> None:
         if reason:
@@ -192,25 +175,21 @@ class WandB:
 
 
 class Trackio:
-    """A run in Trackio's local database, or in the Space that TRACKIO_SPACE_ID names."""
+    """Log to Trackio's local database, or to the Space that TRACKIO_SPACE_ID names."""
 
-    package: ClassVar[str] = "trackio"
-
-    def __init__(self, start: Start) -> None:
+    def __init__(
+        self, name: str, run_id: str, settings: Mapping[str, str | float], folder: Path
+    ) -> None:
         import trackio
 
-        name = f"{start.name}-{start.id}"  # by which Trackio finds a run that is resumed
+        name = f"{name}-{run_id}"  # by which Trackio finds a run that is resumed
         self.trackio: Any = trackio
         self.run: Any = trackio.init(
-            PROJECT, name, config=dict(start.settings), resume="allow", embed=False
+            PROJECT, name, config=dict(settings), resume="allow", embed=False
         )
 
-    def log(self, rows: Mapping[int, Figures]) -> None:
-        for step, figures in rows.items():
-            self.run.log(dict(figures), step=step)
-
-    def log_results(self, figures: Figures, step: int) -> None:
-        self.log({step: figures})
+    def log(self, figures: Figures, step: int) -> None:
+        self.run.log(dict(figures), step=step)
 
     def add_page(self, page: Path, step: int) -> None:
         self.run.log_artifact(page, name=f"page-{self.run.name}", type="page")
@@ -221,7 +200,7 @@ class Trackio:
         self.trackio.finish()
 
 
-TRACKERS: dict[str, type[Tracker]] = {
+TRACKERS: dict[str, type[Tracker]] = {  # by the name of its package
     "tensorboard": TensorBoard,
     "mlflow": MLflow,
     "wandb": WandB,
@@ -230,23 +209,29 @@ TRACKERS: dict[str, type[Tracker]] = {
 
 
 def trackers_in(words: str | Sequence[str], on_ray: bool = False) -> tuple[str, ...]:
-    """Return the trackers of a list, such as one with commas, each once. Raises UserError for an
-    unknown one, for one that is not installed, and for any together with --ray."""
+    """Return the trackers of a list, each once.
+
+    Args:
+        words: Names of trackers, in a list or with commas.
+        on_ray: Whether Ray does the runs.
+
+    Raises:
+        UserError: A tracker is unknown or not installed, or there is any together with Ray.
+    """
     parts = words.split(",") if isinstance(words, str) else words
     names = tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
     for name in names:
         if name not in TRACKERS:
             raise UserError(f"--track {quoted(name)}: known are {', '.join(TRACKERS)}")
-        spec = find_spec(TRACKERS[name].package)
+        spec = find_spec(name)
         if spec is None or spec.origin is None:  # None: a folder of this name, such as ./wandb
             how = f"run `pip install 'rmadapter[{name}]'`"
-            if name == "trackio" and sys.version_info >= (3, 11):
-                how = (
-                    "its releases ask for an older Pillow than rmadapter, so the extra "
-                    "rmadapter[trackio] is for Python 3.10: run `pip install trackio`, then "
+            if name == "trackio":  # which asks for an older Pillow than rmadapter does there
+                how += (
+                    "; from Python 3.11 on, run `pip install trackio`, then "
                     "`pip install --upgrade pillow`"
                 )
-            raise UserError(f"--track {name} needs the package {TRACKERS[name].package}: {how}")
+            raise UserError(f"--track {name} needs the package {name}: {how}")
     if names and on_ray:
         raise UserError(
             "--track does not work with --ray, whose workers may be on other machines: leave out "
