@@ -24,10 +24,10 @@ from common import arguments, class_names, set_up, setting, show
 from predict import write_files
 from rmadapter.artifacts.checkpoint import load, save
 from rmadapter.backbones import load_backbone
-from rmadapter.bench.ray import connected
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.predict.ray import cluster
 from rmadapter.predict.stream import Predictor
+from rmadapter.support.cluster import connected
 from rmadapter.training.cache import BATCH
 from rmadapter.training.contract import Known
 

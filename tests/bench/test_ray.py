@@ -23,19 +23,10 @@ import torch
 
 from rmadapter.artifacts.record import Record, read_record
 from rmadapter.bench.protocols import expand
-from rmadapter.bench.ray import (
-    BenchWorker,
-    Host,
-    Needs,
-    connected,
-    next_job,
-    run_on_cluster,
-    settle,
-    shares,
-    work,
-)
+from rmadapter.bench.ray import BenchWorker, Needs, next_job, work
 from rmadapter.bench.runner import in_order
 from rmadapter.errors import UserError
+from rmadapter.support.cluster import Host, connected, run_on_cluster, settle, shares
 from rmadapter.support.locks import exclusive
 from tests.helpers.bench_runs import (
     METHODS,
@@ -55,7 +46,7 @@ CRASHING = f"{Path(__file__).parents[1] / 'helpers/crashing_method.py'}:Crashing
 
 WAITING = """
 from rmadapter.support.terminal import stoppable
-from rmadapter.bench.ray import connected, ray_module
+from rmadapter.support.cluster import connected, ray_module
 with stoppable(), connected(processors=1):
     ray = ray_module()
     nothing = ray.remote(lambda: __import__("time").sleep(600)).remote()
@@ -265,7 +256,7 @@ def test_a_node_with_other_data_weights_or_version_is_refused(
         changed.ready() or changed.do(job)
     missing = Host(partial(BenchWorker, replace(plan, root=tmp_path), {}, needs), Path.cwd(), 1)
     missing.ready()
-    with pytest.raises(UserError, match=r"^node [0-9.]+: .*every node needs data and backbone"):
+    with pytest.raises(UserError, match=r"^node [0-9.]+: .*every node needs data, backbone"):
         missing.do(job)
 
 

@@ -11,7 +11,7 @@ import pytest
 def ray_session() -> Iterator[None]:
     """A cluster of this machine's, with two processors."""
     pytest.importorskip("ray", reason="needs the extra ray: `make scale` installs it")
-    from rmadapter.bench.ray import connected
+    from rmadapter.support.cluster import connected
 
     with connected(processors=2):
         yield

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import pickle
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -20,17 +22,8 @@ from rmadapter.artifacts.checkpoint import load
 from rmadapter.backbones import Backbone
 from rmadapter.cli.main import main
 from rmadapter.errors import UserError
-from rmadapter.predict.ray import (
-    Worker,
-    cluster,
-    digest,
-    find_rows,
-    from_lines,
-    is_row,
-    rows_of,
-    to_line,
-    unpacked_rows,
-)  # fmt: skip
+from rmadapter.predict.parquet import find_rows, is_row, rows_of, unpacked_rows
+from rmadapter.predict.ray import PredictWorker, cluster, digest
 from rmadapter.predict.stream import Predictor
 from tests.helpers.ray_cluster import ray_session
 
@@ -166,7 +159,8 @@ def test_a_node_without_the_run_or_with_another_one_is_named(
     with pytest.raises(UserError, match=r"^node [0-9.]+: .*nowhere: no such folder"):
         list(other.predict([images / "red/0.png"]))
     model = replace(cluster(predictor, finished, tiny_clip.name, "", 1, "").model, digest="0" * 64)
-    assert str(finished) in Worker(model, {}, Path.cwd(), 1).complaint
+    with pytest.raises(UserError, match=re.escape(str(finished))):
+        PredictWorker(model, {})
 
 
 def test_bad_image_is_refused_without_skip_bad(
@@ -188,8 +182,7 @@ def test_answers_survive_the_way_from_a_worker() -> None:
         Answer(best, levels=alone, image=Path("b.png")),
         Answer(best, image=Path("c.png")),
     ]
-    lines = [json.loads(json.dumps(to_line(one, one.image))) for one in answers]
-    assert [*from_lines(lines, None)] == answers
+    assert pickle.loads(pickle.dumps(answers)) == answers
     assert answers[0].parent == "pet"
 
 

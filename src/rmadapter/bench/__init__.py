@@ -17,7 +17,6 @@ if TYPE_CHECKING:
         expand as expand,
         with_own_templates as with_own_templates,
     )
-    from rmadapter.bench.ray import run_on_cluster as run_on_cluster
     from rmadapter.bench.report.format import Cell as Cell, Row as Row
     from rmadapter.bench.report.groups import (
         Column as Column,
@@ -28,13 +27,14 @@ if TYPE_CHECKING:
     from rmadapter.bench.report.read import read_records as read_records
     from rmadapter.bench.report.stats import HM_OF_MEANS as HM_OF_MEANS
     from rmadapter.bench.runner import run_all as run_all
+    from rmadapter.support.cluster import run_on_cluster as run_on_cluster
 
 __getattr__, __all__ = lazy_names(
     __name__,
     {
         "rmadapter.bench.plan": ["Plan", "Tuner", "add_published_rows"],
         "rmadapter.bench.protocols": ["Job", "expand", "with_own_templates"],
-        "rmadapter.bench.ray": ["run_on_cluster"],
+        "rmadapter.support.cluster": ["run_on_cluster"],
         "rmadapter.bench.report.format": ["Cell", "Row"],
         "rmadapter.bench.report.groups": ["Column", "Group", "group_records"],
         "rmadapter.bench.report.printed": ["Check", "PrintedTables"],

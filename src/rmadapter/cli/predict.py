@@ -169,7 +169,7 @@ class ImageOptions:
 
     def find_rows(self, words: Sequence[str], outside: bool, none: bool) -> Inputs:
         """Like `find`, and also find images as bytes in parquet files."""
-        from rmadapter.predict.ray import find_rows
+        from rmadapter.predict.parquet import find_rows
 
         return _noted(find_rows(words, self.image_column, outside, none, self.crops))
 

@@ -1,40 +1,27 @@
-"""`predict --ray`: the same answers from the workers of a cluster, through Ray Data.
+"""`predict --ray`: the same answers from the workers of a cluster.
 
 A worker keeps the run loaded, decodes and encodes images like the local engine, and needs the run
 and the images at the same path. Answers come back in order and are written by this process, so a
 stopped command resumes like a local one.
-
-Images may also be stored as bytes in a parquet file; each row then has a name, FILE.parquet#ROW. A
-row is written to a temporary file, so it is decoded by the same code as any other image. The column
-holds bytes, or a struct with "bytes", as Hugging Face writes it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from rmadapter.answers.answer import Answer, Levels
-from rmadapter.answers.taxonomy import Place, Taxonomy
-from rmadapter.bench.ray import connected, ray_module, settle, shares
-from rmadapter.data.formats.base import Inputs
-from rmadapter.data.formats.columnar import pyarrow
-from rmadapter.data.formats.registry import find_images
-from rmadapter.data.formats.tables import USUAL_NAMES
+from rmadapter.answers.answer import Answer
+from rmadapter.answers.taxonomy import Taxonomy
 from rmadapter.data.image_set import SKIP_BAD
 from rmadapter.errors import UserError
+from rmadapter.predict.parquet import unpacked_rows
 from rmadapter.predict.stream import BadImages, Predictor
-from rmadapter.support.files import JsonObject, user_path
+from rmadapter.support.cluster import run_on_cluster
 from rmadapter.training.cache import BATCH
-
-if TYPE_CHECKING:
-    from pyarrow.parquet import ParquetFile
 
 IMAGES_PER_TASK = 8 * BATCH  # most images given to a worker at once, and repeated if it dies
 
@@ -79,45 +66,45 @@ def digest(predictor: Predictor) -> str:
     return sha256.hexdigest()
 
 
-class Worker:
-    """An actor of Ray Data, which turns a batch of names into lines of JSON: answers and bad
-    images."""
+class PredictWorker:
+    """Answers images on a node.
 
-    def __init__(
-        self, model: Model, options: Mapping[str, bool], home: Path, threads: float
-    ) -> None:
-        self.options = options
-        self.predictor: Predictor | None = None
-        node = settle(home, threads)
-        try:
-            self.predictor = model.load()
-        except UserError as error:  # returned as a row: Ray would restart a failing actor for ever
-            self.complaint = (
-                f"node {node}: {error}; every node needs the run and the images at the same path"
-            )
+    Args:
+        model: What it loads. Raises UserError as `Model.load`.
+        options: What is reported of each image, as for `Predictor.predict`.
+    """
 
-    def __call__(self, batch: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-        if self.predictor is None:
-            return {"line": [json.dumps({"complaint": self.complaint})]}
+    def __init__(self, model: Model, options: Mapping[str, bool]) -> None:
+        self.predictor, self.options = model.load(), options
+
+    def do(self, work: Sequence[Path]) -> tuple[list[Answer], BadImages]:
+        """Return the answers in order, and the unreadable images."""
         bad: BadImages = []
         unreadable: BadImages = []
-        lines: list[dict[str, object]] = []
         with tempfile.TemporaryDirectory() as folder:
-            files = unpacked_rows([Path(name) for name in batch["image"]], Path(folder), bad)
+            files = unpacked_rows(work, Path(folder), bad)
             name_of = dict(files)
             images = [file for file, _ in files]
-            for answers in self.predictor.predict(images, bad=unreadable, **self.options):
-                for answer in answers:
-                    lines.append(to_line(answer, name_of[answer.image]))
+            batches = self.predictor.predict(images, bad=unreadable, **self.options)
+            answers = [
+                replace(answer, image=name_of[answer.image])
+                for batch in batches
+                for answer in batch
+            ]
         for file, text in unreadable:
             bad.append((name_of[file], text.replace(str(file), str(name_of[file]))))
-        lines += [{"image": str(name), "bad": text} for name, text in bad]
-        return {"line": [json.dumps(line) for line in lines]}
+        return answers, bad
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """A `Predictor` whose work is done by a cluster. address: as in `connected`."""
+    """A `Predictor` whose work is done by a cluster.
+
+    Attributes:
+        model: What every worker loads.
+        jobs: Number of workers.
+        address: Address of the cluster, as for `connected`.
+    """
 
     model: Model
     jobs: int = 1
@@ -134,34 +121,32 @@ class Cluster:
         has a different one."""
         if not images:
             return
-        import pyarrow as pa
-
-        ray = ray_module()
-        with connected(self.address):
-            context = ray.data.DataContext.get_current()
-            logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised anyway
-            context.execution_options.preserve_order = True
-            context.enable_progress_bars = False
-            # every worker gets some, even of few
-            size = min(IMAGES_PER_TASK, -(-len(images) // (self.jobs * BATCH)) * BATCH)
-            parts = [images[start : start + size] for start in range(0, len(images), size)]
-            blocks = [pa.table({"image": [str(image) for image in part]}) for part in parts]
-            resources = shares(self.jobs)
-            options = {"zero_shot": zero_shot, "unfamiliar": unfamiliar}
-            answered = ray.data.from_arrow(blocks).map_batches(
-                Worker,
-                fn_constructor_args=(self.model, options, Path.cwd(), resources["num_cpus"]),
-                batch_size=size,
-                compute=ray.data.ActorPoolStrategy(size=min(self.jobs, len(blocks))),
-                zero_copy_batch=True,
-                **resources,
-            )
-            for block in answered.iter_batches(
-                batch_size=None, batch_format="pyarrow", prefetch_batches=1
-            ):
-                yield list(
-                    from_lines([json.loads(line) for line in block["line"].to_pylist()], bad)
-                )
+        # every worker gets some, even of few
+        size = min(IMAGES_PER_TASK, -(-len(images) // (self.jobs * BATCH)) * BATCH)
+        starts = range(0, len(images), size)
+        options = {"zero_shot": zero_shot, "unfamiliar": unfamiliar}
+        found = run_on_cluster(
+            partial(PredictWorker, self.model, options),
+            starts,
+            self.jobs,
+            "auto",
+            self.address,
+            send=lambda start: images[start : start + size],
+        )
+        done: dict[int, tuple[list[Answer], BadImages]] = {}
+        following = 0  # of the images, the first that has no answer yet
+        for result in found:
+            if result:
+                start, answered = result
+                done[start] = answered
+            while following in done:
+                answers, unreadable = done.pop(following)
+                if unreadable and bad is None:
+                    raise UserError(f"{unreadable[0][1]}; {SKIP_BAD}")
+                if bad is not None:
+                    bad += unreadable
+                following += size
+                yield answers
 
 
 def cluster(
@@ -175,129 +160,3 @@ def cluster(
         decider.error, decider.reject_rate, decider.tree, digest(predictor),
     )  # fmt: skip
     return Cluster(model, jobs, address)
-
-
-def to_line(answer: Answer, name: Path) -> dict[str, object]:
-    """Return an answer as JSON has it, for `from_lines`. name: of the image."""
-    return {**asdict(answer), "image": str(name)}
-
-
-def from_lines(lines: Sequence[JsonObject], bad: BadImages | None) -> Iterator[Answer]:
-    """Yield the answers of a worker. bad: collects unreadable images; if None, the first one raises
-    UserError, as a worker without the run always does."""
-    for line in lines:
-        if "complaint" in line:
-            raise UserError(line["complaint"])
-        image = Path(line.pop("image"))
-        if "bad" not in line:
-            best = tuple((label, share) for label, share in line.pop("best"))
-            labels, levels = tuple(line.pop("labels")), line.pop("levels")
-            yield Answer(best, labels, levels=levels and _levels(levels), image=image, **line)
-        elif bad is None:
-            raise UserError(f"{line['bad']}; {SKIP_BAD}")
-        else:
-            bad.append((image, line["bad"]))
-
-
-def _levels(values: JsonObject) -> Levels:
-    """Return what `asdict` and JSON made of levels."""
-    best = tuple((name, share) for name, share in values["best"])
-    above = tuple((Place(*place), share) for place, share in values["above"])
-    return Levels(best, above, values["common"] and Place(*values["common"]))
-
-
-# Images as bytes in a parquet file
-
-MARK = ".parquet#"
-NAMES = ("bytes", "image_bytes", *USUAL_NAMES["image"], "img", "content")
-
-
-def is_row(name: Path) -> bool:
-    return MARK in name.name.lower()
-
-
-def find_rows(
-    words: Sequence[str],
-    column: str = "",
-    outside: bool = False,
-    none: bool = False,
-    crops: bool = False,
-) -> Inputs:
-    """Find images like `find_images`, but `words` may include parquet files of bytes, whose rows
-    come first."""
-    rows = {word: rows_of(word) for word in words}
-    others = [word for word in words if not rows[word]]
-    inputs = find_images(others, column, outside, none, crops) if others else Inputs()
-    inputs.files = [row for names in rows.values() for row in names] + inputs.files
-    return inputs
-
-
-def rows_of(word: str) -> list[Path]:
-    """Name the images in a parquet file; none if it is another kind of file or a table of paths."""
-    path = user_path(word)
-    if path.suffix.lower() != ".parquet" or not path.is_file():
-        return []
-    file = _opened(path)
-    if not _column(file):
-        return []
-    return [path.with_name(f"{path.name}#{row}") for row in range(file.metadata.num_rows)]
-
-
-def unpacked_rows(names: Sequence[Path], folder: Path, bad: BadImages) -> list[tuple[Path, Path]]:
-    """Return (file, name) of each image in order; rows become files in `folder`. bad: collects rows
-    without bytes."""
-    files: list[tuple[Path, Path]] = []
-    contents = dict(_contents([name for name in names if is_row(name)]))
-    for number, name in enumerate(names):
-        if not is_row(name):
-            files.append((name, name))
-        elif name in contents:
-            file = folder / str(number)
-            file.write_bytes(contents[name])
-            files.append((file, name))
-        else:
-            bad.append((name, f"{name}: holds no bytes"))
-    return files
-
-
-def _contents(names: Sequence[Path]) -> Iterator[tuple[Path, bytes]]:
-    """Yield (name, bytes) of the rows that hold bytes; each row group is read once."""
-    rows_of_table: dict[Path, set[int]] = {}
-    for name in names:
-        table, _, number = name.name.rpartition("#")
-        rows_of_table.setdefault(name.with_name(table), set()).add(int(number))
-    for path, rows in rows_of_table.items():
-        file = _opened(path)
-        column = _column(file)
-        start = 0
-        for group in range(file.num_row_groups):
-            size = file.metadata.row_group(group).num_rows
-            in_group = sorted(row for row in rows if start <= row < start + size)
-            if in_group:
-                cells = file.read_row_group(group, columns=[column]).column(column)
-                for row in in_group:
-                    cell = cells[row - start].as_py()
-                    content = cell.get("bytes") if isinstance(cell, dict) else cell
-                    if content:
-                        yield path.with_name(f"{path.name}#{row}"), content
-            start += size
-
-
-def _opened(path: Path) -> ParquetFile:
-    parquet = pyarrow("parquet", str(path))
-    try:
-        return parquet.ParquetFile(path)
-    except Exception as error:  # on broken files pyarrow raises nearly anything
-        raise UserError(f"{path}: not a readable parquet file ({type(error).__name__})") from None
-
-
-def _column(file: ParquetFile) -> str:
-    """Return the column of bytes, by a usual name or else the first; "" if there is none."""
-    types = pyarrow("types", "")
-    columns = []
-    for field in file.schema_arrow:
-        is_bytes = types.is_binary(field.type) or types.is_large_binary(field.type)
-        in_struct = types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
-        if is_bytes or in_struct:
-            columns.append(field.name)
-    return next((name for name in NAMES if name in columns), columns[0] if columns else "")
