@@ -18,6 +18,7 @@ from typing import Any
 import open_clip
 import pytest
 import torch
+from filelock import FileLock
 from open_clip import factory
 from torch import nn
 
@@ -25,7 +26,6 @@ from rmadapter.backbones import load_backbone
 from rmadapter.backbones.convert import convert, read_checkpoint
 from rmadapter.errors import UserError
 from rmadapter.support.files import check_sums
-from rmadapter.support.locks import claim
 from tests.helpers.shell import Command, refused, rmadapter
 from tests.helpers.slow import slow_except
 
@@ -185,7 +185,7 @@ def test_leftovers_of_a_killed_conversion_go_unless_one_is_at_work(
     left.parent.mkdir(parents=True)
     left.write_bytes(b"half")
     with (
-        claim(tmp_path / ".out.part.lock"),
+        FileLock(tmp_path / ".out.part.lock"),
         pytest.raises(UserError, match="another process is at work"),
     ):
         convert(file, NAME, out)

@@ -369,14 +369,6 @@ def test_an_archive_is_unpacked_again_if_files_are_missing_or_left_over(tmp_path
     assert below(unpack_once(archive, Budget())) == {"a/1": b"1", "a/2": b"2"}
 
 
-def test_the_lock_holds_across_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The cache may be in a home folder that several machines share."""
-    paths: list[Path] = []
-    monkeypatch.setattr("rmadapter.support.locks.soft", lambda path: bool(paths.append(path)))
-    folder = unpack_once(zipped(tmp_path / "pets.zip", ("a", b"x")), Budget())
-    assert set(paths) == {folder.with_name(f".{folder.name}.part.lock")}
-
-
 def test_nested_archives_with_equal_names_are_refused(tmp_path: Path, cache: Path) -> None:
     parts = [zipped(tmp_path / name, ("cat/1", name.encode())) for name in ("a.zip", "b.zip")]
     one, other = (part.read_bytes() for part in parts)

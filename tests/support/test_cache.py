@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from rmadapter.support.cache import KINDS, clear, usage
-from rmadapter.support.locks import claim
 
 FILES = {
     "activations": "activations/0123456789abcdef/0123456789abcdef.safetensors",
@@ -57,7 +57,7 @@ def test_a_folder_that_is_being_built_stays(cache: Path) -> None:
     stage = cache / "unpacked/.birds-0123456789abcdef.part"
     stage.mkdir()
     (stage / "a.png").write_bytes(bytes(10))
-    lock = claim(stage.with_name(f"{stage.name}.lock"))
+    lock = FileLock(stage.with_name(f"{stage.name}.lock"))
     with lock:
         assert clear("unpacked") == [stage]
         assert (stage / "a.png").exists()
@@ -68,7 +68,7 @@ def test_a_folder_that_is_being_built_stays(cache: Path) -> None:
 
 def test_a_folder_with_a_held_lock_or_a_new_part_stays(cache: Path) -> None:
     table = cache / "datasets/parquet/default-0123456789abcdef"
-    with claim(table / "x.lock"):
+    with FileLock(table / "x.lock"):
         assert clear("datasets") == [table]
     part = cache / "images/ab/.cat.0123abcd.part"
     part.write_bytes(b"x")

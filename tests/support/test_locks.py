@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -22,9 +20,7 @@ from rmadapter.support.locks import build_once, exclusive, hold, shared, staged_
 HOLD = """
 import sys
 from pathlib import Path
-from rmadapter.support import locks
 from rmadapter.support.locks import exclusive, shared
-locks.LEASE = 1.0
 folder = Path(sys.argv[2])
 with exclusive(folder) if sys.argv[1] == "exclusive" else shared(folder, print, print):
     print("in", flush=True)
@@ -44,15 +40,9 @@ def another(kind: str, folder: Path) -> Iterator[subprocess.Popen]:
         process.kill()
 
 
-@pytest.fixture(params=["system", "files"])
-def kind_of_lock(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Use the locks of the system, and then files that only one process can create."""
-    if request.param == "files":
-        pytest.importorskip("filelock", "3.30")
-    monkeypatch.setenv(locks.SOFT, str(int(request.param == "files")))
+@pytest.fixture(autouse=True)
+def short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "WAIT_SECONDS", 0.1)
-    monkeypatch.setattr(locks, "LEASE", 1.0)
-    return request.param
 
 
 def enter(kind: str, folder: Path) -> list[str]:
@@ -78,9 +68,7 @@ def refused() -> Iterator[None]:
     ("inside", "comes"),
     [("exclusive", "exclusive"), ("exclusive", "shared"), ("shared", "exclusive")],
 )
-def test_a_second_process_is_refused(
-    inside: str, comes: str, tmp_path: Path, kind_of_lock: str
-) -> None:
+def test_a_second_process_is_refused(inside: str, comes: str, tmp_path: Path) -> None:
     with another(inside, tmp_path):
         for _ in range(2):  # the first is still protected
             with pytest.raises(UserError, match=f"^{tmp_path}: another process is at work"):
@@ -90,9 +78,7 @@ def test_a_second_process_is_refused(
 
 @pytest.mark.parametrize("comes", ["exclusive", "shared"])
 @pytest.mark.parametrize("inside", ["exclusive", "shared"])
-def test_a_dead_process_blocks_nobody(
-    inside: str, comes: str, tmp_path: Path, kind_of_lock: str
-) -> None:
+def test_a_dead_process_blocks_nobody(inside: str, comes: str, tmp_path: Path) -> None:
     folder = tmp_path / "new"
     with another(inside, folder) as process:
         process.send_signal(signal.SIGKILL)
@@ -102,7 +88,7 @@ def test_a_dead_process_blocks_nobody(
     assert list(folder.iterdir()) == []
 
 
-def test_shared_calls_first_and_last(tmp_path: Path, kind_of_lock: str) -> None:
+def test_shared_calls_first_and_last(tmp_path: Path) -> None:
     calls: list[str] = []
     with logged(tmp_path, calls), another("shared", tmp_path):
         assert enter("shared", tmp_path) == []
@@ -111,44 +97,8 @@ def test_shared_calls_first_and_last(tmp_path: Path, kind_of_lock: str) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("inside", ["exclusive", "shared"])
-@pytest.mark.parametrize("ahead", [0, 86_400])
-def test_the_lock_of_a_dead_machine_expires(
-    inside: str, ahead: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its process cannot be looked up from here, so only its missing sign of life counts, also
-    where its clock was ahead of ours."""
-    pytest.importorskip("filelock", "3.30")
-    monkeypatch.setenv(locks.SOFT, "1")
-    monkeypatch.setattr(locks, "WAIT_SECONDS", 0.1)
-    monkeypatch.setattr(locks, "LEASE", 1.0)
-    with another(inside, tmp_path) as process:
-        process.kill()
-        process.wait()
-    for path in tmp_path.iterdir():
-        text, count = re.subn("(?m)^host=.*$", "host=elsewhere", path.read_text())
-        assert count
-        path.write_text(text)
-        os.utime(path, (time.time() + ahead,) * 2)
-    started = time.monotonic()
-    enter("exclusive", tmp_path)
-    assert time.monotonic() - started > 0.9
-    assert list(tmp_path.iterdir()) == []
-
-
-MOUNTED = """\
-/dev/vda / ext4 rw,relatime 0 0
-server:/a /shared nfs4 rw,vers=4.2,local_lock=none,addr=10.0.0.1 0 0
-server:/b /shared/old\\040one nfs rw,vers=3,nolock,local_lock=all 0 0
-ost@tcp:/c /lustre lustre rw,flock,lazystatfs 0 0
-ost@tcp:/d /scratch lustre rw,localflock 0 0
-server:/e /twice nfs rw,local_lock=flock 0 0
-server:/e /twice nfs4 rw,local_lock=none 0 0
-"""
-
-
 def test_a_new_folder_in_which_nothing_was_written_is_removed_after_a_failure(
-    tmp_path: Path, kind_of_lock: str
+    tmp_path: Path,
 ) -> None:
     def fail(folder: Path, files: Sequence[str]) -> None:
         with exclusive(folder):
@@ -161,18 +111,6 @@ def test_a_new_folder_in_which_nothing_was_written_is_removed_after_a_failure(
         with pytest.raises(KeyError):
             fail(tmp_path / name, files)
         assert (tmp_path / name).exists() == left
-
-
-def test_soft_reads_the_mount_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(locks.SOFT, raising=False)
-    monkeypatch.setattr(locks, "MOUNTS", tmp_path / "mounts")
-    assert not locks.soft(Path("/shared"))  # no Linux
-    (tmp_path / "mounts").write_text(MOUNTED)
-    mounts = ["/", "/shared", "/shared/old one", "/lustre", "/scratch", "/sharedelse", "/twice"]
-    soft = [name for name in mounts if locks.soft(Path(name, "results", "x.lock"))]
-    assert soft == ["/shared/old one", "/scratch"]
-    monkeypatch.setenv(locks.SOFT, "0")
-    assert not locks.soft(Path("/scratch"))
 
 
 def test_last_is_not_called_after_a_failure(tmp_path: Path) -> None:

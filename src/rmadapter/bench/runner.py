@@ -26,7 +26,7 @@ from rmadapter.methods.uses import named_sums
 from rmadapter.runs.trackers import prepare
 from rmadapter.settings import settings_of
 from rmadapter.support.files import parts
-from rmadapter.support.locks import claim, shared
+from rmadapter.support.locks import shared
 from rmadapter.support.machine import make_pool, shared_gpus, uninterrupted
 from rmadapter.support.terminal import bar, escape
 
@@ -290,7 +290,7 @@ def work(
         lab: Data and backbone; by default as the plan names them.
         show: Shows progress.
     """
-    from filelock import Timeout
+    from filelock import FileLock, Timeout
 
     lab = lab or plan.lab()
     finished = finished_records(plan.out)
@@ -303,7 +303,7 @@ def work(
     while remaining := sorted(state.remaining(), key=lambda job: (turn[job] - start) % len(turn)):
         all_taken = True
         for job in remaining:
-            lock = claim(_writable(_lock(plan, job)))
+            lock = FileLock(_writable(_lock(plan, job)))
             try:
                 held = lock.acquire(blocking=False)
             except Timeout:

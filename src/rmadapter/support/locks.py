@@ -1,21 +1,17 @@
 """Locks on folders, exclusive or shared, and folders that are built aside and then renamed.
 
-The system releases its own locks when a process dies, so a lock file that a killed process left
-blocks nobody. Where the system's locks do not reach other machines, the lock is a file that only
-one process can create, and that its owner touches as long as it lives.
+The system releases its locks when a process dies, so a lock file that a killed process left blocks
+nobody. On a disk of the network, its mount options decide whether locks reach other machines.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import math
 import os
-import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,58 +23,6 @@ if TYPE_CHECKING:
 LOCK = ".lock"
 PRESENT = ".present.lock"
 WAIT_SECONDS = 1.0  # to wait for a process that is about to leave or only looks in
-SOFT = "RMADAPTER_SOFT_LOCKS"  # 1 or 0: decides instead of the folder's mount which locks are used
-LEASE = 30.0  # seconds without a sign of life after which another machine takes over a lock file
-MOUNTS = Path("/proc/self/mounts")
-
-
-def claim(path: Path) -> BaseFileLock:
-    """Return the lock of filelock for a lock file; its `acquire` raises filelock.Timeout."""
-    from filelock import FileLock
-
-    return _lease(path) if soft(path) else FileLock(path)
-
-
-# One object a path: it recognises a dead owner because the lease has not changed since its last
-# look.
-@functools.cache
-def _lease(path: Path) -> BaseFileLock:
-    try:
-        from filelock import SoftFileLease
-    except ImportError:
-        raise UserError(
-            "locks on this file system need filelock 3.30 or later: pip install -U filelock"
-        ) from None
-    return SoftFileLease(path, lease_duration=LEASE)
-
-
-def soft(path: Path) -> bool:
-    """Return whether the system's locks in this folder hold only within one machine, which mount
-    options of NFS and Lustre decide.
-
-    Where a file system has no locks at all, filelock notices and does without.
-    """
-    setting = os.environ.get(SOFT)
-    if setting:
-        return setting != "0"
-    try:
-        mounts = [line.split()[1:4] for line in MOUNTS.read_text().splitlines()]
-    except (OSError, UnicodeDecodeError):
-        return False  # not Linux
-    home = os.path.realpath(path)
-    above = [mount for mount in mounts if len(mount) == 3 and _holds(mount[0], home)]
-    if not above:
-        return False
-    # of two mounts at one place, the later counts
-    _, kind, options = max(reversed(above), key=lambda mount: len(mount[0]))
-    local = {"nolock", "local_lock=all", "local_lock=flock", "localflock"}
-    return kind in ("nfs", "nfs4", "lustre") and not local.isdisjoint(options.split(","))
-
-
-def _holds(mount: str, path: str) -> bool:
-    # a blank is written \040
-    place = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), mount)
-    return os.path.commonpath([place, path]) == place
 
 
 @contextmanager
@@ -86,17 +30,21 @@ def exclusive(folder: Path) -> Iterator[None]:
     """Lock a folder exclusively; it is created if missing, and removed if the block fails before it
     has written anything.
 
-    Raises UserError if another process works in the folder or nothing can be written to it.
+    Args:
+        folder: The folder.
+
+    Raises:
+        UserError: Another process works in the folder, or nothing can be written to it.
     """
     new = not folder.exists()
     try:
         with _entry(folder):
-            if _others(folder, patient=True):
+            if _others(folder):
                 raise _busy(folder)
             yield
     except BaseException:
         if new:
-            with contextlib.suppress(OSError):  # it holds something
+            with suppress(OSError):  # it holds something
                 folder.rmdir()
         raise
 
@@ -105,8 +53,19 @@ def exclusive(folder: Path) -> Iterator[None]:
 def shared(
     folder: Path, first: Callable[[], object], last: Callable[[], object], alone: bool = False
 ) -> Iterator[None]:
-    """Hold a shared lock on a folder. first: called if no other process holds one. last: called
-    after success if no other process is left. alone: lock the folder like `exclusive` instead."""
+    """Hold a shared lock on a folder.
+
+    Args:
+        folder: The folder.
+        first: Function that is called if no other process holds a lock.
+        last: Function that is called after success if no other process is left.
+        alone: Whether to lock the folder like `exclusive` instead.
+
+    Raises:
+        UserError: As for `exclusive`.
+    """
+    from filelock import FileLock
+
     if alone:
         with exclusive(folder):
             first()
@@ -114,7 +73,7 @@ def shared(
             last()
         return
     presence = folder / f".{secrets.token_hex(4)}{PRESENT}"
-    lock = claim(presence)
+    lock = FileLock(presence)
     with _entry(folder):
         if not _others(folder):
             first()
@@ -122,7 +81,7 @@ def shared(
     try:
         yield
         with _entry(folder, patience=30):  # other processes may be running `last`
-            if not _others(folder, presence):
+            if not _others(folder, without=presence):
                 last()
     finally:
         _release(lock, presence)
@@ -133,8 +92,13 @@ def staged_folder(out: Path) -> Iterator[Path]:
     """Yield a new folder beside `out`. It is renamed to `out` if the block succeeds, and removed
     otherwise.
 
-    Leftovers of a killed process are removed first. Raises UserError if another process is writing
-    `out` or the disk refuses.
+    Leftovers of a killed process are removed first.
+
+    Args:
+        out: The folder, which is not there yet.
+
+    Raises:
+        UserError: Another process is writing `out`, or the disk refuses.
     """
     failed = f"{out}: cannot be written (%s); nothing was left there"
     try:
@@ -149,9 +113,15 @@ def build_once(
 ) -> None:
     """Build the folder `out` of the cache unless it exists. Other processes wait until it does.
 
-    build: called with a new folder beside `out`, which is renamed to `out` afterwards. ready:
-    whether `out` can be used as it is; by default, whether it is a folder. Raises UserError if the
-    cache cannot be written.
+    Args:
+        out: The folder.
+        build: Function that is called with a new folder beside `out`, which is renamed to `out`
+            afterwards.
+        ready: Function that says whether `out` can be used as it is; by default, whether it is a
+            folder.
+
+    Raises:
+        UserError: The cache cannot be written.
     """
     ready = ready or out.is_dir
     if ready():
@@ -195,16 +165,21 @@ def _entry(folder: Path, patience: float = 1) -> AbstractContextManager[None]:
 def hold(path: Path, patience: float, busy: UserError, failed: str) -> Iterator[None]:
     """Hold the lock file `path`, whose folder is created if missing.
 
-    Raises `busy` if another process holds it for longer than `patience` seconds, and
-    UserError(`failed`, with the reason for %s) if locking fails.
-    """
-    from filelock import Timeout
+    Args:
+        path: The lock file.
+        patience: Seconds to wait for another process that holds it.
+        busy: Error to raise if that one still holds it.
+        failed: Message, with %s for the reason, if locking fails.
 
-    lock = claim(path)
-    timeout = max(patience, _until_dead(path))
+    Raises:
+        UserError: `busy`, or one with `failed`.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=-1 if timeout == math.inf else timeout)
+        lock.acquire(timeout=-1 if patience == math.inf else patience)
     except Timeout:
         raise busy from None
     except OSError as error:
@@ -217,52 +192,43 @@ def hold(path: Path, patience: float, busy: UserError, failed: str) -> Iterator[
 
 def is_held(path: Path) -> bool:
     """Return whether a process holds the lock file `path`."""
-    from filelock import Timeout
+    from filelock import FileLock, Timeout
 
     if not path.exists():
         return False
-    lock = claim(path)
     try:
-        lock.acquire(blocking=False)
+        with FileLock(path, blocking=False):
+            return False
     except Timeout:
         return True
-    lock.release()
-    return False
 
 
-def _others(folder: Path, presence: Path | None = None, patient: bool = False) -> bool:
+def _others(folder: Path, without: Path | None = None) -> bool:
     """Return whether another process works in a folder, and remove the lock files of dead ones.
-    presence: this process's own file. patient: wait until the answer is certain."""
-    from filelock import Timeout
+
+    Args:
+        folder: The folder.
+        without: Lock file of this process.
+    """
+    from filelock import FileLock, Timeout
 
     for path in folder.glob(f".*{PRESENT}"):
-        if path == presence:
-            continue
-        lock = claim(path)
-        try:
-            lock.acquire(timeout=_until_dead(path) if patient else 0)
-        except Timeout:
-            return True
-        _release(lock, path)
+        if path != without:
+            lock = FileLock(path)
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:
+                return True
+            _release(lock, path)
     return False
-
-
-def _until_dead(path: Path) -> float:
-    """Return the seconds after which a lock of a dead process can be acquired."""
-    return 1.5 * LEASE if soft(path) else 0
 
 
 def _release(lock: BaseFileLock, path: Path) -> None:
     """Release a lock and remove its file first: a process that has it open notices and tries
     again."""
-    if not soft(path):  # releasing a lease removes its file
-        _remove(path)
-    lock.release()
-
-
-def _remove(path: Path) -> None:
-    with contextlib.suppress(OSError):  # Windows keeps an open file; filelock removes it there
+    with suppress(OSError):  # Windows keeps an open file; filelock removes it there
         path.unlink()
+    lock.release()
 
 
 def _busy(folder: Path) -> UserError:
