@@ -59,7 +59,7 @@ def own_facts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def no_progress_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     """Print no progress lines to a pipe, however slow the machine is."""
-    monkeypatch.setattr("rmadapter.support.terminal.EVERY", float("inf"))
+    monkeypatch.setattr("rmadapter.support.progress_lines.LINE_SECONDS", float("inf"))
 
 
 @pytest.fixture(autouse=True)

@@ -45,7 +45,7 @@ CRASHING = f"{Path(__file__).parents[1] / 'helpers/crashing_method.py'}:Crashing
 
 
 WAITING = """
-from rmadapter.support.terminal import stoppable
+from rmadapter.support.stop import stoppable
 from rmadapter.support.cluster import connected, ray_module
 with stoppable(), connected(processors=1):
     ray = ray_module()

@@ -310,9 +310,8 @@ LOST = """
 import signal, sys, time
 from rmadapter.cli import machine
 from rmadapter.cli import main as cli
-from rmadapter.cli import main as cli
-from rmadapter.support import terminal
-terminal.GRACE = 1
+from rmadapter.support import stop
+stop.GRACE_SECONDS = 1
 class Callback:
     def __del__(self):
         signal.raise_signal(signal.SIGINT)

@@ -29,7 +29,7 @@ from rmadapter.data.transforms import (
     decode_batches,
 )
 from rmadapter.errors import UserError
-from rmadapter.support.terminal import AGAIN
+from rmadapter.support.stop import STOPPED_MESSAGE
 
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 AUGMENT = TrainTransform(32, MEAN, STD)
@@ -175,7 +175,7 @@ import os, sys, threading, time
 import numpy as np
 import torch
 from torch.utils.data._utils import worker
-from rmadapter.support.terminal import stoppable
+from rmadapter.support.stop import stoppable
 from rmadapter.data.read import ImageSet
 from rmadapter.data.transforms import ImageTensors, batches
 
@@ -217,7 +217,7 @@ def test_ctrl_c_with_workers_prints_one_line() -> None:
         os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=30)
         assert process.returncode == 130
-        assert errors.splitlines() == [AGAIN]
+        assert errors.splitlines() == [STOPPED_MESSAGE]
         assert not psutil.wait_procs(workers, timeout=10)[1]
 
 

@@ -180,7 +180,7 @@ def test_a_job_ends_with_a_killed_server(tmp_path: Path) -> None:
 import os, sys, time
 from pathlib import Path
 from rmadapter_studio import jobs
-module = "import os, sys; from rmadapter.support.terminal import end_with_parent as end; end()"
+module = "import os, sys; from rmadapter.support.stop import end_with_stdin as end; end()"
 wait = "; print(os.getpid(), file=sys.stderr, flush=True); import time; time.sleep(60)"
 jobs.COMMAND = (sys.executable, "-c", module + wait)
 one = jobs.Job("Training", [], Path(), Path("out"))

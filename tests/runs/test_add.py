@@ -271,7 +271,7 @@ def test_the_verb_compare(
     shown = rmadapter.done(*command)
     assert "16 images of 4 classes; p by McNemar's exact test" in shown.out
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rmadapter.support.terminal.EVERY", 0)  # every line of progress
+        patch.setattr("rmadapter.support.progress_lines.LINE_SECONDS", 0)  # every line of progress
         train = rmadapter(*command, "--split", "train").err
     assert "evaluating train, all classes" in train
     assert "evaluating test" not in train

@@ -13,14 +13,14 @@ import termios
 
 import pytest
 
-from rmadapter.support import terminal
+from rmadapter.support import progress_lines, stop
+from rmadapter.support.streams import streams
 from rmadapter.support.terminal import (
-    CONTROL,
+    CONTROL_CHARACTERS,
     bar,
     escape,
     note,
     set_quiet,
-    streams,
     table,
     track,
     wrapped,
@@ -56,8 +56,8 @@ def test_a_pipe_gets_a_line_at_intervals(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [0.0]
-    monkeypatch.setattr(terminal, "EVERY", 10)
-    monkeypatch.setattr(terminal.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(progress_lines, "LINE_SECONDS", 10)
+    monkeypatch.setattr(progress_lines.time, "monotonic", lambda: clock[0])
     with bar() as display:
         task = display.add_task("training", total=2000, completed=1000, note="")
         for step in range(1000):
@@ -68,15 +68,16 @@ def test_a_pipe_gets_a_line_at_intervals(
         "training: 1,417 of 2,000, 14 s left, loss 416\n"
         "training: 1,834 of 2,000, 4 s left, loss 833\n",
     )
-    for _ in track(range(2), 2, "\x1b[2J\n"):
+    for _ in track(range(3), 3, "\x1b[2J\n"):
         clock[0] += 100
     text = "\\x1b[2J\n: "
-    assert capsys.readouterr().err == f"{text}1 of 2, 2 min left\n{text}2 of 2, 0 s left\n"
+    lines = ("1 of 3", "2 of 3, 2 min left", "3 of 3, 0 s left")
+    assert capsys.readouterr().err == "".join(f"{text}{line}\n" for line in lines)
 
 
 @pytest.mark.parametrize(("often", "seconds"), [("", 10), ("1", 0.5)])
 def test_a_program_may_ask_for_more_lines(often: str, seconds: float) -> None:
-    code = "from rmadapter.support import terminal; print(terminal.EVERY)"
+    code = "from rmadapter.support import progress_lines as lines; print(lines.LINE_SECONDS)"
     environment = {**os.environ, "RMADAPTER_OFTEN": often}
     printed = subprocess.check_output([sys.executable, "-c", code], env=environment)
     assert float(printed) == seconds
@@ -84,7 +85,7 @@ def test_a_program_may_ask_for_more_lines(often: str, seconds: float) -> None:
 
 @pytest.mark.parametrize("tied", ["", "1"])
 def test_a_command_may_end_with_the_one_that_started_it(tied: str) -> None:
-    code = "import time; from rmadapter.support.terminal import end_with_parent; end_with_parent()"
+    code = "import time; from rmadapter.support.stop import end_with_stdin; end_with_stdin()"
     process = subprocess.Popen(
         [sys.executable, "-c", f"{code}; print(1, flush=True); time.sleep(3)"],
         env={**os.environ, "RMADAPTER_ENDS_WITH_STDIN": tied},
@@ -96,13 +97,13 @@ def test_a_command_may_end_with_the_one_that_started_it(tied: str) -> None:
     with process.stdout:
         process.stdout.readline()
         process.stdin.close()
-        assert process.wait(30) == (terminal.STOPPED if tied else 0)
+        assert process.wait(30) == (stop.STOPPED if tied else 0)
 
 
 def test_quiet_is_for_one_command(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(terminal, "EVERY", 0)
+    monkeypatch.setattr(progress_lines, "LINE_SECONDS", 0)
     with streams():
         set_quiet(True)
         note("something")
@@ -147,7 +148,7 @@ def test_a_table_is_as_wide_as_columns_says_and_cuts_nothing(
 ) -> None:
     monkeypatch.setenv("COLUMNS", columns)
     path = "photos/" + "x" * 200
-    table(["image", "n"], [[path, "1"]], most=most)
+    table(["image", "n"], [[path, "1"]], max_columns=most)
     lines = capsys.readouterr().out.splitlines()
     assert {*map(len, lines)} == {width}
     cells = [line.split("│")[1].strip() for line in lines if line.startswith("│")]
@@ -185,7 +186,7 @@ def test_control_characters_are_escaped(capsys: pytest.CaptureFixture[str]) -> N
     out, err = capsys.readouterr()
     assert err == f"note: {SHOWN} rmadapter: a forged line\n".replace(r"\x07\r", r"\x07 ")
     assert SHOWN in out
-    assert not CONTROL.search(out + err)
+    assert not CONTROL_CHARACTERS.search(out + err)
 
 
 def test_streams_are_put_back(capsys: pytest.CaptureFixture[str]) -> None:
@@ -209,13 +210,13 @@ def test_ctrl_c_that_becomes_another_error_ends_with_130(
     """As an ImportError in the first import of a compiled module."""
     before = signal.getsignal(signal.SIGINT)
     try:
-        with pytest.raises(SystemExit) as ended, terminal.stoppable():
+        with pytest.raises(SystemExit) as ended, stop.stoppable():
             _import_that_is_interrupted()
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGINT, before)
     assert ended.value.code == 130
     assert capsys.readouterr().err.startswith("rmadapter: stopped")
-    with pytest.raises(ImportError), terminal.stoppable():
+    with pytest.raises(ImportError), stop.stoppable():
         raise ImportError("of its own")
     signal.signal(signal.SIGINT, before)

@@ -141,9 +141,9 @@ def _show_methods(entries: Sequence[Listed], counted: str) -> None:
                 rows.append([one.name, trained, *_about(one.title, one.about)])
         if rows:
             print(f"\n{heading}:")
-            table(header, rows, most=80)
+            table(header, rows, max_columns=80)
     print("\nChooses among others, by folds of your images:")
-    table(["method", "what it is for"], [[AUTO, CHOOSES]], most=80)
+    table(["method", "what it is for"], [[AUTO, CHOOSES]], max_columns=80)
     print(f"\nnumbers: trained parameters {counted}.")
     print("new: whether a model can be asked about classes that it was not trained on.")
     print("The source, settings and costs of one: rmadapter methods NAME")
@@ -174,7 +174,11 @@ def _show_method(method: Listed, counted: str) -> None:
         facts["trained parameters"] = f"{method.parameters:,} {counted}"
         facts["of these, predictions need"] = f"{method.inference:,}"
     print(wrapped(f"{method.name}: {method.title}, {method.source}"))
-    table(["what", method.name], [[what, text] for what, text in facts.items() if text], most=80)
+    table(
+        ["what", method.name],
+        [[what, text] for what, text in facts.items() if text],
+        max_columns=80,
+    )
     meaning = documentation(known)
     rows = [
         [name, value if isinstance(value, str) else json.dumps(value), meaning.get(name, "")]
@@ -182,7 +186,7 @@ def _show_method(method: Listed, counted: str) -> None:
     ]
     if rows:
         header = ["setting", "value", "meaning"] if meaning else ["setting", "value"]
-        table(header, [row[: len(header)] for row in rows], most=80)
+        table(header, [row[: len(header)] for row in rows], max_columns=80)
 
 
 def _about(title: str, about: About | None) -> tuple[str, str]:

@@ -23,7 +23,9 @@ from rmadapter.cli.options import Command, Verb, Verbs, expand
 from rmadapter.errors import user_message
 from rmadapter.support import distributed
 from rmadapter.support.files import at_home
-from rmadapter.support.terminal import end_with_parent, escape, stoppable, streams
+from rmadapter.support.stop import end_with_stdin, stoppable
+from rmadapter.support.streams import streams
+from rmadapter.support.terminal import escape
 
 app = typer.Typer(
     cls=Verbs,
@@ -171,7 +173,7 @@ GROUP = "rmadapter.commands"  # of entry points whose values are `Command`s
 
 def main() -> None:
     """Run the command line; a user's mistake becomes one line on stderr and exit code 2."""
-    end_with_parent()
+    end_with_stdin()
     with streams(sys.argv[1:]), stoppable():
         try:
             words = as_help([*map(at_home, sys.argv[1:])])

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any, Protocol, TypeVar
 
 from rmadapter.errors import UserError
-from rmadapter.support.terminal import STOPPED
+from rmadapter.support.stop import STOPPED
 
 Work = TypeVar("Work", bound=Hashable)
 POLL_SECONDS = 0.5  # between looks at the workers
