@@ -158,7 +158,8 @@ def test_an_option_means_the_same_everywhere() -> None:
                 meaning = one.help.partition(";")[0].rstrip(".")
                 old = getattr(one, "type", None)  # of older Typer
                 taken = str(one.type_descriptor.annotation) if old is None else old.name
-                kind = (taken, one.metavar, one.multiple)
+                # a switch has no value, and its first use sets "" in place of None
+                kind = (taken, one.metavar or "", one.multiple)
                 meanings.setdefault(long, set()).add((meaning, *kind, *one.opts))
     differ = {long for long, found in meanings.items() if len(found) > 1}
     assert differ == {*DIFFERENT}
