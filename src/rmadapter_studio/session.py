@@ -12,9 +12,10 @@ from pathlib import Path, PureWindowsPath
 from typing import NamedTuple, TypedDict
 
 from rmadapter import UserError, load
-from rmadapter.artifacts import RunFolder, Saved, atomic, copy_run, thumbnail
+from rmadapter.artifacts import RunFolder, Saved, atomic, thumbnail
 from rmadapter.data import image_files, load_image, typed_name, unpack_zip
 from rmadapter.runs import add_names, can_add_names, classify_by_names
+from rmadapter_studio.copies import copy_run
 from rmadapter_studio.images import (
     IMAGES,
     MAX_BYTES,

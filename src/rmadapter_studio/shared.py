@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rmadapter import Backbone, UserError
-from rmadapter.artifacts import RunFolder, copy_run, read_record
+from rmadapter.artifacts import RunFolder, read_record
 from rmadapter.runs import bounded_text
+from rmadapter_studio.copies import copy_run
 from rmadapter_studio.fitting import Fitting
 from rmadapter_studio.images import safe_name
 from rmadapter_studio.jobs import Jobs

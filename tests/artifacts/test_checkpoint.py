@@ -20,7 +20,6 @@ from torch import Tensor
 from rmadapter import FewShotClassifier
 from rmadapter.artifacts.checkpoint import (
     config_of,
-    copy_run,
     find_finished,
     load,
     read_draw,
@@ -38,7 +37,6 @@ from rmadapter.runs.request import Request
 from rmadapter.settings import read_yaml, settings_of
 from rmadapter.support.files import check_sums, sha256, write_sums
 from rmadapter.support.locks import exclusive
-from rmadapter.task import Question
 from rmadapter.training.contract import Fitted
 from tests.helpers.methods import probabilities, quick_method
 from tests.helpers.shots import noisy_colors, shots_of
@@ -457,46 +455,6 @@ def test_forged_weights_are_refused_or_give_probabilities(
             assert probabilities(loaded, images).shape == (len(images), len(images.classes))
 
 
-# Copies
-
-
-def test_copy_equals_the_run(finished: Path, tmp_path: Path) -> None:
-    copy_run(finished, tmp_path / "out")
-    assert files_of(tmp_path / "out") == files_of(finished)
-
-
-def test_untrusted_run_names_no_other_images(copy: Path, tmp_path: Path) -> None:
-    (copy / "SHA256SUMS").unlink()
-    (copy / "images.csv").write_text("path,label\n/etc/passwd,red\n")
-    (copy / "run.py").write_text("")
-    record = read_record(copy / "run.json")
-    task = replace(record.task, data="/home", tests=(Question("all", "/etc"),))
-    scores = (record.scores[0].model_copy(update={"data": "~/photos"}),)
-    evil = record.model_copy(update={"task": task, "scores": scores, "crops": True})
-    evil.save(copy / "run.json")
-    copy_run(copy, tmp_path / "out", untrusted=True)
-    found = read_record(tmp_path / "out/run.json")
-    assert (found.task.data, found.task.tests) == ("images.csv", (Question("all"),))
-    assert found.scores[0].data == ""
-    assert not found.crops  # which lie in the cache
-    assert found.scores[0].accuracy == record.scores[0].accuracy
-    check_sums(tmp_path / "out", ["run.json", "model.safetensors"])
-    assert not {"images.csv", "run.py"} & {path.name for path in (tmp_path / "out").iterdir()}
-
-
-@pytest.mark.parametrize(
-    ("field", "values"),
-    [("labels", [f"x{i}" for i in range(1001)]), ("templates", ["{}" + "x" * 200])],
-)
-def test_large_untrusted_run_is_refused(
-    field: str, values: list[str], copy: Path, tmp_path: Path
-) -> None:
-    names = {"names": values} if field == "labels" else {}
-    edit_model(copy, lambda content: content.update({field: values}, **names))
-    with pytest.raises(UserError, match=r"1,000 classes|200 characters"):
-        copy_run(copy, tmp_path / "out", untrusted=True)
-
-
 @pytest.mark.parametrize(
     "template", ["{:>1000000000}", "{} {}", "{0.__class__}", "{", "{1}", "x", "{}" + "x" * 1000]
 )
@@ -529,18 +487,3 @@ def test_too_many_prompts_of_a_run(copy: Path, tiny_clip: Backbone) -> None:
     edit_model(copy, lambda content: content.update(templates=templates))
     with pytest.raises(UserError, match="1,001 templates"):
         load(copy, tiny_clip)
-
-
-def test_predictions_of_an_untrusted_run_are_limited(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    copy_run(finished, tmp_path / "one", untrusted=True)
-    monkeypatch.setattr("rmadapter.artifacts.checkpoint.MAX_ANSWER_BYTES", 50)
-    with pytest.raises(UserError, match=r"predictions\.csv"):
-        copy_run(finished, tmp_path / "two", untrusted=True)
-
-
-def test_damaged_untrusted_run_is_refused(copy: Path, tmp_path: Path) -> None:
-    (copy / "predictions.csv").write_text("spoilt")
-    with pytest.raises(UserError, match=r"predictions\.csv"):
-        copy_run(copy, tmp_path / "out", untrusted=True)

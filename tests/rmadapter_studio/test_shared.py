@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from rmadapter import load
-from rmadapter.artifacts.checkpoint import copy_run
 from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
+from rmadapter_studio.copies import copy_run
 from rmadapter_studio.jobs import Jobs
 from rmadapter_studio.project import Project
 from rmadapter_studio.shared import KEPT, Shared

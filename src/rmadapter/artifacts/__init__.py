@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rmadapter.support.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from rmadapter.artifacts.checkpoint import Saved as Saved, copy_run as copy_run
+    from rmadapter.artifacts.checkpoint import Saved as Saved
     from rmadapter.artifacts.model_file import read_model as read_model
     from rmadapter.artifacts.page import (
         small_jpeg as small_jpeg,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __getattr__, __all__ = lazy_names(
     __name__,
     {
-        "rmadapter.artifacts.checkpoint": ["Saved", "copy_run"],
+        "rmadapter.artifacts.checkpoint": ["Saved"],
         "rmadapter.artifacts.model_file": ["read_model"],
         "rmadapter.artifacts.page": ["small_jpeg", "thumbnail", "thumbnails_of"],
         "rmadapter.artifacts.predictions": ["Predictions", "read_predictions"],

@@ -1,8 +1,7 @@
-"""Save a fitted method to a folder, load it again, copy it: one format for all methods.
+"""Save a fitted method to a folder and load it again: one format for all methods.
 
 The backbone is named, not stored; its digest prevents loading a model onto another one. Nothing is
-ever unpickled, and SHA256SUMS shows whether the files belong together. A run
-names images and files; a run from a stranger must name none but those that came with it.
+ever unpickled, and SHA256SUMS shows whether the files belong together.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -48,13 +46,7 @@ from rmadapter.training.contract import Fitted, Known, Method
 
 EXAMPLES = "fitted to"  # the name of `Fitted.examples` in the file; no method's tensor can have it
 MEANS = "class means"  # likewise
-UPLOADED_LIST = "images.csv"  # list of the images that come with an untrusted run
 OWN_METHODS = "rmadapter.methods."
-MAX_CLASSES = 1_000
-MAX_WEIGHT_BYTES = 300_000_000
-LONGEST_NAME = 1_000  # characters of a class, with its descriptions
-LONGEST_PROMPT = 200  # characters of a template
-MAX_ANSWER_BYTES = 10_000_000  # of predictions.csv, which takes 25 times as much memory to read
 
 
 class Saved(NamedTuple):
@@ -436,53 +428,3 @@ def read_draw(folder: Path) -> tuple[Task, str]:
     run.check_sums([run.record])
     record = read_record(run.record)
     return record.task, record.split_digest
-
-
-# Copying
-
-
-def copy_run(run: Path, out: Path, untrusted: bool = False) -> None:
-    """Copy the files of a run into a new folder. untrusted: also `confine` the copy.
-
-    Raises UserError for an untrusted run that is damaged.
-    """
-    out.mkdir(parents=True)
-    files = RunFolder(run)
-    for file in (*files.saved, files.sums, run / "classnames.json"):
-        if file.is_file() and not (untrusted and file == files.images):
-            shutil.copyfile(file, out / file.name)
-    if untrusted:
-        confine(out)
-
-
-def confine(run: Path) -> None:
-    """Let a run name only images that came with it: a page of it would show any others of this
-    machine.
-
-    Raises UserError for a damaged run, and for one that would keep a server busy.
-    """
-    files = RunFolder(run)
-    files.check_sums()
-    model = read_model(files.model)
-    for what, has, most in (
-        ("classes", max(len(model.classes), len(model.labels)), MAX_CLASSES),
-        ("characters of a class", max(map(len, (*model.classes, *model.names))), LONGEST_NAME),
-        ("characters of a prompt template", max(map(len, model.templates)), LONGEST_PROMPT),
-        ("bytes of weights", files.weights.stat().st_size, MAX_WEIGHT_BYTES),
-    ):
-        if has > most:
-            raise UserError(f"{run}: this page takes at most {most:,} {what}, not {has:,}")
-    answers = files.predictions
-    if answers.is_file() and answers.stat().st_size > MAX_ANSWER_BYTES:
-        raise UserError(
-            f"{answers}: larger than the {MAX_ANSWER_BYTES:,} bytes that this page takes"
-        )
-    if not files.record.is_file():
-        return
-    record = read_record(files.record)
-    tests = tuple(replace(test, data="") for test in record.task.tests)
-    task = replace(record.task, data=UPLOADED_LIST, tests=tests)
-    scores = tuple(score.model_copy(update={"data": ""}) for score in record.scores)
-    update = {"task": task, "scores": scores, "crops": False}
-    record.model_copy(update=update).save(files.record)
-    files.write_sums()
