@@ -197,7 +197,10 @@ def compare(
     (known, _), (wanted, seconds) = timed_answers(model, training), timed_answers(model, test)
     rows, measured = [_row(FP32, stage / GRAPH, wanted, wanted, labels, seconds)], []
     for way in candidates(stage, training):
-        quantised = Model(stage, threads=1, graph=CANDIDATE)
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(shutil.copytree(stage, Path(folder) / "candidate"))
+            (copy / CANDIDATE).replace(copy / GRAPH)
+            quantised = Model(copy, threads=1)
         table, spent = timed_answers(quantised, training)
         measured.append((agreement(table, known) if way is not PLAIN else 0.0, spent))
         table, spent = timed_answers(quantised, test)

@@ -124,9 +124,9 @@ def test_half_and_external_weights(
     difference = np.abs(ask(half, pixels, 3) - answers(fitted, pixels)).max()
     assert 1e-7 < difference < 1e-2
     whole = ask(model, pixels, 3)
-    monkeypatch.setattr(graph, "LARGEST", 1000)
+    monkeypatch.setattr(graph, "MAX_GRAPH_BYTES", 1000)
     graph.write(model, tmp_path / "model.onnx")
-    assert {file.name for file in tmp_path.iterdir()} == {"model.onnx", graph.BESIDE}
+    assert {file.name for file in tmp_path.iterdir()} == {"model.onnx", graph.EXTERNAL_WEIGHTS}
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
     assert np.array_equal(session.run(None, {"pixels": pixels.numpy()})[0], whole)
 

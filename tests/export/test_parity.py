@@ -163,7 +163,7 @@ def test_drawn_images_are_compared_where_others_are_few(
 def test_own_data_without_drawn_images(
     saved: Saved, finished: Path, own_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rmadapter.export.parity.LEAST", 8)
+    monkeypatch.setattr("rmadapter.export.parity.MIN_IMAGES", 8)
     held = compared_images(finished, saved, None, False, 100)
     assert held.title == "held out images of colors"
     assert len(held.images) == 4 * (6 - 4)
@@ -181,7 +181,7 @@ def test_own_data_without_drawn_images(
 def test_validation_images_are_not_held_out(
     saved: Saved, finished: Path, own_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rmadapter.export.parity.LEAST", 1)
+    monkeypatch.setattr("rmadapter.export.parity.MIN_IMAGES", 1)
     run = Path(shutil.copytree(finished, tmp_path / "run"))
     before = paths(compared_images(run, saved, None, False, 100).images)
     split = json.loads((run / "split.json").read_text())
@@ -201,7 +201,7 @@ def test_generated_images_are_always_the_same() -> None:
 def test_table_with_other_column_names(
     saved: Saved, finished: Path, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rmadapter.export.parity.LEAST", 1)
+    monkeypatch.setattr("rmadapter.export.parity.MIN_IMAGES", 1)
     run = Path(shutil.copytree(finished, tmp_path / "run"))
     home = Path(shutil.copytree(colors, tmp_path / "colors"))
     lines = ["foto;art;teil"]

@@ -31,7 +31,6 @@ from rmadapter.export.engines import (
     LITERT,
     OPENVINO,
     PROVIDERS,
-    TORCH,
     parse_outputs,
     providers,
 )
@@ -568,13 +567,6 @@ def test_class_names_are_those_of_the_package(monkeypatch: pytest.MonkeyPatch) -
 
 
 # Engines
-
-
-def test_an_export_to_torch_of_an_earlier_version_is_refused(folder: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
-    (copy / GRAPH).rename(copy / TORCH)
-    with pytest.raises(UserError, match=r"copy: .*export the run again"):
-        Model(copy)
 
 
 def test_litert(finished: Path, saved: Saved, colors: Path, tmp_path: Path) -> None:

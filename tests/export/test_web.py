@@ -357,8 +357,8 @@ def test_missing_npm_and_wrong_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_model_too_large_for_a_page_is_refused(tmp_path: Path) -> None:
-    with open(tmp_path / graph.BESIDE, "wb") as file:
+    with open(tmp_path / graph.EXTERNAL_WEIGHTS, "wb") as file:
         file.truncate(2_500_000_000)
     with pytest.raises(UserError, match=r"2\.5 GB.*--precision"):
         web.add_page(tmp_path)
-    assert [file.name for file in tmp_path.iterdir()] == [graph.BESIDE]
+    assert [file.name for file in tmp_path.iterdir()] == [graph.EXTERNAL_WEIGHTS]

@@ -11,10 +11,10 @@ import numpy as np
 from rmadapter.errors import UserError
 
 GRAPH, OPENVINO, LITERT = "model.onnx", "model.xml", "model.tflite"
-TORCH = "model.pt2"  # which earlier versions wrote
 INPUT, PROBABILITIES, FEATURES, DISTANCE = "pixels", "probabilities", "features", "distance"
-HINT = ["rmadapter", "precision"]  # where an OpenVINO model says in which precision to compute
-GROUPS = ["rmadapter", "group"]  # and how many activations share a range in 8 bits
+# where an OpenVINO model says in which precision to compute, and how many activations share a range
+# in 8 bits
+PRECISION_KEY, GROUP_KEY = ["rmadapter", "precision"], ["rmadapter", "group"]
 
 CPU = "cpu"
 # device -> onnxruntime's provider, and the package that brings it
@@ -32,10 +32,14 @@ Engine: TypeAlias = "tuple[Callable[[np.ndarray], Sequence[np.ndarray]], int]"
 
 
 def providers(device: str, available: Collection[str]) -> list[Provider]:
-    """Return onnxruntime's providers for a device, the wanted one first. available: those that are
-    installed.
+    """Return onnxruntime's providers for a device, the wanted one first.
 
-    Raises UserError for a device of no known name, and for one without an installed provider.
+    Args:
+        device: Name of the device.
+        available: Providers that are installed.
+
+    Raises:
+        UserError: A device of no known name, or without an installed provider.
     """
     name, colon, number = device.partition(":")
     provider, package = PROVIDERS.get(name, ("", ""))
@@ -54,7 +58,8 @@ def providers(device: str, available: Collection[str]) -> list[Provider]:
 
 
 def open_onnx(file: Path, threads: int, device: str = CPU) -> Engine:
-    """Raises UserError as `providers`, and if onnxruntime cannot start the device's provider."""
+    """Open a graph in onnxruntime. Raises UserError as `providers`, and if the device's provider
+    does not start."""
     import onnxruntime
 
     wanted = providers(device, onnxruntime.get_available_providers())
@@ -87,16 +92,19 @@ def only_cpu(file: Path, device: str) -> None:
 
 
 def open_openvino(file: Path, threads: int, device: str = CPU) -> Engine:
+    """Open a graph in OpenVINO. Raises UserError for a device other than the processor."""
     only_cpu(file, device)
     import openvino
 
     core = openvino.Core()
     model = core.read_model(file)
-    settings: dict[str, str | int] = {"INFERENCE_PRECISION_HINT": _runtime_info(model, HINT)}
+    settings: dict[str, str | int] = {
+        "INFERENCE_PRECISION_HINT": _runtime_info(model, PRECISION_KEY)
+    }
     if threads:
         settings["INFERENCE_NUM_THREADS"] = threads
-    if model.has_rt_info(GROUPS):
-        settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = _runtime_info(model, GROUPS)
+    if model.has_rt_info(GROUP_KEY):
+        settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = _runtime_info(model, GROUP_KEY)
     compiled = core.compile_model(model, "CPU", settings)
     size = model.input(INPUT).partial_shape[0]
 
@@ -133,30 +141,23 @@ ENGINE_NAMES = {OPENVINO: "openvino", LITERT: "litert", GRAPH: "onnx"}
 
 
 def find_graph(folder: Path) -> str:
-    """Return the name of the graph in an exported folder, "" if there is none. Raises UserError for
-    an export to torch of an earlier version."""
-    for name in ENGINES:
-        if (folder / name).is_file():
-            return name
-    if (folder / TORCH).is_file():
-        raise UserError(
-            f"{folder}: an export for torch, which is not read any more; export the run again, or "
-            "serve the run itself"
-        )
-    return ""
+    """Return the name of the graph in an exported folder, "" if there is none."""
+    return next((name for name in ENGINES if (folder / name).is_file()), "")
 
 
 def engine_of(folder: Path) -> str:
-    """Return the name of the engine that an exported folder is for, "" for any other folder. Raises
-    UserError as `find_graph`."""
+    """Return the name of the engine that an exported folder is for, "" for any other folder."""
     return ENGINE_NAMES.get(find_graph(folder), "")
 
 
 class Outputs(NamedTuple):
     """What a graph gives for B images.
 
-    probabilities: [B, C]. features: [B, e] of unit length, if it was exported with them. distances:
-    [B], of each image from the nearest class mean, if the run could tell how familiar images are.
+    Attributes:
+        probabilities: [B, C].
+        features: [B, e] of unit length, if it was exported with them.
+        distances: [B], of each image from the nearest class mean, if the run could tell how
+            familiar images are.
     """
 
     probabilities: np.ndarray

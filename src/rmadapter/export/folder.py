@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import TypedDict
@@ -21,7 +22,7 @@ from rmadapter.export.onefile import one_file
 from rmadapter.export.runtime import LABELS, TRANSFORM, Model
 from rmadapter.export.targets import DEFAULTS, TARGETS, ExportOptions, check_options
 from rmadapter.export.text_encoder import write_text_encoder
-from rmadapter.support.files import sha256, write_json, write_sums, write_text
+from rmadapter.support.files import JsonObject, sha256, write_json, write_sums, write_text
 from rmadapter.support.html import template
 from rmadapter.support.locks import staged_folder
 from rmadapter.support.machine import version_of, versions
@@ -32,13 +33,6 @@ PREDICT, REQUIREMENTS = "predict.py", "requirements.txt"
 TEXT_REQUIREMENTS = "tokenizers>=0.20\nftfy>=6.1\n"
 MAX_IMAGES = 200  # images to compare on
 MAX_IMAGES_INT8 = 1000  # half a point of accuracy is five of them
-
-
-class RunFacts(TypedDict):
-    """What identifies the exported run."""
-
-    key: str
-    split_digest: str
 
 
 ExportFacts = TypedDict(
@@ -57,8 +51,8 @@ ExportFacts = TypedDict(
         "backbone": dict[str, str],
         "classes": int,
         "licence of the weights": str,
-        "run": RunFacts | None,
-        "parity": parity.ParityFacts,
+        "run": dict[str, str] | None,
+        "parity": JsonObject,  # of a `Parity`
         "calibration": HeldOutFacts | None,
         "familiarity": HeldOutFacts | None,
         "levels": list[str],
@@ -187,7 +181,7 @@ def _write_model(
     write_json(stage / TRANSFORM, transform_facts(saved.fitted.backbone))
     write_decider(stage, saved.decider())
     _write_graph(stage, run, saved, options)
-    names = (GRAPH, graph.BESIDE, OPENVINO, graph.WEIGHTS, LITERT)
+    names = (GRAPH, graph.EXTERNAL_WEIGHTS, OPENVINO, graph.WEIGHTS, LITERT)
     files = [name for name in names if (stage / name).exists()]
     others = _write_text_encoder(stage, run, saved) if options.text else ()
     beside = (LABELS, TRANSFORM, CALIBRATION, FAMILIARITY, TAXONOMY)
@@ -199,9 +193,7 @@ def _write_model(
         raise UserError(f"{title} in {options.precision}: {fault}; --force keeps it anyway")
     file = RunFolder(run).record
     record = read_record(file) if file.is_file() else None
-    facts = _facts(stage, saved, record, options, files, measured)
-    facts["kept in spite of"] = fault
-    return facts, record
+    return _facts(stage, saved, record, options, files, measured, fault), record
 
 
 def _facts(
@@ -211,15 +203,13 @@ def _facts(
     options: ExportOptions,
     files: list[str],
     measured: parity.Parity,
+    fault: str,
 ) -> ExportFacts:
     fitted = saved.fitted
     method, backbone = anonymise_names(
         MethodName(name=saved.name, title=fitted.method.title, source=fitted.method.source),
         BackboneName(name=fitted.backbone.name, digest=fitted.backbone.digest),
     )
-    run: RunFacts | None = None
-    if record:
-        run = {"key": record.key, "split_digest": record.split_digest}
     possible = saved.decider().possible()
     return {
         "format": 1,
@@ -235,12 +225,12 @@ def _facts(
         "backbone": backbone.model_dump(),
         "classes": len(saved.labels),
         "licence of the weights": licence_of(fitted.backbone.name),
-        "run": run,
-        "parity": measured.json(),
+        "run": {"key": record.key, "split_digest": record.split_digest} if record else None,
+        "parity": asdict(measured),
         "calibration": possible["calibration"],
         "familiarity": possible["familiarity"],
         "levels": saved.tree.level_names if saved.tree else [],
-        "kept in spite of": "",
+        "kept in spite of": fault,
         "versions": versions() | {name: version_of(name) for name in TARGETS[options.to].modules},
         "command": "",
     }

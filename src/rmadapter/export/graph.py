@@ -25,10 +25,10 @@ from rmadapter.export.engines import (
     DISTANCE,
     FEATURES,
     GRAPH,
-    GROUPS,
-    HINT,
+    GROUP_KEY,
     INPUT,
     OPENVINO,
+    PRECISION_KEY,
     PROBABILITIES,
     Outputs,
     parse_outputs,
@@ -47,9 +47,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 BatchAxis = tuple[dict[int, object]] | None  # which axis of the pixels is free
 OPSET = 20
-GROUP = 64  # numbers that share a range
-LARGEST = 2_000_000_000  # most bytes of a graph in one file: protobuf's limit is 2^31
-BESIDE = f"{GRAPH}.data"  # the weights of a larger graph
+MIN_HALF_SIZE = 1024  # numbers in a weight from which 16 bits are worth it
+GROUP_SIZE = 64  # numbers that share a range
+MAX_GRAPH_BYTES = 2_000_000_000  # in one file: protobuf's limit is 2^31
+EXTERNAL_WEIGHTS = f"{GRAPH}.data"  # the weights of a larger graph
 WEIGHTS = "model.bin"  # the weights of an OpenVINO model
 
 
@@ -169,10 +170,11 @@ class FittedModel:
 
 def trace(fitted: Fitted, names: Sequence[str], embeddings: bool = False) -> ModelProto:
     """Trace a method as an ONNX graph with a free batch axis, or a batch of 1 if the method treats
-    each image by itself.
+    each image by itself. Arguments are those of `Answers`.
 
-    embeddings: as in `Answers`. Raises UserError for a method that cannot be traced, and
-    NotApplicable as `Answers`.
+    Raises:
+        NotApplicable: As `Answers`.
+        UserError: The method cannot be traced.
     """
     return _traced(Answers(fitted, names, embeddings), _onnx, "an ONNX graph")
 
@@ -211,18 +213,20 @@ def _onnx(module: Answers, pixels: Tensor, batch: BatchAxis) -> ModelProto:
     )
     assert exported is not None
     # such as transposed weights
-    fold_constants(exported.model, input_size_limit=LARGEST, output_size_limit=LARGEST)
+    fold_constants(
+        exported.model, input_size_limit=MAX_GRAPH_BYTES, output_size_limit=MAX_GRAPH_BYTES
+    )
     return exported.model_proto
 
 
 def write(model: ModelProto, file: Path) -> None:
-    """Write a graph; the weights of one larger than LARGEST go into BESIDE. Raises OSError."""
+    """Write a graph; the weights of a very large one go into a file beside it. Raises OSError."""
     import onnx
 
-    if sum(len(weight.raw_data) for weight in model.graph.initializer) <= LARGEST:
+    if sum(len(weight.raw_data) for weight in model.graph.initializer) <= MAX_GRAPH_BYTES:
         file.write_bytes(model.SerializeToString())
     else:
-        onnx.save(model, str(file), save_as_external_data=True, location=BESIDE)
+        onnx.save(model, str(file), save_as_external_data=True, location=EXTERNAL_WEIGHTS)
 
 
 @contextmanager
@@ -250,20 +254,25 @@ def write_litert(fitted: Fitted, names: Sequence[str], file: Path) -> None:
 def write_openvino(folder: Path, precision: str) -> None:
     """Replace the ONNX graph in a folder by OpenVINO's form.
 
-    precision: fp32; fp16 for weights alone; bf16 for products, if the processor has them; int8 for
-    weights, and for activations in groups of GROUP numbers that share a range. Raises OSError.
+    Args:
+        folder: Folder of the graph.
+        precision: fp32; fp16 for weights alone; bf16 for products, if the processor has them; int8
+            for weights, and for activations in groups of GROUP_SIZE numbers that share a range.
+
+    Raises:
+        OSError: The disk refuses.
     """
     import openvino
 
     model = openvino.convert_model(folder / GRAPH)
     if precision == "int8":
         model = _in_8_bits(model)
-    model.set_rt_info("bf16" if precision == "bf16" else "f32", HINT)
+    model.set_rt_info("bf16" if precision == "bf16" else "f32", PRECISION_KEY)
     with _written_by_a_library():
         openvino.save_model(
             model, folder / OPENVINO, compress_to_fp16=precision in ("fp16", "bf16")
         )
-    for file in (GRAPH, BESIDE):
+    for file in (GRAPH, EXTERNAL_WEIGHTS):
         (folder / file).unlink(missing_ok=True)
 
 
@@ -273,14 +282,13 @@ def _in_8_bits(model: openvino.Model) -> openvino.Model:
     nncf.set_log_level(logging.ERROR)
     with silenced(logging.WARNING, output=True):
         compressed = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)
-    compressed.set_rt_info(str(GROUP), GROUPS)
+    compressed.set_rt_info(str(GROUP_SIZE), GROUP_KEY)
     return compressed
 
 
 def in_half(model: ModelProto) -> ModelProto:
     """Return the model with weights stored in 16 bits: half the size, but still computed in
     float32."""
-    import numpy as np
     import onnx
     from onnx import numpy_helper
 
@@ -289,7 +297,7 @@ def in_half(model: ModelProto) -> ModelProto:
     casts = []
     for weight in half.graph.initializer:
         values = numpy_helper.to_array(weight)
-        if values.dtype != np.float32 or values.size < 1024:
+        if values.dtype != np.float32 or values.size < MIN_HALF_SIZE:
             continue
         name = weight.name
         weight.name = f"{name}_16"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import TypedDict
 
 import numpy as np
 
@@ -25,13 +25,13 @@ from rmadapter.data.transforms import decode_batches
 from rmadapter.errors import UserError
 from rmadapter.export.engines import Outputs, joined
 from rmadapter.export.graph import FittedModel
-from rmadapter.export.runtime import BATCH, Model
+from rmadapter.export.runtime import BATCH_SIZE, Model
 from rmadapter.metrics import accuracy
 from rmadapter.support.files import user_path
 
-GENERATED = 64  # images
+GENERATED_IMAGES = 64
 MAX_TRAINING_IMAGES = 64
-LEAST = 64  # images to compare on, if the run has as many
+MIN_IMAGES = 64  # to compare on, if the run has as many
 HEADER = ["images", "n", "same %", "differs", "accuracy", "exported"]
 DECISIONS = ["in % of these images", "same", "before", "exported"]
 NEW_CLASSES = ("sundial", "quince", "yurt")  # one that the model does not have is added to compare
@@ -40,10 +40,13 @@ NEW_CLASSES = ("sundial", "quince", "yurt")  # one that the model does not have 
 class DecisionFacts(TypedDict):
     """How decisions change by an export, in percent of the images compared.
 
-    option, share: "error" or "turn_away", and its value. same: images with the same set, or that
-    are called none of these by both or neither. before, after: images whose sets miss the right
-    class, if labels are known, or that are called none of these, by the fitted and by the exported
-    model.
+    Attributes:
+        option: "error" or "turn_away".
+        share: Value of the option.
+        same: Images with the same set, or that are called none of these by both or neither.
+        before: Images whose sets miss the right class, if labels are known, or that are called none
+            of these, by the fitted model.
+        after: The same by the exported model.
     """
 
     option: str
@@ -53,25 +56,15 @@ class DecisionFacts(TypedDict):
     after: float | None
 
 
-class ParityFacts(TypedDict):
-    """What export.json says of a `Parity`."""
-
-    title: str
-    images: int
-    same: float
-    difference: float
-    before: float | None
-    after: float | None
-    features: float | None
-    distances: float | None
-    added: float | None
-    decisions: tuple[DecisionFacts, ...]
-
-
 @dataclass(frozen=True)
 class Limit:
-    """How much an exported model may differ: share of other answers, probability, points of
-    accuracy lost."""
+    """How much an exported model may differ.
+
+    Attributes:
+        others: Share of other answers.
+        difference: Of a probability.
+        loss: Points of accuracy lost.
+    """
 
     others: float = 1.0
     difference: float = 1.0
@@ -88,8 +81,12 @@ LIMITS = {
 
 @dataclass(frozen=True)
 class ComparedImages:
-    """Images to compare on. title: for tables. labels: indices into the model's labels, empty if
-    unknown."""
+    """Images to compare on.
+
+    Attributes:
+        title: For tables.
+        labels: Indices into the model's labels, empty if unknown.
+    """
 
     title: str
     images: Sequence[ImageSource]
@@ -100,11 +97,17 @@ class ComparedImages:
 class Parity:
     """How far an exported model agrees with the fitted one.
 
-    same: share of equal answers. difference: largest difference of a probability. before, after:
-    accuracy in percent of the fitted and of the exported model, if labels are known. features:
-    largest difference of a feature value, if features are exported. added: largest difference of a
-    probability with a class added by name. distances: largest difference of a distance from the
-    class means, if they are exported. decisions: how they change, at each of some shares.
+    Attributes:
+        title: Of the images compared.
+        images: Number of images.
+        same: Share of equal answers.
+        difference: Largest difference of a probability.
+        before: Accuracy in percent of the fitted model, if labels are known.
+        after: Accuracy of the exported model.
+        features: Largest difference of a feature value, if features are exported.
+        added: Largest difference of a probability with a class added by name.
+        distances: Largest difference of a distance from the class means, if they are exported.
+        decisions: How these change, at each of some shares.
     """
 
     title: str
@@ -122,15 +125,16 @@ class Parity:
         """Say what exceeds a limit, or return ""."""
         if not 1 - self.same <= limit.others:  # not `>`, as every comparison with NaN is false
             return f"{100 * (1 - self.same):.1f} % of its answers differ"
-        allowed = f"more than the {limit.difference:g} allowed"
-        if not self.difference <= limit.difference:
-            return f"a probability differs by {self.difference:.1g}, {allowed}"
-        if self.features is not None and not self.features <= limit.difference:
-            return f"a feature value differs by {self.features:.1g}, {allowed}"
-        if self.distances is not None and not self.distances <= limit.difference:
-            return f"a distance differs by {self.distances:.1g}, {allowed}"
-        if self.added is not None and not self.added <= limit.difference:
-            return f"with one more class a probability differs by {self.added:.1g}, {allowed}"
+        differences = {
+            "a probability": self.difference,
+            "a feature value": self.features,
+            "a distance": self.distances,
+            "with one more class a probability": self.added,
+        }
+        for name, difference in differences.items():
+            if difference is not None and not difference <= limit.difference:
+                allowed = f"more than the {limit.difference:g} allowed"
+                return f"{name} differs by {difference:.1g}, {allowed}"
         if self.before is None or self.after is None or self.before - self.after <= limit.loss:
             return ""
         return (
@@ -139,6 +143,7 @@ class Parity:
         )
 
     def row(self) -> list[str]:
+        """Return a row of `HEADER`."""
         rates = ["-" if rate is None else f"{rate:.1f}" for rate in (self.before, self.after)]
         same, difference = f"{100 * self.same:.1f}", f"{self.difference:.1e}"
         return [self.title, str(self.images), same, difference, *rates]
@@ -153,9 +158,6 @@ class Parity:
             rows.append([f"{texts[row['option']]}, at {100 * row['share']:g} %", *cells])
         return rows
 
-    def json(self) -> ParityFacts:
-        return cast(ParityFacts, asdict(self))
-
 
 def fitted_table(saved: Saved, images: Sequence[ImageSource]) -> np.ndarray:
     """Return probabilities [N, C] as `predict` gives them."""
@@ -163,21 +165,9 @@ def fitted_table(saved: Saved, images: Sequence[ImageSource]) -> np.ndarray:
     return np.concatenate([batch.numpy() for batch in batches])
 
 
-def fitted_outputs(saved: Saved, images: Sequence[ImageSource], embeddings: bool) -> Outputs:
-    """Return what `FittedModel` gives for all images."""
-    model = FittedModel(saved, embeddings=embeddings)
-    stream = decode_batches(images, saved.fitted.backbone.preprocess, BATCH)
-    return joined([model.ask(pixels.numpy()) for _, pixels in stream])
-
-
 def exported_outputs(model: Model, images: Sequence[ImageSource]) -> Outputs:
     """Return what an exported model gives for all images."""
     return joined([outputs for _, outputs in model.outputs(images)])
-
-
-def exported_table(model: Model, images: Sequence[ImageSource]) -> np.ndarray:
-    """Return probabilities [N, C] of an exported model."""
-    return exported_outputs(model, images).probabilities
 
 
 def measure(images: ComparedImages, before: np.ndarray, after: np.ndarray) -> Parity:
@@ -199,15 +189,22 @@ def compare(
 ) -> Parity:
     """Compare a fitted and an exported model, with distances if both give them.
 
-    embeddings: their features, too. text, only with embeddings: also with a class that is added to
-    the exported model.
+    Args:
+        saved: The fitted model.
+        model: The exported one.
+        compared: Images to compare on.
+        embeddings: Whether to compare their features, too.
+        text: Whether to compare also with a class that is added to the exported model; only with
+            embeddings.
     """
     images = compared.images
     after = exported_outputs(model, images)
     before = Outputs(fitted_table(saved, images))
     parity = measure(compared, before.probabilities, after.probabilities)
     if embeddings or after.distances is not None:
-        before = fitted_outputs(saved, images, embeddings)
+        fitted = FittedModel(saved, embeddings=embeddings)
+        stream = decode_batches(images, saved.fitted.backbone.preprocess, BATCH_SIZE)
+        before = joined([fitted.ask(pixels.numpy()) for _, pixels in stream])
         parity = replace(
             parity,
             features=_difference(before.features, after.features),
@@ -220,7 +217,8 @@ def compare(
     name = next(name for name in NEW_CLASSES if name not in known)
     model.add_class(name)
     expected = fitted_table(saved._replace(names=(*saved.names, name)), images)
-    return replace(parity, added=float(np.abs(expected - exported_table(model, images)).max()))
+    found = exported_outputs(model, images).probabilities
+    return replace(parity, added=_difference(expected, found))
 
 
 def decisions(
@@ -255,7 +253,8 @@ def decisions(
 def _changed(
     option: str, share: float, same: np.ndarray, hits: Sequence[np.ndarray]
 ) -> DecisionFacts:
-    """hits: for the fitted and the exported model, which images count, if known."""
+    """Return how a decision changes. hits: which images count for the fitted and for the exported
+    model, if known."""
     before, after = (100 * float(each.mean()) for each in hits) if hits else (None, None)
     return {
         "option": option,
@@ -281,8 +280,10 @@ def compared_images(
     else generated ones.
 
     The test split if there is one, else those that the run did not draw for training or validation;
-    of its own data, if these are fewer than `LEAST`, also some that it drew. Raises UserError for
-    data without images of the model's classes.
+    of its own data, if these are fewer than `MIN_IMAGES`, also some that it drew.
+
+    Raises:
+        UserError: The data has no images of the model's classes.
     """
     if data is not None:
         home = user_path(data)
@@ -291,7 +292,7 @@ def compared_images(
     with suppress(UserError):  # moved or changed
         home, source = _open_own(run)
         return _select(home, source, saved, _drawn_names(run), most)
-    return ComparedImages("generated", generated_images(GENERATED))
+    return ComparedImages("generated", generated_images(GENERATED_IMAGES))
 
 
 def training_images(run: Path) -> Sequence[ImageSource]:
@@ -305,7 +306,7 @@ def training_images(run: Path) -> Sequence[ImageSource]:
         ]
         if readable:
             return readable
-    return generated_images(GENERATED)
+    return generated_images(GENERATED_IMAGES)
 
 
 def _is_own(run: Path, data: Path) -> bool:
@@ -336,7 +337,8 @@ def _drawn_names(run: Path) -> set[str]:
 def _select(
     data: Path, source: Listing, saved: Saved, drawn: set[str] | None, most: int
 ) -> ComparedImages:
-    """drawn: names of those images that the run drew; None for data that is not its own."""
+    """Choose at most `most` images of data. drawn: names of those that the run drew; None for data
+    that is not its own."""
     root, splits = source.root, source.splits
     rows = splits.get("test", [])
     kind = "test " if rows else "" if drawn is None else "held out "
@@ -347,11 +349,11 @@ def _select(
     readable = _some(rows, places, most)
     taken = {relative(row.image, root) for row in readable}
     title = f"{kind}images of {data.name}"
-    if drawn and len(readable) < min(LEAST, most):
+    if drawn and len(readable) < min(MIN_IMAGES, most):
         whole = dict.fromkeys(row for part in splits.values() for row in part)
         others = drawn - taken
         seen = [row for row in whole if relative(row.image, root) in others]
-        seen = _some(seen, places, min(LEAST, most) - len(readable))
+        seen = _some(seen, places, min(MIN_IMAGES, most) - len(readable))
         if seen and readable:
             count = len(readable) + len(seen)
             title = f"images of {data.name}, {len(seen)} of {count} trained on"

@@ -37,8 +37,8 @@ from rmadapter.support.files import check_sums, csv_text, read_json
 from rmadapter.support.machine import cores
 
 LABELS, TRANSFORM = "labels.json", "preprocess.json"
-BATCH = 32  # images
-FACTS_BYTES = 2**20  # most bytes of export.json
+BATCH_SIZE = 32  # images
+MAX_FACTS_BYTES = 2**20  # of export.json
 RESIZES = ("shortest", "longest", "squash")
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
@@ -46,8 +46,17 @@ FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BIL
 class Transform:
     """RGB image -> float32 [3, size, size], as preprocess.json says.
 
-    resize: fit the "shortest" side and crop the centre, fit the "longest" side and pad with `fill`,
-    or "squash". mean, std: of RGB in 0..1. Raises ValueError for what no export says.
+    Args:
+        size: Side of the square.
+        resize: Fit the "shortest" side and crop the centre, fit the "longest" side and pad, or
+            "squash".
+        interpolation: One of FILTERS.
+        mean: Of RGB in 0..1.
+        std: Of RGB in 0..1.
+        fill: Grey of the padding.
+
+    Raises:
+        ValueError: No export says this.
     """
 
     def __init__(
@@ -94,7 +103,6 @@ class Model:
     Args:
         folder: The exported folder.
         threads: Threads of the engine; 0 leaves it to the engine.
-        graph: The model's file; by default the one in the folder.
         device: Where onnxruntime computes: cpu, cuda or tensorrt, also with a number (cuda:1), or
             openvino.
 
@@ -111,11 +119,10 @@ class Model:
         self,
         folder: str | Path = Path(__file__).parent,
         threads: int = 0,
-        graph: str = "",
         device: str = CPU,
     ) -> None:
         folder = Path(folder)
-        graph = graph or find_graph(folder) or GRAPH
+        graph = find_graph(folder) or GRAPH
         if not (folder / graph).is_file():
             raise UserError(f"{folder}: not an exported model; {graph} is missing")
         check_sums(folder)
@@ -127,9 +134,8 @@ class Model:
                 raise ValueError(f"{LABELS} holds no list")
             self.decider = read_decider(folder, [str(label) for label in labels])
             self.transform = Transform(**json.loads((folder / TRANSFORM).read_text("utf-8")))
-            engine = ENGINES.get(graph, ENGINES[GRAPH])
-            self._run, batch = engine(folder / graph, threads, device)
-            self.batch = batch or BATCH
+            self._run, batch = ENGINES[graph](folder / graph, threads, device)
+            self.batch = batch or BATCH_SIZE
             self.grey = self._answer_grey()
         except UserError:
             raise
@@ -147,7 +153,7 @@ class Model:
     def facts(self) -> Mapping[str, object]:
         """What export.json says, which may be missing. UserError if it is damaged."""
         file = self.folder / FACTS
-        facts = read_json(file, FACTS_BYTES) if file.is_file() else None
+        facts = read_json(file, MAX_FACTS_BYTES) if file.is_file() else None
         return facts if isinstance(facts, dict) else {}
 
     @property
@@ -225,7 +231,7 @@ class Model:
         """
         rest = iter(images)
         with ThreadPoolExecutor(cores()) as pool:
-            while batch := list(islice(rest, BATCH)):
+            while batch := list(islice(rest, BATCH_SIZE)):
                 readable: list[ImageSource] = []
                 tensors = []
                 for image, tensor in zip(batch, pool.map(self._load, batch), strict=True):

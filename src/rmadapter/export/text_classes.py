@@ -15,15 +15,22 @@ from rmadapter.errors import UserError, damaged
 TEXT_ENCODER, TOKENIZER = "text.onnx", "tokenizer.json"
 PROMPTS, WEIGHTS = "prompts.json", "weights.npy"
 TOKENS = "tokens"  # input of the text encoder
-LARGEST_PROMPTS = 1_000  # templates, and characters of one
+MAX_PROMPT_SIZE = 1_000  # templates, and characters of one
 
 
 class TextClasses:
     """Classes of an exported model, to which others are added by name alone: with its text encoder,
     run by onnxruntime and tokenizers, after ftfy.
 
-    weights: class features [C, e]. scale: factor of their cosines with image features. Raises
-    UserError if the export has no text encoder.
+    Args:
+        folder: The exported folder.
+
+    Attributes:
+        weights: Class features [C, e].
+        scale: Factor of their cosines with image features.
+
+    Raises:
+        UserError: The export has no text encoder, or a damaged one.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -43,8 +50,8 @@ class TextClasses:
             if not isinstance(templates, list):
                 raise ValueError(f"{PROMPTS} holds no list of templates")
             self.templates = [str(template) for template in templates]
-            if max(len(templates), *map(len, self.templates)) > LARGEST_PROMPTS:
-                raise ValueError(f"more than {LARGEST_PROMPTS:,} templates, or characters of one")
+            if max(len(templates), *map(len, self.templates)) > MAX_PROMPT_SIZE:
+                raise ValueError(f"more than {MAX_PROMPT_SIZE:,} templates, or characters of one")
             self.scale = float(facts["scale"])
             # in prompts; earlier exports have none
             self.names = [str(name) for name in facts.get("names", [])]

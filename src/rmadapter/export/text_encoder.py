@@ -37,14 +37,14 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 # the first shows the prompts; the second is traced, as nothing is cached for it
-NAMES = ("anything", "something")
+PLACEHOLDERS = ("anything", "something")
 # names that both tokenizers must read alike
-ODD = ("Éclair au café", "7 1/2's  don't", "women’s ﬁsh &amp; ｃｈｉｐｓ", "日本", "x" * 400)
+ODD_NAMES = ("Éclair au café", "7 1/2's  don't", "women’s ﬁsh &amp; ｃｈｉｐｓ", "日本", "x" * 400)
 
 
 class _WatchedTokenizer:
-    """A backbone's tokenizer that records prompts of NAMES, and returns `tokens` for them once
-    these are set."""
+    """A backbone's tokenizer that records prompts of PLACEHOLDERS, and returns `tokens` for them
+    once these are set."""
 
     def __init__(self, tokenizer: Callable[[list[str]], Tensor]) -> None:
         self.tokenizer = tokenizer
@@ -52,7 +52,7 @@ class _WatchedTokenizer:
         self.tokens: Tensor | None = None
 
     def __call__(self, texts: list[str]) -> Tensor:
-        if not any(name in texts[0] for name in NAMES):
+        if not any(name in texts[0] for name in PLACEHOLDERS):
             return self.tokenizer(texts)
         start = len(self.prompts)
         self.prompts += texts
@@ -64,8 +64,14 @@ class _WatchedTokenizer:
 class TextEncoder(nn.Module):
     """Tokens [N, L] of all prompts of one class -> its normalised features [1, e].
 
-    templates: N prompts, one {} each. Raises NotApplicable for a method that scores by anything but
-    their features.
+    Args:
+        fitted: The model.
+
+    Attributes:
+        templates: The N prompts, each with one {}.
+
+    Raises:
+        NotApplicable: The method scores by anything but the features of prompts.
     """
 
     def __init__(self, fitted: Fitted) -> None:
@@ -74,17 +80,17 @@ class TextEncoder(nn.Module):
         backbone = replace(fitted.backbone, tokenizer=self.tokenizer)
         self.fitted = fitted.method.restore(backbone, fitted.known, fitted.tensors)
         with torch.no_grad():
-            class_weights(self.fitted, NAMES[:1])
+            class_weights(self.fitted, PLACEHOLDERS[:1])
         if not self.tokenizer.prompts:
             raise NotApplicable(f"{fitted.method.title} asks another model about a class name")
-        self.templates = [text.replace(NAMES[0], "{}") for text in self.tokenizer.prompts]
+        self.templates = [text.replace(PLACEHOLDERS[0], "{}") for text in self.tokenizer.prompts]
         self.example = fitted.backbone.tokenizer(self.tokenizer.prompts)
 
     @torch.no_grad()
     def forward(self, tokens: Tensor) -> Tensor:
         self.tokenizer.tokens = tokens
         self.tokenizer.prompts = []
-        return class_weights(self.fitted, NAMES[1:]).weights
+        return class_weights(self.fitted, PLACEHOLDERS[1:]).weights
 
 
 def class_weights(fitted: Fitted, names: Sequence[str]) -> Cosines:
@@ -97,14 +103,21 @@ def class_weights(fitted: Fitted, names: Sequence[str]) -> Cosines:
 
 
 def write_text_encoder(fitted: Fitted, names: Sequence[str], folder: Path) -> tuple[str, ...]:
-    """Put the text encoder beside an exported graph; return its files. names: of its classes.
+    """Put the text encoder beside an exported graph; return its files.
 
-    Raises NotApplicable for a method that cannot add a class by name, UserError if its text encoder
-    or tokenizer cannot be exported, and OSError.
+    Args:
+        fitted: The model.
+        names: Names of its classes.
+        folder: Folder of the graph.
+
+    Raises:
+        NotApplicable: The method cannot add a class by name.
+        UserError: Its text encoder or tokenizer cannot be exported.
+        OSError: The disk refuses.
     """
     encoder = TextEncoder(fitted).eval()
     with torch.no_grad():
-        logits = class_weights(fitted, (*names, NAMES[0]))
+        logits = class_weights(fitted, (*names, PLACEHOLDERS[0]))
     try:
         with silenced(logging.WARNING, output=True):
             program = torch.export.export(encoder, (encoder.example,), strict=False)
@@ -136,10 +149,10 @@ def write_text_encoder(fitted: Fitted, names: Sequence[str], folder: Path) -> tu
 
 
 def check_tokenizer(backbone: Backbone, names: Sequence[str], folder: Path) -> None:
-    """Raise UserError unless the written tokenizer reads names, and those in ODD, as the backbone's
-    tokenizer does."""
+    """Raise UserError unless the written tokenizer reads names, and those in ODD_NAMES, as the
+    backbone's tokenizer does."""
     classes = TextClasses(folder)
-    for name in (*names, *ODD):
+    for name in (*names, *ODD_NAMES):
         texts = [template.replace("{}", name) for template in classes.templates]
         if not np.array_equal(classes.tokens(name), backbone.tokenizer(texts).numpy()):
             raise UserError(

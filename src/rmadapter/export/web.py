@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from rmadapter.errors import UserError
-from rmadapter.export.graph import BESIDE
+from rmadapter.export.graph import EXTERNAL_WEIGHTS
 from rmadapter.support.files import cache_folder
 
 PAGE = Path(__file__).parents[1] / "support/assets/web"
@@ -23,7 +23,7 @@ INTEGRITY = (
 )
 TARBALL = f"{NAME}-{VERSION}.tgz"
 # the files of the package that the page needs
-ENGINE = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
+ENGINE_FILES = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
 
 
 def engine() -> Path:
@@ -60,14 +60,14 @@ def _fetch(folder: Path) -> None:
 def add_page(folder: Path) -> None:
     """Put the page and its engine beside a graph. Raises UserError as `engine` does and for a graph
     too large for a page, and OSError."""
-    if (folder / BESIDE).exists():
-        size = (folder / BESIDE).stat().st_size
+    if (folder / EXTERNAL_WEIGHTS).exists():
+        size = (folder / EXTERNAL_WEIGHTS).stat().st_size
         raise UserError(
             f"the model takes {size / 1e9:.1f} GB, but a web page holds less than 2; "
             "give --precision fp16, or remove --to"
         )
     with tarfile.open(engine()) as archive:
-        for name in ENGINE:
+        for name in ENGINE_FILES:
             member = archive.extractfile(f"package/dist/{name}")
             assert member is not None
             (folder / name).write_bytes(member.read())
