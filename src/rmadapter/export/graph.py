@@ -91,7 +91,7 @@ class Answers(nn.Module):
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Names of what `forward` returns."""
+        """Return the names of what `forward` returns."""
         more = {FEATURES: self.embeddings, DISTANCE: self.means is not None}
         return (PROBABILITIES, *(name for name, is_wanted in more.items() if is_wanted))
 
@@ -153,17 +153,17 @@ class FittedModel:
         return self._all.embeddings
 
     def transform(self, image: Image.Image) -> np.ndarray:
-        """RGB image -> float32 [3, size, size]"""
+        """Return an RGB image as float32 [3, size, size]."""
         return self._preprocess(image).numpy()
 
     def ask(self, pixels: np.ndarray) -> Outputs:
-        """float32 [B, 3, size, size] -> all that the model gives."""
+        """Return all that the model gives for float32 [B, 3, size, size]."""
         outputs = self._all(torch.from_numpy(pixels))
         parts = outputs if isinstance(outputs, tuple) else (outputs,)
         return parse_outputs([part.cpu().numpy() for part in parts])
 
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
-        """float32 [B, 3, size, size] -> [B, C]"""
+        """Return probabilities [B, C] for float32 [B, 3, size, size]."""
         table: np.ndarray = self._probabilities(torch.from_numpy(pixels)).cpu().numpy()
         return table
 

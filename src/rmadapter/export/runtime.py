@@ -146,19 +146,19 @@ class Model:
 
     @property
     def labels(self) -> list[str]:
-        """Labels of the classes, in the order of the probabilities."""
+        """Return the labels of the classes, in the order of the probabilities."""
         return [*self.decider.labels]
 
     @property
     def facts(self) -> Mapping[str, object]:
-        """What export.json says, which may be missing. UserError if it is damaged."""
+        """Return what export.json says, which may be missing. Raises UserError if it is damaged."""
         file = self.folder / FACTS
         facts = read_json(file, MAX_FACTS_BYTES) if file.is_file() else None
         return facts if isinstance(facts, dict) else {}
 
     @property
     def size(self) -> int:
-        """Height and width of an image, in pixels."""
+        """Return the height and width of an image, in pixels."""
         return self.transform.size
 
     def _answer_grey(self) -> Outputs:
@@ -184,17 +184,17 @@ class Model:
         self.classes, self.decider = classes, decider
 
     def pixels(self, images: Iterable[ImageSource]) -> np.ndarray:
-        """Images -> float32 [B, 3, size, size]. Raises UserError for an unreadable image."""
+        """Return images as float32 [B, 3, size, size]. Raises UserError for an unreadable image."""
         tensors = [self.transform(load_image(image)) for image in images]
         size = self.transform.size
         return np.stack(tensors) if tensors else np.empty((0, 3, size, size), np.float32)
 
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
-        """float32 [B, 3, size, size] -> [B, C]"""
+        """Return probabilities [B, C] for float32 [B, 3, size, size]."""
         return self.ask(pixels).probabilities
 
     def ask(self, pixels: np.ndarray) -> Outputs:
-        """float32 [B, 3, size, size] -> all that the model gives."""
+        """Return all that the model gives for float32 [B, 3, size, size]."""
         starts = range(0, len(pixels), self.batch)
         parts = [parse_outputs(self._run(pixels[i : i + self.batch])) for i in starts]
         if not parts:  # not every engine takes an empty batch
@@ -206,8 +206,8 @@ class Model:
         return outputs
 
     def embed(self, images: Iterable[ImageSource]) -> np.ndarray:
-        """Features [N, e] of unit length, similar for similar images. Raises UserError for an
-        unreadable image, and for a model exported without --embeddings."""
+        """Return features [N, e] of unit length, similar for similar images. Raises UserError for
+        an unreadable image, and for a model exported without --embeddings."""
         none = features_of(self.grey)[:0]
         return np.concatenate([none, *(features_of(some) for _, some in self.outputs(images))])
 
@@ -226,8 +226,10 @@ class Model:
     ) -> Iterator[tuple[list[ImageSource], Outputs]]:
         """Yield batches of images, and all that the model gives for them; threads decode.
 
-        bad: collects a sentence for each unreadable image, which is left out; if None, the first
-        one raises UserError.
+        Args:
+            images: Paths, PIL images or arrays.
+            bad: Collects a sentence for each unreadable image, which is left out; if None, the
+                first one raises UserError.
         """
         rest = iter(images)
         with ThreadPoolExecutor(cores()) as pool:
@@ -252,13 +254,13 @@ class Model:
             return error
 
     def predict(self, images: Iterable[ImageSource], top: int = 5) -> list[list[tuple[str, float]]]:
-        """Labels and probabilities of each image (a path, a PIL image or an array), most probable
-        first."""
+        """Return labels and probabilities of each image (a path, a PIL image or an array), most
+        probable first."""
         return [[*answer.best] for answer in self.answers(images, top=top)]
 
     def predict_set(self, images: Iterable[ImageSource], error: float = 0.05) -> list[list[str]]:
-        """Labels of the classes that may be right for each image, most probable first: of images
-        like those of the calibration, a share of at most `error` has its class missing.
+        """Return labels of the classes that may be right for each image, most probable first: of
+        images like those of the calibration, a share of at most `error` has its class missing.
 
         Raises UserError without a calibration, or with too few images for this error.
         """
@@ -266,20 +268,21 @@ class Model:
         return [[*answer.labels] for answer in self.answers(images, decider)]
 
     def predict_levels(self, images: Iterable[ImageSource]) -> list[list[tuple[str, float]]]:
-        """The most probable parent of each image, grandparent and so on, with its probability, the
-        sum over its classes; none for a run without a taxonomy."""
+        """Return the most probable parent of each image, grandparent and so on, with its
+        probability, the sum over its classes; nothing for a run without a taxonomy."""
         return [[*(each.levels.best if each.levels else ())] for each in self.answers(images)]
 
     def predict_common(self, images: Iterable[ImageSource], error: float = 0.05) -> list[str]:
-        """The class of each image, or the lowest common parent of those that may be right; "unsure"
-        without one. At most a share of `error` is wrong; UserError as `predict_set`."""
+        """Return the class of each image, or the lowest common parent of those that may be right;
+        "unsure" without one. At most a share of `error` is wrong. Raises UserError as
+        `predict_set`."""
         decider = self.decider.at(error=error)
         places = [answer.place() for answer in self.answers(images, decider)]
         return [place.name if place else UNSURE for place in places]
 
     def is_familiar(self, images: Iterable[ImageSource], turn_away: float = 0.05) -> list[bool]:
-        """Whether each image is of the model's classes at all: of images like those of the run, a
-        share of at most `turn_away` is called none of them.
+        """Return whether each image is of the model's classes at all: of images like those of the
+        run, a share of at most `turn_away` is called none of them.
 
         Raises UserError for a model that cannot tell, and for one with too few images of its own.
         """
@@ -288,7 +291,7 @@ class Model:
 
 
 def features_of(outputs: Outputs) -> np.ndarray:
-    """The features [B, e]; UserError if there are none."""
+    """Return the features [B, e]. Raises UserError if there are none."""
     if outputs.features is None:
         raise UserError(
             "this model gives no features; `rmadapter export RUN --embeddings` makes one that does"
@@ -301,7 +304,7 @@ def _missing(error: ModuleNotFoundError) -> UserError:
 
 
 def _files(words: Sequence[str]) -> list[Path]:
-    """The named files, and the images in named folders."""
+    """Return the named files, and the images in named folders."""
     files: list[Path] = []
     for word in words:
         files += image_files(Path(word), set()) if os.path.isdir(word) else [Path(word)]
@@ -311,8 +314,8 @@ def _files(words: Sequence[str]) -> list[Path]:
 
 
 def _decider(model: Model, error: float, reject_rate: float) -> Decider:
-    """What decides at these shares, 0 for none; say what is promised. UserError if it cannot be, or
-    if a class has the label of a decision."""
+    """Return what decides at these shares, 0 for none, and print what is promised. Raises UserError
+    if it cannot be, or if a class has the label of a decision."""
     decider = model.decider.at(error or None, reject_rate or None)
     for share, decision, option in (
         (error, UNSURE, "--error"),
@@ -323,8 +326,11 @@ def _decider(model: Model, error: float, reject_rate: float) -> Decider:
     for text in decider.promises():
         print("promise:", text, file=sys.stderr)
     if (error or reject_rate) and model.facts.get("precision") == "int8":  # put into 8 bits later
-        text = "this holds for the model before it was put into 8 bits; README.md has how many "
-        print("promise:", text + "decisions became others on the images compared", file=sys.stderr)
+        print(
+            "promise: this holds for the model before it was put into 8 bits; README.md has how "
+            "many decisions became others on the images compared",
+            file=sys.stderr,
+        )
     return decider
 
 
@@ -336,8 +342,16 @@ def _write(
     bad: list[str] | None,
     embeddings: str,
 ) -> None:
-    """Print CSV as `rmadapter predict --no-zero-shot --out` writes it. embeddings: file for
-    features, in its order."""
+    """Print CSV as `rmadapter predict --no-zero-shot --out` writes it.
+
+    Args:
+        model: The model.
+        decider: What decides about its answers.
+        files: Images.
+        top: Answers per image.
+        bad: As for `Model.outputs`.
+        embeddings: File for the features, in the order of the CSV; none if empty.
+    """
     sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace", newline="")  # type: ignore[union-attr]
     header = decider.columns(top)
     print(csv_text(header, (), "\r\n"), end="")
@@ -363,19 +377,26 @@ def _parser() -> argparse.ArgumentParser:
     add("images", nargs="+", help="files, or folders, which are searched to any depth")
     add("--top", type=int, default=5, help="answers per image, by default 5")
     add("--add", action="append", default=[], help="name of one more class; may be repeated")
-    text = "list the classes that may be right, and miss the right one on at most this share of "
-    text += "images, such as 5%%"
-    add("--error", default="0", help=text)
-    text = (
-        "call images unlike those of the classes none of these, and at most this share of images "
+    add(
+        "--error",
+        default="0",
+        help="list the classes that may be right, and miss the right one on at most this share of "
+        "images, such as 5%%",
     )
-    text += "of the classes"
-    add("--turn-away", default="0", help=text)
+    add(
+        "--turn-away",
+        default="0",
+        help="call images unlike those of the classes none of these, and at most this share of "
+        "images of the classes",
+    )
     add("--embeddings", default="", help="file.npy for the features [N, e] of the images")
     add("--skip-bad", action="store_true", help="go on without unreadable images and report them")
     add("--threads", type=int, default=0, help="by default as many as there are cores")
-    text = "where onnxruntime computes: cpu (the default), cuda, tensorrt, cuda:1, or openvino"
-    add("--device", default=CPU, help=text)
+    add(
+        "--device",
+        default=CPU,
+        help="where onnxruntime computes: cpu (the default), cuda, tensorrt, cuda:1, or openvino",
+    )
     return parser
 
 

@@ -56,7 +56,7 @@ class ExportOptions(NamedTuple):
 
     @property
     def features(self) -> bool:
-        """Whether it outputs features."""
+        """Return whether it outputs features."""
         return self.embeddings or self.text
 
 
@@ -64,8 +64,8 @@ DEFAULTS = ExportOptions()
 
 
 def check_options(out: Path, options: ExportOptions) -> None:
-    """Check options before slow work. Raises UserError for a folder that exists, bad options and
-    missing packages."""
+    """Check options before slow work. Raises UserError for a folder that exists, options that do
+    not work together, and missing packages."""
     to, precision = options.to, options.precision
     if to not in TARGETS:
         raise UserError(f"--to {to}: choose one of {', '.join(TARGETS)}")

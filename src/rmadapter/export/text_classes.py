@@ -67,12 +67,12 @@ class TextClasses:
             raise damaged(folder, error) from error
 
     def tokens(self, name: str) -> np.ndarray:
-        """Tokens of all prompts of a class, int64 [N, L]."""
+        """Return the tokens of all prompts of a class, int64 [N, L]."""
         texts = [self._clean(template.replace("{}", name)) for template in self.templates]
         return np.array([self._tokenizer.encode(text).ids for text in texts], np.int64)
 
     def features(self, name: str) -> np.ndarray:
-        """Class features [1, e] of unit length, from all prompts of a class."""
+        """Return class features [1, e] of unit length, from all prompts of a class."""
         features: np.ndarray
         (features,) = self._session.run(None, {TOKENS: self.tokens(name)})
         return features
@@ -96,7 +96,7 @@ class TextClasses:
         self.names = [*self.names, name]
 
     def probabilities(self, features: np.ndarray) -> np.ndarray:
-        """Features [B, e] of unit length -> [B, C]"""
+        """Return probabilities [B, C] for features [B, e] of unit length."""
         logits = self.scale * features @ self.weights.T
         powers = np.exp(logits - logits.max(-1, keepdims=True))
         shares: np.ndarray = powers / powers.sum(-1, keepdims=True)
