@@ -38,7 +38,7 @@ from rmadapter.model import AdaptedCLIP
 from rmadapter.predict.stream import Predictor
 from rmadapter.predict.write import AnswerFile, write_answers
 from rmadapter.prompts import cosine_logits
-from rmadapter.training.cache import BATCH
+from rmadapter.training.cache import BATCH_SIZE
 from rmadapter.training.contract import Fitted, Known
 
 KEYS = ("run", "seconds", "images_per_second", "times_predict")
@@ -103,7 +103,7 @@ def make_runs(
     """Return what is timed, by name."""
     backbone = fitted.backbone
     tensors = ImageTensors(images, backbone.preprocess)
-    rows = [part.tolist() for part in torch.arange(len(images)).split(BATCH)]
+    rows = [part.tolist() for part in torch.arange(len(images)).split(BATCH_SIZE)]
 
     def decode() -> Iterator[Tensor]:
         return batches(tensors, rows)

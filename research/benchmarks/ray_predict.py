@@ -28,7 +28,7 @@ from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.predict.ray import cluster
 from rmadapter.predict.stream import Predictor
 from rmadapter.support.cluster import connected
-from rmadapter.training.cache import BATCH
+from rmadapter.training.cache import BATCH_SIZE
 from rmadapter.training.contract import Known
 
 KEYS = ("workers", "start", "seconds", "share")
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="of the cluster")
     options = parser.parse_args()
     set_up(options)
-    if options.images <= (least := BATCH * max(options.workers)):
+    if options.images <= (least := BATCH_SIZE * max(options.workers)):
         raise SystemExit(f"--images {options.images}: give more than {least}")
     with tempfile.TemporaryDirectory() as folder:
         result = measure(options, Path(folder))
@@ -74,7 +74,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def timed(workers: int, predictor: Any, files: Sequence[Path]) -> dict[str, Any]:
     """Measure the seconds per image. workers: 0 for the local engine."""
-    few = BATCH * max(workers, 1)
+    few = BATCH_SIZE * max(workers, 1)
     start = spent(predictor, files[:few])
     whole = spent(predictor, files)
     return {"workers": workers, "start": start, "seconds": (whole - start) / (len(files) - few)}

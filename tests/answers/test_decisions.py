@@ -23,7 +23,7 @@ from rmadapter.encoders import States
 from rmadapter.export.hub import push
 from rmadapter.runs import features
 from rmadapter.runs.features import examine
-from rmadapter.training.cache import BATCH
+from rmadapter.training.cache import BATCH_SIZE
 from tests.helpers.html import Page
 from tests.helpers.ray_cluster import ray_session
 from tests.helpers.serving import TestClient
@@ -163,7 +163,7 @@ def test_by_explanations(
         turn_away=0.1,
     )  # fmt: skip
     assert [([*one.labels], one.familiar, one.decision) for one in found] == expected
-    assert len(batches) == -(-len(images) // BATCH)
+    assert len(batches) == -(-len(images) // BATCH_SIZE)
     command = ["explain", calibrated, *images, "--run-data", colors, "--backbone", tiny_clip.name]
     for words, decided in ((SETS, without_shares(expected)), (BOTH, expected)):
         shown = rmadapter.json(*command, *words)

@@ -14,7 +14,7 @@ from rmadapter.errors import UserError
 from rmadapter.methods.linear_probe import LinearProbe
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.predict.stream import Predictor
-from rmadapter.training.cache import BATCH
+from rmadapter.training.cache import BATCH_SIZE
 from rmadapter.training.contract import Known, NotApplicable
 
 LABELS = ["blue", "green", "night_sky", "red"]
@@ -25,7 +25,9 @@ def many(colors: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """More images than a batch holds."""
     folder = tmp_path_factory.mktemp("many")
     tests = sorted(colors.glob("test/*/*.png"))
-    return [Path(shutil.copy(tests[i % 16], folder / f"{i:03}.png")) for i in range(BATCH + 10)]
+    return [
+        Path(shutil.copy(tests[i % 16], folder / f"{i:03}.png")) for i in range(BATCH_SIZE + 10)
+    ]
 
 
 def test_answers_equal_those_of_both_models(
@@ -33,7 +35,7 @@ def test_answers_equal_those_of_both_models(
 ) -> None:
     fitted = load(finished, tiny_clip).fitted
     batches = list(Predictor(fitted, fitted.classes, LABELS, top=3).predict(many, zero_shot=True))
-    assert [len(batch) for batch in batches] == [BATCH, 10]
+    assert [len(batch) for batch in batches] == [BATCH_SIZE, 10]
     found = [answer for batch in batches for answer in batch]
     assert [answer.image for answer in found] == many
     table = torch.cat(list(fitted.probabilities(many)))

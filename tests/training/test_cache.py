@@ -226,7 +226,7 @@ def test_a_stream_yields_all_images_in_order(
     tiny_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = whole(of(tiny_clip).source(IMAGES, 2))
-    monkeypatch.setattr("rmadapter.training.cache.BATCH", 4)
+    monkeypatch.setattr("rmadapter.training.cache.BATCH_SIZE", 4)
     for cache in (
         of(tiny_clip),
         of(tiny_clip, memory=0),

@@ -420,12 +420,12 @@ def _show(
     unfamiliar: bool,
 ) -> None:
     """Print answers: all of them as JSON, or the first ones in a table."""
-    from rmadapter.training.cache import BATCH
+    from rmadapter.training.cache import BATCH_SIZE
 
     bad: list[tuple[Path, str]] | None = [] if skip_bad else None
     chosen = images if as_json else images[:TABLE_ROWS]
     batches = predictor.predict(chosen, bad=bad, unfamiliar=unfamiliar)
-    answered = track(batches, -(-len(chosen) // BATCH), "predicting")
+    answered = track(batches, -(-len(chosen) // BATCH_SIZE), "predicting")
     answers = [answer for batch in answered for answer in batch]
     _note_bad([text for _, text in bad or []])
     if as_json:

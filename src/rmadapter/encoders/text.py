@@ -36,8 +36,11 @@ def pausing(pause: Callable[[], object]) -> Iterator[None]:
 
 
 class TextEncoder(Encoder[Packed]):
-    """A text encoder as stem, blocks and head. causal: whether a token attends only to itself and
-    those before it."""
+    """A text encoder as stem, blocks and head.
+
+    Attributes:
+        causal: Whether a token attends only to itself and those before it.
+    """
 
     side = "text"
     causal = False

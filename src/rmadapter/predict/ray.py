@@ -21,9 +21,9 @@ from rmadapter.errors import UserError
 from rmadapter.predict.parquet import unpacked_rows
 from rmadapter.predict.stream import BadImages, Predictor
 from rmadapter.support.cluster import run_on_cluster
-from rmadapter.training.cache import BATCH
+from rmadapter.training.cache import BATCH_SIZE
 
-IMAGES_PER_TASK = 8 * BATCH  # most images given to a worker at once, and repeated if it dies
+IMAGES_PER_TASK = 8 * BATCH_SIZE  # most images given to a worker at once, and repeated if it dies
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Cluster:
         if not images:
             return
         # every worker gets some, even of few
-        size = min(IMAGES_PER_TASK, -(-len(images) // (self.jobs * BATCH)) * BATCH)
+        size = min(IMAGES_PER_TASK, -(-len(images) // (self.jobs * BATCH_SIZE)) * BATCH_SIZE)
         starts = range(0, len(images), size)
         options = {"zero_shot": zero_shot, "unfamiliar": unfamiliar}
         found = run_on_cluster(

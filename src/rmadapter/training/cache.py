@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 __all__ = [
-    "BATCH",
+    "BATCH_SIZE",
     "FORMATS",
     "Cache",
     "Held",
@@ -50,7 +50,7 @@ __all__ = [
 ]
 
 GB = 1e9
-BATCH = 64  # images encoded at once when no gradient is needed
+BATCH_SIZE = 64  # images encoded at once when no gradient is needed
 FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 Plan: TypeAlias = list[tuple[tuple[int, ...], torch.dtype]]  # shape and format of each tensor
@@ -446,7 +446,7 @@ class Cache:
             tensors: Tensors of a plan.
             rows: Rows of each view to fill; None for all.
         """
-        orders = in_turn(len(live)) if rows is None else list(rows.split(BATCH))
+        orders = in_turn(len(live)) if rows is None else list(rows.split(BATCH_SIZE))
         turns = [(view, order) for view in range(live.views) for order in orders]
         stream = (pixels for view in range(live.views) for pixels in live.pixels(view, orders))
         tracked = track(stream, len(turns), "frozen activations", self.progress)
@@ -482,8 +482,8 @@ def test_transform(backbone: Backbone, views: int) -> Callable[[Image], Tensor]:
 
 
 def test_batch(views: int) -> int:
-    """Return how many images are answered at once, so that they are BATCH with their views."""
-    return max(1, BATCH // (1 + views))
+    """Return how many images are answered at once, so that they are BATCH_SIZE with their views."""
+    return max(1, BATCH_SIZE // (1 + views))
 
 
 def encoded(source: Source, of: Callable[[States], Tensor]) -> Tensor:
@@ -496,7 +496,7 @@ def encoded(source: Source, of: Callable[[States], Tensor]) -> Tensor:
 
 def in_turn(count: int) -> list[Tensor]:
     """Return all rows in order, in batches."""
-    return list(torch.arange(count).split(BATCH)) if count else []
+    return list(torch.arange(count).split(BATCH_SIZE)) if count else []
 
 
 def _size(plan: Plan) -> int:
