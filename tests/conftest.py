@@ -52,7 +52,7 @@ def own_facts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep facts about the backbones of tests apart from those in the user's cache."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         place = str(tmp_path_factory.mktemp("facts"))
-        monkeypatch.setattr("rmadapter.backbones.known.FOLDER", place)
+        monkeypatch.setattr("rmadapter.backbones.known.CACHE_FOLDER", place)
         yield
 
 

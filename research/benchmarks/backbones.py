@@ -18,7 +18,7 @@ import torch
 from common import Run, arguments, interleaved, medians, set_up, setting, show
 
 from rmadapter.backbones import load_backbone
-from rmadapter.backbones.choice import BATCH, megabytes_of
+from rmadapter.backbones.speed import BATCH_SIZE, megabytes_of
 
 KEYS = ("architecture", "pixels", "cpu_ms_per_image", "times", "megabytes")
 
@@ -40,7 +40,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     backbones = {name: load_backbone(f"{name}/none") for name in options.architectures}
     runs: dict[str, Run] = {}
     for name, backbone in backbones.items():
-        pixels = torch.randn(BATCH, 3, backbone.image_size, backbone.image_size)
+        pixels = torch.randn(BATCH_SIZE, 3, backbone.image_size, backbone.image_size)
         runs[name] = partial(backbone.image.frozen, pixels)
     spent = medians(interleaved(runs, options.repeat, text="encoding", clock=time.process_time))
     last = spent[options.architectures[-1]]
@@ -48,7 +48,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
         {
             "architecture": name,
             "pixels": backbone.image_size,
-            "cpu_ms_per_image": 1e3 * spent[name] / BATCH,
+            "cpu_ms_per_image": 1e3 * spent[name] / BATCH_SIZE,
             "times": last / spent[name],
             "megabytes": megabytes_of(backbone),
         }

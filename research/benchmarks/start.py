@@ -47,7 +47,9 @@ PROBE, ADAPTED = ("predict", "first", "whole"), ("adapted", "adapted-first")
 RANDOM, ARCHITECTURE = "random", "ViT-B-16"
 COMMAND = "import sys; sys.argv[0] = 'rmadapter'; from rmadapter.cli.main import main; main()"
 # Nothing can be kept of model folders below a file.
-NOTHING_KEPT = "import rmadapter.backbones.known as known; known.FOLDER = known.__file__ + '/none'"
+NOTHING_KEPT = (
+    "import rmadapter.backbones.known as known; known.CACHE_FOLDER = known.__file__ + '/none'"
+)
 UNKNOWN = f"""
 from rmadapter.support.machine import importing
 with importing():

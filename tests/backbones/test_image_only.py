@@ -10,10 +10,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from rmadapter.backbones import Backbone, load_backbone
-from rmadapter.backbones.choice import licence_of
 from rmadapter.backbones.image_only import load_image_only
 from rmadapter.backbones.load import identity_of, is_published
 from rmadapter.backbones.names import TimmName
+from rmadapter.backbones.published import licence_of
 from rmadapter.errors import UserError
 from rmadapter.support.files import write_json
 from tests.helpers.models import SIZE, WIDTH, write_timm, write_tiny_timm

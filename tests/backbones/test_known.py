@@ -60,7 +60,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder, and the only one where facts are kept."""
-    monkeypatch.setattr("rmadapter.backbones.known.FOLDER", str(tmp_path / "kept"))
+    monkeypatch.setattr("rmadapter.backbones.known.CACHE_FOLDER", str(tmp_path / "kept"))
     return tmp_path / "kept"
 
 
@@ -393,7 +393,7 @@ def test_a_cache_that_cannot_be_written_stops_nothing(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr("rmadapter.backbones.known.FOLDER", str(tmp_path / "file" / "kept"))
+    monkeypatch.setattr("rmadapter.backbones.known.CACHE_FOLDER", str(tmp_path / "file" / "kept"))
     for _ in range(2):
         assert zero_shot_weights(load_known(str(folder)), NAMES, TEMPLATES).shape == (2, 40)
 
@@ -415,7 +415,7 @@ def test_without_a_home_folder_nothing_is_kept(
 def test_the_oldest_files_are_removed(
     folder: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rmadapter.backbones.known.MOST", 2)
+    monkeypatch.setattr("rmadapter.backbones.known.MAX_FILES", 2)
     backbone = load_known(str(folder))
     for name in ("cat", "dog", "car"):
         zero_shot_weights(backbone, (name,), TEMPLATES)

@@ -17,8 +17,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from rmadapter.backbones import Backbone, load_backbone
-from rmadapter.backbones.load import hub_file, identity_of, is_published, reload, shared
+from rmadapter.backbones.load import first_of, hub_file, identity_of, is_published, reload, shared
 from rmadapter.errors import UserError
+from rmadapter.support.hub import Unreachable
 from tests.helpers.models import write_fixed_backbone
 
 SMALL = "ViT-S-32-alt"  # the smallest of open_clip's architectures
@@ -202,3 +203,19 @@ def test_a_folder_is_read_again_except_for_a_known_digest(tiny_clip: Backbone) -
     assert reload(tiny_clip.name, tiny_clip.digest, CPU) is second
     with pytest.raises(UserError, match=r"\(0{12}\).* has other weights"):
         reload(tiny_clip.name, "0" * 64, CPU)
+
+
+def test_the_first_available_backbone_is_loaded(
+    tiny_clip: Backbone, empty_hub: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert first_of(f"{tiny_clip.name},pocket").digest == tiny_clip.digest
+    assert first_of(f"ViT-B-16/openai, {tiny_clip.name}").name == tiny_clip.name
+    assert f"using {tiny_clip.name} instead" in capsys.readouterr().err
+    assert first_of(tiny_clip.name).name == tiny_clip.name
+    assert capsys.readouterr().err == ""
+    with pytest.raises(Unreachable):
+        first_of("ViT-B-32/openai,ViT-B-16/openai")
+    with pytest.raises(UserError, match="no architecture 'ViT-B-61'"):  # no reason to go on
+        first_of(f"ViT-B-61/openai,{tiny_clip.name}")
+    with pytest.raises(UserError, match="single commas"):
+        first_of("pocket,")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import rmadapter_pocket
-from rmadapter.backbones import Backbone, choice, load_backbone, packaged
+from rmadapter.backbones import Backbone, load_backbone, packaged, published
 from rmadapter.backbones.load import is_published
 from rmadapter.backbones.names import check_name
 from rmadapter.cli import machine
@@ -53,8 +53,8 @@ def test_a_package_brings_a_backbone_that_is_loaded_checked_and_listed(
     assert load_backbone("mine").digest == load_backbone(str(mine)).digest
     assert capsys.readouterr().out == "checked mine\n"
     assert is_published("mine")
-    assert choice.licence_of("mine") == "none"
-    row = next(row for row in choice.listed() if row["name"] == "mine")
+    assert published.licence_of("mine") == "none"
+    row = next(row for row in published.listed() if row["name"] == "mine")
     assert (row["state"], row["folder"], row["about"]) == ("ready", str(mine), "for this test")
     assert machine.diagnose()["licence of mine"] == "none"
 
@@ -73,10 +73,10 @@ def test_without_its_package_pocket_is_refused_with_the_command_that_installs_it
         with pytest.raises(UserError, match="pip install rmadapter-pocket"):
             ask("pocket")
     refused(rmadapter("fit", colors, "--out", tmp_path / "run"), "pip install rmadapter-pocket")
-    [row] = [row for row in choice.listed() if row["name"] == "pocket"]
+    [row] = [row for row in published.listed() if row["name"] == "pocket"]
     assert row["state"] == "not installed: pip install rmadapter-pocket"
     assert "not installed" in str(machine.diagnose()["pocket"])
-    assert choice.advise("pocket")
+    assert published.advise("pocket")
     assert is_published("pocket")  # a run that names it can be read, and says what is missing
 
 

@@ -34,7 +34,7 @@ needs_extra = pytest.mark.skipif(
 def served(monkeypatch: pytest.MonkeyPatch, tiny_clip: Backbone) -> list[Any]:
     """What would be served, and what would be opened."""
     found: list[Any] = []
-    monkeypatch.setattr("rmadapter.backbones.choice.load_backbone", lambda _: tiny_clip)
+    monkeypatch.setattr("rmadapter.backbones.load.load_backbone", lambda _: tiny_clip)
     monkeypatch.setattr(
         cli, "run_server", lambda site, listening: found.append(f"{address(listening)}/")
     )

@@ -11,8 +11,9 @@ import pytest
 
 from rmadapter.artifacts.record import read_record
 from rmadapter.backbones import Backbone
-from rmadapter.backbones.choice import megabytes_of, on_disk
 from rmadapter.backbones.names import is_choice
+from rmadapter.backbones.published import on_disk
+from rmadapter.backbones.speed import megabytes_of
 from rmadapter.data.fewshot import half
 from rmadapter.data.read import read_images
 from rmadapter.errors import UserError

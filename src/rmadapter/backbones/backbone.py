@@ -28,9 +28,15 @@ from rmadapter.support.files import JsonObject
 class Facts(NamedTuple):
     """What takes long to find out about a backbone.
 
-    digest, structure, embedding_size, tokenizer_digest: as in `Backbone`. alone: whether the image
-    encoder can be loaded without the text encoder. text_width, text_depth: of the text encoder, 0
-    if it has no known blocks. text_length: as in `Backbone`, 0 without a text encoder.
+    Attributes:
+        digest: As in `Backbone`.
+        structure: As in `Backbone`.
+        embedding_size: As in `Backbone`.
+        tokenizer_digest: As in `Backbone`.
+        alone: Whether the image encoder can be loaded without the text encoder.
+        text_width: Of the text encoder, 0 if it has no known blocks.
+        text_depth: Of the text encoder, 0 if it has no known blocks.
+        text_length: As in `Backbone`, 0 without a text encoder.
     """
 
     digest: str

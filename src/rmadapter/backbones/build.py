@@ -21,13 +21,13 @@ from rmadapter.support.files import JsonObject, read_json
 from rmadapter.support.machine import seeded
 from rmadapter.support.terminal import silenced
 
-TRANSFORM = ("mean", "std", "interpolation", "resize_mode")
+TRANSFORM_FIELDS = ("mean", "std", "interpolation", "resize_mode")
 LOCAL = "local-dir:"  # before a folder, for open_clip's create_model
 # A text encoder of one width, in the place of one that is not built.
 STAND_IN: JsonObject = {"context_length": 1, "vocab_size": 1, "width": 1, "heads": 1, "layers": 1}
-SHOWN = 3  # names of tensors in a message
+MAX_NAMES = 3  # of tensors in a message
 # stored beside the weights in OpenAI's files
-CONSTANTS = ("input_resolution", "context_length", "vocab_size")
+OPENAI_CONSTANTS = ("input_resolution", "context_length", "vocab_size")
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "vocab.txt", "merges.txt",
@@ -42,22 +42,36 @@ def build_model(
     quick_gelu: bool = False,
     transform: JsonObject | None = None,
 ) -> nn.Module:
-    """Build an open_clip model without its weights. source: for open_clip's create_model, a name or
-    local-dir:FOLDER. draw: fill it with random weights, always the same ones. Raises UserError if
-    open_clip cannot build it."""
+    """Build an open_clip model without its weights.
+
+    Args:
+        name: Name of the backbone, for messages.
+        source: For open_clip's create_model, a name or local-dir:FOLDER.
+        draw: Whether to fill it with random weights, always the same ones.
+        quick_gelu: Whether it computes QuickGELU, whatever its configuration says.
+        transform: Fields of its image transform.
+
+    Raises:
+        UserError: open_clip cannot build it.
+    """
     import open_clip
 
     from rmadapter.backbones.importing import import_needed
 
     fill = nullcontext() if draw else Unfilled()
-    config = {key: transform[key] for key in TRANSFORM if key in transform} if transform else None
+    config = (
+        {key: transform[key] for key in TRANSFORM_FIELDS if key in transform} if transform else None
+    )
     with silenced(), fill, seeded(0):
         try:
             import_needed(_config_of(source))
             model: nn.Module = open_clip.create_model(
-                source, load_weights=False, pretrained_text=False, force_quick_gelu=quick_gelu,
+                source,
+                load_weights=False,
+                pretrained_text=False,
+                force_quick_gelu=quick_gelu,
                 force_preprocess_cfg=config,
-            )  # fmt: skip
+            )
         except Exception as error:  # a wrong configuration fails in many ways
             raise UserError(
                 f"backbone {name!r}: open_clip cannot build it: {first_line(error)}"
@@ -109,11 +123,18 @@ def _config_of(source: str) -> JsonObject:
 def load_weights(
     name: str, model: nn.Module, file: Path, shown: Path | None = None, exact: bool = False
 ) -> None:
-    """Fill a model with the weights of a safetensors file. shown: the file's name in messages.
-    exact: refuse position embeddings of another image size or context length, which open_clip would
-    resize.
+    """Fill a model with the weights of a safetensors file.
 
-    Raises UserError if the file is damaged, or holds other names or shapes than the model.
+    Args:
+        name: Name of the backbone, for messages.
+        model: The model.
+        file: The file.
+        shown: Its name in messages.
+        exact: Whether to refuse position embeddings of another image size or context length, which
+            open_clip would resize.
+
+    Raises:
+        UserError: The file is damaged, or holds other names or shapes than the model.
     """
     import open_clip
     from safetensors import SafetensorError, safe_open
@@ -144,7 +165,9 @@ def load_weights(
         may_differ = not exact and key.endswith("positional_embedding")
         if ours is not None and math.prod(shape) != ours.numel() and not may_differ:
             wrong.append(f"{key} {list(shape)} instead of {list(ours.shape)}")
-    unexpected = [key for key in unexpected if _last(key) not in masks and key not in CONSTANTS]
+    unexpected = [
+        key for key in unexpected if _last(key) not in masks and key not in OPENAI_CONSTANTS
+    ]
     lists = {"lack": missing, "also hold": unexpected, "hold": wrong}
     faults = [_first_names(what, names) for what, names in lists.items() if names]
     if faults:
@@ -181,10 +204,15 @@ def _clip_tokenizer(settings: str) -> Split:
 
 
 def load_tokenizer(name: str, text: JsonObject, place: Path | None = None) -> Tokenizer:
-    """Load the tokenizer of open_clip's `text_cfg`: CLIP's, or a Hugging Face one with its files in
-    `place`.
+    """Load the tokenizer that open_clip's settings describe.
 
-    Raises UserError if it cannot be read, or if `place` holds or asks for code.
+    Args:
+        name: Name of the backbone, for messages.
+        text: open_clip's `text_cfg`.
+        place: Folder with the files of a Hugging Face tokenizer; without one, it is CLIP's.
+
+    Raises:
+        UserError: The tokenizer cannot be read, or the folder holds or asks for code.
     """
     import open_clip
 
@@ -243,8 +271,8 @@ def _last(key: str) -> str:
 
 def _first_names(what: str, names: Sequence[str]) -> str:
     """Return a text such as `lack a, b, c and 4 more`."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{what} {', '.join(name[:100] for name in names[:SHOWN])}{more}"
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return f"{what} {', '.join(name[:100] for name in names[:MAX_NAMES])}{more}"
 
 
 class Unfilled(TorchFunctionMode):

@@ -27,7 +27,7 @@ from rmadapter.backbones.load import (
     tokenizer_folder,
     transform_of,
 )
-from rmadapter.backbones.trust import CONFIG, PICKLES
+from rmadapter.backbones.trust import CONFIG, PICKLE_SUFFIXES
 from rmadapter.errors import UserError
 from rmadapter.support.files import (
     JsonObject,
@@ -108,10 +108,9 @@ def _check(file: Path, out: Path, digest: str) -> str:
         )
     with opened(file, "a checkpoint"):
         pass
-    if file.suffix.lower() not in PICKLES:
-        raise UserError(
-            f"{file}: not named like a pickled checkpoint; known suffixes are {', '.join(PICKLES)}"
-        )
+    if file.suffix.lower() not in PICKLE_SUFFIXES:
+        known = ", ".join(PICKLE_SUFFIXES)
+        raise UserError(f"{file}: not named like a pickled checkpoint; known suffixes are {known}")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out}: already exists and is not an empty folder; give a new --out")
     actual = sha256(file)

@@ -13,6 +13,7 @@ import math
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -25,7 +26,7 @@ from rmadapter.support.files import JsonObject, read_json
 from rmadapter.support.terminal import silenced
 
 RESAMPLING = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
-NOT = {"align": "its image encoder, an EfficientNet, is not one of open_clip's"}
+UNSUPPORTED_TYPES = {"align": "its image encoder, an EfficientNet, is not one of open_clip's"}
 Pair = tuple[str, str]
 Config: TypeAlias = Any  # of transformers: each class has other attributes
 Weights = dict[str, Tensor]
@@ -35,11 +36,14 @@ Built = tuple[nn.Module, JsonObject]  # an open_clip model and the settings of i
 class Family(NamedTuple):
     """A model type.
 
-    config: the class of transformers that fills in what config.json leaves out. build(config, file,
-    scratch): builds an open_clip model and the settings of its tokenizer; it may write into the
-    folder `scratch`, and raises UserError, which names `file`, for what open_clip cannot compute.
-    rename(weights): renames weights to open_clip's names. transform: used if the folder has none.
-    own_tokenizer: whether the tokenizer is in the folder.
+    Attributes:
+        config: Class of transformers that fills in what config.json leaves out.
+        build: Function from a config, its file and a folder that it may write into to an open_clip
+            model and the settings of its tokenizer. It raises UserError, which names the file, for
+            what open_clip cannot compute.
+        rename: Function from weights to the same by open_clip's names.
+        transform: Transform if the folder has none.
+        own_tokenizer: Whether the tokenizer is in the folder.
     """
 
     config: str
@@ -93,7 +97,7 @@ def _kind(folder: Path) -> str:
             f"config.json of a Hugging Face model ({type(error).__name__})"
         ) from None
     if kind not in list(FAMILIES):
-        why = f"{NOT[kind]}; " if kind in list(NOT) else ""
+        why = f"{UNSUPPORTED_TYPES[kind]}; " if kind in list(UNSUPPORTED_TYPES) else ""
         raise UserError(
             f"{file}: unsupported model type {str(kind)[:100]!r}; {why}supported Hugging Face "
             f"types are {', '.join(FAMILIES)}"
@@ -214,18 +218,14 @@ def _chinese_clip(config: Config, file: Path, scratch: Path) -> Built:
     return model, {"context_length": min(CHINESE_CONTEXT, text.max_position_embeddings)}
 
 
-def _rename_clip(weights: Weights) -> Weights:
-    """Rename the state of Hugging Face's CLIPModel to that of open_clip's CLIP."""
-    return _renamed(weights, [*TEXT, *VISION, *BLOCKS])
-
-
-def _rename_chinese(weights: Weights) -> Weights:
-    """Rename the state of ChineseCLIPModel to that of open_clip's CustomTextCLIP."""
-    return _renamed(weights, [*BERT, *VISION, *BLOCKS])
-
-
 def _renamed(weights: Weights, names: Sequence[Pair]) -> Weights:
-    """Replace the patterns in turn, then join tensors whose names end in .q, .k and .v."""
+    """Return weights under open_clip's names.
+
+    Args:
+        weights: Tensors by Hugging Face's names.
+        names: Patterns with what replaces them, in turn; then tensors whose names end in .q, .k and
+            .v are joined.
+    """
     renamed = {}
     for name, tensor in weights.items():
         for pattern, replacement in names:
@@ -394,6 +394,8 @@ def _build_siglip(config: Config, file: Path, scratch: Path, image_size: int) ->
     return model, {"context_length": text["context_length"]}
 
 
+_rename_clip = partial(_renamed, names=[*TEXT, *VISION, *BLOCKS])
+_rename_chinese = partial(_renamed, names=[*BERT, *VISION, *BLOCKS])
 FAMILIES = {
     "clip": Family("CLIPConfig", _clip, _rename_clip, own_tokenizer=False),
     "metaclip_2": Family("MetaClip2Config", _metaclip_2, _rename_clip),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rmadapter.backbones.backbone import Backbone
 from rmadapter.backbones.build import Tokenizer, Unfilled, as_backbone, first_line
 from rmadapter.backbones.names import NO_WEIGHTS, TimmName, check_name, nearest
-from rmadapter.backbones.numbers import SLACK, check_numbers, read_headers
+from rmadapter.backbones.numbers import MAX_TIMES_WEIGHTS, check_numbers, read_headers
 from rmadapter.backbones.trust import check_folder
 from rmadapter.errors import UserError, did_you_mean
 from rmadapter.support.files import JsonObject, read_json, user_path
@@ -198,7 +198,7 @@ def _check_size(folder: Path, build: Callable[[Path | None], nn.Module]) -> None
             return
         raise
     numbers = sum(parameter.numel() for parameter in empty.parameters())
-    if numbers > SLACK * max(held, 1):
+    if numbers > MAX_TIMES_WEIGHTS * max(held, 1):
         raise UserError(
             f"{folder}: its model has {numbers:,} parameters, and its weights {held:,} numbers"
         )

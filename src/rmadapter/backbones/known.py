@@ -36,15 +36,20 @@ from rmadapter.support.files import (
 )
 from rmadapter.support.machine import versions
 
-FOLDER = "backbones"  # in the cache
-MOST = 500  # files there
-WEIGHTS = "weights"
-LATER = ("model", "tokenizer")  # fields of a backbone that are found when they are asked for
+CACHE_FOLDER = "backbones"  # in the cache
+MAX_FILES = 500  # files there
+TENSOR_NAME = "weights"
+LATE_FIELDS = ("model", "tokenizer")  # fields of a backbone that are found when they are asked for
 
 
 class Seen(NamedTuple):
-    """A model folder as it was when facts about it were known. folder: without links. key: as from
-    `key_of`."""
+    """A model folder as it was when facts about it were known.
+
+    Attributes:
+        folder: Path without links.
+        key: As from `key_of`.
+        facts: What was known.
+    """
 
     folder: Path
     key: str
@@ -84,10 +89,15 @@ def find_facts(backbone: Backbone, folder: Path, weights: Path) -> Facts:
     alone = (folder / CONFIG).is_file() and _is_same(backbone, folder, weights)
     text = backbone.text if backbone.has_text else None
     return Facts(
-        backbone.digest, backbone.structure, backbone.embedding_size, backbone.tokenizer_digest,
-        alone, text.width if text else 0, text.depth if text else 0,
+        backbone.digest,
+        backbone.structure,
+        backbone.embedding_size,
+        backbone.tokenizer_digest,
+        alone,
+        text.width if text else 0,
+        text.depth if text else 0,
         backbone.text_length if text else 0,
-    )  # fmt: skip
+    )
 
 
 def write_facts(key: str, facts: Facts) -> None:
@@ -104,7 +114,7 @@ def _versions() -> dict[str, str]:
 
 def _place(key: str, ending: str) -> Path:
     """Return the file of a key. Raises UserError if there is no cache folder."""
-    return cache_folder() / FOLDER / f"{key[:32]}.{ending}"
+    return cache_folder() / CACHE_FOLDER / f"{key[:32]}.{ending}"
 
 
 def _digest(*facts: object) -> str:
@@ -118,11 +128,11 @@ def _note_use(file: Path) -> None:
 
 
 def _remove_old() -> None:
-    """Remove the files beyond MOST that were not used for longest."""
+    """Remove the files beyond MAX_FILES that were not used for longest."""
     with suppress(OSError):
-        files = [file for file in (cache_folder() / FOLDER).iterdir() if file.is_file()]
-        times = {file: file.stat().st_mtime for file in files} if len(files) > MOST else {}
-        for file in sorted(times, key=lambda one: times[one])[: len(files) - MOST]:
+        files = [file for file in (cache_folder() / CACHE_FOLDER).iterdir() if file.is_file()]
+        times = {file: file.stat().st_mtime for file in files} if len(files) > MAX_FILES else {}
+        for file in sorted(times, key=lambda one: times[one])[: len(files) - MAX_FILES]:
             file.unlink()
 
 
@@ -134,7 +144,7 @@ def kept_weights(
 ) -> Tensor:
     """Return class weights [C, e] of the untouched text encoder: those that were kept, for a
     backbone with facts, else those of `make`."""
-    return _kept(backbone, [list(names), list(templates)], (len(names), _size(backbone)), make)
+    return _kept(backbone, [list(names), list(templates)], len(names), make)
 
 
 def kept_adapted(
@@ -144,32 +154,40 @@ def kept_adapted(
     saved: str,
     make: Callable[[], Tensor],
 ) -> Tensor:
-    """Return class weights [C, e] of an adapted text encoder, as `kept_weights` does. saved:
-    digest of the saved model that adapts it; if empty, or where gradients are wanted, nothing is
-    kept."""
+    """Return class weights [C, e] of an adapted text encoder, as `kept_weights` does.
+
+    Args:
+        backbone: The backbone.
+        names: Names of the classes.
+        templates: Templates of their prompts.
+        saved: Digest of the saved model that adapts the encoder; if empty, or where gradients are
+            wanted, nothing is kept.
+        make: Makes the weights.
+    """
     if not saved or torch.is_grad_enabled():
         return make()
-    facts = [list(names), list(templates), saved]
-    return _kept(backbone, facts, (len(names), _size(backbone)), make)
+    return _kept(backbone, [list(names), list(templates), saved], len(names), make)
 
 
 def kept_words(backbone: Backbone, text: str, make: Callable[[], Tensor]) -> Tensor:
     """Return embeddings [n, d] of the tokens of a text, as `kept_weights` does."""
-    return _kept(backbone, ["words", text], (None, backbone.text.width), make)
-
-
-def _size(backbone: Backbone) -> int:
-    return backbone.facts.embedding_size if backbone.facts else 0
+    return _kept(backbone, ["words", text], None, make)
 
 
 def _kept(
     backbone: Backbone,
     facts: Sequence[object],
-    shape: tuple[int | None, int],
+    classes: int | None,
     make: Callable[[], Tensor],
 ) -> Tensor:
-    """Return a matrix that was kept, or make and keep it. facts: all that it depends on, besides
-    the backbone and the machine. shape: of the matrix; None is any number."""
+    """Return a matrix that was kept, or make and keep it.
+
+    Args:
+        backbone: The backbone.
+        facts: All that the matrix depends on, besides the backbone and the machine.
+        classes: Its rows, of class weights; None for token embeddings, of any number.
+        make: Makes the matrix.
+    """
     device = backbone.device
     if backbone.facts is None or torch.is_autocast_enabled(device.type):
         return make()
@@ -181,14 +199,15 @@ def _kept(
     key = _digest(*parts, *how, *facts)
     with suppress(SafetensorError, OSError, KeyError, UserError):
         file = _place(key, "safetensors")
-        found = load_file(file)[WEIGHTS]
-        rows = found.shape[:1] if shape[0] is None else shape[:1]
-        if found.shape == (*rows, shape[1]) and found.isfinite().all():
+        found = load_file(file)[TENSOR_NAME]
+        width = backbone.text.width if classes is None else backbone.facts.embedding_size
+        rows = len(found) if classes is None else classes
+        if found.shape == (rows, width) and found.isfinite().all():
             _note_use(file)
             return found.to(device)
     made = make()
     with suppress(UserError):
-        write_tensors(_place(key, "safetensors"), {WEIGHTS: made})
+        write_tensors(_place(key, "safetensors"), {TENSOR_NAME: made})
         _remove_old()
     return made
 
@@ -205,10 +224,15 @@ class ImageFirst(Backbone):
 
     @classmethod
     def of(cls, front: Backbone, facts: Facts, load: Callable[[], Backbone]) -> ImageFirst:
-        """Return one. front: with a stand-in for the text encoder, and without a tokenizer. facts:
-        about the whole. load: loads the whole."""
+        """Return one.
+
+        Args:
+            front: Backbone with a stand-in for the text encoder, and without a tokenizer.
+            facts: What is known about the whole.
+            load: Loads the whole.
+        """
         new = object.__new__(cls)
-        own = {name: value for name, value in vars(front).items() if name not in LATER}
+        own = {name: value for name, value in vars(front).items() if name not in LATE_FIELDS}
         own |= {"facts": facts, "tokenizer_digest": facts.tokenizer_digest}
         vars(new).update(own, _front=front.model, _load=load, _lock=threading.Lock())
         return new
@@ -251,9 +275,8 @@ class ImageFirst(Backbone):
         with self._lock, torch.inference_mode(False):
             if "_rest" not in vars(self):
                 whole = self._load().to(self.device)
-                whole.model.visual, whole.model.logit_scale = (
-                    self.visible.visual, self.visible.logit_scale
-                )  # fmt: skip
+                whole.model.visual = self.visible.visual
+                whole.model.logit_scale = self.visible.logit_scale
                 vars(self)["_rest"] = whole
         rest: Backbone = vars(self)["_rest"]
         return rest
@@ -282,8 +305,17 @@ class _TextLater:
 def load_image_first(
     name: str, weights: Path, seen: Seen, load: Callable[[], Backbone]
 ) -> Backbone | None:
-    """Load the image encoder of a model folder; None if the folder has changed meanwhile. seen: the
-    folder; facts say that its image encoder can be loaded alone. load: loads the whole."""
+    """Load the image encoder of a model folder.
+
+    Args:
+        name: Name of the backbone.
+        weights: The folder's file of weights.
+        seen: The folder; its facts say that its image encoder can be loaded alone.
+        load: Loads the whole.
+
+    Returns:
+        The backbone, None if the folder has changed meanwhile.
+    """
     try:
         front = _load_front(name, seen.folder, weights)
     except Exception:  # a folder that is being replaced can raise anything
@@ -346,13 +378,19 @@ def _is_same(whole: Backbone, folder: Path, weights: Path) -> bool:
         front = _load_front(whole.name, folder, weights)
     except (UserError, RuntimeError, SafetensorError, OSError):
         return False
-    ours, theirs = (
-        [
-            str(one.preprocess), one.image_size, one.mean, one.std, one.resizing,
-            structure_of(one.visible.get_submodule("visual")), type(one.image).__name__,
-        ]
-        for one in (front, whole)
-    )  # fmt: skip
     found, own = _image_tensors(front.visible), _image_tensors(whole.visible)
-    alike = ours == theirs and found.keys() == own.keys()
+    alike = _image_settings(front) == _image_settings(whole) and found.keys() == own.keys()
     return alike and all(torch.equal(found[key], own[key]) for key in own)
+
+
+def _image_settings(backbone: Backbone) -> list[object]:
+    """Return what has no weights but changes the image features of a backbone."""
+    return [
+        str(backbone.preprocess),
+        backbone.image_size,
+        backbone.mean,
+        backbone.std,
+        backbone.resizing,
+        structure_of(backbone.visible.get_submodule("visual")),
+        type(backbone.image).__name__,
+    ]

@@ -45,13 +45,14 @@ from rmadapter.backbones.names import (
     WEIGHTS_SUFFIXES,
     check_architecture,
     check_name,
+    names_in,
     nearest,
 )
 from rmadapter.backbones.numbers import check_numbers
 from rmadapter.backbones.packaged import POCKET, is_packaged, load_package, packaged_names
 from rmadapter.backbones.trust import (
     CONFIG,
-    PICKLES,
+    PICKLE_SUFFIXES,
     check_config,
     check_folder,
     check_hub_names,
@@ -60,7 +61,9 @@ from rmadapter.backbones.trust import (
 )
 from rmadapter.errors import UserError, quoted
 from rmadapter.support.files import JsonObject, user_path
-from rmadapter.support.hub import hub_errors
+from rmadapter.support.hub import Unreachable, hub_errors
+from rmadapter.support.machine import find_device
+from rmadapter.support.terminal import note
 
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
 SMALL_FILES = ["*.json", "*.txt", "*.model"]  # configurations and tokenizers on the hub
@@ -128,6 +131,32 @@ def load_backbone(name: str) -> Backbone:
         return _smoke_test(name, lambda: load_image_only(name, fetch))
     check_name(name)
     return _from_architecture(name)
+
+
+def first_of(names: str, device: str = "cpu") -> Backbone:
+    """Load a backbone by name or, of several names separated by commas, the first that is here or
+    can be fetched. A note says which it is and why.
+
+    Args:
+        names: Names as for `load_backbone`.
+        device: As for `load`.
+
+    Raises:
+        UserError: As `load_backbone`, also for a wrong name before the last; an unknown device.
+    """
+    choices = names_in(names)
+    for name, other in zip(choices, [*choices[1:], ""], strict=True):
+        try:
+            backbone = load_backbone(name)
+        except Unreachable as error:
+            if not other:
+                raise
+            note(f"{error}; using {other} instead")
+        else:
+            if len(choices) > 1:
+                note(f"backbone: {name}")
+            return backbone.to(find_device(device))
+    raise AssertionError("the last one is returned or raises")
 
 
 def load_known(name: str) -> Backbone:
@@ -381,7 +410,7 @@ def _from_folder(name: str, folder: Path, repository: str = "") -> Backbone:
     """Load a model folder. repository: on the hub, if the folder is a snapshot of one."""
     weights = _weights_in(folder)
     if weights is None:
-        pickles = [file.name for file in sorted(folder.iterdir()) if file.suffix in PICKLES]
+        pickles = [file.name for file in sorted(folder.iterdir()) if file.suffix in PICKLE_SUFFIXES]
         hint = ""
         if pickles:
             hint = f"; {pickles[0]} is a pickle, and {how_to_convert(folder / pickles[0])}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rmadapter.backbones.packaged import is_packaged, packaged_names
-from rmadapter.backbones.trust import PICKLES, how_to_convert
+from rmadapter.backbones.trust import PICKLE_SUFFIXES, how_to_convert
 from rmadapter.errors import UserError
 from rmadapter.support.files import user_path
 
@@ -17,7 +17,7 @@ HF_HUB = "hf-hub:"  # before OWNER/NAME, for a backbone on the Hugging Face hub
 TIMM = "timm:"  # before what `TimmName` reads, for an image encoder alone
 AUTO = "auto"  # instead of a name, for those that are on this disk
 NO_WEIGHTS = "none"  # instead of a tag, for random weights
-WEIGHTS_SUFFIXES = (".safetensors", *PICKLES)
+WEIGHTS_SUFFIXES = (".safetensors", *PICKLE_SUFFIXES)
 
 
 class TimmName(NamedTuple):

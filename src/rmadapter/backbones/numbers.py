@@ -19,19 +19,19 @@ from rmadapter.support.files import LARGEST, read_text
 
 CONFIGS = ("open_clip_config.json", "config.json")
 TRANSFORMS = ("preprocessor_config.json", "processor_config.json")
-MOST_CONFIG = 2**20  # bytes of one of these
-MOST_SIDE = 2_048  # pixels of an image, and tokens of a prompt
-MOST_PATCHES = 16_384  # of an image
-MOST_LAYERS = 1_000
-MOST_RATIO = 16  # of the width in a block to that outside
-MOST_NUMBER = 2**16  # of any other field, unless a tensor is as large
-MANY_ROWS = 4_096  # from here on, that times the width is compared with the weights
-MOST_ID = 1_000_000  # of a token
+MAX_CONFIG_BYTES = 2**20  # bytes of one of these
+MAX_SIDE = 2_048  # pixels of an image, and tokens of a prompt
+MAX_PATCHES = 16_384  # of an image
+MAX_LAYERS = 1_000
+MAX_RATIO = 16  # of the width in a block to that outside
+MAX_NUMBER = 2**16  # of any other field, unless a tensor is as large
+MIN_LARGE_ROWS = 4_096  # from here on, that times the width is compared with the weights
+MAX_ID = 1_000_000  # of a token
 # what any weights may have: small, and files state defaults that nothing uses
-ANY_LAYERS, ANY_WIDTH, ANY_NUMBERS = 100, 1_024, 1_000_000
-MOST_OTHER = 1e31  # in a tokenizer's files: transformers writes 1e30 for "no limit"
-LONGEST_LIST = 1_000
-SLACK = 8  # times the weights that an object may seem to need: layers can share theirs
+ALLOWED_LAYERS, ALLOWED_WIDTH, ALLOWED_NUMBERS = 100, 1_024, 1_000_000
+MAX_TOKENIZER_NUMBER = 1e31  # in a tokenizer's files: transformers writes 1e30 for "no limit"
+MAX_LIST_LENGTH = 1_000
+MAX_TIMES_WEIGHTS = 8  # times the weights that an object may seem to need: layers can share theirs
 
 LAYERS = re.compile(r".*(layers?|depths?|blocks)")
 WIDTHS = re.compile(r".*(width|hidden_size|embed_dims?|intermediate_size|d_model|d_ff)")
@@ -42,8 +42,13 @@ RATIOS = re.compile(r".*ratio")
 
 
 class Headers(NamedTuple):
-    """What the headers of a folder's weights say. largest: size of a dimension. numbers: in all
-    tensors."""
+    """What the headers of a folder's weights say.
+
+    Attributes:
+        tensors: Number of tensors.
+        largest: Size of the largest dimension.
+        numbers: Numbers in all tensors.
+    """
 
     tensors: int
     largest: int
@@ -60,7 +65,7 @@ def check_numbers(folder: Path) -> None:
             continue
         strict = file.name in (*CONFIGS, *TRANSFORMS)
         try:
-            text = read_text(file, "readable JSON", MOST_CONFIG if strict else LARGEST)
+            text = read_text(file, "readable JSON", MAX_CONFIG_BYTES if strict else LARGEST)
             value = json.loads(text, parse_constant=_not_finite)
             if strict:
                 _check_products(value, headers)
@@ -74,10 +79,10 @@ def check_numbers(folder: Path) -> None:
             raise
         except (ValueError, RecursionError, OverflowError) as error:
             raise UserError(f"{file}: {error}") from None
-    if max(sides) / min(patches) > math.sqrt(MOST_PATCHES):
+    if max(sides) / min(patches) > math.sqrt(MAX_PATCHES):
         raise UserError(
             f"{folder}: images of {max(sides):,.0f} pixels in patches of {min(patches):,.0f} are "
-            f"more than {MOST_PATCHES:,} patches"
+            f"more than {MAX_PATCHES:,} patches"
         )
 
 
@@ -104,14 +109,22 @@ def _not_finite(word: str) -> float:
 
 def _numbers(value: object, field: str, transform: bool) -> Iterator[tuple[str, float]]:
     """Yield the numbers of a JSON value, each with the field that it, or its list, is under.
-    transform: whether fields of images alone are expected, as "size"."""
+
+    Args:
+        value: The value.
+        field: Field that it is under.
+        transform: Whether fields of images alone are expected, as "size".
+
+    Raises:
+        ValueError: A list of layers is too long.
+    """
     if isinstance(value, dict):
         for key, part in value.items():
             # "width" of an encoder is no side of an image
             name = f"model {key}" if key in ("size", "width", "height") and not transform else key
             yield from _numbers(part, name, transform or key == "preprocess_cfg")
     elif isinstance(value, list):
-        if LAYERS.fullmatch(field) and len(value) > LONGEST_LIST:
+        if LAYERS.fullmatch(field) and len(value) > MAX_LIST_LENGTH:
             raise ValueError(f"{quoted(field)} has {len(value):,} parts")
         for part in value:
             yield from _numbers(part, field, transform)
@@ -136,9 +149,9 @@ def _check_products(value: object, headers: Headers) -> None:
         elif WIDTHS.fullmatch(key):
             widths += parts
         elif not IDS.fullmatch(key):
-            others += [one for one in parts if one > MANY_ROWS]
+            others += [one for one in parts if one > MIN_LARGE_ROWS]
     needed = max(max(layers) * max(widths) ** 2, max(others) * max(widths))
-    if needed > SLACK * max(headers.numbers, ANY_NUMBERS):
+    if needed > MAX_TIMES_WEIGHTS * max(headers.numbers, ALLOWED_NUMBERS):
         raise ValueError(
             f"{max(layers):,.0f} layers, {max(widths):,.0f} wide, with {max(others):,.0f} rows "
             f"need more than the {headers.numbers:,} numbers of these weights"
@@ -148,19 +161,19 @@ def _check_products(value: object, headers: Headers) -> None:
 def _check(field: str, number: float, headers: Headers | None) -> None:
     """Raise ValueError for a number that is too large. headers: None in a tokenizer's file."""
     if headers is None:
-        most: float = MOST_OTHER
+        most: float = MAX_TOKENIZER_NUMBER
     elif field == TOKENS or SIDES.fullmatch(field):
-        most = MOST_SIDE
+        most = MAX_SIDE
     elif RATIOS.fullmatch(field):
-        most = MOST_RATIO
+        most = MAX_RATIO
     elif LAYERS.fullmatch(field):
-        most = min(MOST_LAYERS, max(headers.tensors, ANY_LAYERS))
+        most = min(MAX_LAYERS, max(headers.tensors, ALLOWED_LAYERS))
     elif WIDTHS.fullmatch(field):  # a block has a matrix of at least a quarter of its square
-        most = max(min(headers.largest, 2 * math.isqrt(headers.numbers)), ANY_WIDTH)
+        most = max(min(headers.largest, 2 * math.isqrt(headers.numbers)), ALLOWED_WIDTH)
     elif IDS.fullmatch(field):
-        most = MOST_ID
+        most = MAX_ID
     else:
-        most = max(MOST_NUMBER, headers.largest)
+        most = max(MAX_NUMBER, headers.largest)
     if not abs(number) <= most:
         shown = quoted(number)
         raise ValueError(

@@ -22,7 +22,10 @@ INSTALL = "pip install rmadapter-pocket"
 class Packaged(Protocol):
     """What an entry point names: a module or object with these members.
 
-    LICENCE: of the weights. MEGABYTES: to fetch on first use. ABOUT: what it is for, in a line.
+    Attributes:
+        LICENCE: Licence of the weights.
+        MEGABYTES: Size of what is fetched on first use.
+        ABOUT: What it is for, in a line.
     """
 
     LICENCE: str

@@ -18,8 +18,8 @@ from rmadapter.errors import UserError, did_you_mean
 from rmadapter.support.files import LARGEST, JsonObject, read_json, walk
 
 CONFIG = "open_clip_config.json"
-CODE = (".py", ".pyc", ".pyd", ".so", ".dll", ".dylib")
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")
+CODE_SUFFIXES = (".py", ".pyc", ".pyd", ".so", ".dll", ".dylib")
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")
 # For these fields transformers imports or fetches code, in whatever file they are (CVE-2026-4372).
 CODE_FIELDS = [
     "auto_map",
@@ -98,9 +98,9 @@ def findings(folder: Path, *, pickles: bool = True) -> Iterator[str]:
                 continue
             elif not real.is_file():
                 yield f"{shown} is not a plain file; remove it from the folder"
-            elif kind in CODE:
+            elif kind in CODE_SUFFIXES:
                 yield f"{shown} is code, which a model folder may not hold; remove it"
-            elif kind in PICKLES and pickles:
+            elif kind in PICKLE_SUFFIXES and pickles:
                 how = how_to_convert(shown)
                 yield f"{shown} is a pickle, which is never read; remove it ({how})"
             elif kind == ".json":

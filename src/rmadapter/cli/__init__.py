@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rmadapter.support.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from rmadapter.backbones.choice import first_of as first_of
+    from rmadapter.backbones.load import first_of as first_of
     from rmadapter.cli.checks import check_backbones as check_backbones
     from rmadapter.cli.options import (
         Columns as Columns,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 __getattr__, __all__ = lazy_names(
     __name__,
     {
-        "rmadapter.backbones.choice": ["first_of"],
+        "rmadapter.backbones.load": ["first_of"],
         "rmadapter.cli.checks": ["check_backbones"],
         "rmadapter.cli.options": [
             "Columns",

@@ -332,7 +332,8 @@ def _convert_checkpoint(
 
 
 def _list_backbones(speed: bool, as_json: bool) -> None:
-    from rmadapter.backbones.choice import BATCH, MEASURED, listed, measured
+    from rmadapter.backbones.published import listed
+    from rmadapter.backbones.speed import BATCH_SIZE, SPEED_FIELDS, measured
     from rmadapter.support.machine import find_device, named
 
     device = find_device("auto")
@@ -347,11 +348,11 @@ def _list_backbones(speed: bool, as_json: bool) -> None:
     cells = []
     for row in found:
         on_disk = "" if row["mb"] is None else f"{row['mb']} MB"
-        speeds = [str(row.get(key, "")) for key in MEASURED] if speed else []
+        speeds = [str(row.get(key, "")) for key in SPEED_FIELDS] if speed else []
         cells.append([row["name"], row["state"], on_disk, row["about"], *speeds])
     table(header, cells)
     if speed:
-        print(f"images/s: encoded in batches of {BATCH} on {named(device)}")
+        print(f"images/s: encoded in batches of {BATCH_SIZE} on {named(device)}")
 
 
 def cache(
@@ -488,8 +489,8 @@ def _has(need: Requirement) -> bool:
 
 
 def _backbones() -> dict[str, str]:
-    from rmadapter.backbones.choice import licence_of, listed
     from rmadapter.backbones.packaged import POCKET, packaged_names
+    from rmadapter.backbones.published import licence_of, listed
     from rmadapter.backbones.trust import findings
 
     facts: dict[str, str] = {}

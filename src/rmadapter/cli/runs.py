@@ -143,7 +143,7 @@ def fit(
     from rmadapter.backbones.importing import import_for_command
 
     import_for_command()
-    from rmadapter.backbones.choice import advise
+    from rmadapter.backbones.published import advise
     from rmadapter.runs.backbones import prepare_backbone
     from rmadapter.runs.fit import Origin, fit as run_fit, join_fit
     from rmadapter.runs.lab import Lab, Team

@@ -13,7 +13,7 @@ from rmadapter.artifacts.checkpoint import Saved
 from rmadapter.artifacts.record import BackboneName, MethodName, Record, read_record
 from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.backbones import Backbone
-from rmadapter.backbones.choice import licence_of
+from rmadapter.backbones.published import licence_of
 from rmadapter.errors import UserError
 from rmadapter.export import FACTS, graph, int8, parity, web
 from rmadapter.export.engines import GRAPH, LITERT, OPENVINO

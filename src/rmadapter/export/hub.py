@@ -26,9 +26,9 @@ from rmadapter.artifacts.record import BackboneName, Choice, MethodName, Record,
 from rmadapter.artifacts.run_folder import HUB, RunFolder, check_model
 from rmadapter.artifacts.summary import promise_table
 from rmadapter.artifacts.value import BackboneChoice
-from rmadapter.backbones.choice import licence_of
 from rmadapter.backbones.load import is_published
 from rmadapter.backbones.names import HF_HUB
+from rmadapter.backbones.published import licence_of
 from rmadapter.errors import UserError
 from rmadapter.methods import METHODS, traits_of
 from rmadapter.methods.uses import uses_of

@@ -11,9 +11,10 @@ import numpy as np
 
 from rmadapter.artifacts.value import BackboneChoice, BackboneRow
 from rmadapter.backbones import Backbone
-from rmadapter.backbones.choice import licence_of, megabytes_of, on_disk, speed_of
 from rmadapter.backbones.load import shared
 from rmadapter.backbones.names import AUTO, is_choice, names_in
+from rmadapter.backbones.published import licence_of, on_disk
+from rmadapter.backbones.speed import megabytes_of, speed_of
 from rmadapter.data.fewshot import half
 from rmadapter.errors import UserError
 from rmadapter.methods.linear_probe import LinearProbe

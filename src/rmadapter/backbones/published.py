@@ -1,27 +1,17 @@
-"""Backbones to choose from: which are on this disk, their cost, the first available of several."""
+"""List backbones: published ones of which something is known, and those on this disk."""
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
-from rmadapter.backbones.backbone import Backbone
 from rmadapter.backbones.image_only import licence_of_timm
-from rmadapter.backbones.load import load_backbone
-from rmadapter.backbones.names import HF_HUB, TIMM, names_in
+from rmadapter.backbones.names import HF_HUB, TIMM
 from rmadapter.backbones.packaged import INSTALL, POCKET, load_package, packaged_names
 from rmadapter.support.files import JsonObject
-from rmadapter.support.hub import Unreachable
-from rmadapter.support.machine import find_device
-from rmadapter.support.terminal import note
 
 
-class Known(NamedTuple):
+class Published(NamedTuple):
     """A published backbone of which something is known before it is downloaded.
 
     Attributes:
@@ -46,41 +36,35 @@ class Known(NamedTuple):
 AS_ITS_CARD = "as its card on the hub says"
 PICKLED = "pickled, as last looked at"
 BIOMED_CLIP = "hf-hub:microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224"
-KNOWN = {
-    "ViT-B-32/openai": Known("general", 605, "Apache-2.0", 63.2),
-    "ViT-B-16/openai": Known("general", 598, "Apache-2.0", 68.3),
-    "ViT-L-14/openai": Known("general", 1710, AS_ITS_CARD, 75.5),
-    "timm:vit_small_patch14_dinov2.lvd142m": Known("general", 88, "apache-2.0"),
-    "timm:vit_small_patch16_dinov3.lvd1689m": Known("general", 86, "dinov3-license"),
-    "timm:convnext_tiny.in12k_ft_in1k": Known("general", 111, "apache-2.0"),
-    "timm:mobilenetv4_conv_small.e2400_r224_in1k": Known("small", 10, "apache-2.0"),
-    "timm:vit_large_patch16_dinov3.sat493m": Known("remote sensing", 1212, "dinov3-license"),
-    "hf-hub:imageomics/bioclip": Known(
+PUBLISHED = {
+    "ViT-B-32/openai": Published("general", 605, "Apache-2.0", 63.2),
+    "ViT-B-16/openai": Published("general", 598, "Apache-2.0", 68.3),
+    "ViT-L-14/openai": Published("general", 1710, AS_ITS_CARD, 75.5),
+    "timm:vit_small_patch14_dinov2.lvd142m": Published("general", 88, "apache-2.0"),
+    "timm:vit_small_patch16_dinov3.lvd1689m": Published("general", 86, "dinov3-license"),
+    "timm:convnext_tiny.in12k_ft_in1k": Published("general", 111, "apache-2.0"),
+    "timm:mobilenetv4_conv_small.e2400_r224_in1k": Published("small", 10, "apache-2.0"),
+    "timm:vit_large_patch16_dinov3.sat493m": Published("remote sensing", 1212, "dinov3-license"),
+    "hf-hub:imageomics/bioclip": Published(
         "species", 598, "MIT", listed=False, architecture="ViT-B-16", weights=PICKLED
     ),
-    "hf-hub:imageomics/bioclip-2": Known(
+    "hf-hub:imageomics/bioclip-2": Published(
         "species", 1710, "MIT", listed=False, architecture="ViT-L-14", weights="not stated"
     ),
-    BIOMED_CLIP: Known("medicine", 784, "MIT", listed=False, weights=PICKLED),
+    BIOMED_CLIP: Published("medicine", 784, "MIT", listed=False, weights=PICKLED),
 }
-ADVISED = "ViT-B-16/openai"
-BETTER = (
+ADVISED_BACKBONE = "ViT-B-16/openai"
+ADVICE = (
     "backbone pocket is small and works offline; on photos a real CLIP is far better: --backbone "
-    f"{ADVISED} ({KNOWN[ADVISED].megabytes} MB from the Hugging Face hub, once), or another from "
-    "`rmadapter backbones`"
+    f"{ADVISED_BACKBONE} ({PUBLISHED[ADVISED_BACKBONE].megabytes} MB from the Hugging Face hub, "
+    "once), or another from `rmadapter backbones`"
 )
-BATCH, TIMES = 8, 5
-# A small model that is measured beside the listed ones, with random weights.
-SMALL = "MobileCLIP2-S0/none"
-MEASURED = ("images_per_second", "megabytes_in_memory")
-MB = 1e6  # bytes
 READY = "ready"
-TO_COME = "from the Hugging Face hub when first used"
 
 
 def advise(name: str) -> str:
     """Return advice for a run on this backbone, or nothing."""
-    return BETTER if name == POCKET else ""
+    return ADVICE if name == POCKET else ""
 
 
 def licence_of(name: str) -> str:
@@ -91,81 +75,10 @@ def licence_of(name: str) -> str:
         stated = licence_of_timm(name)
         if stated:
             return f"{stated} (timm's table of weights)"
-    if name in KNOWN:
-        licence = KNOWN[name].licence
+    if name in PUBLISHED:
+        licence = PUBLISHED[name].licence
         return licence if licence == AS_ITS_CARD else f"{licence} (its card on the hub)"
     return "its publisher's, not known here: check where the backbone comes from"
-
-
-def first_of(names: str, device: str = "cpu") -> Backbone:
-    """Load a backbone by name or, of several names separated by commas, the first that is here or
-    can be fetched. A note says which it is and why.
-
-    Args:
-        names: Names as for `load_backbone`.
-        device: As for `load`.
-
-    Raises:
-        UserError: As `load_backbone`, also for a wrong name before the last; an unknown device.
-    """
-    choices = names_in(names)
-    for name, other in zip(choices, [*choices[1:], ""], strict=True):
-        try:
-            backbone = load_backbone(name)
-        except Unreachable as error:
-            if not other:
-                raise
-            note(f"{error}; using {other} instead")
-        else:
-            if len(choices) > 1:
-                note(f"backbone: {name}")
-            return backbone.to(find_device(device))
-    raise AssertionError("the last one is returned or raises")
-
-
-def measured(rows: Sequence[JsonObject], device: torch.device) -> list[JsonObject]:
-    """Return the rows of `listed`, and one of SMALL, those of models that can be measured without
-    a download with the fields of MEASURED."""
-    about = "random weights, for its speed alone"
-    small = {"name": SMALL, "state": about, "mb": None, "folder": "", "about": ""}
-    found = []
-    for row in [*rows, small]:
-        name = row["name"]
-        is_ready = name in packaged_names() and row["mb"] is not None
-        is_open_clip = name == SMALL or (name in KNOWN and KNOWN[name].imagenet is not None)
-        if is_ready or is_open_clip:
-            speed, size = cost_of(name, device)
-            row = {**row, **dict(zip(MEASURED, (round(speed, 1), size), strict=True))}
-        found.append(row)
-    return found
-
-
-def cost_of(name: str, device: torch.device) -> tuple[float, float]:
-    """Measure the images per second of an image encoder here, as `speed_of`, and return them with
-    the megabytes of the whole model. Published models get random weights, so that nothing is
-    downloaded."""
-    source = name if name in packaged_names() else f"{name.partition('/')[0]}/none"
-    backbone = load_backbone(source)
-    return speed_of(backbone, device), megabytes_of(backbone)
-
-
-@torch.no_grad()
-def speed_of(backbone: Backbone, device: torch.device) -> float:
-    """Measure the images per second of an image encoder on a device, in batches of 8."""
-    backbone = backbone.to(device)
-    pixels = torch.zeros(BATCH, 3, backbone.image_size, backbone.image_size, device=device)
-    seconds = []
-    for _ in range(TIMES + 1):
-        started = time.perf_counter()
-        backbone.image.frozen(pixels).features.sum().item()  # waits for a GPU
-        seconds.append(time.perf_counter() - started)
-    return BATCH / statistics.median(seconds[1:])  # the first one warms up
-
-
-def megabytes_of(backbone: Backbone) -> float:
-    """Return the megabytes of a backbone's weights in memory."""
-    weights = backbone.model.parameters()
-    return round(sum(one.numel() * one.element_size() for one in weights) / MB, 1)
 
 
 def on_disk(hub_cache: Path | None = None) -> list[str]:
@@ -190,7 +103,7 @@ def listed(hub_cache: Path | None = None) -> list[JsonObject]:
     rows = _packaged()
     for name, repository in _repositories().items():
         place = cached.pop(repository, None)
-        if place or name in KNOWN:
+        if place or name in PUBLISHED:
             rows.append(_row(name, place))
     return rows + [_row(f"{HF_HUB}{repository}", place) for repository, place in cached.items()]
 
@@ -200,7 +113,7 @@ def _repositories() -> dict[str, str]:
     one of open_clip."""
     import open_clip
 
-    names = [name for name in KNOWN if name.startswith(TIMM)]
+    names = [name for name in PUBLISHED if name.startswith(TIMM)]
     repositories = {name: f"timm/{name.removeprefix(TIMM)}" for name in names}
     for architecture, tag in open_clip.list_pretrained():
         location = open_clip.get_pretrained_cfg(architecture, tag).get("hf_hub", "")
@@ -212,15 +125,15 @@ def _row(name: str, place: Path | None) -> JsonObject:
     """Return what `listed` says of a backbone of the hub.
 
     Args:
-        name: Name of the backbone; one of `KNOWN` if it is not on this disk.
+        name: Name of the backbone; one of `PUBLISHED` if it is not on this disk.
         place: Its folder in the hub's cache.
     """
-    known = KNOWN.get(name)
+    known = PUBLISHED.get(name)
     state, megabytes, about = READY, None, ""
     if place:
         megabytes = _size(place)
     elif known:
-        state = f"{known.megabytes:,} MB {TO_COME}"
+        state = f"{known.megabytes:,} MB from the Hugging Face hub when first used"
     if known and known.imagenet is not None:
         published = f"published: {known.imagenet} % zero-shot on ImageNet"
         about = f"needs the hub once; {published}; licence: {known.licence}"
@@ -269,4 +182,4 @@ def _cached(folder: Path | None) -> dict[str, Path]:
 def _size(folder: Path) -> int:
     """Return the megabytes of a folder's files, each counted once."""
     files = {file.resolve() for file in folder.rglob("*") if file.is_file()}
-    return round(sum(file.stat().st_size for file in files) / MB)
+    return round(sum(file.stat().st_size for file in files) / 1e6)
