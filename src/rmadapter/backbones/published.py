@@ -116,9 +116,16 @@ def _repositories() -> dict[str, str]:
     names = [name for name in PUBLISHED if name.startswith(TIMM)]
     repositories = {name: f"timm/{name.removeprefix(TIMM)}" for name in names}
     for architecture, tag in open_clip.list_pretrained():
-        location = open_clip.get_pretrained_cfg(architecture, tag).get("hf_hub", "")
-        repositories[f"{architecture}/{tag}"] = "/".join(location.rstrip("/").split("/")[:2])
+        repositories[f"{architecture}/{tag}"] = repository_of(architecture, tag)
     return repositories
+
+
+def repository_of(architecture: str, tag: str) -> str:
+    """Return the repository on the hub of weights that open_clip publishes, "" if there is none."""
+    import open_clip
+
+    location = open_clip.get_pretrained_cfg(architecture, tag).get("hf_hub", "")
+    return "/".join(location.rstrip("/").split("/")[:2])
 
 
 def _row(name: str, place: Path | None) -> JsonObject:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from rmadapter.adapter import at_least_float32
 from rmadapter.artifacts.checkpoint import Saved
+from rmadapter.backbones.build import first_line
 from rmadapter.errors import UserError
 from rmadapter.export.engines import (
     DISTANCE,
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     import openvino
     from onnx import ModelProto
     from PIL import Image
+    from torch.export import ExportedProgram
+    from torch.onnx import ONNXProgram
 
 T = TypeVar("T")
 BatchAxis = tuple[dict[int, object]] | None  # which axis of the pixels is free
@@ -190,9 +193,8 @@ def _traced(module: Answers, make: Callable[..., T], what: str) -> T:
         try:
             return make(module, pixels[:1], None)
         except Exception as error:
-            reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"{fitted.method.title} cannot be exported as {what} ({reason})"
+                f"{fitted.method.title} cannot be exported as {what} ({first_line(error)})"
             ) from error
 
 
@@ -200,23 +202,40 @@ def _onnx(module: Answers, pixels: Tensor, batch: BatchAxis) -> ModelProto:
     from onnxscript.optimizer import fold_constants
 
     program = torch.export.export(module, (pixels,), dynamic_shapes=batch, strict=False)
+    exported = to_onnx(program, INPUT, module.outputs, batch and ({0: "batch"},))
+    # such as transposed weights
+    fold_constants(
+        exported.model, input_size_limit=MAX_GRAPH_BYTES, output_size_limit=MAX_GRAPH_BYTES
+    )
+    return exported.model_proto
+
+
+def to_onnx(
+    program: ExportedProgram,
+    entry: str,
+    exits: Sequence[str],
+    dynamic_shapes: tuple[dict[int, str]] | None = None,
+) -> ONNXProgram:
+    """Return a traced module as an ONNX graph.
+
+    Args:
+        program: The module, which takes one tensor.
+        entry: Name of its input.
+        exits: Names of its outputs.
+        dynamic_shapes: Names of the input's free axes.
+    """
     exported = torch.onnx.export(
         program,
         (),
         dynamo=True,
         opset_version=OPSET,
         verbose=False,
-        optimize=True,
-        input_names=[INPUT],
-        output_names=list(module.outputs),
-        dynamic_shapes=batch and ({0: "batch"},),
+        input_names=[entry],
+        output_names=list(exits),
+        dynamic_shapes=dynamic_shapes,
     )
     assert exported is not None
-    # such as transposed weights
-    fold_constants(
-        exported.model, input_size_limit=MAX_GRAPH_BYTES, output_size_limit=MAX_GRAPH_BYTES
-    )
-    return exported.model_proto
+    return exported
 
 
 def write(model: ModelProto, file: Path) -> None:

@@ -28,7 +28,7 @@ from rmadapter.artifacts.summary import promise_table
 from rmadapter.artifacts.value import BackboneChoice
 from rmadapter.backbones.load import is_published
 from rmadapter.backbones.names import HF_HUB
-from rmadapter.backbones.published import licence_of
+from rmadapter.backbones.published import licence_of, repository_of
 from rmadapter.errors import UserError
 from rmadapter.methods import METHODS, traits_of
 from rmadapter.methods.uses import uses_of
@@ -272,13 +272,10 @@ def _metadata(model: Model, record: Record | None, repository: str, licence: str
 
 def hub_name(backbone: str) -> str | None:
     """Return the repository on the hub that a backbone's weights come from, if one is known."""
-    import open_clip
-
     if backbone.startswith(HF_HUB):
         return backbone.removeprefix(HF_HUB)
     architecture, _, tag = backbone.partition("/")
-    path = open_clip.get_pretrained_cfg(architecture, tag).get("hf_hub", "") if tag else ""
-    return "/".join(path.split("/")[:2]) or None
+    return (repository_of(architecture, tag) if tag else "") or None
 
 
 def _results(record: Record) -> list[EvalResult]:

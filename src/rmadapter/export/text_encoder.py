@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
+from rmadapter.backbones.build import first_line
 from rmadapter.errors import UserError
 from rmadapter.export import graph
 from rmadapter.export.text_classes import (
@@ -121,23 +122,14 @@ def write_text_encoder(fitted: Fitted, names: Sequence[str], folder: Path) -> tu
     try:
         with silenced(logging.WARNING, output=True):
             program = torch.export.export(encoder, (encoder.example,), strict=False)
-            exported = torch.onnx.export(
-                program,
-                (),
-                dynamo=True,
-                opset_version=graph.OPSET,
-                verbose=False,
-                input_names=[TOKENS],
-                output_names=["weights"],
-            )
-        assert exported is not None
+            exported = graph.to_onnx(program, TOKENS, ["weights"])
         graph.write(exported.model_proto, folder / TEXT_ENCODER)
     except OSError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"the text encoder of {fitted.method.title} cannot be exported as a graph ({reason})"
+            f"the text encoder of {fitted.method.title} cannot be exported as a graph "
+            f"({first_line(error)})"
         ) from error
     scale = float(fitted.backbone.logit_scale) / fitted.temperature
     facts = {"templates": encoder.templates, "scale": scale, "names": [*names]}
