@@ -27,7 +27,7 @@ from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.methods import load_method
 from rmadapter.methods.rmadapter import RMAdapter
 from rmadapter.prompts import tokenize
-from rmadapter.training.cache import FORMATS
+from rmadapter.training.cache import DTYPES
 
 WHAT = ("all six products", "gradients of weights")
 COLUMNS = ("format", "products", "step_seconds", "one_by_one", "batched", "saves", "difference")
@@ -95,7 +95,7 @@ def measure(options: Any, backbone: Backbone, kind: str) -> list[dict[str, Any]]
     sides = []
     for side, count in tokens.items():
         adapters, width = len(model.adapters.blocks(side)), model.encoders[side].width
-        sides.append(Side.drawn(adapters, count, width, method.adapter.rank, FORMATS[kind]))
+        sides.append(Side.drawn(adapters, count, width, method.adapter.rank, DTYPES[kind]))
     blocks = [side.blocks for side in sides]
     runs: dict[str, Callable[[], Any]] = {"step": fit.step}
     for what in WHAT:

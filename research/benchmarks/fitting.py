@@ -17,7 +17,7 @@ from torch import Tensor
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import States
 from rmadapter.settings import Machine
-from rmadapter.training.cache import FORMATS, Cache
+from rmadapter.training.cache import DTYPES, Cache
 from rmadapter.training.contract import Shots
 from rmadapter.training.loop import Batch
 
@@ -57,7 +57,7 @@ class Fit:
 
     def loss(self, states: States | None = None) -> Tensor:
         """Compute the loss on all shots. states: of the shots, instead of the source's."""
-        kind = FORMATS[self.shots.machine.precision]
+        kind = DTYPES[self.shots.machine.precision]
         images = self.source.batch(self.rows) if states is None else states
         batch = Batch(
             0, self.rows, self.shots.labels, images, torch.Generator().manual_seed(self.shots.seed)

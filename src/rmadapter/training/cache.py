@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BATCH_SIZE",
-    "FORMATS",
+    "DTYPES",
     "Cache",
     "Held",
     "Live",
@@ -51,7 +51,7 @@ __all__ = [
 
 GB = 1e9
 BATCH_SIZE = 64  # images encoded at once when no gradient is needed
-FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 Plan: TypeAlias = list[tuple[tuple[int, ...], torch.dtype]]  # shape and format of each tensor
 Key: TypeAlias = tuple[str, int | None, bool, torch.dtype]  # digest, block, augmented, format
@@ -227,7 +227,7 @@ class Cache:
         live = Live(self, images, first, augmented, views)
         if not views or not (self.hold or self.store):
             return live
-        kind = FORMATS[precision if first else "fp32"]
+        kind = DTYPES[precision if first else "fp32"]
         key = (images.digest, first, augmented, kind)
         if key not in self._held:
             whole = self._whole
@@ -317,7 +317,7 @@ class Cache:
 
     def bytes_of(self, count: int, first: int | None) -> int:
         """Return how many bytes the activations of `count` views take."""
-        return _size(self._plan(count, [first], FORMATS[self.machine.precision])[1])
+        return _size(self._plan(count, [first], DTYPES[self.machine.precision])[1])
 
     def _reuse(
         self, images: ImageSet, first: int | None, augmented: bool, kind: torch.dtype

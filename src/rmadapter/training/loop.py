@@ -27,7 +27,7 @@ from rmadapter.support.distributed import add_up, begin, several
 from rmadapter.support.files import JsonObject, write_tensors
 from rmadapter.support.machine import keep_freed_memory
 from rmadapter.support.terminal import bar, note
-from rmadapter.training.cache import FORMATS, Source
+from rmadapter.training.cache import DTYPES, Source
 from rmadapter.training.shots import Callback, Figures, Shots, Trained, Unfinished
 from rmadapter.training.traits import Recipe
 
@@ -305,7 +305,7 @@ class Trainer:
         self, module: nn.Module, recipe: Recipe, shots: Shots, times: Callable[[str], float]
     ) -> None:
         self.module, self.recipe, self.device = module, recipe, shots.device
-        self.format = FORMATS[shots.machine.precision]
+        self.format = DTYPES[shots.machine.precision]
         self._seed = shots.seed
         groups = defaultdict[float, list[nn.Parameter]](list)
         for name, parameter in module.named_parameters():
