@@ -252,7 +252,7 @@ def at_a_tenth(answer: dict[str, Any]) -> tuple[dict[str, Any], bool]:
 
 
 SLOW = pytest.mark.slow
-FORMATS = ["onnx", *(pytest.param(to, marks=SLOW) for to in ("torch", "openvino", "litert"))]
+FORMATS = ["onnx", *(pytest.param(to, marks=SLOW) for to in ("openvino", "litert"))]
 NEEDED = {
     "onnx": ("onnxruntime", "onnxscript"), "openvino": ("openvino",), "litert": ("litert_torch",)
 }  # fmt: skip
