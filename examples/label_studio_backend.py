@@ -206,7 +206,7 @@ class Project:
         try:
             kept, saved = self.labels.values(), self.saved
             own = {"backbone": saved.fitted.backbone.name} if saved else {}
-            model = FewShotClassifier(method=self.method, shots=0, **own)
+            model = FewShotClassifier(method=self.method, **own)
             model.fit([self.image(place) for place, *_ in kept], [label for _, label, *_ in kept])
             number = 1 + max((int(run.name[4:]) for run in self.folder.glob("run-*")), default=0)
             model.save(self.folder / f"run-{number}")

@@ -6,7 +6,7 @@ from rmadapter.data.catalog.openmoji import load_openmoji
 
 pictograms = load_openmoji()  # or read_images("my-images") with train/, test/
 train, test = pictograms["train"], pictograms["test"]
-classifier = FewShotClassifier(shots=16)  # tries several methods within ten minutes
+classifier = FewShotClassifier()
 classifier.fit(train.images, [train.classes[label] for label in train.labels])
 print(classifier.score(test.images, [test.classes[label] for label in test.labels]))
 print(classifier.predict(test.images[:3]))  # paths, PIL images or arrays

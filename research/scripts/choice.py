@@ -20,6 +20,7 @@ from statistics import fmean
 from typing import Any, TypeAlias
 
 import numpy as np
+from choice_rule import CANDIDATES, choose, methods_for
 from studies import (
     CHOOSE_ALL,
     REPORT_ALL,
@@ -35,9 +36,8 @@ from studies import (
 
 from rmadapter import metrics
 from rmadapter.artifacts.record import HeldOut
-from rmadapter.methods.auto import CANDIDATES
-from rmadapter.methods.registry import DEFAULT
-from rmadapter.runs.folds import FOLDS, Folds, choose
+from rmadapter.methods import DEFAULT, PREFERRED
+from rmadapter.runs.folds import FOLDS, Folds
 from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
 from rmadapter.runs.run import run_task
@@ -57,17 +57,15 @@ SAID, ASKED = 0.6, 0.9  # a probability, and a share of right answers
 def measure(lab: Lab, data: str, shots: int, seed: int, whole: bool) -> list[dict[str, Any]]:
     """Choose among the candidates, and run each of them and the paper's method on the test split.
     whole: answer all folds by slow candidates, too."""
-    common = {"shots": shots, "seed": seed, "minutes": MINUTES}
-    request = Request.make(common, AUTO, data=data, choosing=True)
+    request = Request.make({"shots": shots, "seed": seed}, PREFERRED, data=data)
     folds = Folds.make(request.task, lab.draw(request.task), lab, FOLDS)
-    choices = request.method.choices(folds.images.labels)
-    assert choices is not None
-    chosen = choose(folds, choices).chosen
+    methods = methods_for(folds.images.labels)
+    chosen = choose(folds, methods, MINUTES)
     lines = []
-    for name in (*choices.methods, DEFAULT):
+    for name in (*methods, DEFAULT):
         run = Request.make({"shots": shots, "seed": seed}, name, data=data)
         counted = folds.answered(run.method, name)
-        temperature = folds.temperature(run.method, name)
+        temperature = folds.temperature(run.method, name, counted or folds.free(run.method))
         tempered = folds.tempered(run.method, name, temperature or 1)
         held_out = HeldOut.of(tempered.table, tempered.labels) if tempered else None
         outcome = run_task(run.task, run.method, lab, name)
@@ -89,7 +87,7 @@ def measure(lab: Lab, data: str, shots: int, seed: int, whole: bool) -> list[dic
             "backbone": record.backbone.model_dump(),
             "versions": record.versions,
         }
-        if name in choices.methods and counted:
+        if name in methods and counted:
             answers = folds.answers(run.method, name, count=None if whole else counted)
             labels = np.array(folds.judged.labels)[: len(answers.table)]
             right = answers.table.argmax(1) == labels

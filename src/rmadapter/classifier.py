@@ -29,15 +29,15 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     It adapts a CLIP-like backbone. Images are paths, PIL images or arrays [H, W, 3]; labels are
     class names or integers. After `fit` it has `classes_`, the labels in the order of
     `predict_proba`'s columns; `fitted_`, a `Fitted`; `history_`, the loss terms of each step;
-    `choice_`, where it chose the method, and `backbones_`, where it chose the backbone.
+    `backbones_`, where it chose the backbone.
     `RMAdapterClassifier` is the same class.
 
     Args:
         backbone: A name that `load_backbone` accepts; or several, of which the one is chosen on
             which a linear probe is most accurate, by cross-validation of the shots: "A,B" or
             ("A", "B"). "auto" stands for those on this disk.
-        method: A name that `load_method` accepts, or "auto", which chooses one by cross-validation
-            of the shots; not every method that it may choose can be asked about new classes.
+        method: A name that `load_method` accepts, or "auto": RMAdapter+, and on a backbone without
+            text a linear probe.
         shots: Number of images drawn per class, 0 for all.
         seed: Seed of the draw, the initialisation and the order of batches.
         progress: Whether to show bars on stderr.
@@ -63,7 +63,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         backbone: str | Sequence[str] = "pocket",
         *,
         method: str = "auto",
-        shots: int = 16,
+        shots: int = 0,
         seed: int = 1,
         progress: bool = False,
         class_names: Sequence[str] | None = None,
@@ -99,16 +99,14 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         Raises:
             UserError: A name is unknown; then none is set.
         """
-        from rmadapter.methods import load_method
         from rmadapter.runs.request import check_names
 
         arguments = {name: value for name, value in params.items() if name in ARGUMENTS}
         settings = {name: value for name, value in params.items() if name not in ARGUMENTS}
         method = arguments.get("method", self.method)
         if settings:
-            loaded = load_method(str(method), choosing=True)
             backbone: Any = arguments.get("backbone", self.backbone)
-            check_names(settings, str(method), loaded, joined(backbone))
+            check_names(settings, str(method), joined(backbone))
         for name, value in arguments.items():
             setattr(self, name, value)
         self.settings = {**self.settings, **settings}
@@ -146,7 +144,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
         names = self.class_names if class_names is None else class_names
         common = {"backbone": joined(self.backbone), "shots": self.shots, "seed": self.seed}
-        request = Request.make({**common, **self.settings}, self.method, choosing=True)
+        request = Request.make({**common, **self.settings}, self.method)
         data, shots = image_set(images, labels, names), request.task.shots
         natural = request.task.draw == "natural"  # its counts are known only once it is drawn
         data = with_weights(data, sample_weight, None if natural else self.class_weight, shots)
@@ -155,10 +153,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         self.fitted_, self._name = learnt.fitted, learnt.name
         self.history_, self.class_names_ = learnt.fitted.trained.history, learnt.fitted.classes
         self.classes_ = np.array(half(data, request.task.classes).written)
-        for earlier in ("choice_", "backbones_"):
-            self.__dict__.pop(earlier, None)
-        if learnt.choice:
-            self.choice_ = learnt.choice
+        self.__dict__.pop("backbones_", None)
         if learnt.backbones:
             self.backbones_ = learnt.backbones
         return self

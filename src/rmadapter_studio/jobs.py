@@ -76,9 +76,6 @@ class Job:
         kind, _, text = line.partition(": ")
         if kind == "note":
             self.notes.append(without_commands(text))
-            if text.startswith("auto: "):
-                self.message = f"trying {without_commands(text.removeprefix('auto: '))}"
-                self.share = None
         elif match := PROGRESS.fullmatch(line):
             done = int(match["done"].replace(",", ""))
             total = int((match["total"] or "0").replace(",", ""))

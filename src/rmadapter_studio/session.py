@@ -31,7 +31,7 @@ from rmadapter_studio.promises import Seen, look
 from rmadapter_studio.scores import Scores, read_scores, record_of
 from rmadapter_studio.shared import MAX_PROMPTS, Shared
 
-METHODS = ("auto", "linear-probe-pair", "rmadapter-plus")
+METHODS = ("rmadapter-plus", "linear-probe-pair")
 TARGETS = ("onnx", "web")
 BUSY = "Something is already running: wait for it, or stop it."
 NO_MODEL = "There is no classifier yet: train one, or use the names alone."

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rmadapter.artifacts.record import Candidate, Choice, Judgement, Rates, Record, Score
+from rmadapter.artifacts.record import Judgement, Rates, Record, Score
 from rmadapter.artifacts.summary import (
     describe_tie,
     headline_of,
@@ -184,12 +184,9 @@ def test_a_fitted_method_has_the_name_that_is_typed_and_its_changed_settings(
         how="on the test split", images=9, classes=("a",), majority=71.0,
         rows=(Rates(name="zero-shot", p=0.01, **rates), Rates(name="linear probe", **rates)),
     )  # fmt: skip
-    choice = Choice(
-        chosen="linear-probe", minutes=1, folds=4, images=9, rows=(Candidate(name="linear-probe"),)
-    )
     run = synthetic_runs.record("linear-probe", "x", 1, {}, title="linear probe")
     run = synthetic_runs.with_method(run, settings={"epochs": 3, "iterations": 3})
-    run = run.model_copy(update={"judgement": judgement, "choice": choice})
+    run = run.model_copy(update={"judgement": judgement})
     print_record(run, as_json=False)
     out = capsys.readouterr().out
     changed = ", ".join(f"{name}={value}" for name, value in run.method.changed.items())

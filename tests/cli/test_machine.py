@@ -24,9 +24,7 @@ __all__ = ["rmadapter"]  # a fixture
 
 def test_methods_lists_all_with_the_papers_counts(rmadapter: Command) -> None:
     found = {method["name"]: method for method in rmadapter.json("methods")}
-    assert list(found) == [*METHODS, "auto"]
-    assert found["auto"]["parameters"] is None
-    del found["auto"]  # it chooses among the others
+    assert list(found) == [*METHODS]
     assert found["mma"]["parameters"] == 674_560  # as its paper has it, ViT-B/16
     assert found["zero-shot"]["parameters"] == 0
     assert found["rmadapter"]["settings"]["rank"] == 32
@@ -42,7 +40,7 @@ def test_methods_lists_all_with_the_papers_counts(rmadapter: Command) -> None:
 def test_methods_fits_80_columns_and_names_all(rmadapter: Command) -> None:
     out = rmadapter.done("methods").out
     assert max(map(len, out.splitlines())) <= 80
-    for name in (*METHODS, "auto"):
+    for name in METHODS:
         assert f" {name} " in out
 
 
@@ -56,9 +54,9 @@ def test_lists_fit_80_columns_in_a_pipe(
         assert len(line) <= 80 or "://" in line
 
 
-@pytest.mark.parametrize("name", ["rmadapter-plus", "linear-probe", "auto"])
+@pytest.mark.parametrize("name", ["rmadapter-plus", "linear-probe"])
 def test_methods_explains_one(rmadapter: Command, name: str) -> None:
-    method = load_method(name, choosing=True)
+    method = load_method(name)
     out = rmadapter.done("methods", name).out
     head, *tables = out.splitlines()
     assert (name in head, method.source in head) == (True, True)

@@ -20,7 +20,6 @@ import reference
 
 from rmadapter.backbones import Backbone
 from rmadapter.methods import METHODS, load_method
-from rmadapter.methods.auto import Auto
 from rmadapter.settings import parse_overrides, settings_of
 from rmadapter.task import COMMON_SETTINGS
 from tests.helpers.commands import assert_parses, parser
@@ -111,7 +110,7 @@ def test_a_wrong_command_is_noticed(line: str, complaint: str) -> None:
 def test_settings_exist(page: Path) -> None:
     """--set NAME=... anywhere, with or without a command around it."""
     methods = [*METHODS, f"{ROOT}/examples/nearest_mean.py:NearestMean"]
-    owners = [*map(load_method, methods), Auto()]
+    owners = [*map(load_method, methods)]
     every = {name for owner in owners for name in settings_of(owner)} | {*COMMON_SETTINGS}
     for name in re.findall(r"--set ([\w.-]+)=", page.read_text(encoding="utf-8")):
         method, dot, field = name.rpartition(".")

@@ -20,8 +20,6 @@ from rmadapter.artifacts.checkpoint import EXAMPLES, load
 from rmadapter.artifacts.model_file import read_model
 from rmadapter.artifacts.record import (
     BackboneName,
-    Candidate,
-    Choice,
     MethodName,
     read_record,
 )
@@ -90,12 +88,11 @@ def test_nothing_private_is_sent(finished: Path, tmp_path: Path) -> None:
     secret = "/home/anna/secret"
     reason = f"{secret}/1.jpg: damaged"
     score_update = {"data": f"{secret}/zoo", "reason": reason}
-    row = Candidate(name="mma", reason=reason)
     test = Question("x", f"{secret}/zoo")
     update = {
         "task": replace(record.task, data=f"{secret}/pets", tests=(test,)),
         "scores": tuple(score.model_copy(update=score_update) for score in record.scores),
-        "choice": Choice(chosen="rmadapter", minutes=1, rows=(row,)),
+        "choice": {"chosen": secret, "rows": [{"reason": reason}]},
         "command": f"rmadapter fit {secret}",
         "notes": (secret,),
         "machine": {"cpu": secret},

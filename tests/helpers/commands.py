@@ -9,7 +9,7 @@ from typer.main import get_command
 
 from rmadapter.bench.plan import common_and_own
 from rmadapter.bench.protocols import AXES, PROTOCOLS
-from rmadapter.methods import DEFAULT, default_for, load_method
+from rmadapter.methods import AUTO, DEFAULT, load_method
 from rmadapter.runs.request import Request
 from rmadapter.settings import parse_overrides
 
@@ -45,10 +45,10 @@ def assert_parses(words: list[str], whole: bool = True) -> None:
         assert {word for word in arguments if word.startswith("--")} <= options
         return
     sets = parse_overrides(given.get("sets") or [])
-    default = default_for(given.get("half")) if verb == "fit" else DEFAULT
+    default = AUTO if verb == "fit" else DEFAULT
     named = given.get("method") or default
     if verb == "methods" and given["name"] not in (None, *PLACEHOLDERS):
-        load_method(given["name"], sets, choosing=True)
+        load_method(given["name"], sets)
     elif verb == "bench":
         assert given["protocol"] in PROTOCOLS
         assert {axis for axis in given["axes"].split(",") if axis} <= set(AXES)
@@ -57,4 +57,4 @@ def assert_parses(words: list[str], whole: bool = True) -> None:
         for name in {*filter(None, given["methods"].split(",")), *own} - {*PLACEHOLDERS}:
             load_method(name, own.get(name, {}))
     elif named not in PLACEHOLDERS:
-        Request.make(sets, named, given.get("effort") or "normal", choosing=verb == "fit")
+        Request.make(sets, named, given.get("effort") or "normal")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import random
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,22 @@ def test_a_method_answers_and_leaves_the_backbone_as_it_was(
         assert probabilities(fitted, images, OTHERS).shape == (len(images), 4)
     assert weights(tiny_clip) == before
     assert not any(module._forward_hooks for module in tiny_clip.model.modules())
+
+
+@pytest.mark.parametrize("name", ci_except(METHODS, *ONE_OF_EACH))
+def test_threads_get_the_answers_of_one(name: str, tiny_clip: Backbone, images: ImageSet) -> None:
+    """Eight threads that share a model, and so the blocks of its backbone."""
+    fitted = quick_method(name).fit(tiny_clip, shots_of(tiny_clip, images))
+    expected = probabilities(fitted, images)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            tables = list(pool.map(lambda _: probabilities(fitted, images), range(16)))
+    finally:
+        sys.setswitchinterval(before)
+    for table in tables:
+        torch.testing.assert_close(table, expected)
 
 
 @pytest.mark.parametrize("name", ci_except(TRAINED, "coop", "rmadapter"))

@@ -201,7 +201,6 @@ jobs.Jobs().add(one)
 def test_progress_lines_become_messages() -> None:
     one = Job("Training", [], Path(), Path("x"))
     for line, message, share in (
-        ("note: auto: rmadapter (7 of 8)", "trying rmadapter (7 of 8)", None),
         ("checking images: 7", "checking images", None),
         ("frozen activations: 5 of 10, 12 s left", "looking at the images: 12 s left", 0.5),
         ("checking images: 9 of 10, 0 s left, loss 0.1", "checking images", None),

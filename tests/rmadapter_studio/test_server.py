@@ -151,7 +151,9 @@ def test_refused_files(
 
 
 def test_refused_requests(client: TestClient) -> None:
-    assert "at least two classes" in error_of(client.post("/api/train", json={"method": "auto"}))
+    assert "at least two classes" in error_of(
+        client.post("/api/train", json={"method": "rmadapter-plus"})
+    )
     assert "method is missing" in error_of(client.post("/api/train"))
     for body in ({}, {"names": "a"}, {"names": []}, {"names": [1]}):
         assert error_of(client.post("/api/classes", json=body)) == "names: give at least one"

@@ -94,7 +94,7 @@ def test_training_and_downloads(
 ) -> None:
     add_images(session, colors / "train", "red", "blue", "green")
     session.train("linear-probe-pair")
-    for call in (lambda: session.train("auto"), lambda: session.remove("red")):
+    for call in (lambda: session.train("rmadapter-plus"), lambda: session.remove("red")):
         with pytest.raises(UserError, match="running"):
             call()
     assert wait(session) == "done", session.job and session.job.message
@@ -162,7 +162,7 @@ def test_run_of_the_server_learns_another_class(
     shutil.copytree(colors / "train/red", tmp_path / "more/scarlet")
     shutil.copytree(colors / "train/blue", tmp_path / "more/navy")
     add_images(session, tmp_path / "more", "scarlet", "navy")
-    session.train("auto")
+    session.train("rmadapter-plus")
     assert wait(session) == "done", session.job and session.job.message
     labels = ["blue", "green", "navy", "night_sky", "red", "scarlet"]
     assert session.state()["model"]["labels"] == labels
@@ -332,7 +332,7 @@ def test_stopping_changes_nothing(session: Session, colors: Path) -> None:
     assert session.state() | {"job": None} == before
     session.images.remove("blue")
     with pytest.raises(UserError, match="at least two classes"):
-        session.train("auto")
+        session.train("rmadapter-plus")
 
 
 def test_errors_of_the_command_line_are_shown(

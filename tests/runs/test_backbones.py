@@ -65,7 +65,7 @@ def test_the_most_accurate_one_is_chosen(
     good, blind = others
     names = f"{blind},{tiny_clip.name},{good}"
     request, lab = asked(tiny_clip, colors, "linear-probe", names)
-    own, choice = choose_backbone(request.task, request.method, lab)
+    own, choice = choose_backbone(request, lab)
     rows = {row.name: row for row in choice.rows}
     assert [*rows] == [blind, tiny_clip.name, good]
     accuracies = {name: row.accuracy or 0 for name, row in rows.items()}
@@ -84,7 +84,7 @@ def test_the_most_accurate_one_is_chosen(
 def test_facts_of_each(tiny_timm: Backbone, colors: Path, others: list[str]) -> None:
     names = ",".join([tiny_timm.name, *others])
     request, lab = asked(tiny_timm, colors, "linear-probe", names)
-    _, choice = choose_backbone(request.task, request.method, lab)
+    _, choice = choose_backbone(request, lab)
     for row in choice.rows:
         assert (row.images_per_second or 0) > 0
         assert row.licence
@@ -99,7 +99,7 @@ def test_each_encodes_the_shots_once(
     names = ",".join(others)
     request, lab = asked(tiny_timm, colors, "linear-probe", names)
     monkeypatch.setattr(choosing, "speed_of", lambda backbone, device: 1.0)
-    own, choice = choose_backbone(request.task, request.method, lab)
+    own, choice = choose_backbone(request, lab)
     backbone = own.backbone(choice.chosen)
     encoded = []
     inner = backbone.image.frozen_at
@@ -118,15 +118,15 @@ def test_what_cannot_be_used_is_left_out(
 ) -> None:
     names = f"ViT-B-16/openai,{tiny_timm.name},{tiny_clip.name}"
     request, lab = asked(tiny_clip, colors, "rmadapter", names)
-    own, choice = choose_backbone(request.task, request.method, lab)
+    own, choice = choose_backbone(request, lab)
     unreachable, without_text, used = choice.rows
     assert choice.chosen == used.name == tiny_clip.name
     assert "ViT-B-16" in unreachable.reason or "openai" in unreachable.reason
     assert "no text encoder" in without_text.reason
     assert own.backbone(choice.chosen) is own.backbone(tiny_clip.name)
-    none = replace(request.task, backbone=f"{tiny_timm.name},ViT-B-16/openai")
+    task = replace(request.task, backbone=f"{tiny_timm.name},ViT-B-16/openai")
     with pytest.raises(UserError, match="none can be used"):
-        choose_backbone(none, request.method, lab)
+        choose_backbone(replace(request, task=task), lab)
 
 
 def test_too_few_minutes_and_too_few_images(
@@ -134,11 +134,11 @@ def test_too_few_minutes_and_too_few_images(
 ) -> None:
     names = ",".join(others)
     request, lab = asked(tiny_timm, colors, "linear-probe", names)
-    _, choice = choose_backbone(request.task, request.method, lab, minutes=1e-9)
+    _, choice = choose_backbone(replace(request, minutes=1e-9), lab)
     assert choice.chosen == others[0]
     assert {row.reason for row in choice.rows} == {"would not finish in time"}
     request, lab = asked(tiny_timm, colors, "ridge", names, shots=1)
-    _, choice = choose_backbone(request.task, request.method, lab)
+    _, choice = choose_backbone(request, lab)
     assert choice.chosen == others[0]
     assert all("too few images" in row.reason for row in choice.rows)
 
@@ -149,10 +149,10 @@ def test_auto_stands_for_what_is_on_this_disk(
     assert on_disk(empty_hub) == ["pocket"]
     monkeypatch.setattr(choosing, "on_disk", lambda: [tiny_timm.name])
     request, lab = asked(tiny_timm, colors, "linear-probe", "auto")
-    task, own, choice = prepare_backbone(request.task, request.method, lab)
+    request, own, choice = prepare_backbone(request, lab)
     assert choice is not None
-    assert task.backbone == choice.chosen == tiny_timm.name
-    assert own.backbone(task.backbone).name == tiny_timm.name
+    assert request.task.backbone == choice.chosen == tiny_timm.name
+    assert own.backbone(tiny_timm.name).name == tiny_timm.name
     assert [is_choice(text) for text in ("auto", "a/b,c/d", "pocket")] == [True, True, False]
 
 

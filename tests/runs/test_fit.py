@@ -20,19 +20,17 @@ import rmadapter.runs.fit
 import rmadapter.training.loop
 from rmadapter.artifacts.checkpoint import load
 from rmadapter.artifacts.page import rewrite_page
-from rmadapter.artifacts.record import Choice, Record, read_record
+from rmadapter.artifacts.record import Record, read_record
 from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.backbones import Backbone
 from rmadapter.data.fewshot import few_shot
 from rmadapter.data.read import ImageSet, read_images
 from rmadapter.errors import UserError
 from rmadapter.runs.fit import Origin, fit
-from rmadapter.runs.folds import Folds
 from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
 from rmadapter.settings import read_yaml
 from rmadapter.support.locks import exclusive
-from rmadapter.training.contract import Choices
 from tests.helpers.decodes import count_decodes
 from tests.helpers.labs import prepare
 from tests.helpers.slow import slow_except
@@ -309,10 +307,11 @@ def test_a_run_says_how_small_an_error_it_can_promise(
 ) -> None:
     """Beside a test split, a cheap method answers all folds, and others as many as were needed."""
 
-    def run(method: str, **settings: object) -> tuple[int, str]:
-        wanted, lab = prepare(tiny_clip, read_images(colors), method, shots=6, **settings)
+    def run(method: str, by_default: bool = False) -> tuple[int, str]:
+        wanted, lab = prepare(tiny_clip, read_images(colors), method, shots=6)
         out = tmp_path / f"{len([*tmp_path.iterdir()])}"
-        record = fit(wanted.task, wanted.method, out, lab, wanted.name)
+        origin = Origin(by_default=by_default)
+        record = fit(wanted.task, wanted.method, out, lab, wanted.name, origin=origin)
         calibration = load(out, tiny_clip).fitted.calibration
         return len(calibration.shares) if calibration else 0, record.notes[-1]
 
@@ -324,14 +323,9 @@ def test_a_run_says_how_small_an_error_it_can_promise(
     assert images == 0
     assert text.startswith("no error can be promised")
     assert text.endswith("; --folds 4 trains 4 more models and allows 4 %")
-
-    def chosen(folds: Folds, choices: Choices, *_: object) -> Choice:
-        folds.answers(choices.methods["linear-probe"], "linear-probe", count=1)
-        return Choice(chosen="linear-probe", minutes=1)
-
-    monkeypatch.setattr("rmadapter.runs.fit.choose_once", chosen)
-    monkeypatch.setattr("rmadapter.runs.folds.CHEAP_COSTS", ())
-    images, text = run("auto", candidates=("linear-probe",))
+    assert run("rmadapter", by_default=True)[0] == 24  # all of them are fewer than enough
+    monkeypatch.setattr("rmadapter.runs.folds.CALIBRATION_IMAGES", 1)
+    images, text = run("rmadapter", by_default=True)
     assert images in (6, 7, 8)
     assert f"by {images} training images, each" in text
     assert text.endswith("; --folds 4 trains 3 more models and allows 4 %")

@@ -1,10 +1,8 @@
-"""Folds keep copies together, their answers are those of fits by hand, and `auto` uses them."""
+"""Folds keep copies together, and their answers are those of fits by hand."""
 
 from __future__ import annotations
 
-import json
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,37 +10,26 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rmadapter import FewShotClassifier, metrics
-from rmadapter.artifacts.checkpoint import load
-from rmadapter.artifacts.record import Record
-from rmadapter.artifacts.summary import choice_table, describe_choice
+from rmadapter import metrics
 from rmadapter.backbones import Backbone
 from rmadapter.data.read import ImageSet, read_images
-from rmadapter.errors import UserError
-from rmadapter.methods import METHODS, load_method
-from rmadapter.methods.auto import CANDIDATES, FEW_IMAGES, PROBE_FOR_FEW, Auto, preferred
+from rmadapter.methods import load_method
 from rmadapter.methods.linear_probe import LinearProbe
-from rmadapter.runs.fit import fit
 from rmadapter.runs.folds import (
-    Answers,
     Folds,
     OutOfTime,
-    choose,
     fitted_temperature,
-    pick,
     split,
 )
 from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
 from rmadapter.runs.run import learn
-from rmadapter.training.contract import Choices, answers
+from rmadapter.training.contract import answers
 from rmadapter.training.traits import Expected
 from tests.helpers.labs import prepare
 from tests.helpers.shots import grouped_noise
 
 pytestmark = pytest.mark.real_plots
-
-THREE = ("zero-shot", "linear-probe", "tip-adapter")
 
 
 def folds_of(
@@ -50,14 +37,6 @@ def folds_of(
 ) -> tuple[Request, Lab, Folds]:
     wanted, lab = prepare(backbone, {"all": train}, folder=folder, **settings)
     return wanted, lab, Folds.make(wanted.task, lab.draw(wanted.task), lab, 3)
-
-
-def candidates_of(backbone: Backbone, colors: Path, **settings: Any) -> tuple[Folds, Choices]:
-    train = read_images(colors)["train"]
-    wanted, _, folds = folds_of(backbone, train, method="auto", **{"shots": 0, **settings})
-    choices = wanted.method.choices(folds.images.labels)
-    assert choices is not None
-    return folds, choices
 
 
 @pytest.fixture
@@ -152,7 +131,7 @@ def test_answers_are_those_of_fits_to_the_other_folds(tiny_clip: Backbone, color
     parts = [answer["it"].numpy() for answer in answers({"it": fitted.score()}, stream)]
     expected = np.concatenate(parts)
     np.testing.assert_allclose(found.table[: len(expected)], expected, atol=1e-5)
-    temperature = folds.temperature(wanted.method, wanted.name)
+    temperature = folds.temperature(wanted.method, wanted.name, len(folds))
     assert temperature == fitted_temperature(found.table, folds.judged.labels, Expected())
 
 
@@ -166,7 +145,7 @@ def test_folds_of_base_classes_are_of_their_shots(tiny_clip: Backbone, colors: P
 def test_one_image_a_class_makes_no_folds(tiny_clip: Backbone, colors: Path) -> None:
     wanted, _, folds = folds_of(tiny_clip, read_images(colors)["train"], shots=1)
     assert not folds
-    assert folds.temperature(wanted.method, wanted.name) is None
+    assert folds.temperature(wanted.method, wanted.name, 1) is None
 
 
 def test_few_images_do_not_overrule_what_is_expected() -> None:
@@ -182,21 +161,26 @@ def test_few_images_do_not_overrule_what_is_expected() -> None:
         assert few > expected.temperature * np.exp(-2 * expected.deviation)
 
 
-def test_a_method_that_answers_slowly_is_not_calibrated_by_all_folds(
-    tiny_clip: Backbone, colors: Path, fits: list[str]
+def test_a_slow_method_is_calibrated_by_enough_images_and_no_more_folds(
+    tiny_clip: Backbone, colors: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train = read_images(colors)["train"]
-    wanted, _, folds = folds_of(tiny_clip, train, method="tpt")
-    assert folds.temperature(wanted.method, wanted.name) == Expected().temperature
-    assert not fits
+    wanted, _, folds = folds_of(tiny_clip, read_images(colors)["train"])
+    sizes = np.cumsum([len(part) for part in folds.parts]).tolist()
+    for images, expected in ((1, 1), (sizes[0], 1), (sizes[0] + 1, 2), (sizes[1] + 1, 3)):
+        monkeypatch.setattr("rmadapter.runs.folds.CALIBRATION_IMAGES", images)
+        assert folds.needed(wanted.method) == expected
+        assert folds.needed(LinearProbe()) == folds.free(LinearProbe()) == 3
+    monkeypatch.setattr("rmadapter.runs.folds.CALIBRATION_IMAGES", sizes[-1] + 1)
+    assert folds.needed(wanted.method) == 3  # all that there are
+    assert folds.free(wanted.method) == 0
 
 
-def test_a_slow_method_is_calibrated_by_the_folds_it_has_answered(
+def test_a_temperature_is_that_of_the_answered_folds(
     tiny_clip: Backbone, colors: Path, tmp_path: Path, fits: list[str]
 ) -> None:
     train = read_images(colors)["train"]
     wanted, _, folds = folds_of(tiny_clip, train, tmp_path)
-    assert folds.temperature(wanted.method, wanted.name) == Expected().temperature
+    assert folds.temperature(wanted.method, wanted.name, 0) == Expected().temperature
     assert not fits
     first = folds.answers(wanted.method, wanted.name, count=1).table
     part = folds.judged.labels[: len(first)]
@@ -204,10 +188,10 @@ def test_a_slow_method_is_calibrated_by_the_folds_it_has_answered(
     _, _, again = folds_of(tiny_clip, train, tmp_path)  # after a stop
     for some in (folds, again):
         assert some.answered(wanted.method, wanted.name) == 1
-        found = some.temperature(wanted.method, wanted.name)
+        found = some.temperature(wanted.method, wanted.name, 1)
         assert found == fitted_temperature(first, part, Expected())
     assert len(fits) == 1
-    folds.temperature(wanted.method, wanted.name, whole=True)
+    folds.temperature(wanted.method, wanted.name, 3)
     assert len(fits) == 3
 
 
@@ -268,244 +252,3 @@ def test_answers_of_other_folds_are_computed_anew(tiny_clip: Backbone, tmp_path:
     found, right = (some.answers(method, "linear-probe").table for some in (other, fresh))
     np.testing.assert_array_equal(found, right)
     assert len([*tmp_path.glob("folds-*")]) == 6
-
-
-# Choosing a method
-
-
-def test_the_first_within_two_standard_errors_of_the_best_is_taken() -> None:
-    right = np.ones(100, bool)
-    four, five = right.copy(), right.copy()
-    four[:4] = False  # behind by 4 with an error of 1.96, twice which is 3.92
-    five[:5] = False  # behind by 5 with an error of 2.18
-    three = right.copy()
-    three[:3] = False  # behind by 3 with an error of 1.71
-    assert pick([five, four, three, right]) == 2
-    assert pick([right, three, four]) == 0
-    # as many right as the best, on other images: behind by nothing
-    assert pick([np.roll(four, 50), four]) == 0
-    # 9 behind, but on so many images that differ: the error is 4.9
-    noisy, best = right.copy(), right.copy()
-    noisy[:17], best[17:25] = False, False
-    assert pick([noisy, best]) == 0
-    assert pick([~right, ~right]) == 0
-
-
-@pytest.mark.usefixtures("no_search")
-def test_candidates_are_methods_and_are_judged_in_order(tiny_clip: Backbone, colors: Path) -> None:
-    assert {*CANDIDATES} <= {*METHODS}
-    folds, choices = candidates_of(tiny_clip, colors, candidates=THREE)
-    choice = choose(folds, choices)
-    assert [row.name for row in choice.rows] == [*THREE]
-    assert (choice.folds, choice.images) == (3, len(folds.rows))
-    labels, hits = np.array(folds.judged.labels), []
-    for row in choice.rows:
-        hits.append(folds.answers(choices.methods[row.name], row.name).table.argmax(1) == labels)
-        assert row.accuracy == pytest.approx(100 * hits[-1].mean())
-        assert row.reason == ""
-    assert choice.chosen == THREE[pick(hits)]
-    best = max(row.accuracy or 0 for row in choice.rows)
-    for row in choice.rows:
-        assert row.behind == pytest.approx(best - (row.accuracy or 0))
-    header, rows = choice_table(choice)
-    assert header[0] == "method"
-    assert [row[0].removesuffix(" (chosen)") for row in rows] == [*THREE]
-    assert f"auto: {choice.chosen}, the first within" in describe_choice(choice)
-
-
-@pytest.mark.parametrize(
-    ("right", "folds", "chosen"),
-    [
-        # which of 9 images in 3 folds RMAdapter+ is right about; the probe: all but every third
-        ("110110110", 1, "rmadapter-plus"),  # not behind
-        ("100111111", 2, "rmadapter-plus"),  # behind by one image, and then ahead
-        ("100110110", 3, "rmadapter-plus"),  # behind, but not shown to be
-        ("000000000", 1, "linear-probe"),  # hopeless
-    ],
-)
-def test_a_slow_candidate_is_judged_on_as_few_folds_as_settle_it(
-    tiny_clip: Backbone,
-    colors: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    right: str,
-    folds: int,
-    chosen: str,
-) -> None:
-    names = ("rmadapter-plus", "linear-probe")
-    some, choices = candidates_of(tiny_clip, colors, candidates=names, shots=4)
-    some.parts = [[*range(start, start + 3)] for start in (0, 3, 6)]
-    hits = {"linear-probe": "110110110", "rmadapter-plus": right}
-    asked: list[tuple[str, int]] = []
-
-    def answers(method: Any, name: str, *, count: int, **_: Any) -> Answers:
-        asked.append((name, count))
-        labels = np.array(some.judged.labels)[: 3 * count]
-        marks = np.array([mark == "1" for mark in hits[name][: 3 * count]])
-        return Answers(np.eye(4)[np.where(marks, labels, (labels + 1) % 4)], 0.1)
-
-    monkeypatch.setattr(some, "answers", answers)
-    choice = choose(some, choices)
-    assert asked[0] == ("linear-probe", 3)  # the cheap one first, on all folds
-    assert asked[-1] == ("rmadapter-plus", folds)
-    assert choice.chosen == chosen
-    row = choice.rows[0]
-    assert (row.name, row.images) == ("rmadapter-plus", 3 * folds)
-    assert row.accuracy == pytest.approx(100 * right[: 3 * folds].count("1") / (3 * folds))
-
-
-def test_a_slow_candidate_must_leave_time_for_its_training(
-    tiny_clip: Backbone, colors: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    names = ("rmadapter-plus", "zero-shot")
-    some, choices = candidates_of(tiny_clip, colors, candidates=names, minutes=1)
-    right = np.eye(4)
-
-    def fold(method: Any, plain: bool, key: str, number: int, *rest: Any) -> Answers:
-        labels = [some.images.labels[row] for row in some.parts[number]]
-        return Answers(right[labels], 50.0 if method.recipe else 0.1)
-
-    monkeypatch.setattr(some, "_fold", fold)
-    # a training on all three folds would take 75 seconds
-    choice = choose(some, choices)
-    assert (choice.chosen, choice.rows[0].reason) == ("zero-shot", "would not finish in time")
-
-
-@pytest.mark.usefixtures("no_search")
-def test_late_and_failing_candidates_are_listed_with_reasons(
-    tiny_clip: Backbone, colors: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folds, choices = candidates_of(tiny_clip, colors, candidates=THREE)
-    real = folds.answers
-
-    def some(method: Any, name: str, **how: Any) -> Any:
-        if name == "tip-adapter":
-            raise OutOfTime
-        if name == "linear-probe":
-            raise UserError("it has a reason")
-        return real(method, name, **how)
-
-    monkeypatch.setattr(folds, "answers", some)
-    choice = choose(folds, choices)
-    assert choice.chosen == "zero-shot"
-    reasons = ["", "it has a reason", "would not finish in time"]
-    assert [row.reason for row in choice.rows] == reasons
-    assert choice_table(choice)[1][1] == ["linear-probe", "-", "", "it has a reason", ""]
-    with pytest.raises(UserError, match="the first, linear-probe: it has a reason"):
-        choose(folds, Auto(candidates=("linear-probe",)).choices())
-
-
-@pytest.mark.usefixtures("no_search")
-def test_one_image_a_class_is_too_few_to_choose_by(tiny_clip: Backbone, colors: Path) -> None:
-    choice = choose(*candidates_of(tiny_clip, colors, shots=1))
-    assert (choice.chosen, choice.rows) == (CANDIDATES[0], ())
-    assert "too few images per class to choose by" in describe_choice(choice)
-
-
-@pytest.mark.usefixtures("no_search")
-def test_both_probes_are_preferred_for_few_images_alone(tiny_clip: Backbone, colors: Path) -> None:
-    assert preferred(CANDIDATES, 16) == preferred(CANDIDATES, FEW_IMAGES) == [*CANDIDATES]
-    probes = ("linear-probe", PROBE_FOR_FEW)
-    for few in (preferred(CANDIDATES, FEW_IMAGES - 1), preferred(probes, 2)):
-        assert few.index(PROBE_FOR_FEW) + 1 == few.index("linear-probe")
-    assert preferred(CANDIDATES, FEW_IMAGES - 1)[0] == CANDIDATES[0]
-    assert preferred(("zero-shot", "linear-probe"), 2) == ["zero-shot", "linear-probe"]
-    folds, choices = candidates_of(tiny_clip, colors, candidates=("linear-probe", PROBE_FOR_FEW))
-    assert np.median(np.bincount(folds.images.labels)) < FEW_IMAGES
-    assert [row.name for row in choose(folds, choices).rows] == [PROBE_FOR_FEW, "linear-probe"]
-
-
-@pytest.mark.parametrize(
-    ("values", "hint"),
-    [
-        ({"rank": 4}, "rank"),
-        ({"candidates": ["tip-adaptor"]}, "unknown method 'tip-adaptor'; did you mean"),
-        ({"minutes": 0}, "minutes"),
-    ],
-)
-def test_mistakes_in_settings_of_auto_are_named(values: dict[str, object], hint: str) -> None:
-    with pytest.raises(UserError, match=hint):
-        Request.make(values, "auto", choosing=True)
-
-
-@pytest.mark.usefixtures("no_search")
-def test_a_stopped_run_keeps_its_choice(tiny_clip: Backbone, colors: Path, tmp_path: Path) -> None:
-    splits = {"all": read_images(colors)["train"]}
-    wanted, lab = prepare(tiny_clip, splits, "auto", candidates=THREE[:2])
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rmadapter.runs.fit.run_task", stop)
-        with pytest.raises(KeyboardInterrupt):
-            fit(wanted.task, wanted.method, tmp_path, lab, wanted.name)
-    [path] = tmp_path.rglob("choice-*.json")
-    kept = json.loads(path.read_text())
-    other = next(name for name in THREE[:2] if name != kept["chosen"])
-    path.write_text(json.dumps(kept | {"chosen": other}))
-    record = fit(wanted.task, wanted.method, tmp_path, lab, wanted.name)
-    assert record.choice
-    assert (record.choice.chosen, record.method.name) == (other, other)
-    assert not [*tmp_path.rglob("choice-*.json")]
-
-
-@pytest.mark.usefixtures("no_search")
-def test_auto_chooses_a_method_and_says_how(tiny_clip: Backbone, colors: Path) -> None:
-    paths = sorted((colors / "train").glob("*/*.png"))
-    names = [path.parent.name for path in paths]
-    few = FewShotClassifier(tiny_clip.name, method="auto", candidates=THREE[:2], device="cpu")
-    few.fit(paths, names)
-    assert few.choice_.chosen == "linear-probe"
-    assert few.fitted_.method.title == "linear probe"
-    assert few.fitted_.temperature != 1
-    plain = FewShotClassifier(tiny_clip.name, method="linear-probe", device="cpu").fit(paths, names)
-    images = sorted((colors / "test").glob("*/*.png"))
-    np.testing.assert_array_equal(few.predict_proba(images), plain.predict_proba(images))
-    plain.fitted_ = replace(plain.fitted_, temperature=1.0)
-    assert (few.predict(images) == plain.predict(images)).all()  # a temperature changes no answer
-    assert abs(few.predict_proba(images) - plain.predict_proba(images)).max() > 1e-4
-
-
-@pytest.mark.usefixtures("no_search")
-def test_a_method_is_chosen_and_its_probabilities_are_calibrated(
-    tiny_clip: Backbone,
-    colors: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    fits: list[str],
-) -> None:
-    def run(out: Path) -> Record:
-        splits = {"all": read_images(colors)["train"]}
-        wanted, lab = prepare(tiny_clip, splits, "auto", shots=4, candidates=THREE[:2])
-        return fit(wanted.task, wanted.method, out, lab, wanted.name, folds=3)
-
-    first = run(tmp_path / "one")
-    assert first.choice is not None
-    assert first.judgement is not None
-    assert first.choice.chosen == first.method.name == "linear-probe"
-    assert first.judgement.rows[-1].accuracy == pytest.approx(first.choice.rows[1].accuracy)
-    assert first.judgement.doubts[-1].startswith("linear probe was also chosen on these images")
-    saved = load(tmp_path / "one", tiny_clip)
-    assert saved.fitted.temperature == first.temperature != 1
-    assert "Which method?" in (tmp_path / "one" / "report.html").read_text("utf-8")
-    assert run(tmp_path / "one") == first  # finished
-
-    real = Folds.answers  # killed after the first candidate, it goes on with the second
-
-    def dies(self: Any, method: Any, name: str, **how: Any) -> Any:
-        if name == "linear-probe":
-            raise KeyboardInterrupt
-        return real(self, method, name, **how)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Folds, "answers", dies)
-        with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / "two")
-    fits.clear()
-    second = run(tmp_path / "two")
-    assert fits == ["linear probe"] * 3
-    one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))
-    assert one == two
-    assert (second.key, second.temperature) == (first.key, first.temperature)
-    left = [{path.name for path in (tmp_path / name).iterdir()} for name in ("one", "two")]
-    assert left[0] == left[1]

@@ -119,7 +119,7 @@ def test_images_that_are_tested_for_want_of_a_test_split_are_not_seen(
 def test_images_of_the_fold_under_test_are_not_seen(tiny_clip: Backbone) -> None:
     lab, task = lab_of(tiny_clip, **SPLITS), task_of(tiny_clip, shots=4)
     folds = Folds.make(task, lab.draw(task), lab, 2)
-    folds.temperature(Curious(), "curious", whole=True)
+    folds.temperature(Curious(), "curious", len(folds))
     assert len(Curious.seen) == 2
     for shots in Curious.seen:
         assert shots.unlabelled is not None

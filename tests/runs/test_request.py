@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
-from rmadapter.methods import METHODS, load_method
-from rmadapter.methods.auto import Auto
+from rmadapter.methods import METHODS, PREFERRED, WITHOUT_TEXT, load_method
 from rmadapter.runs.request import Request, read_config, requested
 from rmadapter.settings import settings_of
 from rmadapter.task import COMMON_SETTINGS, qualified_settings
@@ -102,15 +102,13 @@ def test_an_effort_counts_more_than_a_file_and_less_than_set(tmp_path: Path) -> 
     assert found.teaching == 6
 
 
-@pytest.mark.parametrize(
-    "text", ["method: {}", "method: auto\ncandidates: [mma, {}]", "auto.candidates: ['{}']"]
-)
+@pytest.mark.parametrize("text", ["method: {}", "rmadapter.method: '{}'"])
 def test_a_config_alone_runs_no_code_from_outside(text: str, tmp_path: Path) -> None:
     name = f"{tmp_path / 'evil.py'}:Evil"
     (tmp_path / "evil.py").write_text("raise SystemExit('ran')")
     (tmp_path / "config.yaml").write_text(text.format(name))
     with pytest.raises(UserError, match=r"--method .+evil\.py:Evil"):
-        requested("", tmp_path / "config.yaml", {}, [], choosing=True)
+        requested("", tmp_path / "config.yaml", {}, [])
     read_config(tmp_path / "config.yaml", ("mma", name))
 
 
@@ -137,11 +135,23 @@ def test_flags_come_before_the_file_and_set_before_both(tmp_path: Path) -> None:
     found = requested("", tmp_path / "c.yaml", flags, ["rank=9"], data="x")
     assert (found.name, found.task.shots, found.task.seed, found.task.data) == ("mma", 7, 4, "x")
     assert settings_of(found.method)["rank"] == 9
-    for classes, name in ((None, "auto"), ("all", "auto"), ("base", "rmadapter-plus")):
-        assert requested("", None, {"classes": classes}, None, choosing=True).name == name
-    (tmp_path / "half.yaml").write_text("classes: novel\n")
-    half = requested("", tmp_path / "half.yaml", {"classes": None}, None, choosing=True)
-    assert half.name == "rmadapter-plus"
-    assert requested("auto", None, {"minutes": 2}, None, choosing=True).method == Auto(minutes=2)
+    with pytest.raises(UserError, match="--minutes limits the choice of one of several backbones"):
+        requested("", None, {"minutes": 2}, None)
+
+
+def test_a_method_that_is_not_named_suits_the_backbone(
+    tiny_clip: Backbone, tiny_timm: Backbone, tmp_path: Path
+) -> None:
+    (tmp_path / "epochs.yaml").write_text("method: auto\nepochs: 3\n")
+    for request in (requested("", None, {}, None), requested("auto", None, {}, None)):
+        assert (request.name, request.on(tiny_clip)) == (PREFERRED, request)
+        other = request.on(tiny_timm)
+        assert (other.name, other.method) == (WITHOUT_TEXT, load_method(WITHOUT_TEXT))
+    request = requested("", tmp_path / "epochs.yaml", {}, None)
+    assert settings_of(request.method)["epochs"] == 3
+    with pytest.raises(UserError, match="unknown setting 'epochs'"):  # the probe has none
+        request.on(tiny_timm)
+    with pytest.raises(UserError, match="no text encoder"):
+        requested(PREFERRED, None, {}, None).on(tiny_timm)
     with pytest.raises(UserError, match="`fit`"):
-        requested("auto", None, {}, None)
+        load_method("auto")

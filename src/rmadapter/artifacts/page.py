@@ -34,9 +34,7 @@ from rmadapter.artifacts.summary import (
     UNTOUCHED,
     Headline,
     backbone_table,
-    choice_table,
     describe_backbones,
-    describe_choice,
     describe_tie,
     headline,
     headline_of,
@@ -185,7 +183,6 @@ def write_run_page(
         and promise_table(record.judgement.promises),
         headline=_headline(record, panels),
         tie=describe_tie(record),
-        choice=record.choice and (*choice_table(record.choice), describe_choice(record.choice)),
         backbones=record.backbones
         and (*backbone_table(record.backbones), describe_backbones(record.backbones)),
         rows=[

@@ -272,48 +272,6 @@ class HeldOut(Value):
         return len(marks), marks.count("1")
 
 
-class Candidate(Value):
-    """A method that `auto` could have chosen.
-
-    Attributes:
-        name: Name that `load_method` accepts.
-        title: Name in tables.
-        accuracy: Accuracy on the images of the folds.
-        images: Number of these images; smaller than for others if they settled it.
-        behind: Distance to the best accuracy, in points.
-        error: Standard error of that distance, in points.
-        seconds: Seconds of all fits and answers.
-        reason: Why there is no accuracy.
-    """
-
-    name: str
-    title: str = ""
-    accuracy: Percent | None = None
-    images: Annotated[int, Field(ge=0, le=10**9)] | None = None
-    behind: Percent | None = None
-    error: Percent | None = None
-    seconds: Number | None = None
-    reason: str = ""
-
-
-class Choice(Value):
-    """The method that `auto` chose; without folds there are no rows.
-
-    Attributes:
-        chosen: The first candidate within two standard errors of the best.
-        minutes: Minutes that judging may take.
-        folds: Number of folds.
-        images: Number of images in all folds together.
-        rows: Candidates in order of preference.
-    """
-
-    chosen: str
-    minutes: Number
-    folds: Annotated[int, Field(ge=0, le=10**9)] = 0
-    images: Annotated[int, Field(ge=0, le=10**9)] = 0
-    rows: Annotated[tuple[Candidate, ...], Field(max_length=1000)] = ()
-
-
 class Record(Value):
     """The record of a run. Rates are in percent, times in seconds, memory in MB of 1e6 bytes.
 
@@ -330,7 +288,7 @@ class Record(Value):
         variant: Row of an ablation.
         axis, value: Name and value of the setting that varies.
         scores: Accuracies on each set.
-        choice: Choice of the method, if `auto` made it.
+        choice: How the method was chosen, in runs that chose one; no run does so any more.
         backbones: Choice of the backbone, if there was one.
         judgement: Estimate of how good the run is.
         temperature: Divisor of the logits, chosen without the test split; None if nothing was.
@@ -371,7 +329,7 @@ class Record(Value):
     axis: str = ""
     value: Setting = None
     scores: Annotated[tuple[Score, ...], FailFast()] = ()
-    choice: Choice | None = None
+    choice: dict[str, object] | None = None
     backbones: BackboneChoice | None = None
     judgement: Judgement | None = None
     temperature: Annotated[float, Field(gt=0, le=1e6)] | None = None

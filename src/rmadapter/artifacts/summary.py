@@ -14,7 +14,6 @@ from rmadapter.support.terminal import escape, note, table
 
 if TYPE_CHECKING:
     from rmadapter.artifacts.record import (
-        Choice,
         Judgement,
         MethodName,
         Record,
@@ -47,9 +46,6 @@ def print_record(record: Record, as_json: bool, run: Path | None = None) -> None
     if record.backbones:
         table(*backbone_table(record.backbones))
         print(describe_backbones(record.backbones))
-    if record.choice:
-        table(*choice_table(record.choice))
-        print(describe_choice(record.choice))
     if judged:
         _print_judgement(record, judged)
     levels = level_table(record.scores)
@@ -121,8 +117,8 @@ def _record_json(record: Record, run: Path | None) -> dict[str, object]:
     mean, before = record.metric("hm"), record.metric("hm", zero_shot=True)
     if mean is not None and before is not None:
         facts["harmonic_mean"] = {"accuracy": mean, "zero_shot_accuracy": before}
-    parts = {"backbones": record.backbones, "choice": record.choice}
-    for name, part in {**parts, "judgement": record.judgement}.items():
+    parts = {"backbones": record.backbones, "judgement": record.judgement}
+    for name, part in parts.items():
         if part:
             facts[name] = part.model_dump(mode="json")
     return facts
@@ -155,30 +151,6 @@ def _before_and_after(before: float | None, after: float) -> list[str]:
     if before is None:
         return ["-", f"{after:.1f}", "-"]
     return [f"{before:.1f}", f"{after:.1f}", f"{after - before:+.1f}"]
-
-
-def describe_choice(choice: Choice) -> str:
-    """Say in a sentence how `auto` chose."""
-    if not choice.rows:
-        return f"auto: {choice.chosen}; there are too few images per class to choose by"
-    return (
-        f"auto: {choice.chosen}, the first within two standard errors of the best, by "
-        f"{choice.folds}-fold cross-validation of {choice.images:,} training images"
-    )
-
-
-def choice_table(choice: Choice) -> Table:
-    """Return a row for each method that `auto` tried."""
-    rows = []
-    for row in choice.rows:
-        name = f"{row.name} (chosen)" if row.name == choice.chosen else row.name
-        if row.accuracy is None or row.behind is None or row.error is None:
-            rows.append([name, "-", "", row.reason, ""])
-        else:
-            behind = f"{row.behind:.1f} ± {row.error:.1f}"
-            images = f"{row.images or choice.images:,}"
-            rows.append([name, f"{row.accuracy:.1f}", images, behind, f"{row.seconds or 0:.0f}"])
-    return ["method", "accuracy in %", "images", "behind the best", "seconds"], rows
 
 
 def describe_backbones(choice: BackboneChoice) -> str:

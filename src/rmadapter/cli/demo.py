@@ -47,7 +47,7 @@ def run_demo(
     the demo's packages are missing.
     """
     from rmadapter.data.catalog.openmoji import ATTRIBUTION, load_openmoji
-    from rmadapter.methods.registry import default_for
+    from rmadapter.methods import PREFERRED
     from rmadapter.runs.fit import Origin, fit
     from rmadapter.runs.lab import Lab
     from rmadapter.runs.request import Request
@@ -55,9 +55,8 @@ def run_demo(
     from rmadapter.task import Question
 
     line_art = "OpenMoji line art"
-    half = "base"
-    values = {"classes": half, "seed": seed, **settings}
-    request = Request.make(values, default_for(half), data="OpenMoji")
+    values = {"classes": "base", "seed": seed, **settings}
+    request = Request.make(values, PREFERRED, data="OpenMoji")
     lab = Lab(request.machine, progress=progress)
     lab.add("OpenMoji", load_openmoji())
     lab.add(line_art, {"test": load_openmoji(style="black")["test"]})

@@ -28,10 +28,6 @@ if TYPE_CHECKING:
 
 FOR_DEVELOPERS = ("dev", "docs", "release")  # extras that no user needs
 SHOTS = 16  # per class, for which the parameters of a method are counted
-CHOOSES = (
-    "Tries several methods on folds of your images, and keeps the most preferred of those that are "
-    "as good as the best. For `fit` and FewShotClassifier."
-)
 
 
 @dataclass(frozen=True)
@@ -79,16 +75,16 @@ def methods(
     With NAME, also how many parameters it trains and predictions need, and its settings.
     """
     from rmadapter.backbones import load_backbone
-    from rmadapter.methods import AUTO, METHODS, entry_points, load_method
+    from rmadapter.methods import METHODS, entry_points, load_method
     from rmadapter.settings import parse_overrides
 
     if sets and not name:
         raise UserError("--set: name the method whose settings these are")
     values = parse_overrides(sets or [])
     if name:
-        load_method(name, values, choosing=True)  # refused before the backbone is loaded
+        load_method(name, values)  # refused before the backbone is loaded
     loaded = load_backbone(backbone)
-    names = [name] if name else [*METHODS, *entry_points(), AUTO]
+    names = [name] if name else [*METHODS, *entry_points()]
     entries = [_listed(one, loaded, classes, values) for one in names]
     counted = f"on {backbone} with {classes} classes and {SHOTS} shots"
     if as_json:
@@ -104,7 +100,7 @@ def _listed(name: str, backbone: Backbone, classes: int, values: Mapping[str, ob
     from rmadapter.methods.uses import uses_of
     from rmadapter.settings import settings_of
 
-    method = load_method(name, values, choosing=True)
+    method = load_method(name, values)
     trained, inference, reason = None, None, ""
     try:
         counted = method.parameters(backbone, classes, SHOTS)
@@ -127,8 +123,7 @@ def _listed(name: str, backbone: Backbone, classes: int, values: Mapping[str, ob
 
 
 def _show_methods(entries: Sequence[Listed], counted: str) -> None:
-    """Print all methods but `auto` in tables by cost, and then `auto`."""
-    from rmadapter.methods import AUTO
+    """Print all methods in tables by cost."""
     from rmadapter.training.traits import COSTS
 
     headings = [*COSTS.items(), (None, "From installed packages that do not say more")]
@@ -136,14 +131,12 @@ def _show_methods(entries: Sequence[Listed], counted: str) -> None:
     for cost, heading in headings:
         rows = []
         for one in entries:
-            if one.name != AUTO and (one.about.cost if one.about else None) == cost:
+            if (one.about.cost if one.about else None) == cost:
                 trained = "-" if one.parameters is None else _short(one.parameters)
                 rows.append([one.name, trained, *_about(one.title, one.about)])
         if rows:
             print(f"\n{heading}:")
             table(header, rows, max_columns=80)
-    print("\nChooses among others, by folds of your images:")
-    table(["method", "what it is for"], [[AUTO, CHOOSES]], max_columns=80)
     print(f"\nnumbers: trained parameters {counted}.")
     print("new: whether a model can be asked about classes that it was not trained on.")
     print("The source, settings and costs of one: rmadapter methods NAME")
@@ -151,16 +144,16 @@ def _show_methods(entries: Sequence[Listed], counted: str) -> None:
 
 def _show_method(method: Listed, counted: str) -> None:
     """Print a method's paper, costs and settings."""
-    from rmadapter.methods import AUTO, load_method
+    from rmadapter.methods import load_method
     from rmadapter.methods.uses import uses_of
     from rmadapter.settings import documentation
     from rmadapter.training.traits import COSTS, READS
 
     trains, new = _about("", method.about)
-    known = load_method(method.name, choosing=True)
+    known = load_method(method.name)
     uses = uses_of(method.name, method.settings, known.traits.uses)
     facts = {
-        "what it does": CHOOSES if method.name == AUTO else trains,
+        "what it does": trains,
         "cost": COSTS[method.about.cost] if method.about else "",
         "what it reads": READS[known.traits.reads],
         "trained parameters": method.reason,
@@ -168,9 +161,7 @@ def _show_method(method: Listed, counted: str) -> None:
         "track": uses.track if uses else "",
         "what it uses": uses.words if uses else "",
     }
-    if method.name == AUTO:
-        del facts["trained parameters"]
-    elif method.parameters is not None:
+    if method.parameters is not None:
         facts["trained parameters"] = f"{method.parameters:,} {counted}"
         facts["of these, predictions need"] = f"{method.inference:,}"
     print(wrapped(f"{method.name}: {method.title}, {method.source}"))

@@ -86,7 +86,7 @@ Precision = Annotated[
 ]
 Shots = Annotated[
     int | None,
-    typer.Option("--shots", help="Images per class; 16 by default, 0 takes all to train on."),
+    typer.Option("--shots", help="Images per class to train on; 0: all, as `fit` does; else 16."),
 ]
 Draw = Annotated[
     str | None,

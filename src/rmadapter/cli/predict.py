@@ -251,7 +251,7 @@ def _predictor(
 ) -> Predictor:
     """Return what answers with the `top` best of the named classes. Raises UserError for classes
     that the run cannot know, and for what it cannot promise."""
-    from rmadapter.methods import FOR_NEW_CLASSES
+    from rmadapter.methods import PREFERRED
     from rmadapter.predict.stream import Predictor
     from rmadapter.training.contract import NotApplicable
 
@@ -262,8 +262,7 @@ def _predictor(
         return Predictor(saved.fitted, prompts, labels, top, *shares, tree)
     except NotApplicable as error:
         raise UserError(
-            f"--names: {error}; `fit --method {FOR_NEW_CLASSES}` makes a model that takes names "
-            "alone"
+            f"--names: {error}; `fit --method {PREFERRED}` makes a model that takes names alone"
         ) from None
 
 

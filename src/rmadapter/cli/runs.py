@@ -70,8 +70,8 @@ class FitOptions:
         str,
         typer.Option(
             "--method",
-            help="Name from `rmadapter methods`, package:Class or file.py:Class; by default auto, "
-            "which tries several, and rmadapter-plus with --half.",
+            help="Name from `rmadapter methods`, package:Class or file.py:Class; by default "
+            "rmadapter-plus, and linear-probe on a backbone without text.",
         ),
     ] = ""
     backbone: Backbone = None
@@ -86,9 +86,7 @@ class FitOptions:
     ] = "normal"
     minutes: Annotated[
         float | None,
-        typer.Option(
-            help="Minutes for auto to choose and train; 10 by default. Also for backbones."
-        ),
+        typer.Option(help="Minutes to choose one of several backbones in; 10 by default."),
     ] = None
 
     def request(self, data: Path, settings: SettingOptions) -> Request:
@@ -99,9 +97,8 @@ class FitOptions:
         names = ("backbone", "shots", "draw", "seed", "device", "precision", "minutes")
         flags = {"classes": self.half, **{name: getattr(self, name) for name in names}}
         request = requested(
-            self.method, settings.config, flags, settings.sets, self.effort, str(data),
-            choosing=True,
-        )  # fmt: skip
+            self.method, settings.config, flags, settings.sets, self.effort, str(data)
+        )
         if self.effort != "normal":
             note(explain_effort(request.name, self.effort, request.method))
         return request
@@ -159,7 +156,8 @@ def fit(
         splits = _with_parents(splits, taxonomy, data, images)
     lab.add(str(data), splits)
     lab.draw(request.task)  # is refused here, before a backbone is loaded
-    task, lab, chosen = prepare_backbone(request.task, request.method, lab, request.minutes)
+    request, lab, chosen = prepare_backbone(request, lab)
+    task = request.task
     advice = advise(task.backbone)
     if advice:
         note(advice)
@@ -168,7 +166,7 @@ def fit(
             join_fit(task, request.method, folder, lab, request.name)
             team.leave()
             return
-        origin = Origin(command(), (), images.named(), images.crops, chosen)
+        origin = Origin(command(), (), images.named(), images.crops, chosen, request.by_default)
         record = run_fit(
             task,
             request.method,

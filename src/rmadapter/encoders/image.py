@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -43,6 +44,7 @@ class ImageEncoder(Encoder[Grid]):
         super().__init__(blocks, width)
         self.visual = visual
         self.read_index = read_index
+        self._hooks = threading.Lock()  # held while hooks hang on the blocks, which threads share
 
     @property
     @abstractmethod
@@ -112,7 +114,7 @@ class ImageEncoder(Encoder[Grid]):
             raise _StopForward
 
         output = EMPTY
-        with ExitStack() as stack:
+        with self._hooks, ExitStack() as stack:
             for i in range(min(wanted, default=top + 1), top + 1):
                 handle = self.blocks[i - 1].register_forward_hook(watch(i), with_kwargs=True)
                 stack.callback(handle.remove)

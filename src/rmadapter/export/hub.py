@@ -13,16 +13,16 @@ import os
 import re
 import shlex
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path, PureWindowsPath
-from typing import TYPE_CHECKING, NamedTuple, TypedDict, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 from rmadapter.answers.held_out import describe_images, least_share
 from rmadapter.artifacts.checkpoint import EXAMPLES, config_of, to_half
 from rmadapter.artifacts.model_file import Model, read_model, read_weights
-from rmadapter.artifacts.record import BackboneName, Choice, MethodName, Record, read_record
+from rmadapter.artifacts.record import BackboneName, MethodName, Record, read_record
 from rmadapter.artifacts.run_folder import HUB, RunFolder, check_model
 from rmadapter.artifacts.summary import promise_table
 from rmadapter.artifacts.value import BackboneChoice
@@ -57,8 +57,6 @@ SENT_FILES = {*FILES, SUMS}
 FILES_OF_THE_HUB = {".gitattributes"}  # in every repository
 LIBRARY, TASK = "rmadapter", "image-classification"
 MAX_CARD_CLASSES = 50  # listed in the model card
-
-ChoiceT = TypeVar("ChoiceT", Choice, BackboneChoice)
 
 
 class PushOptions(NamedTuple):
@@ -363,8 +361,8 @@ def anonymise_record(record: Record) -> Record:
         "backbone": backbone,
         "task": task,
         "scores": tuple(scores),
-        "choice": _anonymise_choice(record.choice, last_part),
-        "backbones": _anonymise_choice(record.backbones, anonymise_word),
+        "choice": None,
+        "backbones": record.backbones and _anonymise_choice(record.backbones),
         "reason": anonymise_reason(record.reason),
         "versions": libraries(record.versions),
         "command": "",
@@ -376,15 +374,13 @@ def anonymise_record(record: Record) -> Record:
     return record.model_copy(update=update)
 
 
-def _anonymise_choice(choice: ChoiceT | None, shorten: Callable[[str], str]) -> ChoiceT | None:
+def _anonymise_choice(choice: BackboneChoice) -> BackboneChoice:
     """Return a choice whose names are shortened, without reasons that could name a file."""
-    if choice is None:
-        return None
     rows = []
     for row in choice.rows:
-        update = {"name": shorten(row.name), "reason": anonymise_reason(row.reason)}
+        update = {"name": anonymise_word(row.name), "reason": anonymise_reason(row.reason)}
         rows.append(row.model_copy(update=update))
-    return choice.model_copy(update={"rows": tuple(rows), "chosen": shorten(choice.chosen)})
+    return choice.model_copy(update={"rows": tuple(rows), "chosen": anonymise_word(choice.chosen)})
 
 
 @cache

@@ -24,7 +24,7 @@ from rmadapter.support.files import JsonObject, user_path
 
 if TYPE_CHECKING:
     from rmadapter.backbones import Backbone
-    from rmadapter.training.contract import Choices, Method
+    from rmadapter.training.contract import Method
     from rmadapter.training.traits import Traits
 
 METHODS: dict[str, str] = {
@@ -81,31 +81,24 @@ METHODS: dict[str, str] = {
     "rmadapter-plus": "rmadapter_plus:RMAdapterPlus",
 }
 DEFAULT = "rmadapter"  # of the paper's experiments: `bench` and `tune`
-AUTO = "auto"
-FOR_NEW_CLASSES = "rmadapter-plus"
-CHOOSERS = {AUTO: "auto:Auto"}  # methods that choose among others
+AUTO = "auto"  # of `fit` and FewShotClassifier: the first of these that suits the backbone
+PREFERRED, WITHOUT_TEXT = "rmadapter-plus", "linear-probe"
 ENTRY_POINT_GROUP = "rmadapter.methods"
 EFFORTS = {"fast": 0.3, "normal": 1.0, "thorough": 3.0}  # times the published epochs
 # Methods from outside that this process has loaded, as its user named them.
 _TRUSTED: set[str] = set()
 
 
-def default_for(classes: object) -> str:
-    """Return the method that `fit` uses if none is named; one that can answer with the names of
-    other classes where only half of the classes is trained."""
-    return AUTO if classes in (None, "all") else FOR_NEW_CLASSES
-
-
 def entry_points() -> dict[str, metadata.EntryPoint]:
     """Return the methods of installed packages by name; built-in names take precedence."""
     points = metadata.entry_points(group=ENTRY_POINT_GROUP)
-    return {point.name: point for point in points if point.name not in {*METHODS, *CHOOSERS}}
+    return {point.name: point for point in points if point.name not in {*METHODS, AUTO}}
 
 
 def is_outside(name: str) -> bool:
     """Return whether loading the method runs code that neither this package nor an installed entry
     point names."""
-    return name not in {*METHODS, *CHOOSERS, *entry_points()}
+    return name not in {*METHODS, AUTO, *entry_points()}
 
 
 def may_run(name: str) -> bool:
@@ -127,7 +120,6 @@ def load_method(
     name: str,
     values: Mapping[str, object] | None = None,
     effort: str = "normal",
-    choosing: bool = False,
 ) -> Method:
     """Return a method with its published settings, some of them replaced.
 
@@ -135,7 +127,6 @@ def load_method(
         name: Name that `rmadapter methods` lists, `file.py:Class` or `package:Class`.
         values: Settings by flat name.
         effort: "fast", "normal" or "thorough": 0.3, 1 or 3 times the published epochs.
-        choosing: Whether the method may choose among others.
 
     Raises:
         UserError: Unknown name, field or effort.
@@ -146,8 +137,6 @@ def load_method(
         16
     """
     method = _checked(_find(name), name)
-    if method.choices() and not choosing:
-        raise UserError(f"{name} only works with `fit` and FewShotClassifier: name a method here")
     return configured(_with_effort(method, effort), values or {}, name)
 
 
@@ -186,7 +175,7 @@ def name_with_settings(text: str, settings: Mapping[str, object]) -> str:
 def _published_settings(name: str) -> JsonObject:
     """Load a method, and return its settings; none if that fails."""
     try:
-        settings = settings_of(load_method(name, choosing=True))
+        settings = settings_of(load_method(name))
     except UserError:  # such as a method of a package that is no longer installed
         return {}
     return dict(json.loads(json.dumps(settings)))
@@ -194,7 +183,12 @@ def _published_settings(name: str) -> JsonObject:
 
 def _find(name: str) -> object:
     """Return the class or object that a name stands for."""
-    place = METHODS.get(name) or CHOOSERS.get(name)
+    if name == AUTO:
+        raise UserError(
+            f"{name} only works with `fit` and FewShotClassifier, where it is {PREFERRED}, and "
+            f"{WITHOUT_TEXT} on a backbone without text: name a method here"
+        )
+    place = METHODS.get(name)
     if place:
         module, _, attribute = place.partition(":")
         return getattr(import_module(f"rmadapter.methods.{module}"), attribute)
@@ -265,7 +259,7 @@ def _checked(member: object, name: str) -> Method:
 @cache
 def traits_of(name: str) -> Traits:
     """Return the traits of a method with its published settings."""
-    return load_method(name, choosing=True).traits
+    return load_method(name).traits
 
 
 def check_text(method: Method, backbone: Backbone) -> None:
@@ -285,18 +279,6 @@ def need_text(backbone: Backbone, what: str) -> None:
         backbone.with_text(what, [name for name in METHODS if traits_of(name).without_text])
 
 
-def usable(choices: Choices, backbone: Backbone) -> Choices:
-    """Return the choices that work on a backbone. Raises UserError if there are none."""
-    methods = {
-        name: method
-        for name, method in choices.methods.items()
-        if backbone.has_text or method.traits.without_text
-    }
-    if not methods:
-        need_text(backbone, "every candidate")
-    return choices._replace(methods=methods)
-
-
 # Effort
 
 
@@ -305,8 +287,6 @@ def _with_effort(method: Method, effort: str) -> Method:
     if effort not in EFFORTS:
         raise UserError(f"effort={effort!r}{did_you_mean(effort, EFFORTS)}")
     factor, recipe = EFFORTS[effort], method.recipe
-    if method.choices():
-        return configured(method, {"effort": effort})
     if factor == 1 or recipe is None:
         return method
     longer = replace(
@@ -329,8 +309,6 @@ def explain_effort(name: str, effort: str, method: Method | None = None) -> str:
         effort: "fast", "normal" or "thorough".
         method: Method to be trained, if its settings may say otherwise.
     """
-    if method is not None and method.choices():
-        return f"effort {effort}: applies to every method that {name} tries"
     published, scaled = load_method(name).recipe, load_method(name, effort=effort).recipe
     if published is None or scaled is None:
         return f"effort {effort}: {name} is not trained step by step, so nothing changes"

@@ -32,7 +32,7 @@ from rmadapter.data.names import (
 )
 from rmadapter.data.read import ImageSet, image_errors, read_images
 from rmadapter.errors import UserError
-from rmadapter.methods import FOR_NEW_CLASSES, load_method, need_text
+from rmadapter.methods import PREFERRED, load_method, need_text
 from rmadapter.methods.uses import backbones_in
 from rmadapter.prompts import prompts_each
 from rmadapter.runs.fit import Origin, fit
@@ -64,7 +64,7 @@ def add_names(saved: Saved, names: Sequence[str], out: Path) -> tuple[str, ...]:
     except NotApplicable as error:
         raise UserError(
             f"{error}; `rmadapter add RUN FOLDER` trains it again with images of the new classes, "
-            f"and `fit --method {FOR_NEW_CLASSES}` makes a model that takes names alone"
+            f"and `fit --method {PREFERRED}` makes a model that takes names alone"
         ) from None
     Taxonomy.of(saved.parents, prompts)
     check_no_model(out)

@@ -18,47 +18,61 @@ from rmadapter.backbones.speed import megabytes_of, speed_of
 from rmadapter.data.fewshot import half
 from rmadapter.errors import UserError
 from rmadapter.methods.linear_probe import LinearProbe
-from rmadapter.runs.folds import FOLDS, Folds, OutOfTime, choices_of, split
+from rmadapter.runs.folds import FOLDS, Folds, OutOfTime, split
 from rmadapter.runs.lab import Lab
+from rmadapter.runs.request import Request
 from rmadapter.support.distributed import launched
 from rmadapter.support.hub import Unreachable
 from rmadapter.support.machine import find_device
 from rmadapter.support.terminal import note
-from rmadapter.task import Task
-from rmadapter.training.contract import Method
 
 PROBE, NAME = LinearProbe(), "linear-probe"
 MINUTES = 10.0
 
 
-def prepare_backbone(
-    task: Task, method: Method, lab: Lab, minutes: float | None = None
-) -> tuple[Task, Lab, BackboneChoice | None]:
-    """Load the backbone that a task names, or choose one of several; return the task with its name,
-    a lab that has it, and the choice, if there was one. minutes: for the choice.
+def prepare_backbone(request: Request, lab: Lab) -> tuple[Request, Lab, BackboneChoice | None]:
+    """Load the backbone that a request names, or choose one of several.
 
-    Raises UserError as `load_backbone` and `choose_backbone`.
+    Args:
+        request: What to do.
+        lab: Lab with the images.
+
+    Returns:
+        The request with the name of the backbone and the method for it, a lab that has the
+        backbone, and the choice, if there was one.
+
+    Raises:
+        UserError: As for `load_backbone`, `choose_backbone` and `Request.on`.
     """
-    if not is_choice(task.backbone):
-        lab.add_backbone(shared(task.backbone, find_device(lab.machine.device)))
-        return task, lab, None
-    if launched():
-        raise UserError("--backbone: name one where several processes train one model")
-    lab, choice = choose_backbone(task, method, lab, minutes or MINUTES)
-    return replace(task, backbone=choice.chosen), lab, choice
+    choice = None
+    if is_choice(request.task.backbone):
+        if launched():
+            raise UserError("--backbone: name one where several processes train one model")
+        lab, choice = choose_backbone(request, lab)
+        request = replace(request, task=replace(request.task, backbone=choice.chosen))
+    else:
+        device = find_device(lab.machine.device)
+        lab.add_backbone(shared(request.task.backbone, device))
+    return request.on(lab.backbone(request.task.backbone)), lab, choice
 
 
-def choose_backbone(
-    task: Task, method: Method, lab: Lab, minutes: float = MINUTES
-) -> tuple[Lab, BackboneChoice]:
+def choose_backbone(request: Request, lab: Lab) -> tuple[Lab, BackboneChoice]:
     """Choose the backbone on whose features the linear probe is most accurate over folds of the
-    shots; of equals, the fastest. Return a lab that has it, and its features, and the choice.
+    shots; of equals, the fastest.
 
-    task: names the backbones, separated by commas; `auto` stands for those that need no download.
-    method: that will be fitted; a backbone that it cannot use is left out. minutes: for all; a
-    backbone that would need longer is left out. Raises UserError if none can be used, and for a
-    wrong name.
+    Args:
+        request: What to do. Its task names the backbones, separated by commas; `auto` stands for
+            those that need no download. A backbone that its method cannot use is left out, and so
+            is one that would need longer than its minutes for all.
+        lab: Lab with the images.
+
+    Returns:
+        A lab that has the backbone, and its features, and the choice.
+
+    Raises:
+        UserError: None can be used, or a name is wrong.
     """
+    task, minutes = request.task, request.minutes or MINUTES
     few, deadline = lab.draw(task), time.monotonic() + 60 * minutes
     images = half(few.train, task.classes)
     parts = split(images, FOLDS, task.seed, lab.progress)
@@ -68,7 +82,7 @@ def choose_backbone(
     for place, name in enumerate(names, 1):
         note(f"backbone: {name} ({place} of {len(names)})")
         try:
-            backbone = _usable(name, method, lab, task)
+            backbone = _usable(name, request, lab)
         except Unreachable as error:
             note(f"{error}; left out")
             rows.append(BackboneRow(name=name, reason=str(error)))
@@ -101,12 +115,12 @@ def _expanded(names: str) -> list[str]:
     return list(dict.fromkeys(expanded))
 
 
-def _usable(name: str, method: Method, lab: Lab, task: Task) -> Backbone:
+def _usable(name: str, request: Request, lab: Lab) -> Backbone:
     """Load a backbone. Raises Unreachable for one that cannot be used here, and UserError for a
     wrong name."""
     backbone = shared(name, find_device(lab.machine.device))
     try:
-        choices_of(method, half(lab.draw(task).train, task.classes), backbone)
+        request.on(backbone)
     except UserError as error:
         raise Unreachable(str(error)) from None
     return backbone

@@ -18,7 +18,7 @@ from rmadapter.artifacts.predictions import (
     write_mistakes,
     write_predictions,
 )
-from rmadapter.artifacts.record import Choice, HeldOut, Record
+from rmadapter.artifacts.record import HeldOut, Record
 from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.artifacts.value import BackboneChoice
 from rmadapter.data.fewshot import FewShot, half, read_split, save_split
@@ -27,7 +27,7 @@ from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError
 from rmadapter.runs.backbones import prepare_backbone
 from rmadapter.runs.features import with_means
-from rmadapter.runs.folds import FOLDS, Folds, choices_of, choose, choose_once
+from rmadapter.runs.folds import FOLDS, Folds
 from rmadapter.runs.judge import BASELINES, enough, judge
 from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
@@ -52,6 +52,8 @@ class Origin:
         columns: Columns of the table of images, as for `read_images`.
         crops: Whether boxes were read as images, as for `read_images`.
         backbones: How the backbone of the task was chosen.
+        by_default: Whether the user left the method to this package, which then answers as many
+            folds as it needs to promise an error.
     """
 
     command: str = ""
@@ -59,6 +61,7 @@ class Origin:
     columns: Mapping[str, str] = field(default_factory=dict)
     crops: bool = False
     backbones: BackboneChoice | None = None
+    by_default: bool = False
 
 
 def fit(
@@ -81,9 +84,9 @@ def fit(
         out: Folder of the run.
         lab: Lab that holds the data and the backbone.
         name: Name of the method, which `load_method` accepts.
-        folds: Number of folds of the cross-validation that chooses, calibrates, and judges if there
-            are too few other images. None for 4, on which a method that trains through an encoder
-            is fitted only as far as that needs it; 0 for no judgement.
+        folds: Number of folds of the cross-validation that calibrates, and judges if there are too
+            few other images. None for 4, on which a method that trains through an encoder is fitted
+            only as far as that needs it; 0 for no judgement.
         trackers: Trackers to log to, as for `Tracking`.
         origin: What the record says of how the run came about.
 
@@ -127,22 +130,24 @@ class _Run:
     def do(
         self, method: Method, name: str, trackers: Sequence[str], key: str, origin: Origin
     ) -> Record:
-        """Choose, train, test, judge and save."""
+        """Train, test, judge and save."""
         task, few, lab, files = self.task, self.few, self.lab, self.files
         train = half(few.train, task.classes)
         backbone = lab.backbone(task.backbone)
-        choices = choices_of(method, train, backbone)
         few.read(backbone.preprocess, lab.progress)
         save_split(few, files.split)
         lab.work_in(files.activations)
-        judging = self.judged and not enough(lab.tests(task, few), few.train)
-        validation = self._validation(judging, bool(choices))
-        choice = None
-        if choices and validation is not None:
-            choice = choose_once(validation, choices, files.activations, self.unfinished.key)
-            method, name = choices.methods[choice.chosen], choice.chosen
-        whole = judging or bool(self.folds)
-        temperature = validation.temperature(method, name, whole) if validation else None
+        tests = lab.tests(task, few)
+        judging = self.judged and not enough(tests, few.train)
+        validation = self._validation(judging)
+        temperature = None
+        if validation:
+            count = len(validation)
+            if not judging and not self.folds:
+                undrawn = any(split == "held out" for _, _, split in tests)
+                wanted = origin.by_default and self.judged and not undrawn
+                count = validation.needed(method) if wanted else validation.free(method)
+            temperature = validation.temperature(method, name, count)
         begun = describe_run(task, method, lab, name, few, command=origin.command)
         tracking = Tracking(
             trackers,
@@ -162,7 +167,7 @@ class _Run:
                 temperature,
                 tracked.callbacks,
             )
-            outcome = outcome.with_facts(choice=choice, backbones=origin.backbones)
+            outcome = outcome.with_facts(backbones=origin.backbones)
             fitted = with_means(outcome.fitted, train, lab.train_cache(task))
             outcome = _with_answers(replace(outcome, fitted=fitted), method, validation)
             if self.judged:
@@ -174,21 +179,20 @@ class _Run:
                 command=origin.command,
                 columns=dict(origin.columns),
                 crops=origin.crops,
-                notes=(*outcome.record.notes, *promised, *origin.notes, *no_images),
+                notes=(*outcome.record.notes, *_unused(few), *promised, *origin.notes, *no_images),
             )
             save_split(few, files.split, _others(outcome, task, method, few, lab))
             _save(outcome, files, train, lab.test_cache(task))
             tracked.add_record(outcome.record, files.page)
         return outcome.record
 
-    def _validation(self, judging: bool, choosing: bool) -> Folds | None:
-        """Return folds; None without any if no method is to be chosen.
+    def _validation(self, judging: bool) -> Folds | None:
+        """Return folds; None if none are wanted.
 
         Args:
             judging: Whether the run is judged by them.
-            choosing: Whether a method is chosen on them.
         """
-        if self.folds == 0 and not choosing:
+        if self.folds == 0:
             return None
         folds = Folds.make(self.task, self.few, self.lab, self.folds or FOLDS)
         if folds and judging:
@@ -205,13 +209,11 @@ class Learnt(NamedTuple):
     Attributes:
         fitted: The model.
         name: Name of its method.
-        choice: How the method was chosen; None where it was named.
         backbones: How the backbone was chosen; None where it was named.
     """
 
     fitted: Fitted
     name: str
-    choice: Choice | None
     backbones: BackboneChoice | None
 
 
@@ -237,19 +239,15 @@ def fit_images(
     """
     lab = Lab(request.machine, progress=progress)
     lab.add(request.task.data, {"train": images, "test": images.subset([])})
-    method, name = request.method, request.name
-    task, lab, backbones = prepare_backbone(request.task, method, lab, request.minutes)
+    request, lab, backbones = prepare_backbone(request, lab)
+    task, method, name = request.task, request.method, request.name
     few = lab.draw(task)
     if class_weight is not None:
         few = few.weighed(class_weight)
-    train, choice = half(few.train, task.classes), None
+    train = half(few.train, task.classes)
     folds = Folds.make(task, few, lab, FOLDS)
-    choices = choices_of(method, train, lab.backbone(task.backbone))
-    if choices:
-        choice = choose(folds, choices)
-        name = choice.chosen
-        method = choices.methods[name]
-    temperature = folds.temperature(method, name)
+    count = folds.needed(method) if request.by_default else folds.free(method)
+    temperature = folds.temperature(method, name, count)
     held_out = temperature and folds.tempered(method, name, temperature)
     fitted = learn(method, train, task, few, lab, callbacks=tuple(callbacks))
     fitted = replace(fitted, temperature=temperature or 1.0)
@@ -257,7 +255,7 @@ def fit_images(
     if held_out:
         fitted = held_out.calibrate(fitted, "folds", task.seed)
     fitted = fitted.fitted_to(lab.train_cache(task).features(train)[0])
-    return Learnt(fitted, name, choice, backbones)
+    return Learnt(fitted, name, backbones)
 
 
 def _with_answers(outcome: Outcome, method: Method, folds: Folds | None) -> Outcome:
@@ -307,6 +305,14 @@ def _check_finished(
         )
     if trackers:
         note(f"{out} was finished before, so --track logs nothing")
+
+
+def _unused(few: FewShot) -> list[str]:
+    """Return a note if there are images that were not drawn."""
+    if not len(few.heldout):
+        return []
+    drawn = len(few.train)
+    return [f"trained on {drawn:,} of {drawn + len(few.heldout):,} images: --shots 0 takes all"]
 
 
 def _no_images(record: Record, folds: int | None) -> list[str]:

@@ -1,5 +1,4 @@
-"""Folds of the shots: a model that was fitted to the other folds answers each image. On these
-answers, `auto` compares its candidates."""
+"""Folds of the shots: a model that was fitted to the other folds answers each image."""
 
 from __future__ import annotations
 
@@ -9,8 +8,7 @@ import math
 import random
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -19,39 +17,31 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from pydantic import ValidationError
 from torch import Tensor
 
 from rmadapter import metrics
 from rmadapter.answers.held_out import Origin
 from rmadapter.answers.rejection import RejectionScore
 from rmadapter.answers.sets import Calibration
-from rmadapter.artifacts.record import Candidate, Choice
-from rmadapter.backbones import Backbone
 from rmadapter.data.duplicates import groups
 from rmadapter.data.fewshot import FewShot, half
 from rmadapter.data.read import ImageSet
-from rmadapter.errors import UserError
-from rmadapter.methods import check_text, usable
 from rmadapter.runs.evaluate import predict_all
 from rmadapter.runs.features import class_means, distances, features_of, image_features
 from rmadapter.runs.lab import Lab
 from rmadapter.runs.run import fit_baseline, learn, run_key
-from rmadapter.support.files import read_json, write_json, write_tensors
-from rmadapter.support.terminal import note
+from rmadapter.support.files import write_tensors
 from rmadapter.task import Task
 from rmadapter.training.cache import Cache
-from rmadapter.training.contract import Choices, Fitted, Method, NotApplicable
+from rmadapter.training.contract import Fitted, Method, NotApplicable
 from rmadapter.training.shots import Callback, Figures
-from rmadapter.training.traits import COSTS, Cost, Expected
+from rmadapter.training.traits import Cost, Expected
 
 FOLDS = 4  # divides 4, 8 and 16 shots per class evenly
 CHEAP_COSTS: tuple[Cost, ...] = ("nothing", "features")  # to train: judged on all folds
-# by chance alone, one of several candidates is often ahead by one standard error
-STANDARD_ERRORS = 2
-
 
 FIRST_STEPS = 5  # by which the pace of a training is known
+CALIBRATION_IMAGES = 100  # answers by which an error of 1 % can be promised
 MAX_TEMPERATURE = 20.0  # the highest temperature, and one over the lowest
 
 
@@ -240,17 +230,29 @@ class Folds:
         """Return where the answers on one fold are kept, if anywhere."""
         return self.lab.folder and self.lab.folder / f"folds-{key}-{number}.safetensors"
 
-    def temperature(self, method: Method, name: str, whole: bool = False) -> float | None:
+    def free(self, method: Method) -> int:
+        """Return the number of folds that a method answers in little time: all or none."""
+        return len(self) if _is_cheap(method) else 0
+
+    def needed(self, method: Method) -> int:
+        """Return the number of folds by which a method is calibrated: all if it trains in little
+        time, otherwise as many as hold `CALIBRATION_IMAGES`."""
+        if not self.parts or _is_cheap(method):
+            return len(self)
+        images = np.cumsum([len(part) for part in self.parts])
+        return min(int(np.searchsorted(images, CALIBRATION_IMAGES)) + 1, len(self))
+
+    def temperature(self, method: Method, name: str, count: int) -> float | None:
         """Return the temperature that calibrates models of this method; None without folds.
 
-        whole: fit the method to all folds, even if that takes long. Otherwise a method that trains
-        through an encoder is calibrated by the folds that it has answered, if any, and by what is
-        expected of such methods.
+        Args:
+            method: Method to be fitted.
+            name: Name of the method, as `load_method` accepts it.
+            count: Number of folds to fit it to. With none, the temperature is the one that is
+                expected of such methods.
         """
         if not self.parts:
             return None
-        whole = whole or _is_cheap(method)
-        count = len(self) if whole else self.answered(method, name)
         if not count:
             return method.traits.expected.temperature
         table = self.answers(method, name, count=count).table
@@ -345,136 +347,6 @@ def fitted_temperature(table: np.ndarray, labels: ArrayLike, expected: Expected)
     return metrics.temperature(table, labels, MAX_TEMPERATURE, *expected)
 
 
-# Choosing a method
-
-
-def choices_of(method: Method, images: ImageSet, backbone: Backbone) -> Choices | None:
-    """Return the methods that a method chooses from on a backbone; None to fit the method itself.
-    Raises UserError for methods that need a text encoder which the backbone lacks."""
-    choices = method.choices(images.labels)
-    if choices is None:
-        check_text(method, backbone)
-        return None
-    return usable(choices, backbone)
-
-
-def choose_once(folds: Folds, choices: Choices, folder: Path, key: str) -> Choice:
-    """Load the choice that a killed run of this key has saved in a folder, or choose now; timings
-    may differ after a restart."""
-    file = folder / f"choice-{key[:24]}-{len(folds)}.json"
-    with suppress(UserError, ValidationError):
-        return Choice.model_validate(read_json(file))
-    choice = choose(folds, choices)
-    write_json(file, choice.model_dump(mode="json"))
-    return choice
-
-
-def choose(folds: Folds, choices: Choices) -> Choice:
-    """Choose the most preferred candidate whose accuracy over the folds is within two standard
-    errors of the best.
-
-    Cheap candidates come first and are judged on all folds. Every other one is judged fold by fold,
-    and only as long as `_settled` says that more folds may matter. The standard error is that of
-    the paired difference on the images that both have answered. Without folds, the most preferred
-    candidate is chosen. Raises UserError if no candidate could be judged.
-    """
-    methods, minutes = choices
-    if not folds:
-        return Choice(chosen=next(iter(methods)), minutes=minutes)
-    deadline = time.monotonic() + 60 * minutes
-    hits: dict[str, np.ndarray] = {}
-    rows = {name: Candidate(name=name, title=method.title) for name, method in methods.items()}
-    order = sorted(methods, key=lambda name: [*COSTS].index(methods[name].traits.cost))
-    for place, name in enumerate(order, 1):
-        note(f"auto: {name} ({place} of {len(methods)})")
-        try:
-            hits[name], seconds = _judge(folds, methods, name, hits, deadline)
-        except (OutOfTime, NotApplicable, UserError) as error:
-            reason = str(error) or "would not finish in time"
-            rows[name] = rows[name].model_copy(update={"reason": reason})
-            continue
-        figures = {"accuracy": 100 * float(hits[name].mean()), "images": len(hits[name])}
-        figures["seconds"] = round(seconds, 1)
-        rows[name] = rows[name].model_copy(update=figures)
-    if not hits:
-        first = next(iter(rows.values()))
-        raise UserError(
-            f"auto: no candidate could be judged; the first, {first.name}: {first.reason}"
-        )
-    judged = {name: hits[name] for name in methods if name in hits}
-    best = leader([*judged.values()])
-    for name, right in judged.items():
-        points, deviation = behind(right, best)
-        rows[name] = rows[name].model_copy(update={"behind": max(points, 0.0), "error": deviation})
-    return Choice(
-        chosen=[*judged][pick([*judged.values()])],
-        folds=len(folds),
-        images=len(folds.rows),
-        minutes=minutes,
-        rows=tuple(rows.values()),
-    )
-
-
-def _judge(
-    folds: Folds,
-    methods: Mapping[str, Method],
-    name: str,
-    others: Mapping[str, np.ndarray],
-    deadline: float,
-) -> tuple[np.ndarray, float]:
-    """Return which images a candidate is right about, and its seconds. others: the same of those
-    before."""
-    labels, method = np.array(folds.judged.labels), methods[name]
-    first = len(folds) if _is_cheap(method) else 1
-    for count in range(first, len(folds) + 1):
-        answers = folds.answers(method, name, deadline=deadline, count=count)
-        right = answers.table.argmax(1) == labels[: len(answers.table)]
-        if others and _settled(right, others, [*methods], name):
-            break
-    return right, answers.seconds
-
-
 def _is_cheap(method: Method) -> bool:
     """Return whether a method is judged on all folds: it trains and answers in little time."""
     return method.traits.cost in CHEAP_COSTS and not method.test_views
-
-
-def _settled(
-    right: np.ndarray, others: Mapping[str, np.ndarray], preferred: Sequence[str], name: str
-) -> bool:
-    """Return whether a candidate needs no more folds: it is shown to be behind the best other one,
-    or is not behind it and preferred to it."""
-    best = max(others, key=lambda other: others[other][: len(right)].mean())
-    points, error = behind(right, others[best])
-    wanted = preferred.index(name) < preferred.index(best)
-    return points > STANDARD_ERRORS * error or (wanted and points <= 0)
-
-
-def pick(hits: Sequence[np.ndarray]) -> int:
-    """Return the place of the first candidate within two standard errors of the best.
-
-    hits: of K candidates, in order of preference, whether each is right about the first images.
-    """
-    best = leader(hits)
-    differences = [behind(right, best) for right in hits]
-    return next(
-        i for i, (points, error) in enumerate(differences) if points <= STANDARD_ERRORS * error
-    )
-
-
-def leader(hits: Sequence[np.ndarray]) -> np.ndarray:
-    """Return the best candidate's hits: the first that no later one beats on the images that both
-    answered."""
-    best = hits[0]
-    for right in hits[1:]:
-        if behind(right, best)[0] < 0:
-            best = right
-    return best
-
-
-def behind(right: np.ndarray, other: np.ndarray) -> tuple[float, float]:
-    """Return by how many points a candidate is behind another on the images that both answered, and
-    the standard error of that difference."""
-    count = min(len(right), len(other))
-    lost = other[:count].astype(float) - right[:count]
-    return 100 * float(lost.mean()), 100 * float(lost.std()) / math.sqrt(count)

@@ -76,21 +76,16 @@ def judge(
         outcome = replace(outcome, fitted=fitted)
     promises = _promises(outcome.fitted.calibration, evaluation, rows, split, folds, task.seed)
     judgement = judgement.model_copy(update={"promises": promises})
-    doubts = (*judgement.doubts, *_doubts_of_choices(record, method, few, split))
+    doubts = (*judgement.doubts, *_doubts_of_texts(record, method, few, split))
     judgement = judgement.model_copy(update={"doubts": doubts})
     outcome = outcome.with_facts(judgement=judgement)
     tie = describe_tie(outcome.record)
     return outcome.with_facts(notes=(*record.notes, tie)) if tie else outcome
 
 
-def _doubts_of_choices(record: Record, method: Method, few: FewShot, split: Split) -> Iterator[str]:
-    """Yield warnings that the method, or texts about the classes, were chosen by images that judge.
-    split: which images judge."""
-    if record.choice and split not in UNSEEN and len(record.choice.rows) > 1:
-        yield (
-            f"{record.method.title} was also chosen on these images: it is likely to be a little "
-            "worse elsewhere"
-        )
+def _doubts_of_texts(record: Record, method: Method, few: FewShot, split: Split) -> Iterator[str]:
+    """Yield a warning that texts about the classes were chosen by images that judge. split: which
+    images judge."""
     name = getattr(method, "descriptions", "")
     if split == "test" or not isinstance(name, str) or not name:
         return

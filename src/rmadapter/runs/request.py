@@ -4,14 +4,22 @@ them."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from rmadapter.backbones import Backbone
 from rmadapter.backbones.names import is_choice
 from rmadapter.backbones.packaged import POCKET
 from rmadapter.errors import UserError, did_you_mean, quoted
-from rmadapter.methods import AUTO, DEFAULT, check_named, default_for, load_method
-from rmadapter.methods.auto import Auto
+from rmadapter.methods import (
+    AUTO,
+    DEFAULT,
+    PREFERRED,
+    WITHOUT_TEXT,
+    check_named,
+    check_text,
+    load_method,
+)
 from rmadapter.settings import Machine, configured, parse_overrides, read_yaml, settings_of
 from rmadapter.support.machine import fastest_precision, find_device
 from rmadapter.support.terminal import note
@@ -24,14 +32,24 @@ READING = ("device", "workers", "cache_memory", "disk_cache")
 
 @dataclass(frozen=True)
 class Request:
-    """A task, a machine and a method. name: of the method, for `load_method`. minutes: to choose
-    one of several backbones in; None for as many as usual."""
+    """A task, a machine and a method.
+
+    Attributes:
+        task: What to learn from, and what to test.
+        machine: Where to compute.
+        method: Method with its settings.
+        name: Name of the method, for `load_method`.
+        minutes: Minutes to choose one of several backbones in; None for as many as usual.
+        instead: How to make the method for a backbone without text, where the user left the method
+            to this package: its effort and settings.
+    """
 
     task: Task
     machine: Machine
     method: Method
     name: str = DEFAULT
     minutes: float | None = None
+    instead: tuple[str, Mapping[str, object]] | None = field(default=None, repr=False)
 
     @classmethod
     def make(
@@ -40,20 +58,48 @@ class Request:
         method: str = DEFAULT,
         effort: str = "normal",
         data: str = "",
-        choosing: bool = False,
     ) -> Request:
-        """Build from flat names of the task, the machine and the method; `METHOD.field` reaches a
-        method's field whose name is also a common one. choosing: as for `load_method`. Raises
-        UserError that says what is unknown and what to write."""
-        for_task, for_machine, for_method = split(values or {}, method)
-        published = load_method(method, {}, effort, choosing)
+        """Build a request from flat names.
+
+        Args:
+            values: Settings of the task, the machine and the method; `METHOD.field` reaches a
+                method's field whose name is also a common one.
+            method: Name of the method; `AUTO` for the one that suits the backbone.
+            effort: As for `load_method`.
+            data: What to learn from.
+
+        Raises:
+            UserError: A name is unknown; the message says what to write.
+        """
+        name = PREFERRED if method == AUTO else method
+        for_task, for_machine, for_method = split(values or {}, name)
+        published = load_method(name, {}, effort)
         task = check_views(configured(Task(data=data), for_task))
-        minutes = _minutes(for_method, published, task.backbone) if choosing else None
+        minutes = _minutes(for_method, published, task.backbone)
         _check_method_settings(for_method, published)
         machine = machine_of(for_machine)
         changed = configured(published, for_method)
-        changed.choices()  # loads the candidates, if there are any
-        return cls(task, machine, changed, method, minutes)
+        instead = (effort, for_method) if method == AUTO else None
+        return cls(task, machine, changed, name, minutes, instead)
+
+    @property
+    def by_default(self) -> bool:
+        """Whether the user left the method to this package."""
+        return self.instead is not None
+
+    def on(self, backbone: Backbone) -> Request:
+        """Return the request with the method for a backbone: of `AUTO`, the one that needs no text
+        where the backbone has none.
+
+        Raises UserError for a method that needs a text encoder which the backbone lacks.
+        """
+        if self.instead is None or backbone.has_text:
+            check_text(self.method, backbone)
+            return self
+        effort, values = self.instead
+        method = load_method(WITHOUT_TEXT, {}, effort)
+        _check_method_settings(values, method)
+        return replace(self, method=configured(method, values), name=WITHOUT_TEXT)
 
 
 def requested(
@@ -63,24 +109,22 @@ def requested(
     sets: list[str] | None,
     effort: str = "normal",
     data: str = "",
-    choosing: bool = False,
 ) -> Request:
     """Build a request from a command line: a file of settings, overridden by flags, which --set
-    overrides. Without a method, `default_for` names one."""
+    overrides. Without a method, it is `AUTO`; without a number of shots, all images are taken."""
     named, values = read_config(config, (method,))
     given = {flag: value for flag, value in flags.items() if value is not None}
     given |= parse_overrides(sets or [])
-    name = method or named or default_for(given.get("classes", values.get("classes")))
+    name = method or named or AUTO
     if effort != "normal":
         values = without_length(values, name)
-    values |= given
-    fits = flags.get("minutes") is None or is_choice(str(values.get("backbone", POCKET)))
-    if not fits and not load_method(name, choosing=choosing).choices():
+    values = {"shots": 0, **values, **given}
+    if flags.get("minutes") is not None and not is_choice(str(values.get("backbone", POCKET))):
         raise UserError(
-            "--minutes limits the choice of --method auto, and of one of several backbones; "
-            "other methods train as long as --effort says"
+            "--minutes limits the choice of one of several backbones; methods train as long as "
+            "--effort says"
         )
-    return Request.make(values, name, effort, data, choosing)
+    return Request.make(values, name, effort, data)
 
 
 def machine_of(values: Mapping[str, object]) -> Machine:
@@ -97,10 +141,17 @@ def machine_of(values: Mapping[str, object]) -> Machine:
     return replace(machine, precision=precision)
 
 
-def check_names(values: Mapping[str, object], name: str, method: Method, backbone: str) -> None:
+def check_names(values: Mapping[str, object], name: str, backbone: str) -> None:
     """Raise UserError for a setting unknown to the task, the machine, the method and the choice of
-    a backbone. name: of the method. backbone: one or several."""
-    for_method = split(values, name)[2]
+    a backbone.
+
+    Args:
+        values: Settings by flat name.
+        name: Name of the method, as for `Request.make`.
+        backbone: One backbone or several.
+    """
+    name = PREFERRED if name == AUTO else name
+    for_method, method = split(values, name)[2], load_method(name)
     _minutes(for_method, method, backbone)
     _check_method_settings(for_method, method)
 
@@ -110,10 +161,12 @@ def _minutes(values: dict[str, object], method: Method, backbone: str) -> float 
     there only for a method that has such a setting, too. Raises UserError as `configured`."""
     if "minutes" not in values or not is_choice(backbone):
         return None
-    minutes = configured(Auto(), {"minutes": values["minutes"]}).minutes
+    minutes = values["minutes"]
+    if not isinstance(minutes, int | float) or not minutes > 0:
+        raise UserError(f"minutes={minutes!r}: write a number above 0")
     if "minutes" not in settings_of(method):
         del values["minutes"]
-    return minutes
+    return float(minutes)
 
 
 def _check_method_settings(values: Mapping[str, object], method: Method) -> None:
@@ -121,8 +174,6 @@ def _check_method_settings(values: Mapping[str, object], method: Method) -> None
     for name in values:
         if name not in known:
             hint = did_you_mean(name, [*known, *COMMON_SETTINGS])
-            if method.choices():
-                hint += f"; for a setting of one of the methods that {AUTO} tries, name the method"
             raise UserError(f"unknown setting {quoted(name)}{hint}")
 
 
@@ -130,25 +181,19 @@ def read_config(file: Path | None, named: Sequence[str] = ()) -> tuple[str, dict
     """Return the method named in a run's config.yaml, "" if none, and its other values; None counts
     as an empty file.
 
-    Raises UserError for a method from outside, also as a candidate of `auto`, that is not among
-    those `named` by the user: the file may come from elsewhere, and loading such a method runs its
-    code.
+    Raises UserError for a method from outside that is not among those `named` by the user: the file
+    may come from elsewhere, and loading such a method runs its code.
     """
     values = read_yaml(file) if file else {}
     if file:
-        methods: list[str] = []
-        for name, value in values.items():
-            if name.rpartition(".")[2] in ("method", "candidates"):
-                methods += map(str, value if isinstance(value, list) else [value])
-        check_named(file, methods, named)
+        methods = [value for name, value in values.items() if name.rpartition(".")[2] == "method"]
+        check_named(file, map(str, methods), named)
     return str(values.pop("method", "")), values
 
 
 def without_length(values: Mapping[str, object], method: str) -> dict[str, object]:
     """Return a file's values without those that an effort scales: an option takes precedence."""
-    loaded = load_method(method, choosing=True)
-    if loaded.choices():
-        return dict(values)
+    loaded = load_method(PREFERRED if method == AUTO else method)
     long = ("epochs", "iterations", *loaded.traits.in_epochs)
     return {name: value for name, value in values.items() if name.rpartition(".")[2] not in long}
 

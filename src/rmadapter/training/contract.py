@@ -50,7 +50,6 @@ __all__ = [
     "PUBLISHED",
     "About",
     "Batch",
-    "Choices",
     "Expected",
     "Fitted",
     "Known",
@@ -312,13 +311,6 @@ class Fitted:
         return self.backbone.image.frozen(pixels, self.first, features=wanted)
 
 
-class Choices(NamedTuple):
-    """Methods to choose from by name, the preferred first, and the minutes for judging them."""
-
-    methods: Mapping[str, Method]
-    minutes: float
-
-
 class Method(ABC):
     """A few-shot method: a frozen dataclass whose fields are its settings, by default as published.
 
@@ -418,14 +410,6 @@ class Method(ABC):
     def test_views(self) -> int:
         """Return the number of random views that it reads beside each image that it answers."""
         return 0
-
-    def choices(self, labels: Sequence[int] = ()) -> Choices | None:
-        """Return the methods of which the best on folds is fitted; None to fit this one.
-
-        Args:
-            labels: Labels of the shots.
-        """
-        return None
 
 
 class Untrained(Method):
