@@ -194,7 +194,7 @@ def test_a_folder_without_a_model_is_refused(copy: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        (FILE, None, "not readable"),
+        (FILE, None, "not a readable file"),
         (FILE, b"", "the folder is damaged"),
         (FILE, b"PK\x03\x04 a pickle of torch.save", "the folder is damaged"),
         ("model.json", b"{", r"model\.json: not readable JSON"),

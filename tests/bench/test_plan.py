@@ -31,7 +31,7 @@ from rmadapter.data.catalog.sets import CATALOG
 from rmadapter.errors import UserError
 from rmadapter.methods import load_method
 from rmadapter.settings import Machine, configured, settings_of
-from rmadapter.support.machine import VISIBLE
+from rmadapter.support.machine import VISIBLE_GPUS
 from tests.helpers.shell import Command, rmadapter
 
 __all__ = ["rmadapter"]  # fixtures
@@ -171,7 +171,7 @@ def test_an_invalid_shard_is_refused(text: str, environment: dict[str, str], nam
 
 
 def test_workers_are_counted_by_process_or_by_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VISIBLE, "3,1")
+    monkeypatch.setenv(VISIBLE_GPUS, "3,1")
     assert (worker_count("auto", 4), worker_count("auto", 1, per_gpu=3)) == (4, 6)
     with pytest.raises(UserError, match="--jobs-per-gpu"):
         worker_count("cpu", 1, per_gpu=3)

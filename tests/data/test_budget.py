@@ -250,7 +250,7 @@ def test_json_is_counted_before_it_is_parsed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a.json").write_text("[" + "{}," * 1000 + "0]")
-    monkeypatch.setattr("rmadapter.support.files.MOST_MEMORY", 100_000)
+    monkeypatch.setattr("rmadapter.support.files.MAX_JSON_MEMORY", 100_000)
     with pytest.raises(UserError, match=r"a\.json: "):
         read_json(tmp_path / "a.json")
     taken: list[int] = []

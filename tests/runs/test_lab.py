@@ -226,7 +226,7 @@ def test_two_processes_fit_the_model_that_one_fits_though_one_of_them_dies(
     done = torchrun(words, out, DIES=str(dies))
     assert done.returncode == 0, done.stderr
     said = [line for line in done.stderr.splitlines() if line.startswith("rmadapter:")]
-    assert said == [f"rmadapter: {distributed.ENDED}"]
+    assert said == [f"rmadapter: {distributed.ENDED_MESSAGE}"]
     assert done.stdout.count("report: ") == 1
     # the second life does what the first one had not done
     assert 0 < int(done.stdout.split("sums ")[-1]) < dies
@@ -328,7 +328,7 @@ def test_helpers_join_a_training_only_of_the_same_key(monkeypatch: pytest.Monkey
 def test_an_error_of_a_helper_names_its_process(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(distributed, "LATER", 0)
+    monkeypatch.setattr(distributed, "ERROR_DELAY_SECONDS", 0)
     distributed.print_error("no")
     monkeypatch.setenv("RANK", "1")
     distributed.print_error("no")

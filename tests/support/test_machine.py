@@ -18,7 +18,7 @@ import torch
 
 from rmadapter.errors import UserError
 from rmadapter.support.machine import (
-    VISIBLE,
+    VISIBLE_GPUS,
     all_seeded,
     cores,
     describe,
@@ -138,7 +138,7 @@ def test_a_gpu_of_apple_is_used_without_one_of_nvidia(monkeypatch: pytest.Monkey
 def test_gpus_are_those_that_cuda_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
     """CUDA reads the list up to the first entry that is no GPU."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    monkeypatch.delenv(VISIBLE, raising=False)
+    monkeypatch.delenv(VISIBLE_GPUS, raising=False)
     assert gpus() == ["0", "1", "2"]
     for visible, found in (
         ("2", ["2"]),
@@ -147,7 +147,7 @@ def test_gpus_are_those_that_cuda_may_use(monkeypatch: pytest.MonkeyPatch) -> No
         ("", []),
         ("NoDevFiles", []),
     ):
-        monkeypatch.setenv(VISIBLE, visible)
+        monkeypatch.setenv(VISIBLE_GPUS, visible)
         assert gpus() == found
 
 
@@ -223,13 +223,13 @@ def test_the_fastest_number_format_is_measured(monkeypatch: pytest.MonkeyPatch) 
 def seen() -> tuple[int, str | None, int]:
     """What a worker sees, which takes its time so that each of them does one."""
     time.sleep(2)
-    return os.getpid(), os.environ.get(VISIBLE), torch.get_num_threads()
+    return os.getpid(), os.environ.get(VISIBLE_GPUS), torch.get_num_threads()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [["MIG-1", "GPU-2"], []])
 def test_workers_share_gpu_and_threads(devices: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(VISIBLE, raising=False)
+    monkeypatch.delenv(VISIBLE_GPUS, raising=False)
     with make_pool(devices, 3) as pool:
         futures = [pool.submit(seen) for _ in range(3)]
         found = {process: rest for process, *rest in (future.result() for future in futures)}
@@ -238,6 +238,6 @@ def test_workers_share_gpu_and_threads(devices: list[str], monkeypatch: pytest.M
 
 
 def test_only_unnamed_devices_share_all_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VISIBLE, "3,1")
+    monkeypatch.setenv(VISIBLE_GPUS, "3,1")
     expected = [["3", "1"], ["3", "1"], [], []]
     assert [shared_gpus(device) for device in ("auto", "cuda", "cuda:1", "cpu")] == expected

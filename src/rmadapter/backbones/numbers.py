@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rmadapter.errors import UserError, quoted
-from rmadapter.support.files import LARGEST, read_text
+from rmadapter.support.files import MAX_TEXT_BYTES, read_text
 
 CONFIGS = ("open_clip_config.json", "config.json")
 TRANSFORMS = ("preprocessor_config.json", "processor_config.json")
@@ -65,7 +65,8 @@ def check_numbers(folder: Path) -> None:
             continue
         strict = file.name in (*CONFIGS, *TRANSFORMS)
         try:
-            text = read_text(file, "readable JSON", MAX_CONFIG_BYTES if strict else LARGEST)
+            limit = MAX_CONFIG_BYTES if strict else MAX_TEXT_BYTES
+            text = read_text(file, "readable JSON", limit)
             value = json.loads(text, parse_constant=_not_finite)
             if strict:
                 _check_products(value, headers)

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from rmadapter.errors import UserError, did_you_mean
-from rmadapter.support.files import LARGEST, JsonObject, read_json, walk
+from rmadapter.support.files import MAX_TEXT_BYTES, JsonObject, read_json, walk
 
 CONFIG = "open_clip_config.json"
 CODE_SUFFIXES = (".py", ".pyc", ".pyd", ".so", ".dll", ".dylib")
@@ -122,7 +122,7 @@ def _asks_for_code(file: Path, shown: Path) -> Iterator[str]:
         return fields
 
     try:
-        if file.stat().st_size > LARGEST:
+        if file.stat().st_size > MAX_TEXT_BYTES:
             raise ValueError
         json.loads(file.read_text(encoding="utf-8"), object_hook=look)
     except (OSError, ValueError, RecursionError) as error:

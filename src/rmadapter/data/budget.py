@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from rmadapter.errors import UserError
-from rmadapter.support.files import MOST_MEMORY
+from rmadapter.support.files import MAX_JSON_MEMORY
 
 Kind: TypeAlias = Literal["memory", "disk", "files", "rows", "pixels", "seconds"]
 
@@ -23,7 +23,7 @@ FREE_FILES, BLOCK_BYTES = (
 BYTES_PER_SECOND = 10_000_000  # of a file allow another second of processor time
 TEXT_BYTES = 60  # memory that a short text takes in Python
 LIMITS: dict[Kind, float] = {
-    "memory": MOST_MEMORY,
+    "memory": MAX_JSON_MEMORY,
     "disk": FREE_BYTES,
     "files": FREE_FILES + FREE_BYTES // BLOCK_BYTES,
     "rows": 3_000_000,

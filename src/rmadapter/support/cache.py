@@ -16,17 +16,23 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from rmadapter.support.files import PART, cache_folder, walk
+from rmadapter.support.files import PART_NAME, cache_folder, walk
 from rmadapter.support.locks import LOCK, is_held
 
-CLEARED = ".cleared-"  # prefix of what is being removed; a killed process leaves it
-WRITING = 3600.0  # seconds for which the temporary file of a writer counts as in use
+CLEARED_PREFIX = ".cleared-"  # prefix of what is being removed; a killed process leaves it
+WRITER_SECONDS = 3600.0  # for which the temporary file of a writer counts as in use
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What its entries hold, the folder that they are in, and patterns of their names and of the
-    names of files in them."""
+    """Entries of the cache.
+
+    Args:
+        about: What they hold.
+        folder: Folder that they are in, in the cache.
+        name: Pattern of their names.
+        file: Pattern of the names of files in them.
+    """
 
     about: str
     folder: str
@@ -55,7 +61,15 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Usage:
-    """What the cache holds of a kind. used: time of the last use in seconds since 1970, or 0."""
+    """What the cache holds of a kind.
+
+    Args:
+        kind: Name of the kind.
+        about: What its entries hold.
+        files: Number of files.
+        bytes: Their size.
+        used: Time of the last use in seconds since 1970, or 0.
+    """
 
     kind: str
     about: str
@@ -90,7 +104,7 @@ def clear(kind: str) -> list[Path]:
             continue
         # Renamed first: other processes see all of an entry or nothing.
         with suppress(FileNotFoundError):
-            os.replace(entry, cache_folder() / f"{CLEARED}{secrets.token_hex(4)}")
+            os.replace(entry, cache_folder() / f"{CLEARED_PREFIX}{secrets.token_hex(4)}")
     _remove_cleared()
     return busy
 
@@ -106,7 +120,7 @@ def _entries(kind: str) -> Iterator[Path]:
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if name.fullmatch(path.name) and not path.is_symlink():
             names = [file.name for file in _files(path)] if path.is_dir() else []
-            if all(re.fullmatch(facts.file, one) or PART.fullmatch(one) for one in names):
+            if all(re.fullmatch(facts.file, one) or PART_NAME.fullmatch(one) for one in names):
                 yield path
 
 
@@ -128,13 +142,13 @@ def _in_use(entry: Path) -> bool:
         with suppress(OSError):
             # a time far in the future is of before the clock was set back, not of a writer
             age = abs(time.time() - file.stat().st_mtime)
-            if PART.fullmatch(file.name) and age < WRITING:
+            if PART_NAME.fullmatch(file.name) and age < WRITER_SECONDS:
                 return True
     return False
 
 
 def _remove_cleared() -> None:
-    for path in cache_folder().glob(f"{CLEARED}????????"):
+    for path in cache_folder().glob(f"{CLEARED_PREFIX}????????"):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:

@@ -17,17 +17,19 @@ from rmadapter.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # Helpers wait while the first process evaluates; the launcher ends them if it dies.
-LONG = timedelta(days=7)
-LATER = 5.0  # seconds before a helper prints an error, if the launcher has not ended it by then
-ENDED = "another process of this training ended: run the same command again to resume"
+TIMEOUT = timedelta(days=7)
+ERROR_DELAY_SECONDS = (
+    5.0  # before a helper prints an error, if the launcher has not ended it by then
+)
+ENDED_MESSAGE = "another process of this training ended: run the same command again to resume"
 
 
 def launched() -> bool:
     """Return whether a launcher started this process as one of several; WORLD_SIZE alone, which
     clusters set, is no sign. Needs no torch."""
-    values = [os.environ.get(name, "") for name in NAMES]
+    values = [os.environ.get(name, "") for name in VARIABLES]
     numbers = values[:3]
     return all(values) and all(number.isdecimal() for number in numbers) and int(values[2]) > 1
 
@@ -40,7 +42,8 @@ def is_helper() -> bool:
 def enter(verb: str) -> None:
     """Join the other processes that the launcher started; a single process does nothing.
 
-    Raises UserError for a command that runs in one process.
+    Raises:
+        UserError: The verb runs in one process only.
     """
     if not launched():
         return
@@ -56,7 +59,7 @@ def enter(verb: str) -> None:
 
         def stop(*_: object) -> None:
             if os.getpid() == leader:  # and not a child process
-                os.write(2, f"rmadapter: {ENDED}\n".encode())
+                os.write(2, f"rmadapter: {ENDED_MESSAGE}\n".encode())
             os._exit(2)
 
         signal.signal(signal.SIGTERM, stop)  # the launcher sends it to all when one has died
@@ -65,13 +68,13 @@ def enter(verb: str) -> None:
     from torch.distributed.rendezvous import rendezvous
 
     with _all():
-        store, rank, count = next(rendezvous("env://", timeout=LONG))
+        store, rank, count = next(rendezvous("env://", timeout=TIMEOUT))
         # After a restart the store still holds the addresses of dead processes; a new prefix avoids
         # waiting for them.
         life = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         store = PrefixStore(f"life {life}", store)
         # by gloo, or NCCL between GPUs
-        dist.init_process_group(store=store, rank=rank, world_size=count, timeout=LONG)
+        dist.init_process_group(store=store, rank=rank, world_size=count, timeout=TIMEOUT)
 
 
 def leave() -> None:
@@ -85,14 +88,14 @@ def print_error(sentence: str) -> None:
     """Print an error on stderr. A helper waits first, so that an error common to all comes from the
     first process."""
     if is_helper():
-        time.sleep(LATER)
+        time.sleep(ERROR_DELAY_SECONDS)
         sentence = f"process {os.environ['RANK']}: {sentence}"
     print("rmadapter:", sentence, file=sys.stderr)
 
 
 def broadcast_numbers(numbers: Sequence[int]) -> list[int]:
-    """Send whole numbers from the first process to all, and return them. numbers: of the first
-    process; those of the others do not count."""
+    """Send whole numbers from the first process to all, and return them; those of the others do not
+    count."""
     import torch
 
     count = torch.tensor([len(numbers)])
@@ -113,10 +116,14 @@ def several() -> bool:
 
 
 def begin(tensors: Iterable[Tensor], step: int) -> None:
-    """Begin with the first process's tensors, copied in place. step: at which a killed training
-    resumes.
+    """Begin a training with the first process's tensors.
 
-    Raises UserError if the processes see different steps.
+    Args:
+        tensors: Parameters, which are overwritten in place.
+        step: Step at which a killed training resumes.
+
+    Raises:
+        UserError: The processes see different steps.
     """
     import torch
     import torch.distributed as dist
@@ -159,4 +166,4 @@ def _all() -> Iterator[None]:
         reason = str(error).partition("\n")[0][:200]
         lost = f"the processes of this training cannot reach each other ({reason})"
         ended = re.search("by peer|Broken pipe|[Cc]losed", reason)
-        raise UserError(ENDED if ended else lost) from error
+        raise UserError(ENDED_MESSAGE if ended else lost) from error

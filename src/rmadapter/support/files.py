@@ -24,19 +24,18 @@ if TYPE_CHECKING:
 
 
 JsonObject: TypeAlias = dict[str, Any]  # an object of JSON
-# Bytes of the largest text that is read; lists of the largest data sets take half as many.
-LARGEST = 2**28
-MOST_MEMORY = 2_000_000_000  # bytes that the values of a text may take in Python
+MAX_TEXT_BYTES = 2**28  # of a text that is read; lists of the largest data sets take half as many
+MAX_JSON_MEMORY = 2_000_000_000  # bytes that the values of a text may take in Python
 # Files that only the folder of a run has: its record, and the images that were drawn.
 RECORD, SPLIT = "run.json", "split.json"
 RUNS = "runs"  # folder of the runs that no --out names
 SUMS = "SHA256SUMS"
-SUMS_BYTES = 2**20  # most bytes of such a file
-PART = re.compile(r"\..+\.[a-z0-9_]{8}\.part")  # names of the temporary files of `atomic`
-CHUNK = 1 << 24
+MAX_SUMS_BYTES = 2**20
+PART_NAME = re.compile(r"\..+\.[a-z0-9_]{8}\.part")  # names of the temporary files of `atomic`
+CHUNK_BYTES = 1 << 24
 # names that Windows reserves, with any suffix
-RESERVED = re.compile(r"con|prn|aux|nul|(com|lpt)[0-9\u00b9\u00b2\u00b3]", re.IGNORECASE)
-UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*]')  # in a folder name, on some system
+RESERVED_NAME = re.compile(r"con|prn|aux|nul|(com|lpt)[0-9\u00b9\u00b2\u00b3]", re.IGNORECASE)
+UNSAFE_CHARACTER = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*]')  # in a folder name, on some system
 
 
 @contextmanager
@@ -44,8 +43,12 @@ def atomic(path: Path, sync: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`. It replaces `path` if the block succeeds, and is
     removed otherwise.
 
-    sync: wait until the file is on disk. Without, a power cut may lose it. Raises UserError if the
-    disk is full or the folder cannot be written to.
+    Args:
+        path: The file.
+        sync: Whether to wait until the file is on disk; without, a power cut may lose it.
+
+    Raises:
+        UserError: The disk is full, or the folder cannot be written to.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,12 +74,11 @@ def atomic(path: Path, sync: bool = True) -> Iterator[Path]:
 def parts(*folders: Path) -> list[Path]:
     """Return the temporary files in folders, whether being written or left by killed processes."""
     hidden = [path for folder in folders for path in folder.glob(".*.part")]
-    return [path for path in hidden if PART.fullmatch(path.name) and path.is_file()]
+    return [path for path in hidden if PART_NAME.fullmatch(path.name) and path.is_file()]
 
 
 def reserve(path: Path, size: int) -> None:
-    """Reserve space on disk for the first `size` bytes of a file. Raises OSError if there is too
-    little.
+    """Reserve space on disk for the first bytes of a file. Raises OSError if there is too little.
 
     Without space for a file that is mapped into memory, the system kills the process.
     """
@@ -84,8 +86,8 @@ def reserve(path: Path, size: int) -> None:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, size)
             return
-        for start in range(0, size, CHUNK):
-            file.write(bytes(min(CHUNK, size - start)))
+        for start in range(0, size, CHUNK_BYTES):
+            file.write(bytes(min(CHUNK_BYTES, size - start)))
 
 
 def _umask() -> int:
@@ -123,15 +125,15 @@ def write_tensors(
 
 
 def shortened(name: str, end: bool = False) -> str:
-    """Return the first, or last, 120 bytes of a name; file systems allow 255."""
+    """Return the first 120 bytes of a name, or the last ones with `end`; file systems allow 255."""
     whole = name.encode(errors="surrogatepass")
     return (whole[-120:] if end else whole[:120]).decode(errors="ignore")
 
 
 def folder_name(label: str) -> str:
     """Return a label as a folder name that is valid on any system."""
-    name = UNSAFE.sub("_", label).strip().rstrip(". ") or "_"
-    return f"{name}_" if RESERVED.fullmatch(name.partition(".")[0].rstrip()) else name
+    name = UNSAFE_CHARACTER.sub("_", label).strip().rstrip(". ") or "_"
+    return f"{name}_" if RESERVED_NAME.fullmatch(name.partition(".")[0].rstrip()) else name
 
 
 def last_part(path: str) -> str:
@@ -239,36 +241,48 @@ def _at_once(name: str, flags: int) -> int:
 
 
 def read_text(
-    path: Path, kind: str = "a readable text file", most: int = LARGEST, errors: str = "strict"
+    path: Path,
+    kind: str = "a readable text file",
+    max_bytes: int = MAX_TEXT_BYTES,
+    errors: str = "strict",
 ) -> str:
-    """Read a plain UTF-8 file. Raises UserError like `opened`, also for more than `most` bytes."""
+    """Read a plain UTF-8 file. Raises UserError like `opened`, also for more bytes than allowed."""
     with opened(path, kind) as file:
-        data = file.read(most + 1) if os.fstat(file.fileno()).st_size <= most else None
-        if data is None or len(data) > most:  # files of the system, as in /proc, have size 0
-            raise UserError(f"{path}: not {kind} (more than {most:,} bytes)")
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(max_bytes + 1) if size <= max_bytes else None
+        if data is None or len(data) > max_bytes:  # files of the system, as in /proc, have size 0
+            raise UserError(f"{path}: not {kind} (more than {max_bytes:,} bytes)")
         return data.decode("utf-8-sig", errors)
 
 
 def read_json(
     path: Path,
-    most: int = LARGEST,
+    max_bytes: int = MAX_TEXT_BYTES,
     without: Collection[str] = (),
     take: Callable[[int], object] | None = None,
 ) -> Any:
-    """Read JSON. without: keys to drop from every object, which saves memory. take: called with the
-    bytes of memory that the values may take, before there are any; by default, more than
-    MOST_MEMORY are refused. Raises UserError for a file that is missing, damaged, too large or
-    nested too deeply."""
+    """Read JSON.
+
+    Args:
+        path: The file.
+        max_bytes: Largest size of the file.
+        without: Keys to drop from every object, which saves memory.
+        take: Function that is called with the bytes of memory that the values may take, before
+            there are any; by default, more than MAX_JSON_MEMORY are refused.
+
+    Raises:
+        UserError: The file is missing, damaged, too large or nested too deeply.
+    """
     kind = "readable JSON"
-    text = read_text(path, kind, most)
+    text = read_text(path, kind, max_bytes)
     if without:  # lists of numbers, as of segmentations, would be most of the values
         keys = "|".join(map(re.escape, without))
         text = re.sub(rf'"({keys})"\s*:\s*\[[\[\]\s\d.,eE+-]*\]', r'"\1":0', text)
     memory = json_memory(text)
     if take:
         take(memory)
-    elif memory > MOST_MEMORY:
-        raise UserError(f"{path}: not {kind} (its values take over {MOST_MEMORY:,} bytes)")
+    elif memory > MAX_JSON_MEMORY:
+        raise UserError(f"{path}: not {kind} (its values take over {MAX_JSON_MEMORY:,} bytes)")
 
     def hook(pairs: list[tuple[str, object]]) -> dict[str, object]:
         return {key: value for key, value in pairs if key not in without}
@@ -336,7 +350,7 @@ def check_new(*paths: Path) -> None:
 
 
 def csv_text(header: Sequence[object], rows: Iterable[Sequence[object]], end: str = "\n") -> str:
-    """Return the text of a CSV file. end: of its lines.
+    """Return the text of a CSV file, whose lines have the given end.
 
     Cells with semicolons, tabs or returns are quoted, too: where a comma is the decimal mark,
     spreadsheets split at semicolons, and some readers end a line at a return.
@@ -357,47 +371,48 @@ def _csv_cell(value: object) -> str:
 
 
 def sha256(file: Path, kind: str = "sha256") -> str:
-    """Return the SHA-256 of a file in hex, or another digest of hashlib. Raises UserError for a
-    file that cannot be read."""
+    """Return the SHA-256 of a file in hex, or another digest of hashlib. Raises UserError as
+    `opened`."""
     digest = hashlib.new(kind)
-    with _reading(file) as opened:
-        while part := opened.read(CHUNK):
+    with opened(file) as content:
+        while part := content.read(CHUNK_BYTES):
             digest.update(part)
     return digest.hexdigest()
 
 
 def read_bytes(file: Path) -> bytes:
-    """Return the content of a file. Raises UserError for a file that cannot be read."""
-    with _reading(file) as opened:
-        return opened.read()
-
-
-@contextmanager
-def _reading(file: Path) -> Iterator[BinaryIO]:
-    try:
-        if not file.is_file():
-            raise FileNotFoundError(2, "no such file")
-        with open(file, "rb") as opened:
-            yield opened
-    except OSError as error:
-        raise UserError(f"{file}: not readable ({error.strerror or error})") from None
+    """Return the content of a file. Raises UserError as `opened`."""
+    with opened(file) as content:
+        return content.read()
 
 
 def write_sums(
     folder: Path, names: Iterable[str], to_come: Mapping[str, str] | None = None
 ) -> None:
-    """Write SHA256SUMS for the named files that exist. to_come: SHA-256 of files that are written
-    next."""
+    """Write SHA256SUMS for files of a folder.
+
+    Args:
+        folder: The folder.
+        names: Files to list, if they exist.
+        to_come: SHA-256 of files that are written next.
+    """
     sums = {name: sha256(folder / name) for name in names if (folder / name).is_file()}
     sums |= to_come or {}
     write_text(folder / SUMS, "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)))
 
 
 def check_sums(folder: Path, needed: Iterable[str] = (), without: Collection[str] = ()) -> None:
-    """Raises UserError if a file has changed since it was saved, or a needed one is not listed.
-    without: files that are not compared.
+    """Compare the files of a folder with its SHA256SUMS.
 
     A folder without SHA256SUMS passes, as it may be about to be saved. A missing file passes, too.
+
+    Args:
+        folder: The folder.
+        needed: Files that must be listed.
+        without: Files that are not compared.
+
+    Raises:
+        UserError: A file has changed since it was saved, or a needed one is not listed.
     """
     if not (folder / SUMS).exists():
         return
@@ -423,7 +438,7 @@ def state_of(status: os.stat_result) -> str:
 def _read_sums(file: Path) -> dict[str, str]:
     """Return SHA-256 by file name; only files in the folder itself may be listed."""
     try:
-        lines = read_text(file, most=SUMS_BYTES).splitlines()
+        lines = read_text(file, max_bytes=MAX_SUMS_BYTES).splitlines()
     except UnicodeDecodeError:
         raise UserError(f"{file}: not a text file; restore or delete it") from None
     matches = [re.fullmatch(r"([0-9a-f]{64}) [ *]([^/\\\0]+)", line) for line in lines]

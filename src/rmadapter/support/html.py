@@ -101,7 +101,8 @@ def loss_terms(history: Sequence[Mapping[str, float]]) -> list[tuple[str, str]]:
     """Return (title, SVG) of each recorded term that is not 0 throughout: the total loss first, the
     learning rate last. A loss that is never negative has a log axis, which cannot show 0.
 
-    history: one mapping per step with "step". Missing and non-finite values are left out.
+    Args:
+        history: One mapping per step with "step". Missing and non-finite values are left out.
     """
     recorded = dict.fromkeys(name for step in history for name in step)
     names = [name for name in recorded if name not in ("step", "epoch")]
@@ -154,7 +155,9 @@ def reliability_diagram(answers: Mapping[str, tuple[np.ndarray, np.ndarray]], pr
     There are at most 10 bins of equally many images, at least 10; the diagonal means perfect
     calibration.
 
-    answers: confidence [N], 0..1, and whether it was right [N], by "zero-shot" and "adapted".
+    Args:
+        answers: Confidence [N], 0..1, and whether it was right [N], by "zero-shot" and "adapted".
+        prefix: Prefix of the SVG's ids, so that plots of a page do not clash.
     """
     with canvas(3.9, 3.3, prefix, "Accuracy against confidence") as (axes, out):
         axes.plot([0, 100], [0, 100], color=COLOURS["ink"], linewidth=0.8, linestyle=(0, (4, 3)))
@@ -173,9 +176,12 @@ def reliability_diagram(answers: Mapping[str, tuple[np.ndarray, np.ndarray]], pr
 
 def risk_coverage(answers: Mapping[str, tuple[np.ndarray, np.ndarray]], prefix: str) -> str:
     """Plot the share of wrong answers among the surest ones as SVG, against the share of images
-    that these are (the risk-coverage curve of El-Yaniv and Wiener, 2010).
+    that these are (the risk-coverage curve of El-Yaniv and Wiener, 2010). Images of equal
+    confidence are answered together.
 
-    answers: as for `reliability_diagram`. Images of equal confidence are answered together.
+    Args:
+        answers: As for `reliability_diagram`.
+        prefix: As for `reliability_diagram`.
     """
     with canvas(3.9, 3.3, prefix, "Wrong answers among the surest") as (axes, out):
         for name, (sure, correct) in answers.items():
@@ -218,8 +224,13 @@ def canvas(
 
 
 def inline_svg(figure: Figure, prefix: str, label: str) -> str:
-    """Return a figure as SVG for a page. prefix: of its ids, so that plots of a page do not
-    clash."""
+    """Return a figure as SVG for a page.
+
+    Args:
+        figure: The figure.
+        prefix: Prefix of the SVG's ids, so that plots of a page do not clash.
+        label: What a screen reader says.
+    """
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)

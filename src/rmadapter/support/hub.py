@@ -29,11 +29,16 @@ def check_repository(name: str) -> None:
 
 @contextlib.contextmanager
 def hub_errors(repository: str, missing: str = "", otherwise: str = "") -> Iterator[None]:
-    """Convert hub and network errors into a one-line UserError, Unreachable where trying again may
-    help.
+    """Convert hub and network errors into a UserError of one line.
 
-    missing: what to do if the repository, or a file of it, does not exist. otherwise: what else to
-    do if the hub cannot be reached.
+    Args:
+        repository: Name of the repository.
+        missing: What to do if the repository, or a file of it, does not exist.
+        otherwise: What else to do if the hub cannot be reached.
+
+    Raises:
+        UserError: The hub refuses.
+        Unreachable: The hub does not answer, and trying again may help.
     """
     from huggingface_hub import errors
 

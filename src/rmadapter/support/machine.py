@@ -27,9 +27,9 @@ from rmadapter.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-CLEARLY = 1.3  # times as fast: the rest of a training step gains less
-HOPELESS = 0.5  # times as fast: below it, bfloat16 is done in software
-VISIBLE = "CUDA_VISIBLE_DEVICES"
+MIN_SPEEDUP = 1.3  # of a number format; the rest of a training step gains less
+SOFTWARE_SPEEDUP = 0.5  # below it, bfloat16 is done in software
+VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 LIBRARIES = [
     "rmadapter",
     "torch",
@@ -115,8 +115,11 @@ def end_with_parent() -> None:
 
 
 def find_device(name: str = "auto") -> torch.device:
-    """Return a device by name; "auto" is a GPU of NVIDIA, AMD or Apple if there is one. Raises
-    UserError for a device that this machine lacks."""
+    """Return a device by name; "auto" is a GPU of NVIDIA, AMD or Apple if there is one.
+
+    Raises:
+        UserError: This machine lacks the device.
+    """
     import torch
 
     if name == "auto":
@@ -157,15 +160,15 @@ def fastest_precision(device: torch.device) -> tuple[Literal["fp32", "bf16", "fp
 
     if device.type == "cpu":
         small = least(torch.float32, 256) / least(torch.bfloat16, 256)
-        if small < HOPELESS:
+        if small < SOFTWARE_SPEEDUP:
             return "fp32", small
     plain = least(torch.float32)
     ratio = plain / least(torch.bfloat16)
-    if ratio > CLEARLY:
+    if ratio > MIN_SPEEDUP:
         return "bf16", ratio
     if device.type == "cuda":
         half = plain / least(torch.float16)
-        if half > CLEARLY:
+        if half > MIN_SPEEDUP:
             return "fp16", half
     return "fp32", ratio
 
@@ -173,7 +176,7 @@ def fastest_precision(device: torch.device) -> tuple[Literal["fp32", "bf16", "fp
 def gpus() -> list[str]:
     """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them: by number, or
     by the UUID of a GPU or of a part of one (MIG)."""
-    visible = os.environ.get(VISIBLE)
+    visible = os.environ.get(VISIBLE_GPUS)
     if visible is not None:
         names = [name.strip() for name in visible.split(",")]
         ends = ("", "-1", "NoDevFiles")  # CUDA reads no further
@@ -210,7 +213,7 @@ def _start_worker(threads: int, assigned: SimpleQueue[str]) -> None:
     end_with_parent()
     device = assigned.get()
     if device:
-        os.environ[VISIBLE] = device  # before CUDA starts, which reads it once
+        os.environ[VISIBLE_GPUS] = device  # before CUDA starts, which reads it once
     import torch  # takes seconds
 
     torch.set_num_threads(threads)

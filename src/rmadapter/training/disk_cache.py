@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from rmadapter.errors import UserError
-from rmadapter.support.files import PART, atomic, cache_folder, write_text
+from rmadapter.support.files import PART_NAME, atomic, cache_folder, write_text
 from rmadapter.support.terminal import note
 
 GB = 1e9
@@ -192,7 +192,7 @@ class Store:
 
 def _is_known(path: Path) -> bool:
     """Return whether this module may have written the file or folder."""
-    known = path.name == TAG or FILE_NAME.fullmatch(path.name) or PART.fullmatch(path.name)
+    known = path.name == TAG or FILE_NAME.fullmatch(path.name) or PART_NAME.fullmatch(path.name)
     return bool(known) and not path.is_symlink()
 
 
