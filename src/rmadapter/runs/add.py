@@ -46,11 +46,19 @@ from rmadapter.training.contract import Known, NotApplicable
 
 
 def add_names(saved: Saved, names: Sequence[str], out: Path) -> tuple[str, ...]:
-    """Save a model that also scores further classes, by name alone; nothing is trained. Return its
-    labels.
+    """Save a model that also scores further classes, by name alone; nothing is trained.
 
-    Raises UserError for a name that it already has or that is a parent in its taxonomy, for a
-    method that cannot take classes by name, and if `out` already holds a model.
+    Args:
+        saved: The model.
+        names: Names of the further classes.
+        out: Folder of the new model.
+
+    Returns:
+        The labels of the new model.
+
+    Raises:
+        UserError: The model already has a name, or it is a parent in its taxonomy; the method
+            cannot take classes by name; or `out` already holds a model.
     """
     need_text(saved.fitted.backbone, "a class without images")
     labels = [
@@ -92,7 +100,10 @@ def classify_by_names(backbone: Backbone, labels: Sequence[str], out: Path) -> N
 
 def can_add_names(saved: Saved) -> bool:
     """Return whether `add_names` can add a class to a model, by asking for one that it lacks.
-    Raises UserError for a model of more prompts than are allowed."""
+
+    Raises:
+        UserError: The model has more prompts than are allowed.
+    """
     prompts_each(saved.names, saved.fitted.known.templates)
     new = next(name for name in map("class {}".format, count()) if name not in saved.names)
     try:
@@ -205,8 +216,8 @@ def _data_of(run: Path, record: Record, old: Path | None) -> Path:
 
 
 def _images_of_run(run: Path, saved: Saved, listing: Listing) -> dict[str, Rows]:
-    """Return the images that a run was trained and tested on, and those that chose its settings,
-    by split. listing: the run's data."""
+    """Return the images of the run's data that it was trained and tested on, and those that chose
+    its settings, by split."""
     try:
         few = read_split(RunFolder(run).split).images(listing.root)
     except UserError as error:
@@ -234,8 +245,15 @@ def _extended(
 ) -> dict[str, Rows]:
     """Return the images to train and test on, and to choose settings by.
 
-    kept: those of the run. added: the new data, of which `shots` per class are drawn, and of its
-    validation split at most `VAL_SHOTS`. Raises UserError for a class that is only tested on.
+    Args:
+        kept: Images of the run, by split.
+        added: Images of the new data, by split.
+        shots: Images that are drawn of each class; of the validation split at most `VAL_SHOTS`.
+        rng: Generator of the draw.
+        data: Path of the new data.
+
+    Raises:
+        UserError: A class is only tested on.
     """
     seen = {_identity(row.image) for row in kept["train"]}
     undivided = added.get("train", added.get("all", []))
@@ -256,8 +274,14 @@ def _extended(
 
 
 def _has_test_split(record: Record, added: Mapping[str, Rows], splits: Mapping[str, Rows]) -> bool:
-    """Return whether the run's data or the new data has a test split, and both together test every
-    class. record: of the run. splits: those of the new run."""
+    """Return whether the data of the run or the new data has a test split, and both together test
+    every class.
+
+    Args:
+        record: Record of the run.
+        added: Images of the new data, by split.
+        splits: Images of the new run, by split.
+    """
     divided = "test" in added or any(score.split == "test" for score in record.scores)
     return divided and {row.label for row in splits["test"]} == {
         row.label for row in splits["train"]

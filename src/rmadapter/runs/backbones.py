@@ -26,8 +26,8 @@ from rmadapter.support.hub import Unreachable
 from rmadapter.support.machine import find_device
 from rmadapter.support.terminal import note
 
-PROBE, NAME = LinearProbe(), "linear-probe"
-MINUTES = 10.0
+PROBE, PROBE_NAME = LinearProbe(), "linear-probe"
+DEFAULT_MINUTES = 10.0
 
 
 def prepare_backbone(request: Request, lab: Lab) -> tuple[Request, Lab, BackboneChoice | None]:
@@ -72,7 +72,7 @@ def choose_backbone(request: Request, lab: Lab) -> tuple[Lab, BackboneChoice]:
     Raises:
         UserError: None can be used, or a name is wrong.
     """
-    task, minutes = request.task, request.minutes or MINUTES
+    task, minutes = request.task, request.minutes or DEFAULT_MINUTES
     few, deadline = lab.draw(task), time.monotonic() + 60 * minutes
     images = half(few.train, task.classes)
     parts = split(images, FOLDS, task.seed, lab.progress)
@@ -138,7 +138,7 @@ def _judged(folds: Folds, backbone: Backbone, deadline: float) -> BackboneRow:
     if not folds:
         return _row(backbone.name, facts, started, "too few images per class to judge by")
     try:
-        answers = folds.answers(PROBE, NAME, deadline=deadline)
+        answers = folds.answers(PROBE, PROBE_NAME, deadline=deadline)
     except OutOfTime:
         return _row(backbone.name, facts, started, "would not finish in time")
     facts["accuracy"] = _accuracy(answers.table, folds.judged.labels)

@@ -42,9 +42,16 @@ def evaluate(
     """Evaluate the method and the untouched backbone, if it has a text encoder, on every image; the
     frozen part is computed once for both.
 
-    baselines: other methods, which read only features; the evaluations hold their answers where
-    they know the classes. seed: of the image order, if the method remembers images. Raises
-    NotApplicable if it cannot answer the first set.
+    Args:
+        fitted: The fitted method.
+        sets: Images, and what is asked of them.
+        cache: Cache of frozen activations.
+        baselines: Other methods, which read only features; the evaluations hold their answers
+            where they know the classes.
+        seed: Seed of the order of the images, if the method remembers images.
+
+    Raises:
+        NotApplicable: The method cannot answer the first set.
     """
     evaluations, scores = list[Evaluation](), list[Score]()
     for question, images, split in sets:
@@ -131,11 +138,21 @@ def predict_all(
     seed: int,
     text: str = "evaluating",
 ) -> dict[str, Tensor]:
-    """Return probabilities [N, C] of each model, in the order of the images. models: as for
-    `Fitted.answers`.
+    """Return probabilities [N, C] of each model, in the order of the images.
 
-    A method that remembers images sees them in a random order that depends on the seed, because
-    data sets are sorted by class. Raises UserError as `answers` does.
+    A method that remembers images sees them in a random order, because data sets are sorted by
+    class.
+
+    Args:
+        models: Models as for `answers`.
+        fitted: Method whose encoders give the features.
+        cache: Cache of frozen activations.
+        images: N images.
+        seed: Seed of the random order.
+        text: What the progress bar says.
+
+    Raises:
+        UserError: As for `answers`.
     """
     order = shuffled(len(images), seed) if fitted.remembers else None
     stream = cache.stream(images, fitted.first, text, order, fitted.method.test_views)
@@ -199,9 +216,17 @@ def evaluate_saved(
 ) -> tuple[list[Evaluation], list[Score]]:
     """Evaluate a saved run on one split of a data set, with the data set's class names.
 
-    split: of the data, or "heldout": the train images that the run did not see. Raises UserError
-    for a split that is missing or empty, and for "heldout" if the method saw these images or was
-    fitted to other data.
+    Args:
+        folder: Folder of the run.
+        fitted: Its model.
+        splits: The data set.
+        split: Split of the data, or "heldout": the train images that the run did not see.
+        classes: Half of the classes, or all.
+        cache: Cache of frozen activations.
+
+    Raises:
+        UserError: The split is missing or empty, or it is "heldout", and the method saw these
+            images or was fitted to other data.
     """
     hint = _hint_of_other_classes(fitted, splits)
     if split == "heldout":
@@ -227,8 +252,14 @@ def evaluate_saved(
 
 
 def check_split(splits: Splits, split: str, other: str = "", hint: str = "") -> None:
-    """Raise UserError if the data lacks a split. other: a further choice. hint: what may be wrong
-    with the data."""
+    """Raise UserError if the data lacks a split.
+
+    Args:
+        splits: The data.
+        split: Name of the split.
+        other: Another name that --split takes.
+        hint: What may be wrong with the data.
+    """
     if split in splits:
         return
     more = f"; {hint}" if hint else ""
@@ -284,10 +315,16 @@ def _heldout(folder: Path, fitted: Fitted, splits: Splits, classes: Half) -> Ima
 
 @dataclass(frozen=True)
 class Line:
-    """One run's accuracy in percent.
+    """The accuracy of a run, beside that of the first run.
 
-    difference: to the first run, in points, with the ends of its 95 % interval and McNemar's p
-    value; None for the first run itself.
+    Attributes:
+        run: Folder of the run.
+        method: Method with its changed settings.
+        accuracy: Accuracy in percent.
+        difference: Difference from the first run in points; None, as all below, for that run.
+        low: Lower end of the difference's 95 % interval.
+        high: Upper end of it.
+        p: McNemar's p value.
     """
 
     run: str
@@ -316,9 +353,13 @@ def compare(
 ) -> list[Line]:
     """Return one line per run; each run uses the class names that it was trained with.
 
-    split: of the data, that the images are.
+    Args:
+        runs: Folders of the runs and their models.
+        images: Images to compare on.
+        split: Split of the data that they are.
 
-    Raises UserError if there are no images, and for a method that cannot score a class of the data.
+    Raises:
+        UserError: There are no images, or a method cannot score a class of the data.
     """
     if not len(images):
         raise UserError("there are no images to compare on")

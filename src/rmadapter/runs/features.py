@@ -25,8 +25,15 @@ def image_features(
     """Return the function that gives image features [B, e] of a method.
 
     They are those that it scores, or those of the untouched encoder; if it runs blocks itself,
-    those that it scores for unseen classes. names, logits: classes, and what `fitted.for_classes`
-    returned for them, if it was called. Raises NotApplicable if it has none.
+    those that it scores for unseen classes.
+
+    Args:
+        fitted: The fitted method.
+        names: Names of the classes.
+        logits: What `fitted.for_classes` returned for them, if it was called.
+
+    Raises:
+        NotApplicable: The method has no image features.
     """
     scorer = fitted.for_classes(tuple(names)) if logits is None else logits
     if isinstance(scorer, OfFeatures):
@@ -44,7 +51,10 @@ def image_features(
 def class_means(features: Tensor, labels: Sequence[int], classes: int) -> Tensor:
     """Return the unit mean [C, e] of each class's unit features; zeros for a class without any.
 
-    features: [N, e]. labels: [N].
+    Args:
+        features: Features [N, e].
+        labels: Indices of the classes, [N].
+        classes: Number C of classes.
     """
     which = torch.tensor(labels, device=features.device)
     sums = torch.zeros(classes, features.shape[1], device=features.device)
@@ -53,7 +63,7 @@ def class_means(features: Tensor, labels: Sequence[int], classes: int) -> Tensor
 
 
 def distances(features: Tensor, means: Tensor) -> Tensor:
-    """Return 1 - the cosine to the nearest class mean, [B]. features: [B, e]. means: [C, e]."""
+    """Return 1 - the cosine of features [B, e] to the nearest of the class means [C, e]: [B]."""
     return 1 - (F.normalize(features.float(), dim=-1) @ means.float().T).amax(-1)
 
 
@@ -138,5 +148,6 @@ def examine(
 def features_of(
     fitted: Fitted, images: ImageSet, cache: Cache, of: Callable[[States], Tensor]
 ) -> Tensor:
-    """Return the features [N, e] of images without augmentation. of: as from `image_features`."""
+    """Return the features [N, e] of images without augmentation, as `image_features` gives them
+    through `of`."""
     return cache.features(images, first=fitted.first, of=of)[0]

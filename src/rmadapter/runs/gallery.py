@@ -15,7 +15,7 @@ from rmadapter.data.image_set import ImageReader, ImageSet
 from rmadapter.settings import Machine
 from rmadapter.training.cache import Cache
 
-MAX_DISK = 1_000.0  # GB: the features of a gallery are few, and other commands remove old ones
+MAX_DISK_GB = 1_000.0  # the features of a gallery are few, and other commands remove old ones
 
 
 class Gallery:
@@ -34,7 +34,7 @@ class Gallery:
         self.backbone = backbone
         self.features: np.ndarray = np.empty((0, backbone.embedding_size))
         self.groups: np.ndarray = np.empty(0, int)
-        machine = Machine(disk_cache=MAX_DISK if keep else 0.0)
+        machine = Machine(disk_cache=MAX_DISK_GB if keep else 0.0)
         self._cache = Cache(backbone, machine, hold=False, progress=False)
         self._looks = looks([])
         self._links: list[tuple[int, int]] = []

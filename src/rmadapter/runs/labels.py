@@ -166,10 +166,13 @@ def _have_others(targets: np.ndarray, groups: np.ndarray) -> np.ndarray:
 
 
 def logit_margin(table: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return how far the logit of the best other class is above that of the label.
+    """Return how far the logit of the best other class is above that of the label, [N].
 
-    table: probabilities [N, C], to which 1e-6 is added. After Pleiss et al., NeurIPS 2020, arXiv
-    2001.10528, who average over a training.
+    After Pleiss et al., NeurIPS 2020, arXiv 2001.10528, who average over a training.
+
+    Args:
+        table: Probabilities [N, C], to which 1e-6 is added.
+        labels: Indices of the given labels, [N].
     """
     logits = np.log(table + 1e-6)
     rows = np.arange(len(labels))
@@ -185,6 +188,10 @@ def confident(table: np.ndarray, labels: np.ndarray) -> np.ndarray:
     It is the most probable of the classes whose probability reaches its mean over images with that
     label (equation 1 of Northcutt et al., JAIR 70, 2021, arXiv 1911.00068). A label is suspicious
     if this is another class, off the diagonal of the confident joint.
+
+    Args:
+        table: As for `logit_margin`.
+        labels: As for `logit_margin`.
     """
     classes = table.shape[1]
     counts = np.bincount(labels, minlength=classes)

@@ -28,8 +28,8 @@ class Answered:
 
     Attributes:
         table: Probabilities [N, C].
-        labels: [N], indices of the right classes.
-        groups: [N], number of each image's group.
+        labels: Indices of the right classes, [N].
+        groups: Number of each image's group, [N].
         tree: Taxonomy of the classes, if they have parents, which then answer where a label cannot.
     """
 
@@ -54,7 +54,7 @@ class Answered:
         """Measure like `measured`, each part of the images by a calibration on the others.
 
         Args:
-            which: [N], number of each image's part.
+            which: Number of each image's part, [N].
             source: Where the images are from.
             seed: Seed of the draw of an image from each group.
         """
@@ -104,7 +104,14 @@ class Answered:
 
 def kept(folder: Path, fitted: Fitted, evaluation: Evaluation, split: Split) -> tuple[Promise, ...]:
     """Measure the promises of a saved run on images of its classes; none for other classes, and,
-    with a note, where images trained or calibrated the model."""
+    with a note, where images trained or calibrated the model.
+
+    Args:
+        folder: Folder of the run.
+        fitted: Its model.
+        evaluation: Its answers on the images.
+        split: Split of the data that they are.
+    """
     calibration, images = fitted.calibration, evaluation.images
     if calibration is None or images.classes != fitted.classes:
         return ()
@@ -117,8 +124,12 @@ def kept(folder: Path, fitted: Fitted, evaluation: Evaluation, split: Split) -> 
 
 
 def halves(groups: np.ndarray, seed: int) -> np.ndarray:
-    """Return a random half, 0 or 1, for each of N images; images of a group share one. groups:
-    [N], number of each image's group."""
+    """Return a random half, 0 or 1, for each of N images; images of a group share one.
+
+    Args:
+        groups: Number of each image's group, [N].
+        seed: Seed of the draw.
+    """
     _, which = np.unique(groups, return_inverse=True)
     parts: np.ndarray = np.random.default_rng(seed).permutation(int(which.max()) + 1) % 2
     return parts[which]
@@ -127,8 +138,14 @@ def halves(groups: np.ndarray, seed: int) -> np.ndarray:
 def _backed_off(
     inside: np.ndarray, labels: np.ndarray, tree: Taxonomy
 ) -> tuple[tuple[float, ...], float]:
-    """Return the share of images that are answered at each level, and of those answered wrongly.
-    inside: which classes are in the set of each image, [N, C]."""
+    """Return the share of images in percent that are answered at each level, and of those answered
+    wrongly.
+
+    Args:
+        inside: Whether each class is in the set of each image, [N, C].
+        labels: Indices of the right classes, [N].
+        tree: Taxonomy of the classes.
+    """
     counts, wrong = [0] * (tree.depth + 1), 0
     for row, label in zip(inside, labels.tolist(), strict=True):
         place = tree.common(np.flatnonzero(row).tolist())
