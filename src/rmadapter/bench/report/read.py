@@ -201,17 +201,14 @@ def _settings(method: MethodName) -> Settings:
 
 def _repeated(runs: Sequence[Run]) -> dict[int, str]:
     """Return number -> reason of all but the latest run of each experiment."""
-    latest: dict[Experiment, int] = {}
+    kept: dict[Experiment, int] = {}
     reasons = {}
-    for number, run in enumerate(runs):
-        old = latest.setdefault(run.experiment, number)
-        if old != number:
-            # times are ISO, in UTC; of equal ones the first counts
-            late, early = sorted(
-                (old, number), key=lambda one: runs[one].record.finished, reverse=True
-            )
-            latest[run.experiment] = late
-            reasons[early] = (
+    # times are ISO, in UTC; of equal ones the first counts
+    latest_first = sorted(range(len(runs)), key=lambda n: runs[n].record.finished, reverse=True)
+    for number in latest_first:
+        late = kept.setdefault(runs[number].experiment, number)
+        if late != number:
+            reasons[number] = (
                 f"{runs[late].place} is the same experiment, finished later or first in order; "
                 "left out"
             )

@@ -200,11 +200,6 @@ def over_sets(draws: Sequence[Sequence[float]]) -> OverSets:
     return OverSets(least * error, p, float(nctdtrinc(k - 1, 1 - POWER, least)) * error)
 
 
-def draw_of(record: Record) -> Draw:
-    """Return a key that is equal for runs trained on the same images."""
-    return record.task.data, record.task.shots, record.task.seed, record.split_digest
-
-
 def holm(p: Sequence[float]) -> np.ndarray:
     """Correct p values for their number (Holm, Scandinavian Journal of Statistics 1979): the
     probability that any is below a level by chance is at most that level."""
@@ -363,12 +358,13 @@ def figures_of(records: Sequence[Record], metric: str) -> Figures:
     set."""
     figures: dict[str, dict[Draw, float]] = defaultdict(dict)
     for record in records:
-        data = record.task.data
-        parts = {f"{data} to {target}": target for target in record.targets}
-        for name, part in (parts if metric == "average" else {data: metric}).items():
+        task = record.task
+        draw = (task.data, task.shots, task.seed, record.split_digest)
+        parts = {f"{task.data} to {target}": target for target in record.targets}
+        for name, part in (parts if metric == "average" else {task.data: metric}).items():
             value = record.metric(part)
             if value is not None:
-                figures[name][draw_of(record)] = value
+                figures[name][draw] = value
     return dict(figures)
 
 
