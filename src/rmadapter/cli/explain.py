@@ -39,11 +39,9 @@ def explain(
 
     The two best classes stand beside them.
     """
-    from rmadapter.cli.checks import check_backbones, check_runs
     from rmadapter.data.formats.registry import check_words
 
-    check_runs(run)
-    check_backbones(options.backbone)
+    options.check(run)
     page = out / PAGE if out else None
     if page:
         check_new(page)

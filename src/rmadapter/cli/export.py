@@ -90,12 +90,10 @@ def export(
 
     Its answers are compared with the run's before it is written.
     """
-    from rmadapter.cli.checks import check_backbones, check_runs
     from rmadapter.data.formats.registry import locate
     from rmadapter.export.targets import check_options
 
-    check_runs(run)
-    check_backbones(options.backbone)
+    options.check(run)
     if wanted.data:
         locate(wanted.data).check()
     folder = find_run(run)

@@ -204,12 +204,10 @@ def predict(
 
     The answers are shown, written to a file, or used to sort the images into folders.
     """
-    from rmadapter.cli.checks import check_backbones, check_runs
     from rmadapter.data.formats.registry import check_words
     from rmadapter.predict.write import partial_of, write_answers
 
-    check_runs(run)
-    check_backbones(options.backbone)
+    options.check(run)
     sorting.check()
     on_ray = ray.chosen()
     if on_ray and options.device:
