@@ -24,8 +24,8 @@ from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix
 
 from rmadapter.artifacts.page import (
-    MATRIX_LIMIT,
-    TRAINING,
+    MAX_MATRIX_CLASSES,
+    TRAINING_SET,
     describe_shots,
     panel,
     thumbnails_of,
@@ -327,7 +327,9 @@ def test_the_matrix_counts_like_scikit_learn() -> None:
     assert [name for name, _, _ in rows] == [f"class {i}" for i in range(4)]
 
 
-@pytest.mark.parametrize(("classes", "there"), [(MATRIX_LIMIT, True), (MATRIX_LIMIT + 1, False)])
+@pytest.mark.parametrize(
+    ("classes", "there"), [(MAX_MATRIX_CLASSES, True), (MAX_MATRIX_CLASSES + 1, False)]
+)
 def test_more_than_25_classes_have_no_matrix(classes: int, there: bool) -> None:
     its = found(classes=classes)
     part = panel(0, its.score, its, {})
@@ -445,7 +447,7 @@ def test_mistakes_are_shown_with_the_nearest_training_images(tmp_path: Path) -> 
     assert re.search(r"sea horse ?0\.88", text)
     assert re.search(r"<b> ?0\.50", text)
     kept = thumbnails_of(tmp_path / "r.html")
-    assert kept[TRAINING, "near.png"]
+    assert kept[TRAINING_SET, "near.png"]
     gone = replace(its, sources=(None,) * 40)
     wrong = [Mistake(its.images[row], tuple(one._replace(source=None) for one in near))]
     write_run_page(tmp_path / "again.html", record(score(e, "all")), [gone], [], kept, wrong)

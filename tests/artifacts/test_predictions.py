@@ -19,8 +19,8 @@ from rmadapter.artifacts.checkpoint import load
 from rmadapter.artifacts.page import write_run_page
 from rmadapter.artifacts.predictions import (
     COLUMNS,
+    MAX_MISTAKES,
     MAX_NEIGHBOURS,
-    WRONG,
     Evaluation,
     Mistake,
     Neighbour,
@@ -267,10 +267,10 @@ def test_mistakes_with_their_nearest_training_images(
     rows = [3, 7, 1, 0, 12, 15, 8]
     wrong = {row: 0.9 - 0.05 * i for i, row in enumerate(rows)}
     its = mistakes_of(fitted, train, answered(test, wrong), tiny_clip)
-    assert [one.image for one in its] == [test.name(row) for row in rows[:WRONG]]
+    assert [one.image for one in its] == [test.name(row) for row in rows[:MAX_MISTAKES]]
     own, unit = (
         normalize(tiny_clip.image.frozen(pixels_of(tiny_clip, images, some)).features, dim=-1)
-        for images, some in ((test, rows[:WRONG]), (train, None))
+        for images, some in ((test, rows[:MAX_MISTAKES]), (train, None))
     )
     for one, cosines in zip(its, own @ unit.T, strict=True):
         best = cosines.sort(descending=True).values[:MAX_NEIGHBOURS].tolist()

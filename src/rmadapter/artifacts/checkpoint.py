@@ -50,9 +50,15 @@ OWN_METHODS = "rmadapter.methods."
 
 
 class Saved(NamedTuple):
-    """A loaded model. labels: of its classes, as the user writes them. names: of the same classes,
-    as in prompts. name: of the method, as `load_method` accepts it. parents: of the labels, as in
-    `ImageSet`."""
+    """A loaded model.
+
+    Attributes:
+        fitted: The model.
+        labels: Names of its classes as the user writes them.
+        name: Name of the method, as `load_method` accepts it.
+        names: Names of the same classes in prompts.
+        parents: Parents of the labels, as in `ImageSet`.
+    """
 
     fitted: Fitted
     labels: tuple[Label, ...]
@@ -388,8 +394,16 @@ def to_values(fitted: Fitted) -> dict[str, Any]:
 
 def from_values(values: Mapping[str, Any], name: str, device: str) -> Fitted:
     """Restore what `to_values` returned on the copy of its backbone in memory, or load that by its
-    name. name: of the method. Raises UserError if its weights are others."""
+    name.
 
+    Args:
+        values: What `to_values` returned.
+        name: Name of the method.
+        device: Device, as for `load`.
+
+    Raises:
+        UserError: The backbone of that name has other weights.
+    """
     for other in backbones_in(name, values["settings"]):
         trust_name(other)
     home = find_device(device)

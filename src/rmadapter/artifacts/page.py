@@ -60,21 +60,23 @@ from rmadapter.support.locks import exclusive
 from rmadapter.task import Task
 from rmadapter.training.contract import Method
 
-THUMBNAIL, SMALL = 160, 96  # pixels of the longer side; SMALL: of a training image beside another
-MATRIX_LIMIT = 25  # most classes for which a matrix is readable; others have a list of confusions
-NUMBERS = 16  # most classes for which the counts in a matrix fit on a narrow screen
-PAIRS = 15  # most rows in the list of confusions
-AT_FIRST = 8  # rows of that list shown in place of a matrix
-IN_WORDS = 3  # rows of that list described in a sentence
-PER_OUTCOME = 6  # images shown for each outcome
-TRAINING = -1  # number of the training images, which are no scored set
+THUMBNAIL_SIDE = 160  # pixels of the longer side
+NEIGHBOUR_SIDE = 96  # the same, of a training image beside another
+MAX_MATRIX_CLASSES = 25  # for which a matrix is readable; others have a list of confusions
+MAX_NUMBERED_CLASSES = 16  # for which the counts in a matrix fit on a narrow screen
+MAX_CONFUSIONS = 15  # rows in the list of confusions
+SHOWN_CONFUSIONS = 8  # rows of that list shown in place of a matrix
+DESCRIBED_CONFUSIONS = 3  # rows of that list described in a sentence
+IMAGES_PER_OUTCOME = 6
+TRAINING_SET = -1  # number of the training images, which are no scored set
 OUTCOMES = (  # name, meaning, (zero-shot is right, adapted is right)
     ("Gained", "only the adapted model is right", (False, True)),
     ("Lost", "only the untouched model is right", (True, False)),
     ("Both right", "", (True, True)),
     ("Both wrong", "", (False, False)),
 )
-ALONE = (("Wrong", "", (False, False)), ("Right", "", (False, True)))  # without a text encoder
+# without a text encoder
+OUTCOMES_ALONE = (("Wrong", "", (False, False)), ("Right", "", (False, True)))
 
 Thumbnails: TypeAlias = Mapping[tuple[int, str], str]  # (number of the set, path) -> data: address
 Facts: TypeAlias = dict[str, Any]  # values for the template
@@ -97,7 +99,7 @@ def percent(value: float | None, digits: int = 1, sign: bool = False) -> str:
     return text.replace("-", "−")
 
 
-def thumbnail(source: ImageSource | None, side: int = THUMBNAIL) -> str:
+def thumbnail(source: ImageSource | None, side: int = THUMBNAIL_SIDE) -> str:
     """Return an image as a data: address, its longer side at most `side` pixels; "" if it is
     unreadable or None."""
     if source is None:
@@ -128,7 +130,9 @@ def small_jpeg(source: ImageSource, side: int) -> bytes:
 
 def neighbour_cards(neighbours: Iterable[Neighbour]) -> list[JsonObject]:
     """Return what a page shows of nearby images: their fields, and a small thumbnail as `src`."""
-    return [{**near._asdict(), "src": thumbnail(near.source, SMALL)} for near in neighbours]
+    return [
+        {**near._asdict(), "src": thumbnail(near.source, NEIGHBOUR_SIDE)} for near in neighbours
+    ]
 
 
 def thumbnails_of(page: Path) -> dict[tuple[int, str], str]:
@@ -159,11 +163,17 @@ def write_run_page(
 ) -> None:
     """Write the page of a run atomically; the same input gives the same bytes.
 
-    predictions: one for each score of the record that has an accuracy, in the same order. history:
-    the loss terms of every step; empty for a method that is not trained step by step. thumbnails:
-    from `thumbnails_of`, for images that no longer exist. wrong: mistakes on the first test set.
-    counts: training images of each class, if known. Raises ValueError if scores and predictions do
-    not match.
+    Args:
+        path: File to write.
+        record: Record of the run.
+        predictions: One for each score of the record that has an accuracy, in the same order.
+        history: Loss terms of every step; empty for a method that is not trained step by step.
+        thumbnails: From `thumbnails_of`, for images that no longer exist.
+        wrong: Mistakes on the first test set.
+        counts: Training images of each class, if known.
+
+    Raises:
+        ValueError: Scores and predictions do not match.
     """
     known = thumbnails or {}
     answered = [number for number, score in enumerate(record.scores) if score.accuracy is not None]
@@ -221,8 +231,12 @@ def rewrite_page(folder: Path) -> Path:
 
 
 def describe_shots(shots: int, counts: Sequence[int]) -> str:
-    """Say how many training images a class had. shots: those asked for, 0 for all. counts: of each
-    class, empty if unknown."""
+    """Say how many training images a class had.
+
+    Args:
+        shots: Images asked for, 0 for all.
+        counts: Training images of each class; empty if unknown.
+    """
     least, most = (min(counts), max(counts)) if counts else (shots, shots)
     each = f"{most} image{'' if most == 1 else 's'} per class"
     if least < most:
@@ -285,8 +299,15 @@ def _json(value: object) -> str:
 
 @dataclass(frozen=True)
 class Change:
-    """The change of a score, in points, with its 95 % interval and McNemar's p. before: Wilson
-    interval of the accuracy before, in percent. ece: the calibration error before."""
+    """The change of a score.
+
+    Attributes:
+        points: The change, in points.
+        low, high: Its 95 % interval.
+        p: P-value of McNemar's test.
+        before: Wilson interval of the accuracy before, in percent.
+        ece: Calibration error before.
+    """
 
     points: float
     low: float
@@ -330,7 +351,14 @@ def _headline(record: Record, panels: Sequence[Facts]) -> Headline | None:
 
 
 def panel(number: int, score: Score, predictions: Predictions, thumbnails: Thumbnails) -> Facts:
-    """Return what the page shows about one score. number: its index in the record."""
+    """Return what the page shows about one score.
+
+    Args:
+        number: Index of the score in the record.
+        score: The score.
+        predictions: The answers behind it.
+        thumbnails: As for `write_run_page`.
+    """
     pairs = _confusions(predictions)
     before, after = predictions.right
     curves = {"adapted": (predictions.answer.probability, after)}
@@ -344,10 +372,10 @@ def panel(number: int, score: Score, predictions: Predictions, thumbnails: Thumb
         "ece": metrics.calibration_error(predictions.answer.probability, after),
         "outcomes": _outcomes(number, predictions, thumbnails),
         "per_class": _per_class(predictions),
-        "matrix": _matrix(predictions) if len(predictions.classes) <= MATRIX_LIMIT else None,
+        "matrix": _matrix(predictions) if len(predictions.classes) <= MAX_MATRIX_CLASSES else None,
         "pairs": pairs,
-        "at_first": pairs[:AT_FIRST],
-        "in_words": pairs[:IN_WORDS],
+        "at_first": pairs[:SHOWN_CONFUSIONS],
+        "in_words": pairs[:DESCRIBED_CONFUSIONS],
         "reliability": reliability_diagram(curves, f"reliability{number}"),
         "coverage": risk_coverage(curves, f"coverage{number}"),
     }
@@ -356,7 +384,8 @@ def panel(number: int, score: Score, predictions: Predictions, thumbnails: Thumb
 def _outcomes(number: int, predictions: Predictions, thumbnails: Thumbnails) -> list[Facts]:
     before, after = predictions.right
     outcomes = []
-    for name, meaning, (zero_shot, adapted) in OUTCOMES if predictions.has_zero_shot else ALONE:
+    kinds = OUTCOMES if predictions.has_zero_shot else OUTCOMES_ALONE
+    for name, meaning, (zero_shot, adapted) in kinds:
         rows = np.flatnonzero((before == zero_shot) & (after == adapted))
         shown = rows[_spread(len(rows))].tolist()
         facts = {"name": name, "meaning": meaning, "n": len(rows)}
@@ -367,8 +396,8 @@ def _outcomes(number: int, predictions: Predictions, thumbnails: Thumbnails) -> 
 
 
 def _spread(n: int) -> np.ndarray:
-    """Return at most PER_OUTCOME of 0..n-1, evenly spread: nobody picked them by hand."""
-    return np.unique(np.linspace(0, n - 1, min(n, PER_OUTCOME)).round().astype(int))
+    """Return at most IMAGES_PER_OUTCOME of 0..n-1, evenly spread: nobody picked them by hand."""
+    return np.unique(np.linspace(0, n - 1, min(n, IMAGES_PER_OUTCOME)).round().astype(int))
 
 
 def _per_class(predictions: Predictions) -> list[Facts]:
@@ -392,7 +421,7 @@ def _confusions(predictions: Predictions) -> list[Facts]:
     the same."""
     names, truth = predictions.classes, predictions.true
     true, said, counts = metrics.confusions(truth, predictions.answer.which, len(names))
-    largest = np.argsort(-counts, kind="stable")[:PAIRS]
+    largest = np.argsort(-counts, kind="stable")[:MAX_CONFUSIONS]
     total = np.bincount(truth, minlength=len(names))
     pairs = []
     for t, s, n in zip(true[largest], said[largest], counts[largest], strict=True):
@@ -413,7 +442,7 @@ def _matrix(predictions: Predictions) -> Facts:
         (name, int(total), list(zip(row.tolist(), parts.tolist(), strict=True)))
         for name, total, row, parts in zip(classes, totals, counts, shares, strict=True)
     ]
-    return {"narrow": len(classes) > NUMBERS, "rows": rows}
+    return {"narrow": len(classes) > MAX_NUMBERED_CLASSES, "rows": rows}
 
 
 def _card(number: int, predictions: Predictions, row: int, thumbnails: Thumbnails) -> Facts:
@@ -443,7 +472,7 @@ def mistake_cards(
         near = neighbour_cards(neighbours)
         for card in near:
             card["label"] = names.get(str(card["label"]), card["label"])
-            card["src"] = card["src"] or thumbnails.get((TRAINING, card["image"]), "")
+            card["src"] = card["src"] or thumbnails.get((TRAINING_SET, card["image"]), "")
         cards.append(
             {
                 "set": number,

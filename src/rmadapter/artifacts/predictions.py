@@ -40,9 +40,9 @@ COLUMNS = (
     "zero_shot",
     "zero_shot_probability",
 )
-ROWS = 1024  # of a table processed at once
-WRONG = 6  # mistakes of a run
-MAX_NEIGHBOURS = 5  # neighbours of an image
+ROWS_AT_ONCE = 1024  # of a table of probabilities
+MAX_MISTAKES = 6  # of a run
+MAX_NEIGHBOURS = 5  # of an image
 IMAGES_AT_ONCE = 2048  # images compared at once
 
 Item = TypeVar("Item")
@@ -50,8 +50,15 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Answers on N images over C classes: probabilities of the method, of the untouched backbone
-    (None without a text encoder), [N, C], and of others by name."""
+    """Answers on N images over C classes.
+
+    Attributes:
+        title: Name of the set.
+        images: The images.
+        probabilities: Those of the method, [N, C].
+        zero_shot: Those of the untouched backbone, [N, C]; None without a text encoder.
+        beside: Those of other methods, by name.
+    """
 
     title: str
     images: ImageSet
@@ -71,8 +78,12 @@ class Evaluation:
 
 
 class Guess(NamedTuple):
-    """One for each of N images. which: indices into the classes, -1 for none. probability: 0..1, to
-    6 digits."""
+    """A guess for each of N images.
+
+    Attributes:
+        which: Indices into the classes, -1 for none.
+        probability: Probabilities from 0 to 1, to 6 digits.
+    """
 
     which: np.ndarray
     probability: np.ndarray
@@ -82,10 +93,16 @@ class Guess(NamedTuple):
 class Predictions:
     """Answers on the N images behind a score.
 
-    classes, labels: the C classes as a page names them, and as the user writes them. images: paths
-    below the data. sources: the images themselves, None for a path that leads out of the data.
-    true: [N], indices into the classes. second: the adapted model's second choice, none if there is
-    only one class. zero_shot: none on a backbone without a text encoder.
+    Attributes:
+        score: The score.
+        classes: The C classes as a page names them.
+        labels: The same as the user writes them.
+        images: Paths below the data.
+        sources: The images themselves; None for a path that leads out of the data.
+        true: Indices into the classes, [N].
+        answer: The adapted model's answers.
+        second: Its second choices; none if there is only one class.
+        zero_shot: The untouched model's answers; none on a backbone without a text encoder.
     """
 
     score: Score
@@ -150,10 +167,10 @@ def _second_best(table: np.ndarray, best: np.ndarray) -> np.ndarray:
     if table.shape[1] < 2:
         return np.full(len(table), -1)
     second = np.empty_like(best)
-    for start in range(0, len(table), ROWS):
-        part = table[start : start + ROWS].copy()
-        np.put_along_axis(part, best[start : start + ROWS, None], -1, axis=1)
-        second[start : start + ROWS] = part.argmax(1)
+    for start in range(0, len(table), ROWS_AT_ONCE):
+        part = table[start : start + ROWS_AT_ONCE].copy()
+        np.put_along_axis(part, best[start : start + ROWS_AT_ONCE, None], -1, axis=1)
+        second[start : start + ROWS_AT_ONCE] = part.argmax(1)
     return second
 
 
@@ -166,8 +183,15 @@ def _no_guess(count: int) -> Guess:
 
 
 def predictions_of(record: Record, evaluations: Sequence[Evaluation]) -> list[Predictions]:
-    """Return the predictions of each score that has an accuracy. evaluations: of these scores, in
-    the same order. Raises ValueError if they do not match."""
+    """Return the predictions of each score that has an accuracy.
+
+    Args:
+        record: Record of the run.
+        evaluations: Evaluations of these scores, in the same order.
+
+    Raises:
+        ValueError: They do not match.
+    """
     return [
         Predictions.of(score, evaluation)
         for score, evaluation in zip(_answered(record), evaluations, strict=True)
@@ -288,8 +312,11 @@ def image_source(root: Path, image: str) -> Path | None:
 class Neighbour(NamedTuple):
     """A nearby image.
 
-    image: its name, as in split.json. source: the image itself; None if its path leads out of the
-    data. similarity: cosine of untouched features; 1 means identical.
+    Attributes:
+        image: Its name, as in split.json.
+        source: The image itself; None if its path leads out of the data.
+        label: Its label.
+        similarity: Cosine of untouched features; 1 means identical.
     """
 
     image: str
@@ -309,7 +336,12 @@ class Nearest(NamedTuple):
 
 
 class Mistake(NamedTuple):
-    """image: from the first test set, as in predictions.csv. neighbours: nearest first."""
+    """A wrong answer.
+
+    Attributes:
+        image: Image of the first test set, as in predictions.csv.
+        neighbours: Training images near it, nearest first.
+    """
 
     image: str
     neighbours: tuple[Neighbour, ...]
@@ -326,11 +358,15 @@ def nearest(
     count: int = MAX_NEIGHBOURS,
     groups: np.ndarray | None = None,
 ) -> Nearest:
-    """Find the examples with the highest cosine to each feature vector.
+    """Find the examples with the highest cosine to each feature vector; of equal cosines the first
+    example comes first.
 
-    features: [B, e], of any length. examples: [N, e], of unit length; by default the features
-    themselves. groups: [B] numbers; an image is no neighbour of an image with the same number, such
-    as itself and its copies. Of equal cosines the first example comes first.
+    Args:
+        features: Feature vectors [B, e], of any length.
+        examples: Examples [N, e], of unit length; by default the features themselves.
+        count: Number of examples for each.
+        groups: Numbers [B]; an image is no neighbour of an image with the same number, such as
+            itself and its copies.
     """
     unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
     others = unit if examples is None else examples
@@ -364,17 +400,25 @@ def find_mistakes(
     predictions: Sequence[Predictions],
     cache: Cache,
 ) -> list[Mistake]:
-    """Return at most WRONG images of the first test set that the model gets wrong, the most
+    """Return at most MAX_MISTAKES images of the first test set that the model gets wrong, the most
     confident answers first, each with its nearest training images.
 
-    train: the images that the model was fitted to. predictions: of the evaluations. A test image
-    that is also a training image, as in cross-validation, is not its own neighbour.
+    A test image that is also a training image, as in cross-validation, is not its own neighbour.
+
+    Args:
+        fitted: The model.
+        train: Images that it was fitted to.
+        evaluations: Its evaluations.
+        predictions: Their predictions.
+        cache: Cache of the backbone's features.
     """
     if not predictions:
         return []
     images, first = evaluations[0].images, predictions[0]
     wrong = np.flatnonzero(first.answer.which != first.true)
-    rows = wrong[np.argsort(-first.answer.probability[wrong], kind="stable")][:WRONG].tolist()
+    rows = wrong[np.argsort(-first.answer.probability[wrong], kind="stable")][
+        :MAX_MISTAKES
+    ].tolist()
     if not rows:
         return []
     known = images_of_examples(range(len(train)))
@@ -414,8 +458,13 @@ class _MistakeRow(BaseModel):
 def read_mistakes(path: Path, predictions: Predictions, root: Path) -> list[Mistake]:
     """Read the file of `write_mistakes`; a missing one is empty.
 
-    predictions: on the first test set. root: folder of the training images. Raises UserError for a
-    file that does not belong to them.
+    Args:
+        path: The file.
+        predictions: Predictions on the first test set.
+        root: Folder of the training images.
+
+    Raises:
+        UserError: The file does not belong to them.
     """
     if not path.is_file():
         return []
@@ -425,7 +474,7 @@ def read_mistakes(path: Path, predictions: Predictions, root: Path) -> list[Mist
         place, reason = first_fault(error)
         raise UserError(f"{path}: not the mistakes of a run ({place}: {reason})") from None
     tested, mistakes = {*predictions.images}, []
-    for row in rows[:WRONG]:
+    for row in rows[:MAX_MISTAKES]:
         image = as_read(row.image)
         if image not in tested:
             raise UserError(

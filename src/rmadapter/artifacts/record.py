@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 FORMAT: Literal[2] = 2
 ANSWERED = ("finished", "not-applicable")
-MOST_HELD_OUT = 1000  # answers kept to choose a threshold by
+MAX_HELD_OUT = 1000  # answers kept to choose a threshold by
 BALANCED = "balanced "  # begins the name of a figure, before that of a set
 LEVEL = 0.05  # significance level of the test whether another method is better
 MAX_RECORD_BYTES = 2**24  # bytes of a record; one with thousands of notes has a hundredth of that
@@ -248,15 +248,15 @@ class HeldOut(Value):
 
     @model_validator(mode="after")
     def _as_many(self) -> HeldOut:
-        if not 0 < len(self.probabilities) == len(self.right) <= MOST_HELD_OUT:
+        if not 0 < len(self.probabilities) == len(self.right) <= MAX_HELD_OUT:
             raise ValueError("no answers, too many, or not as many as it calls right or wrong")
         return self
 
     @classmethod
     def of(cls, probabilities: np.ndarray, labels: Sequence[int]) -> HeldOut:
-        """Keep the answers of a table [N, C] on N images, at most `MOST_HELD_OUT` of them."""
+        """Keep the answers of a table [N, C] on N images, at most `MAX_HELD_OUT` of them."""
         best, sure = probabilities.argmax(1), probabilities.max(1)
-        order = np.argsort(-sure, kind="stable")[:: -(-len(sure) // MOST_HELD_OUT)]
+        order = np.argsort(-sure, kind="stable")[:: -(-len(sure) // MAX_HELD_OUT)]
         right = "".join("1" if best[row] == labels[row] else "0" for row in order)
         return cls(probabilities=tuple(round(float(p), 4) for p in sure[order]), right=right)
 

@@ -125,14 +125,23 @@ class RunFolder:
     def write_sums(
         self, without: Collection[Path] = (), to_come: Mapping[str, str] | None = None
     ) -> None:
-        """Write `sums` for the saved files that exist. to_come: SHA-256, by name, of files that are
-        written next."""
+        """Write `sums` for the saved files that exist.
+
+        Args:
+            without: Files to leave out.
+            to_come: SHA-256, by name, of files that are written next.
+        """
         names = [file.name for file in self.saved if file not in without]
         write_sums(self.path, names, to_come)
 
     def check_sums(self, needed: Collection[Path] = (), without: Collection[Path] = ()) -> None:
         """Raise UserError if a file has changed since it was saved, or a needed one is not in
-        `sums`. without: files that are not compared."""
+        `sums`.
+
+        Args:
+            needed: Files that must be there.
+            without: Files that are not compared.
+        """
         check_sums(self.path, [file.name for file in needed], [file.name for file in without])
 
 
@@ -177,9 +186,15 @@ def find_run(name: str | Path) -> Path:
 def run_folder(out: Path | None, source: Path) -> Iterator[Path]:
     """Yield the folder of a new run: `out`, or if None, one that is created as runs/NAME-N.
 
-    source: data or a run, which gives the name. A note says how to resume the run if the block is
-    stopped; a folder without any file is then removed. Raises UserError if the folder cannot be
-    created.
+    A note says how to resume the run if the block is stopped; a folder without any file is then
+    removed.
+
+    Args:
+        out: The folder, if the user named one.
+        source: Data or a run, which gives the name.
+
+    Raises:
+        UserError: The folder cannot be created.
     """
     if out is not None:
         yield out

@@ -26,7 +26,7 @@ SCORE_COLUMNS = ["accuracy in %", "images", "chance", "zero-shot", "adapted", "c
 PROBE = "linear-probe"
 UNTOUCHED = "the untouched model"
 BASELINE_NAMES = {"zero-shot": UNTOUCHED, PROBE: "a linear probe"}  # in a sentence
-Table: TypeAlias = tuple[list[str], list[list[str]]]  # header and rows, for the screen and pages
+HeadAndRows: TypeAlias = tuple[list[str], list[list[str]]]  # for the screen and pages
 
 
 def print_record(record: Record, as_json: bool, run: Path | None = None) -> None:
@@ -164,7 +164,7 @@ def describe_backbones(choice: BackboneChoice) -> str:
     )
 
 
-def backbone_table(choice: BackboneChoice) -> Table:
+def backbone_table(choice: BackboneChoice) -> HeadAndRows:
     """Return a row for each backbone that was tried."""
     rows = []
     for row in choice.rows:
@@ -205,8 +205,15 @@ class Headline(NamedTuple):
 def headline(
     name: str, verdict: Verdict, other: str, rates: tuple[float, float], images: int
 ) -> Headline:
-    """Say whether a method is better than another, by name. rates: accuracies in percent, first the
-    method's."""
+    """Say whether a method is better than another.
+
+    Args:
+        name: Name of the method.
+        verdict: How it compares.
+        other: Name of the other.
+        rates: Accuracies in percent, first the method's.
+        images: Number of images.
+    """
     ours, others = (f"{rate:.1f} %" for rate in rates)
     end = f" right on {images:,} image{'' if images == 1 else 's'}"
     if verdict == "tied":
@@ -233,7 +240,7 @@ def lowest_recalls(judged: Judgement) -> str:
     return ", ".join(f"{name} {recall:.0f} %" for recall, name in recalls[:3])
 
 
-def level_table(scores: Sequence[Score]) -> Table:
+def level_table(scores: Sequence[Score]) -> HeadAndRows:
     """Return a row for each level of a taxonomy above the labels, of each set; without columns for
     zero-shot where a backbone without text gives no such answer."""
     compared = any(level.zero_shot is not None for score in scores for level in score.levels)
@@ -247,7 +254,7 @@ def level_table(scores: Sequence[Score]) -> Table:
     return ["accuracy in %", "level", "groups", *figures], rows
 
 
-def promise_table(promises: Sequence[Promise]) -> Table:
+def promise_table(promises: Sequence[Promise]) -> HeadAndRows:
     """Return a row for each promised error."""
     rows = []
     for promise in promises:
@@ -266,10 +273,14 @@ def promise_table(promises: Sequence[Promise]) -> Table:
     return ["promised error in %", *columns], rows
 
 
-def judgement_table(judged: Judgement, method: MethodName) -> Table:
+def judgement_table(judged: Judgement, method: MethodName) -> HeadAndRows:
     """Return a row for guessing, for the most frequent class and for each judged method, by the
-    name that `--method` takes. method: the one that was fitted, whose row names its changed
-    settings, too."""
+    name that `--method` takes.
+
+    Args:
+        judged: The judgement.
+        method: The method that was fitted, whose row names its changed settings, too.
+    """
     chance, majority = f"{100 / len(judged.classes):.1f}", f"{judged.majority:.1f}"
     uneven = judged.uneven
     blank = [""] * (4 if uneven else 3)
