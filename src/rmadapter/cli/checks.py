@@ -40,12 +40,21 @@ def check_folder(out: Path | None) -> None:
 
 
 def check_backbones(
-    names: str | None, sets: Sequence[str] | None = None, config: Path | None = None,
-    default: str = "", choosing: bool = False,
-) -> None:  # fmt: skip
-    """Raise UserError for a backbone that cannot exist: named by an option, else by a setting or a
-    file of settings, else the default of the command. choosing: whether `auto` may stand for
-    some."""
+    names: str | None,
+    sets: Sequence[str] | None = None,
+    config: Path | None = None,
+    default: str = "",
+    choosing: bool = False,
+) -> None:
+    """Raise UserError for a backbone that cannot exist.
+
+    Args:
+        names: Backbones that an option names.
+        sets: Settings, which come before the option.
+        config: File of settings, which comes after it.
+        default: Backbones of the command otherwise.
+        choosing: Whether `auto` may stand for some.
+    """
     named = parse_overrides([*(sets or ())]).get("backbone") or names
     if named is None and config:
         named = read_yaml(config).get("backbone")

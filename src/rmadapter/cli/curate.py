@@ -99,9 +99,13 @@ def suspects(
 
 
 def _apply(
-    data: Path, decisions: Path, out: Path | None, columns: Mapping[str, str], outside: bool,
+    data: Path,
+    decisions: Path,
+    out: Path | None,
+    columns: Mapping[str, str],
+    outside: bool,
     as_json: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Write a copy of the data, cleaned as a file of decisions says."""
     if out is None:
         raise UserError("--apply: name the cleaned copy with --out")
@@ -133,7 +137,8 @@ def _write_suspects(
     as_json: bool,
     more: list[str],
 ) -> None:
-    """Write the list and its page. more: options of the command that applies the list."""
+    """Write the list and its page, which names the command that applies the list, with the options
+    `more`."""
     from rmadapter.curate.suspects import write_csv, write_page
 
     write_page(files[1], result, str(data), method, files[0], more)

@@ -43,8 +43,15 @@ def run_demo(
     """Train on colour pictograms of the base classes; test base and novel classes, in colour and as
     black line art.
 
-    command: the command that repeats the run. settings: override the defaults. Raises UserError if
-    the demo's packages are missing.
+    Args:
+        out: Folder of the run.
+        seed: Seed for everything random.
+        progress: Whether to show progress.
+        command: Command that repeats the run.
+        settings: Values that override the defaults.
+
+    Raises:
+        UserError: The demo's packages are missing.
     """
     from rmadapter.data.catalog.openmoji import ATTRIBUTION, load_openmoji
     from rmadapter.methods import PREFERRED

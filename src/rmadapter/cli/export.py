@@ -69,7 +69,12 @@ class ExportOptions:
         return ExportOptions(self.to, self.precision, self.force, self.embeddings, self.text)
 
     def folder(self, run: Path, place: Path) -> Path:
-        """Return the folder to write. place: the folder of the run."""
+        """Return the folder to write, by default beside that of the run.
+
+        Args:
+            run: The run as the user named it.
+            place: Its folder.
+        """
         if self.out:
             return self.out
         # "." has no name of its own

@@ -372,7 +372,7 @@ def share(text: str | float) -> float:
 
 
 def numbers(name: str, text: str) -> list[int]:
-    """Return the numbers of a list with commas. name: of the option, for the message."""
+    """Return the numbers of a list with commas. Raises UserError, naming the option, for others."""
     try:
         return [int(part) for part in comma_list(text)]
     except ValueError:

@@ -95,8 +95,14 @@ class SortOptions:
             raise UserError("--unsure and --error: give only one of them")
 
     def sorter(self, labels: Sequence[str]) -> Sorter | None:
-        """Return what sorts the images, if anything. Raises UserError for options that contradict
-        the labels. labels: that answers may have, those of parents among them."""
+        """Return what sorts the images, if anything.
+
+        Args:
+            labels: Labels that answers may have, those of parents among them.
+
+        Raises:
+            UserError: Options contradict the labels.
+        """
         from rmadapter.answers.answer import UNSURE
         from rmadapter.answers.rejection import NONE_OF_THESE
         from rmadapter.predict.write import Sorter
@@ -162,7 +168,13 @@ class ImageOptions:
     crops: Crops = False
 
     def find(self, words: Sequence[str], outside: bool, none: bool = False) -> Inputs:
-        """Find the images, and note what is ignored. none: allow finding none."""
+        """Find the images, and note what is ignored.
+
+        Args:
+            words: What the user names.
+            outside: Whether listed files elsewhere are read.
+            none: Whether finding none is allowed.
+        """
         from rmadapter.data.formats.registry import find_images
 
         return _noted(find_images(words, self.image_column, outside, none, self.crops))
@@ -265,9 +277,14 @@ def _predictor(
 
 
 def _sure_from(run: Path, wanted: float, other_classes: bool) -> float:
-    """Return the probability below which an answer is unsure if a share `wanted` of the others is
-    to be right, infinity if all are, and note how it was found. other_classes: than those that the
-    run answered on held-out images."""
+    """Return the probability below which an answer is unsure, infinity if all are, and note how it
+    was found.
+
+    Args:
+        run: Folder of the run.
+        wanted: Share of the other answers that is to be right.
+        other_classes: Whether the classes are others than those of the run's held-out answers.
+    """
     from rmadapter.artifacts.record import read_record
 
     if not wanted:

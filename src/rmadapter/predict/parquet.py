@@ -58,8 +58,13 @@ def rows_of(word: str) -> list[Path]:
 
 
 def unpacked_rows(names: Sequence[Path], folder: Path, bad: BadImages) -> list[tuple[Path, Path]]:
-    """Return (file, name) of each image in order; rows become files in `folder`. bad: collects rows
-    without bytes."""
+    """Return (file, name) of each image in order.
+
+    Args:
+        names: Images, among them rows of parquet files.
+        folder: Folder in which rows become files.
+        bad: Collects the rows without bytes.
+    """
     files: list[tuple[Path, Path]] = []
     contents = dict(_contents([name for name in names if is_row(name)]))
     for number, name in enumerate(names):

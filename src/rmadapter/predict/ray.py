@@ -28,8 +28,8 @@ IMAGES_PER_TASK = 8 * BATCH_SIZE  # most images given to a worker at once, and r
 
 @dataclass(frozen=True)
 class Model:
-    """What every worker loads: arguments of `checkpoint.load` and of `Predictor`. digest: as from
-    the function `digest`."""
+    """What every worker loads: arguments of `checkpoint.load` and of `Predictor`, and the digest of
+    what they must make."""
 
     run: Path
     backbone: str | None
@@ -156,7 +156,15 @@ def cluster(
     method."""
     decider = predictor.decider
     model = Model(
-        run.absolute(), backbone, method, predictor.names, decider.labels, predictor.top,
-        decider.error, decider.reject_rate, decider.tree, digest(predictor),
-    )  # fmt: skip
+        run.absolute(),
+        backbone,
+        method,
+        predictor.names,
+        decider.labels,
+        predictor.top,
+        decider.error,
+        decider.reject_rate,
+        decider.tree,
+        digest(predictor),
+    )
     return Cluster(model, jobs, address)
