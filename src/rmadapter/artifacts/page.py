@@ -42,6 +42,7 @@ from rmadapter.artifacts.summary import (
     level_table,
     promise_table,
 )
+from rmadapter.artifacts.words import confusions, describe_judged
 from rmadapter.data.fewshot import read_split
 from rmadapter.data.formats.registry import images_root
 from rmadapter.data.read import ImageSource, load_image
@@ -191,6 +192,7 @@ def write_run_page(
         promises=record.judgement
         and record.judgement.promises
         and promise_table(record.judgement.promises),
+        plain=_plain_lines(record, predictions),
         headline=_headline(record, panels),
         tie=describe_tie(record),
         backbones=record.backbones
@@ -336,6 +338,13 @@ class Change:
         return "worse" if self.high < 0 else "tied"
 
 
+def _plain_lines(record: Record, predictions: Sequence[Predictions]) -> list[str]:
+    """Return the sentences that the page begins with; none for a run that was not judged."""
+    if not record.judgement or not predictions:
+        return []
+    return describe_judged(record.judgement, confusions(predictions[0], DESCRIBED_CONFUSIONS))
+
+
 def _headline(record: Record, panels: Sequence[Facts]) -> Headline | None:
     """Compare the method with the best other row of its judgement; without one, with the untouched
     model on the first set. None if nothing was evaluated, or there is nothing to compare with."""
@@ -359,7 +368,7 @@ def panel(number: int, score: Score, predictions: Predictions, thumbnails: Thumb
         predictions: The answers behind it.
         thumbnails: As for `write_run_page`.
     """
-    pairs = _confusions(predictions)
+    pairs = confusions(predictions, MAX_CONFUSIONS)
     before, after = predictions.right
     curves = {"adapted": (predictions.answer.probability, after)}
     if predictions.has_zero_shot:
@@ -414,21 +423,6 @@ def _per_class(predictions: Predictions) -> list[Facts]:
     full = [row for row in rows if row["n"]]
     full.sort(key=lambda row: (-np.nan_to_num(row["change"]), -row["adapted"], row["name"]))
     return full + [row for row in rows if not row["n"]]
-
-
-def _confusions(predictions: Predictions) -> list[Facts]:
-    """List the most common confusions of the adapted model, and how often the untouched model had
-    the same."""
-    names, truth = predictions.classes, predictions.true
-    true, said, counts = metrics.confusions(truth, predictions.answer.which, len(names))
-    largest = np.argsort(-counts, kind="stable")[:MAX_CONFUSIONS]
-    total = np.bincount(truth, minlength=len(names))
-    pairs = []
-    for t, s, n in zip(true[largest], said[largest], counts[largest], strict=True):
-        before = int(((truth == t) & (predictions.zero_shot.which == s)).sum())
-        pair = {"true": names[t], "said": names[s], "n": n, "before": before, "total": total[t]}
-        pairs.append(pair)
-    return pairs
 
 
 def _matrix(predictions: Predictions) -> Facts:

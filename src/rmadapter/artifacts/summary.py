@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from rmadapter.answers.taxonomy import level_name
+from rmadapter.artifacts.predictions import read_predictions
 from rmadapter.artifacts.run_folder import RunFolder
+from rmadapter.artifacts.words import MAX_NAMED, confusions, describe_judged
 from rmadapter.methods import name_with_settings
 from rmadapter.support.terminal import escape, note, table
 
@@ -29,19 +31,28 @@ BASELINE_NAMES = {"zero-shot": UNTOUCHED, PROBE: "a linear probe"}  # in a sente
 HeadAndRows: TypeAlias = tuple[list[str], list[list[str]]]  # for the screen and pages
 
 
-def print_record(record: Record, as_json: bool, run: Path | None = None) -> None:
+def print_record(
+    record: Record, as_json: bool, run: Path | None = None, verbose: bool = True
+) -> None:
     """Print how good a run is, with doubts about it, and one row per evaluated set.
 
     Args:
         record: Record of the run.
         as_json: Whether to print JSON.
-        run: Folder of the run, for JSON.
+        run: Folder of the run, for JSON and for its answers.
+        verbose: Whether to print the tables of a judged run, in place of sentences.
     """
     judged = record.judgement
     for text in judged.doubts if judged else ():
         note(text)
     if as_json:
         print(json.dumps(_record_json(record, run)))
+        return
+    if judged and run and not verbose:
+        mistakes = confusions(read_predictions(run, record)[0], MAX_NAMED)
+        for line in (*describe_judged(judged, mistakes), describe_tie(record)):
+            if line:
+                print(escape(line))
         return
     if record.backbones:
         table(*backbone_table(record.backbones))

@@ -36,6 +36,9 @@ Quiet = Annotated[
         "--quiet", "-q", callback=set_quiet, help="Hide progress and notes, but not errors."
     ),
 ]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", help="Print the tables of the report in place of sentences.")
+]
 MethodName = Annotated[
     str,
     typer.Option("--method", help="Name from `rmadapter methods`, package:Class or file.py:Class."),

@@ -32,6 +32,7 @@ from rmadapter.cli.options import (
     SettingOptions,
     Shots,
     Track,
+    Verbose,
     command,
 )
 from rmadapter.errors import UserError
@@ -125,6 +126,7 @@ def fit(
     ] = False,
     track: Track = "",
     quiet: Quiet = False,
+    verbose: Verbose = False,
     as_json: Json = False,
 ) -> None:
     """Train a model on images; write it, its record and report.html."""
@@ -178,7 +180,7 @@ def fit(
             origin=origin,
         )
     team.leave()
-    _show(record, folder, as_json)
+    _show(record, folder, as_json, verbose)
 
 
 def _with_parents(
@@ -194,7 +196,7 @@ def _with_parents(
     return with_parents(splits, parents)
 
 
-def _show(record: Record, out: Path, as_json: bool) -> None:
+def _show(record: Record, out: Path, as_json: bool, verbose: bool) -> None:
     """Print a record, its notes and the place of its report."""
     from rmadapter.artifacts.summary import describe_tie, print_record
 
@@ -202,7 +204,7 @@ def _show(record: Record, out: Path, as_json: bool) -> None:
     for text in record.notes:
         if text != tie:
             note(text)
-    print_record(record, as_json, out)
+    print_record(record, as_json, out, verbose)
     if not as_json:
         print(f"report: {out / 'report.html'}")
         print(f"next: rmadapter predict {shlex.quote(str(out))} IMAGES")
@@ -284,6 +286,7 @@ def add(
     options: RunOptions = RunOptions(),
     files: FileOptions = FileOptions(),
     quiet: Quiet = False,
+    verbose: Verbose = False,
     as_json: Json = False,
 ) -> None:
     """Extend a run with more classes or images.
@@ -317,7 +320,7 @@ def add(
         else:
             labels = add_names(saved, what, folder)
     if trains:
-        _show(record, folder, as_json)
+        _show(record, folder, as_json, verbose)
     elif as_json:
         print(json.dumps({"run": str(folder), "labels": labels}))
     else:

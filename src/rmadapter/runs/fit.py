@@ -21,6 +21,7 @@ from rmadapter.artifacts.predictions import (
 from rmadapter.artifacts.record import HeldOut, Record
 from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.artifacts.value import BackboneChoice
+from rmadapter.artifacts.words import broken_promises
 from rmadapter.data.fewshot import FewShot, half, read_split, save_split
 from rmadapter.data.names import Label
 from rmadapter.data.read import ImageSet
@@ -346,6 +347,13 @@ def _promised(outcome: Outcome, method: Method, folds: Folds | None) -> list[str
             f"an error of {least} % or more can be promised, by "
             f"{describe_images(**calibration.facts)}: predict --error {least}%"
         )
+    judged = outcome.record.judgement
+    if calibration and judged and broken_promises(judged):
+        by = describe_images(**calibration.facts)
+        return [
+            f"errors that are promised by {by}, are not kept on the images that judge this run: do "
+            "not count on `predict --error`"
+        ]
     most = 0
     if folds and (not calibration or calibration.source == "folds"):
         most = len({*folds.judged.group_numbers.tolist()})
