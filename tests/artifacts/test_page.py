@@ -106,12 +106,15 @@ def test_the_headline_of_a_judged_run_is_about_the_best_other_method(
     )  # fmt: skip
     page = written(tmp_path, its, [base])
     top = page.text[: page.text.index("Before and after")]
-    assert f": {after:.1f} % and 99.0 % right on 60 images" in top
+    assert f"{after:.0f} of 100 of your images will be sorted right" in top
+    assert "zero-shot" in top
+    judged = page.text[page.text.index("Is it good?") :]
+    assert f": {after:.1f} % and 99.0 % right on 60 images" in judged
     assert its.judgement is not None
     compared = headline_of(its.judgement, "RMAdapter")
     assert compared is not None
-    assert "".join(compared) in top
-    assert "trains in 4.0 s" in top
+    assert "".join(compared) in judged
+    assert "trains in 4.0 s" in judged
 
 
 @pytest.mark.parametrize(
@@ -354,10 +357,10 @@ def test_the_largest_confusions_are_named_in_order() -> None:
     before = confusion_matrix(its.true, its.zero_shot.which, labels=range(4))
     np.fill_diagonal(counts, 0)
     part = panel(0, its.score, its, {})
-    assert [pair["n"] for pair in part["pairs"]] == sorted(counts[counts > 0], reverse=True)
+    assert [pair.n for pair in part["pairs"]] == sorted(counts[counts > 0], reverse=True)
     largest = part["in_words"][0]
-    true, said = (int(largest[name].split()[1]) for name in ("true", "said"))
-    assert (largest["n"], largest["before"]) == (counts.max(), before[true, said])
+    true, said = (int(name.split()[1]) for name in (largest.true, largest.said))
+    assert (largest.n, largest.before) == (counts.max(), before[true, said])
     assert len(part["in_words"]) == 3
 
 

@@ -238,7 +238,8 @@ def test_the_walks_are_walked(
         ),
         lambda: bench(
             BenchOptions(
-                "base-to-novel", colors.name, tmp_path / "out", methods="rmadapter",
+                protocol="base-to-novel", datasets=colors.name, out=tmp_path / "out",
+                methods="rmadapter",
                 backbone=name, seeds="1", shots="2", root=colors.parent, sets=own,
             )
         ),
