@@ -25,6 +25,23 @@ class _StopForward(Exception):
     """Raised inside a forward pass to skip its rest."""
 
 
+class _Turn:
+    """A lock for the time that hooks hang on the blocks, which threads share; a copy of an encoder
+    gets its own."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def __reduce__(self) -> tuple[type[_Turn], tuple[()]]:
+        return _Turn, ()
+
+
 class ImageEncoder(Encoder[Grid]):
     """An image encoder as stem, blocks and head.
 
@@ -44,7 +61,7 @@ class ImageEncoder(Encoder[Grid]):
         super().__init__(blocks, width)
         self.visual = visual
         self.read_index = read_index
-        self._hooks = threading.Lock()  # held while hooks hang on the blocks, which threads share
+        self._hooks = _Turn()
 
     @property
     @abstractmethod
