@@ -116,7 +116,7 @@ function drawJudged(found) {
   const before = found?.rows.find((row) => row.name.startsWith("before")), after = found?.rows.at(-1);
   const verdict = before && before !== after ? words.verdict_before : words.verdict;
   $("verdict").textContent = after
-    ? text(verdict, { right: after.right, images: found.images, before: before?.right, interval: interval(after) })
+    ? text(verdict, { share: number(after.accuracy, 0), right: after.right, images: found.images, before: before?.right, interval: interval(after) })
     : words.unjudged;
   $("tie").textContent = sentence(found?.tie ?? "");
   $("rates").hidden = !after;
