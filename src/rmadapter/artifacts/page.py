@@ -42,7 +42,7 @@ from rmadapter.artifacts.summary import (
     level_table,
     promise_table,
 )
-from rmadapter.artifacts.words import confusions, describe_judged
+from rmadapter.artifacts.words import confusions, describe_judged, how_many_right
 from rmadapter.data.fewshot import read_split
 from rmadapter.data.formats.registry import images_root
 from rmadapter.data.read import ImageSource, load_image
@@ -342,7 +342,9 @@ def _plain_lines(record: Record, predictions: Sequence[Predictions]) -> list[str
     """Return the sentences that the page begins with; none for a run that was not judged."""
     if not record.judgement or not predictions:
         return []
-    return describe_judged(record.judgement, confusions(predictions[0], DESCRIBED_CONFUSIONS))
+    mistakes = confusions(predictions[0], DESCRIBED_CONFUSIONS)
+    _, *others = describe_judged(record.judgement, mistakes)
+    return [how_many_right(record.judgement), *others]
 
 
 def _headline(record: Record, panels: Sequence[Facts]) -> Headline | None:

@@ -31,28 +31,38 @@ BASELINE_NAMES = {"zero-shot": UNTOUCHED, PROBE: "a linear probe"}  # in a sente
 HeadAndRows: TypeAlias = tuple[list[str], list[list[str]]]  # for the screen and pages
 
 
-def print_record(
-    record: Record, as_json: bool, run: Path | None = None, verbose: bool = True
-) -> None:
+def print_sentences(record: Record, judged: Judgement, run: Path) -> None:
+    """Print in plain sentences how good a run is.
+
+    Args:
+        record: Record of the run.
+        judged: Its judgement.
+        run: Folder of the run, which has its answers.
+    """
+    for text in judged.doubts:
+        note(text)
+    mistakes = confusions(read_predictions(run, record)[0], MAX_NAMED)
+    for line in (*describe_judged(judged, mistakes), describe_tie(record)):
+        if line:
+            print(escape(line))
+    _print_balanced(record.scores)
+    if record.backbones:
+        print(describe_backbones(record.backbones))
+
+
+def print_record(record: Record, as_json: bool, run: Path | None = None) -> None:
     """Print how good a run is, with doubts about it, and one row per evaluated set.
 
     Args:
         record: Record of the run.
         as_json: Whether to print JSON.
-        run: Folder of the run, for JSON and for its answers.
-        verbose: Whether to print the tables of a judged run, in place of sentences.
+        run: Folder of the run, for JSON.
     """
     judged = record.judgement
     for text in judged.doubts if judged else ():
         note(text)
     if as_json:
         print(json.dumps(_record_json(record, run)))
-        return
-    if judged and run and not verbose:
-        mistakes = confusions(read_predictions(run, record)[0], MAX_NAMED)
-        for line in (*describe_judged(judged, mistakes), describe_tie(record)):
-            if line:
-                print(escape(line))
         return
     if record.backbones:
         table(*backbone_table(record.backbones))

@@ -159,6 +159,7 @@ def fit(
     lab.add(str(data), splits)
     lab.draw(request.task)  # is refused here, before a backbone is loaded
     request, lab, chosen = prepare_backbone(request, lab)
+    lab.team = team = team.training(request.method)
     task = request.task
     advice = advise(task.backbone)
     if advice:
@@ -198,13 +199,16 @@ def _with_parents(
 
 def _show(record: Record, out: Path, as_json: bool, verbose: bool) -> None:
     """Print a record, its notes and the place of its report."""
-    from rmadapter.artifacts.summary import describe_tie, print_record
+    from rmadapter.artifacts.summary import describe_tie, print_record, print_sentences
 
     tie = "" if as_json else describe_tie(record)  # which is printed below the table
     for text in record.notes:
         if text != tie:
             note(text)
-    print_record(record, as_json, out, verbose)
+    if record.judgement and not (as_json or verbose):
+        print_sentences(record, record.judgement, out)
+    else:
+        print_record(record, as_json, out)
     if not as_json:
         print(f"report: {out / 'report.html'}")
         print(f"next: rmadapter predict {shlex.quote(str(out))} IMAGES")
