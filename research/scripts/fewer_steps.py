@@ -300,12 +300,17 @@ def parted(images: ImageSet) -> tuple[ImageSet, ImageSet]:
 
 
 def measure(
-    lab: Lab, data: str, seed: int, variants: Iterable[Variant], backbone: str = "pocket",
+    lab: Lab,
+    data: str,
+    seed: int,
+    variants: Iterable[Variant],
+    backbone: str = "pocket",
+    shots_each: int = SHOTS,
     **settings: Any,
-) -> list[dict[str, Any]]:  # fmt: skip
+) -> list[dict[str, Any]]:
     """Train each variant on the shots of a set, ask all of them about its test images, and return
-    their lines. settings: of the method."""
-    common = {"backbone": backbone, "shots": SHOTS, "seed": seed}
+    their lines. shots_each: of a class, 0 for all. settings: of the method."""
+    common = {"backbone": backbone, "shots": shots_each, "seed": seed}
     request = Request.make({**settings, **common}, METHOD, data=data)
     task, method, loaded = request.task, request.method, lab.backbone(backbone)
     assert isinstance(method, RMAdapterPlus)
@@ -327,7 +332,7 @@ def measure(
     test = lab.splits(task.data)["test"]
     asked = {name: fitted.score() for name, fitted in models.items()}
     tables = predict_all(asked, next(iter(models.values())), lab.test_cache(task), test, seed)
-    same = {"data": data, "shots": SHOTS, "seed": seed, "classes": len(shots.classes)}
+    same = {"data": data, "shots": shots_each, "seed": seed, "classes": len(shots.classes)}
     how: dict[str, Any] = {"precision": lab.machine.precision, "split_digest": split_digest(few)}
     how |= {"backbone": loaded.digest, "versions": versions()}
     return [

@@ -10,6 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import all_images
 import answer
 import answer_readme
 import choice
@@ -81,6 +82,8 @@ def answer_tables() -> dict[str, str]:
     [
         ("studies/answer.md", lambda: marked(answer_tables()), 41),
         ("studies/choice.md", lambda: marked(choice.tables(lines_of("choice"))), 6),
+        ("studies/all_images.md",
+         lambda: marked(all_images.tables(lines_of("all_images"), lines_of("choice"))), 4),
         ("studies/promises.md", lambda: marked(promises.tables(lines_of("promises"))), 7),
         ("studies/unfamiliar.md",
          lambda: marked({name: table for name, table in familiar.tables(
@@ -150,6 +153,7 @@ def test_the_default_share_is_the_chosen_one() -> None:
 @pytest.mark.parametrize(
     ("name", "key", "same"),
     [
+        ("all_images", ("data", "seed", "variant"), ("backbone",)),
         ("choice", ("data", "shots", "seed", "method"), ()),
         ("familiar", ("data", "shots", "seed", "method"), ()),
         ("keeping", answer.KEY, ()),

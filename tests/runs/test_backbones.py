@@ -175,7 +175,7 @@ def test_a_run_records_the_choice(
     hidden = anonymise_record(record)
     assert hidden.backbones is not None
     assert str(tmp_path) not in hidden.line()
-    answer = rmadapter(*words, "--out", out)
+    answer = rmadapter(*words, "--out", out, "--verbose")
     assert answer.code == 0
     assert "images/s here" in answer.out
 

@@ -155,3 +155,39 @@ def test_a_method_that_is_not_named_suits_the_backbone(
         requested(PREFERRED, None, {}, None).on(tiny_timm)
     with pytest.raises(UserError, match="`fit`"):
         load_method("auto")
+
+
+@pytest.mark.parametrize(
+    ("images", "passes", "rate"),
+    [
+        (20, 10, 0.006),  # 2 steps a pass
+        (160, 10, 0.006),  # 100 steps in ten passes
+        (161, 5, 0.012),  # 110
+        (3200, 5, 0.012),  # 1000 in five
+        (3201, 4, 0.012),
+        (8000, 2, 0.012),
+        (100_000, 1, 0.012),
+    ],
+)
+def test_the_default_method_trains_as_long_as_its_images_need(
+    tiny_clip: Backbone, images: int, passes: int, rate: float
+) -> None:
+    labels = [n % 10 for n in range(images)]
+    recipe: Any = requested("", None, {}, None).on(tiny_clip, labels).method.recipe
+    assert (recipe.epochs, recipe.learning_rate) == (passes, rate)
+
+
+@pytest.mark.parametrize(
+    ("method", "flags", "sets", "effort"),
+    [
+        ("rmadapter-plus", {}, [], "normal"),
+        ("", {}, ["epochs=10"], "normal"),
+        ("", {}, ["learning_rate=0.006"], "normal"),
+        ("", {}, [], "thorough"),
+    ],
+)
+def test_who_says_how_long_to_train_is_obeyed(
+    tiny_clip: Backbone, method: str, flags: dict[str, object], sets: list[str], effort: str
+) -> None:
+    request = requested(method, None, flags, sets, effort)
+    assert request.on(tiny_clip, [0, 1] * 1000).method == request.method

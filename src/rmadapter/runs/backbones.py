@@ -53,7 +53,8 @@ def prepare_backbone(request: Request, lab: Lab) -> tuple[Request, Lab, Backbone
     else:
         device = find_device(lab.machine.device)
         lab.add_backbone(shared(request.task.backbone, device))
-    return request.on(lab.backbone(request.task.backbone)), lab, choice
+    images = half(lab.draw(request.task).train, request.task.classes)
+    return request.on(lab.backbone(request.task.backbone), images.labels), lab, choice
 
 
 def choose_backbone(request: Request, lab: Lab) -> tuple[Lab, BackboneChoice]:

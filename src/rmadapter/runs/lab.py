@@ -301,6 +301,10 @@ class Team:
         [precision] = distributed.broadcast_numbers([FORMATS.index(machine.precision)])
         return cls(replace(machine, precision=FORMATS[precision]), method)
 
+    def training(self, method: Method) -> Team:
+        """Return the team with the method as it is trained, once its images are known."""
+        return self if self.method is None else replace(self, method=method)
+
     def announce(self, method: Method, images: ImageSet, whole: ImageSet, key: str) -> None:
         """Have the others join a training on images, if its method is the team's.
 

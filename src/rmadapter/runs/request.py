@@ -26,6 +26,11 @@ from rmadapter.support.terminal import note
 from rmadapter.task import COMMON_SETTINGS, MACHINE_SETTINGS, TASK_SETTINGS, Task, check_views
 from rmadapter.training.contract import Method
 
+# On all images, five passes at twice the rate do as well as ten in half the time; with few images,
+# where ten passes are few steps, they stay (docs/studies/all_images.md).
+FEW_STEPS, MAX_STEPS = 100, 1000
+PASSES, RATE_FACTOR = 5, 2.0
+LENGTH = {"epochs", "iterations", "learning_rate"}  # settings by which a user decides instead
 # Machine settings that apply where nothing is trained.
 READING = ("device", "workers", "cache_memory", "disk_cache")
 
@@ -87,19 +92,45 @@ class Request:
         """Whether the user left the method to this package."""
         return self.instead is not None
 
-    def on(self, backbone: Backbone) -> Request:
-        """Return the request with the method for a backbone: of `AUTO`, the one that needs no text
-        where the backbone has none.
+    def on(self, backbone: Backbone, labels: Sequence[int] = ()) -> Request:
+        """Return the request with the method for a backbone and images.
 
-        Raises UserError for a method that needs a text encoder which the backbone lacks.
+        Args:
+            backbone: Where `AUTO` stands for the method, it needs no text if this has none.
+            labels: Labels of the images; by their number, `AUTO` decides how long to train.
+
+        Raises:
+            UserError: The method needs a text encoder, which the backbone lacks.
         """
-        if self.instead is None or backbone.has_text:
+        if self.instead is None:
             check_text(self.method, backbone)
             return self
         effort, values = self.instead
+        if backbone.has_text:
+            if effort != "normal" or LENGTH & values.keys() or not labels:
+                return self
+            return replace(self, method=with_steps_for(self.method, labels))
         method = load_method(WITHOUT_TEXT, {}, effort)
         _check_method_settings(values, method)
         return replace(self, method=configured(method, values), name=WITHOUT_TEXT)
+
+
+def with_steps_for(method: Method, labels: Sequence[int]) -> Method:
+    """Return a method that trains as long as its images need.
+
+    Args:
+        method: Method that trains step by step.
+        labels: Labels of the images.
+    """
+    recipe = method.recipe
+    assert recipe is not None
+    epochs, per_epoch = recipe.length(labels)
+    if epochs * per_epoch <= FEW_STEPS:
+        return method
+    passes = max(min(PASSES, MAX_STEPS // per_epoch), 1)
+    rate = RATE_FACTOR * recipe.learning_rate
+    shorter = replace(recipe, epochs=passes, learning_rate=rate)
+    return replace(method, recipe=shorter)  # type: ignore[type-var]
 
 
 def requested(
