@@ -90,4 +90,4 @@ def test_only_the_registry_lists_the_methods() -> None:
     """Besides experiments, which name what they compare, and `auto`, which chooses among some."""
     files = [file for file in SOURCE.rglob("*.py") if file.parts[len(SOURCE.parts)] != "bench"]
     listing = [file.name for file in files if len(names_in(file)) > 1]
-    assert sorted(listing) == ["auto.py", "registry.py"]
+    assert sorted(listing) == ["registry.py"]
