@@ -164,6 +164,7 @@ def test_python_of_the_readme_runs(few_pictograms: None) -> None:
     exec(compile(block, "README.md", "exec"), {})
 
 
+@pytest.mark.ci
 def test_python_of_predict_and_of_the_reference_runs(few_pictograms: None) -> None:
     from rmadapter import AdaptedCLIP
     from rmadapter.data.catalog.openmoji import CLASSES

@@ -80,7 +80,7 @@ def page(address: str, tmp_path: Path) -> Iterator[Tab]:
         (tmp_path / "got").mkdir()
         page("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path / "got"))
         page.go(address)
-        until_count(page, "#methods input", 3)
+        until_count(page, "#methods input", 2)
         yield page
 
 
@@ -216,7 +216,7 @@ def test_page_in_german(page: Tab, colors: Path, axe: str) -> None:
     page.event("Page.loadEventFired")
     words = languages()["de"]["train"]
     assert isinstance(words, dict)
-    until_count(page, "#methods input", 3)
+    until_count(page, "#methods input", 2)
     assert page.script("document.querySelector('h1').textContent") == words["title"]
     write(page, "names", "rot, blau")
     until_count(page, "#classes > li", 2)
