@@ -7,6 +7,7 @@ skip what is not read.
 from __future__ import annotations
 
 import copy
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
@@ -20,6 +21,10 @@ Edit = Callable[[Tensor], Tensor]
 # (place, what a part of a block computed) -> what the block goes on with. The places: "norm" and
 # "norm2", "attention" with its output projection, "mlp".
 EditPart: TypeAlias = Callable[[str, Tensor], Tensor]
+
+# Held while hooks hang on blocks, which threads and copies of a model share, and while they are
+# copied.
+HOOKS = threading.RLock()
 
 Block: TypeAlias = Any  # of open_clip, timm or transformers, whose types have nothing in common
 
@@ -221,4 +226,5 @@ def with_own(model: nn.Module, own: Iterable[nn.Parameter]) -> nn.Module:
     apart = {id(parameter) for parameter in own}
     hooks = (module._forward_hooks for module in model.modules())
     every: Iterable[object] = chain(model.parameters(), model.buffers(), hooks)
-    return copy.deepcopy(model, {id(part): part for part in every if id(part) not in apart})
+    with HOOKS:
+        return copy.deepcopy(model, {id(part): part for part in every if id(part) not in apart})

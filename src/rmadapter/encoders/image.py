@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from rmadapter.encoders.blocks import Opaque
+from rmadapter.encoders.blocks import HOOKS, Opaque
 from rmadapter.encoders.encoder import EMPTY, Encoder, States, weights_of
 from rmadapter.encoders.layouts import Grid
 
@@ -23,23 +22,6 @@ if TYPE_CHECKING:
 
 class _StopForward(Exception):
     """Raised inside a forward pass to skip its rest."""
-
-
-class _Turn:
-    """A lock for the time that hooks hang on the blocks, which threads share; a copy of an encoder
-    gets its own."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
-
-    def __reduce__(self) -> tuple[type[_Turn], tuple[()]]:
-        return _Turn, ()
 
 
 class ImageEncoder(Encoder[Grid]):
@@ -61,7 +43,6 @@ class ImageEncoder(Encoder[Grid]):
         super().__init__(blocks, width)
         self.visual = visual
         self.read_index = read_index
-        self._hooks = _Turn()
 
     @property
     @abstractmethod
@@ -131,7 +112,7 @@ class ImageEncoder(Encoder[Grid]):
             raise _StopForward
 
         output = EMPTY
-        with self._hooks, ExitStack() as stack:
+        with HOOKS, ExitStack() as stack:
             for i in range(min(wanted, default=top + 1), top + 1):
                 handle = self.blocks[i - 1].register_forward_hook(watch(i), with_kwargs=True)
                 stack.callback(handle.remove)
