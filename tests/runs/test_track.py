@@ -310,13 +310,21 @@ def test_a_resumed_run_goes_on_under_its_id(
 
 def test_another_run_and_a_damaged_state_start_anew(tmp_path: Path, memory: list[Memory]) -> None:
     state = tmp_path / "state.json"
-    for content in ('{"id": "00000000", "key": "other"}', "{", ""):
+    for content in (
+        '{"id": "00000000", "key": "other"}',
+        '{"id": "\' or 1", "key": "this"}',
+        '{"id": "00000000"}',
+        '{"id": 7, "key": "this"}',
+        "[1]",
+        "{",
+        "",
+    ):
         state.write_text(content)
         with Tracking("memory", "name", settings={"key": "this"}, state=state):
             pass
     with Tracking("memory", "name", state=tmp_path / "missing" / "state.json"):
-        pass
-    assert len({"00000000", *(run.id for run in memory)}) == 5
+        assert (tmp_path / "missing" / "state.json").exists()
+    assert len({"00000000", *(run.id for run in memory)}) == 9
 
 
 # Benches and searches

@@ -126,11 +126,13 @@ class Tracking:
         which is kept."""
         new = {"id": secrets.token_hex(4), "key": self.settings.get("key", "")}
         if self.state:
-            with suppress(UserError):  # there is no file, or it is damaged
+            # there is no file, or it is damaged, or not of this project
+            with suppress(UserError, KeyError, TypeError):
                 kept = read_json(self.state)
-                if kept["key"] == new["key"]:
+                if kept["key"] == new["key"] and re.fullmatch("[0-9a-f]{8}", kept["id"]):
                     return str(kept["id"])
-            with suppress(UserError):  # a full disk is no reason to end a run
+            with suppress(OSError, UserError):  # a full disk is no reason to end a run
+                self.state.parent.mkdir(parents=True, exist_ok=True)
                 write_json(self.state, new)
         return str(new["id"])
 
