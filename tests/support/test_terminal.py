@@ -14,17 +14,9 @@ import termios
 import pytest
 
 from rmadapter.support import progress_lines, stop
+from rmadapter.support.escape import CONTROL_CHARACTERS, escape
 from rmadapter.support.streams import streams
-from rmadapter.support.terminal import (
-    CONTROL_CHARACTERS,
-    bar,
-    escape,
-    note,
-    set_quiet,
-    table,
-    track,
-    wrapped,
-)
+from rmadapter.support.terminal import bar, note, set_quiet, table, track, wrapped
 
 
 @pytest.mark.parametrize("enabled", [True, False])

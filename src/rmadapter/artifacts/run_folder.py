@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rmadapter.errors import UserError
+from rmadapter.support.escape import escape
 from rmadapter.support.files import (
     RECORD,
     RUNS,
@@ -24,7 +25,7 @@ from rmadapter.support.files import (
     write_sums,
 )
 from rmadapter.support.hub import check_repository, hub_errors
-from rmadapter.support.terminal import escape, note
+from rmadapter.support.terminal import note
 
 HUB = "hf:"  # before OWNER/NAME, for a run on the Hugging Face hub
 

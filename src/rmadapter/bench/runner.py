@@ -25,10 +25,11 @@ from rmadapter.errors import UserError
 from rmadapter.methods.uses import named_sums
 from rmadapter.runs.trackers import prepare
 from rmadapter.settings import settings_of
+from rmadapter.support.escape import escape
 from rmadapter.support.files import parts
 from rmadapter.support.locks import shared
 from rmadapter.support.machine import make_pool, shared_gpus, uninterrupted
-from rmadapter.support.terminal import bar, escape
+from rmadapter.support.terminal import bar
 
 if TYPE_CHECKING:
     from rmadapter.backbones import Backbone

@@ -31,12 +31,8 @@ if TYPE_CHECKING:
         comma_list as comma_list,
     )
     from rmadapter.errors import did_you_mean as did_you_mean
-    from rmadapter.support.terminal import (
-        escape as escape,
-        note as note,
-        table as table,
-        track as track,
-    )
+    from rmadapter.support.escape import escape as escape
+    from rmadapter.support.terminal import note as note, table as table, track as track
 
 __getattr__, __all__ = lazy_names(
     __name__,
@@ -65,6 +61,7 @@ __getattr__, __all__ = lazy_names(
             "comma_list",
         ],
         "rmadapter.errors": ["did_you_mean"],
-        "rmadapter.support.terminal": ["escape", "note", "table", "track"],
+        "rmadapter.support.escape": ["escape"],
+        "rmadapter.support.terminal": ["note", "table", "track"],
     },
 )

@@ -22,10 +22,10 @@ from rmadapter.cli import (
 from rmadapter.cli.options import Command, Verb, Verbs, expand
 from rmadapter.errors import user_message
 from rmadapter.support import distributed
+from rmadapter.support.escape import escape
 from rmadapter.support.files import at_home
 from rmadapter.support.stop import end_with_stdin, stoppable
 from rmadapter.support.streams import streams
-from rmadapter.support.terminal import escape
 
 app = typer.Typer(
     cls=Verbs,

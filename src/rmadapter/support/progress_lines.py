@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from rmadapter.support.terminal import escape
+from rmadapter.support.escape import escape
 
 # between two lines
 LINE_SECONDS = 0.5 if os.environ.get("RMADAPTER_OFTEN") else 10.0

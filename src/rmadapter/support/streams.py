@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TextIO, cast
 
-from rmadapter.support.terminal import CONTROL_CHARACTERS, escape, set_quiet
+from rmadapter.support.escape import CONTROL_CHARACTERS, escape
+from rmadapter.support.terminal import set_quiet
 
 
 class Output(io.TextIOBase):

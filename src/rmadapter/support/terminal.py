@@ -6,7 +6,6 @@ from __future__ import annotations
 import io
 import logging
 import os
-import re
 import stat
 import sys
 import textwrap
@@ -16,21 +15,14 @@ from contextlib import ExitStack, contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, TypeVar
 
 from rmadapter.support.distributed import is_helper
+from rmadapter.support.escape import escape
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
 T = TypeVar("T")
 MAX_COLUMNS = 200  # of a table or a text
-# Characters that a terminal obeys instead of showing, or that turn the direction of text; file
-# names may hold them.
-CONTROL_CHARACTERS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 NOTES = logging.getLogger("rmadapter.notes")  # its level decides whether notes and bars are shown
-
-
-def escape(text: str) -> str:
-    """Return a text with its control characters escaped as in Python, except for newlines."""
-    return CONTROL_CHARACTERS.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def set_quiet(on: bool) -> bool:
