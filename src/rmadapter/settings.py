@@ -155,6 +155,15 @@ class Machine:
     workers: int = option(0, "processes that decode and augment images", ge=0, le=1024)
 
 
+@dataclass(frozen=True, config=STRICT)
+class BackboneSearch:
+    """How one of several backbones is chosen."""
+
+    minutes: float = option(
+        10.0, "minutes to choose in; a backbone that would need longer is left out", gt=0
+    )
+
+
 # Flat names
 
 

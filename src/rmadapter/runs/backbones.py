@@ -21,13 +21,13 @@ from rmadapter.methods.linear_probe import LinearProbe
 from rmadapter.runs.folds import FOLDS, Folds, OutOfTime, split
 from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
+from rmadapter.settings import BackboneSearch
 from rmadapter.support.distributed import launched
 from rmadapter.support.hub import Unreachable
 from rmadapter.support.machine import find_device
 from rmadapter.support.terminal import note
 
 PROBE, PROBE_NAME = LinearProbe(), "linear-probe"
-DEFAULT_MINUTES = 10.0
 
 
 def prepare_backbone(request: Request, lab: Lab) -> tuple[Request, Lab, BackboneChoice | None]:
@@ -73,7 +73,7 @@ def choose_backbone(request: Request, lab: Lab) -> tuple[Lab, BackboneChoice]:
     Raises:
         UserError: None can be used, or a name is wrong.
     """
-    task, minutes = request.task, request.minutes or DEFAULT_MINUTES
+    task, minutes = request.task, request.minutes or BackboneSearch().minutes
     few, deadline = lab.draw(task), time.monotonic() + 60 * minutes
     images = half(few.train, task.classes)
     parts = split(images, FOLDS, task.seed, lab.progress)
