@@ -42,7 +42,7 @@ from rmadapter.artifacts.summary import (
     level_table,
     promise_table,
 )
-from rmadapter.artifacts.words import confusions, describe_judged, how_many_right
+from rmadapter.artifacts.words import MAX_NAMED, confusions, describe_judged, how_many_right
 from rmadapter.data.fewshot import read_split
 from rmadapter.data.formats.registry import images_root
 from rmadapter.data.read import ImageSource, load_image
@@ -67,7 +67,6 @@ MAX_MATRIX_CLASSES = 25  # for which a matrix is readable; others have a list of
 MAX_NUMBERED_CLASSES = 16  # for which the counts in a matrix fit on a narrow screen
 MAX_CONFUSIONS = 15  # rows in the list of confusions
 SHOWN_CONFUSIONS = 8  # rows of that list shown in place of a matrix
-DESCRIBED_CONFUSIONS = 3  # rows of that list described in a sentence
 IMAGES_PER_OUTCOME = 6
 TRAINING_SET = -1  # number of the training images, which are no scored set
 OUTCOMES = (  # name, meaning, (zero-shot is right, adapted is right)
@@ -192,7 +191,7 @@ def write_run_page(
         promises=record.judgement
         and record.judgement.promises
         and promise_table(record.judgement.promises),
-        plain=_plain_lines(record, predictions),
+        plain=_plain_lines(record, panels),
         headline=_headline(record, panels),
         tie=describe_tie(record),
         backbones=record.backbones
@@ -338,13 +337,12 @@ class Change:
         return "worse" if self.high < 0 else "tied"
 
 
-def _plain_lines(record: Record, predictions: Sequence[Predictions]) -> list[str]:
+def _plain_lines(record: Record, panels: Sequence[Facts]) -> list[str]:
     """Return the sentences that the page begins with; none for a run that was not judged."""
-    if not record.judgement or not predictions:
+    judged = record.judgement
+    if not judged or not panels:
         return []
-    mistakes = confusions(predictions[0], DESCRIBED_CONFUSIONS)
-    _, *others = describe_judged(record.judgement, mistakes)
-    return [how_many_right(record.judgement), *others]
+    return [how_many_right(judged), *describe_judged(judged, panels[0]["in_words"])]
 
 
 def _headline(record: Record, panels: Sequence[Facts]) -> Headline | None:
@@ -386,7 +384,7 @@ def panel(number: int, score: Score, predictions: Predictions, thumbnails: Thumb
         "matrix": _matrix(predictions) if len(predictions.classes) <= MAX_MATRIX_CLASSES else None,
         "pairs": pairs,
         "at_first": pairs[:SHOWN_CONFUSIONS],
-        "in_words": pairs[:DESCRIBED_CONFUSIONS],
+        "in_words": pairs[:MAX_NAMED],
         "reliability": reliability_diagram(curves, f"reliability{number}"),
         "coverage": risk_coverage(curves, f"coverage{number}"),
     }

@@ -10,9 +10,15 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from rmadapter.answers.taxonomy import level_name
 from rmadapter.artifacts.predictions import read_predictions
 from rmadapter.artifacts.run_folder import RunFolder
-from rmadapter.artifacts.words import MAX_NAMED, confusions, describe_judged
+from rmadapter.artifacts.words import (
+    MAX_NAMED,
+    confusions,
+    describe_judged,
+    how_many_right,
+)
 from rmadapter.methods import name_with_settings
-from rmadapter.support.terminal import escape, note, table
+from rmadapter.support.escape import escape
+from rmadapter.support.terminal import note, table
 
 if TYPE_CHECKING:
     from rmadapter.artifacts.record import (
@@ -42,7 +48,8 @@ def print_sentences(record: Record, judged: Judgement, run: Path) -> None:
     for text in judged.doubts:
         note(text)
     mistakes = confusions(read_predictions(run, record)[0], MAX_NAMED)
-    for line in (*describe_judged(judged, mistakes), describe_tie(record)):
+    first = f"{how_many_right(judged)}, judged {judged.how}"
+    for line in (first, *describe_judged(judged, mistakes), describe_tie(record)):
         if line:
             print(escape(line))
     _print_balanced(record.scores)

@@ -89,21 +89,18 @@ def broken_promises(judged: Judgement) -> list[str]:
 
 
 def describe_judged(judged: Judgement, mistakes: Sequence[Confusion]) -> list[str]:
-    """Return plain sentences about a run: how many images it sorts right, its weak classes, its
-    mistakes, and what simpler models do.
+    """Return plain sentences that follow `how_many_right`: weak classes, mistakes, what simpler
+    models do, and broken promises.
 
     Args:
         judged: What the run's judgement found.
-        mistakes: The most common mistakes.
+        mistakes: The most common mistakes, at most `MAX_NAMED`.
     """
     weak = weak_classes(judged)
-    lines = [
-        f"{how_many_right(judged)}, judged {judged.how}",
-        f"weak classes: {weak}" if weak else "no class is much weaker than the others",
-    ]
+    lines = [f"weak classes: {weak}" if weak else "no class is much weaker than the others"]
     if mistakes:
         named = [f"{one.true} taken for {one.said} ({one.n} of {one.total})" for one in mistakes]
-        lines.append(f"most common mistakes: {', '.join(named[:MAX_NAMED])}")
+        lines.append(f"most common mistakes: {', '.join(named)}")
     others = {row.name: f"{row.accuracy:.0f}" for row in judged.rows if row.p is not None}
     if others:
         named = [f"{name} {rate}" for name, rate in others.items()]
