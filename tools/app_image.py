@@ -35,7 +35,7 @@ def main(
         with tab(Path(home, "browser")) as page:
             page.resize(WIDTH, 800)
             page.go(address)
-            page.until("document.querySelectorAll('#methods input').length === 3")
+            page.until("document.querySelectorAll('#methods input').length === 2")
             page.choose("#zip", Path(packed))
             page.until(f"document.querySelectorAll('#classes > li').length === {len(classes)}")
             page.script("document.querySelector('[value=linear-probe-pair]').click()")

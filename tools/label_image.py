@@ -127,13 +127,13 @@ class Walk:
     def labelled(self) -> int:
         return int(self.page.script(COUNTED))
 
-    def deploy(self, address: str, method: str = "auto") -> Path:
+    def deploy(self, address: str, method: str = "rmadapter-plus") -> Path:
         """Train, and take the classifier along as a page; returns its folder."""
         page, started = self.page, time.monotonic()
         page.go(address)
         self.clicks += 1  # the link on the page for labelling
         page.until("document.getElementById('images').innerText.includes('Training uses these')")
-        if method != "auto":  # which the page has chosen
+        if method != "rmadapter-plus":  # which the page has chosen
             self.click(f"[value={method}]")
         self.click("#go")
         done = "document.querySelector('#train > .message').textContent"
