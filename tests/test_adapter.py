@@ -113,6 +113,8 @@ def test_the_gradient_of_a_squared_error_is_that_of_its_formula(share: str, laye
     torch.testing.assert_close(
         gradients(a.reconstruction_error(x, "l2", target, local=False)), plain
     )
+    whole = gradients((a.reconstruct(x) - x).square().mean(-1))
+    torch.testing.assert_close(gradients(a.reconstruction_error(x, whole=True)), whole)
 
 
 def test_a_squared_error_under_autocast_is_float32_and_close() -> None:
@@ -157,6 +159,30 @@ def test_reconstruction_that_is_not_local_has_gradients_below() -> None:
     ).sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in lower.up.parameters())
     assert target.grad is None
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_the_error_of_what_leaves_a_block_reaches_the_whole_adapter(local: bool) -> None:
+    """Its up-projection too, as Eq. 11 asks; the tokens below only where it is not local."""
+    fields = {"rank": 3, "first_block": 1, "target": "adapted", "local": local, "alpha": 0.5}
+    adapters = Adapters((6, 6), (2, 2), **fields)
+    one: Any = adapters.at("image", 1)
+    grown(one)
+    x, output = torch.randn(2, 4, 6, requires_grad=True), torch.randn(2, 4, 6, requires_grad=True)
+    read = adapters.adapted("image", 1, x, output)
+    y = output + 0.5 * one.base(x)
+    torch.testing.assert_close(read, y)
+    adapters.reconstruction_error("image", 1, read).sum().backward()
+    expected = torch.autograd.grad(
+        (one.reconstruct(y) - y).square().mean(-1).sum(), [one.up.weight, x, output]
+    )
+    torch.testing.assert_close(one.up.weight.grad, expected[0])
+    assert expected[0].abs().max() > 1e-3
+    for tensor, gradient in zip((x, output), expected[1:], strict=True):
+        if local:
+            assert tensor.grad is None
+        else:
+            torch.testing.assert_close(tensor.grad, gradient)
 
 
 def test_targets_of_reconstruction() -> None:
@@ -227,7 +253,7 @@ def test_encoders_of_unequal_depth_share_projections_from_the_top() -> None:
     adapters = Adapters((8, 6), (12, 6), cross_modal=True, rank=2)
     assert adapters.blocks("image") == list(range(5, 13))
     assert adapters.blocks("text") == [3, 4, 5, 6]
-    grown(adapters)  # type: ignore[arg-type]
+    grown(adapters)
     before = {
         (s, b): adapters.delta(s, b, torch.ones(8 if s == "image" else 6))
         for s in ("image", "text")

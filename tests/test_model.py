@@ -125,14 +125,36 @@ def test_models_with_adapters_elsewhere_share_one_backbone(tiny_clip: Backbone) 
     assert (one.first("image"), two.first("text")) == (2, 4)
 
 
+@pytest.mark.parametrize("templates", [PHOTO, TWO])
+def test_the_printed_constraint_compares_features_as_the_encoders_give_them(
+    tiny_clip: Backbone, templates: tuple[str, ...]
+) -> None:
+    """Eq. 17: sums over the width of |x^a - x| and |w^a - w|, of which none is normalised."""
+    backbone = double(tiny_clip)
+    model = adapted(backbone, consistency_unit="raw", alpha=0.5)
+    images, tokens = noise(backbone), prompts(backbone, templates)
+    terms = model(
+        torch.tensor([0, 1, 2, 0]), model.frozen(images), model.frozen_text(tokens), len(templates)
+    )
+    plain = answers(backbone.model, images, tokens)
+    for side, now, before in zip(
+        ("image", "text"), answers(model, images, tokens), plain, strict=True
+    ):
+        weight = getattr(model.loss, f"lambda_{side}_con")
+        expected = weight * (now - before).abs().sum(-1).mean()
+        torch.testing.assert_close(terms[f"{side}_con"], expected, **EXACT)
+        assert abs(now.norm(dim=-1) - 1).min() > 0.01
+
+
+@pytest.mark.parametrize("target", ["output", "adapted"])
 @pytest.mark.parametrize("side", ["image", "text"])
 def test_the_printed_equations_rebuild_what_leaves_the_blocks(
-    tiny_clip: Backbone, side: str
+    tiny_clip: Backbone, side: str, target: str
 ) -> None:
     """Eq. 11 and 12: the sum of |y_i - rec(y_i)|^2 for the outputs y_i of the adapted blocks (Eq.
     14, 15), written out here and recorded without the model's own hooks."""
     backbone = double(tiny_clip)
-    model = adapted(backbone, target="output", alpha=0.5)
+    model = adapted(backbone, target=target, alpha=0.5)
     tokens = prompts(backbone)
     inputs = noise(backbone) if side == "image" else tokens
     encoder, outputs, total = model.encoders[side], [], torch.zeros((), dtype=torch.float64)

@@ -11,8 +11,11 @@ the encoder.
     loss    = cross-entropy + consistency + reconstruction    Eq. 18
 
 Reconstruction is local: the gradient of adapter i's error does not leave the adapter. Eq. 11 and 12
-can be read in two ways: the branch sees and rebuilds the tokens that leave the adapted block i (as
-printed, target="output"), or the adapter's own input (Figure 2, target="input").
+can be read in two ways: the branch sees and rebuilds the adapter's own input (Figure 2,
+target="input"), or, as printed, the tokens that leave the adapted block i. Three gradients fit the
+print: none through these tokens, so that the error reaches the adaptation branch by W_down alone
+(target="output"); one through the adapter's share of them, W_up included (target="adapted"); one
+through all of them, into the blocks below, too (target="adapted", local=False).
 
 MMA (CVPR 2024) has cross-entropy alone, a projection shared by both encoders, and gradients as if
 alpha were 1.
@@ -63,7 +66,7 @@ class _ScaleGradient(torch.autograd.Function):
 
 class _SquaredError(torch.autograd.Function):
     """Mean square of h W^T + b - target over the width: h [T, r], weight W [d, r], bias b [d],
-    target [T, d] -> [T]. The target gets no gradient.
+    target [T, d] -> [T].
 
     Autograd would make six tensors [T, d], which cost more than the products; this makes one, and
     does not keep it.
@@ -78,12 +81,14 @@ class _SquaredError(torch.autograd.Function):
         return square / difference.shape[-1]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         h, weight, bias, target = ctx.saved_tensors
         difference = F.linear(h, weight, bias).sub_(target)
         each = (grad * (2 / difference.shape[-1]))[:, None]
         of_weight = difference.T @ torch.cat([h * each, each], 1).to(difference)
-        return ((difference @ weight) * each).to(h), of_weight[:, :-1], of_weight[:, -1], None
+        of_h = ((difference @ weight) * each).to(h)
+        of_target = (difference * -each).to(target) if ctx.needs_input_grad[3] else None
+        return of_h, of_weight[:, :-1], of_weight[:, -1], of_target
 
 
 def decoupled(change: Callable[[Tensor], Tensor], x: Tensor, alpha: float) -> Tensor:
@@ -210,21 +215,29 @@ class DualBranchAdapter(nn.Module):
         return hidden, last
 
     def reconstruction_error(
-        self, x: Tensor, objective: str = "l2", target: Tensor | None = None, local: bool = True
+        self,
+        x: Tensor,
+        objective: str = "l2",
+        target: Tensor | None = None,
+        local: bool = True,
+        whole: bool = False,
     ) -> Tensor:
         """Return the distance of every token to its reconstruction, averaged over d (Eq. 11, 12).
 
         Args:
             x: Tokens [..., d].
             objective: "l2", "l1" or "cosine".
-            target: [..., d], x itself if None; it never gets a gradient.
+            target: [..., d], x itself if None; it gets no gradient.
             local: Whether x gets none either.
+            whole: Whether both get one, whatever `local` says.
 
         Returns:
             [...].
         """
-        target = (x if target is None else target).detach()
-        hidden, last = self._before_last(x.detach() if local else x)
+        target = x if target is None else target
+        if not whole:
+            x, target = x.detach() if local else x, target.detach()
+        hidden, last = self._before_last(x)
         if objective == "l2":
             weight, bias = last.weight.to(hidden), last.bias.to(hidden)
             flat = hidden.flatten(0, -2), weight, bias, target.flatten(0, -2)
@@ -305,7 +318,7 @@ class Adapters(nn.Module):
     @property
     def of_output(self) -> bool:
         """Whether a branch reads and rebuilds what leaves its block (Eq. 11, 12, as printed)."""
-        return self.target == "output"
+        return self.target in ("output", "adapted")
 
     def blocks(self, side: str) -> list[int]:
         """Return the 1-based numbers of the adapted blocks of `side`, "image" or "text"."""
@@ -323,18 +336,29 @@ class Adapters(nn.Module):
         cross = self.cross[height] if height in self.cross else None
         return getattr(self, side)[str(block)].scaled_base(x, self.alpha, cross, self.decouple)
 
+    def adapted(self, side: str, block: int, x: Tensor, output: Tensor) -> Tensor:
+        """Return what leaves an adapted block, [..., d], whose gradient reaches the adapter but, if
+        reconstruction is local, nothing below.
+
+        x: the adapter's input, [..., d]. output: of the block without the adapter, [..., d].
+        """
+        if self.local:
+            x, output = x.detach(), output.detach()
+        return output + self.delta(side, block, x)
+
     def reconstruction_error(
         self, side: str, block: int, x: Tensor, target: Tensor | None = None
     ) -> Tensor:
         """Return the error of every token, [..., d] -> [...] (Eq. 11, 12).
 
-        x: what the branch reads, the adapter's input or the adapted block's output. target: [...,
-        d], None for x.
+        x: what the branch reads, the adapter's input or what `adapted` returns. target: [..., d],
+        None for x.
         """
         if self.target_norm:
             target = F.layer_norm(x if target is None else target, x.shape[-1:])
         adapter = getattr(self, side)[str(block)]
-        return adapter.reconstruction_error(x, self.objective, target, self.local)
+        whole = self.target == "adapted"
+        return adapter.reconstruction_error(x, self.objective, target, self.local, whole)
 
     def parameter_counts(self) -> tuple[int, int]:
         """Count all parameters, and those of reconstruction alone, which the adapted features do
@@ -380,8 +404,8 @@ class Side(NamedTuple):
     """The loss's inputs from one encoder, and the weights lambda of its two terms; 0 turns a term
     off.
 
-    adapted, frozen: features [B, d] of images or class features [C, d]. errors: reconstruction
-    error of each adapter.
+    adapted, frozen: features [B, d] of images, or of classes or their prompts [C, d]. errors:
+    reconstruction error of each adapter.
     """
 
     adapted: Tensor
@@ -392,15 +416,23 @@ class Side(NamedTuple):
 
 
 def loss_terms(
-    logit_scale: Tensor, labels: Tensor, image: Side, text: Side, consistency_unit: str = "feature"
+    logit_scale: Tensor,
+    labels: Tensor,
+    image: Side,
+    text: Side,
+    consistency_unit: str = "feature",
+    weights: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Return the loss and its terms (Eq. 11-13, 16-18), scalars that include their weight lambda.
 
-    labels: [B]. A term that is turned off is absent. consistency_unit: "raw" is Eq. 17 as printed;
-    "feature" is its mean over normalised features; "logit" multiplies that by the logit scale, with
-    which the gradient of the cross-entropy grows too.
+    labels: [B]. A term that is turned off is absent. consistency_unit: "raw" is Eq. 17 as printed,
+    which needs features that are not normalised on both sides; "feature" is its mean over
+    normalised features; "logit" multiplies that by the logit scale, with which the gradient of the
+    cross-entropy grows too. weights: class features [C, d] of the cross-entropy, if not those of
+    `text`.
     """
-    x, w = (F.normalize(at_least_float32(side.adapted), dim=-1) for side in (image, text))
+    classes = text.adapted if weights is None else weights
+    x, w = (F.normalize(at_least_float32(part), dim=-1) for part in (image.adapted, classes))
     # Without autocast, since bfloat16 would round a logit of 100 to halves.
     with torch.autocast(x.device.type, enabled=False):
         terms = {"ce": F.cross_entropy(logit_scale * x @ w.T, labels)}

@@ -44,11 +44,14 @@ class _Hook:
         if silent and self.tape is None:
             return output
         x = self._as_read(args[0])
-        tokens = output[0] if isinstance(output, tuple) else output
+        tokens = plain = output[0] if isinstance(output, tuple) else output
         if not silent:
             tokens = tokens + adapters.delta(self.side, self.block, x)
         if self.tape is not None:
-            self.tape.append((self.block, self._as_read(tokens) if adapters.of_output else x))
+            read = tokens
+            if adapters.target == "adapted":
+                read = adapters.adapted(self.side, self.block, x, plain)
+            self.tape.append((self.block, self._as_read(read) if adapters.of_output else x))
         return (tokens, *output[1:]) if isinstance(output, tuple) else tokens
 
     def _as_read(self, x: Tensor) -> Tensor:
@@ -251,9 +254,13 @@ class AdaptedCLIP(nn.Module):
             y = states.y if known else encoder.step(i, x, n, layout, top)
             if adapter is not None:
                 source = n if normed else x
+                plain = y
                 y = y + adapters.delta(side, i, layout.read(source) if top else source)
                 if rebuilds and adapters.of_output:
-                    read = encoder.norm(i, y) if normed else y
+                    read = y
+                    if adapters.target == "adapted":
+                        read = adapters.adapted(side, i, source, plain)
+                    read = encoder.norm(i, read) if normed else read
                     errors.append(adapters.reconstruction_error(side, i, read))
                 elif rebuilds:
                     target = below if adapters.target == "below" else untouched.get(i)
@@ -381,12 +388,16 @@ class AdaptedCLIP(nn.Module):
     def _terms(
         self, labels: Tensor, image: Encoded, text: Encoded, templates: int
     ) -> dict[str, Tensor]:
-        w, frozen = (class_weights(features, templates) for features in text[:2])
         s = self.loss
+        adapted, frozen, errors = text
+        weights = class_weights(adapted, templates)
+        if s.consistency_unit != "raw":  # that compares the prompts' features, not normalised
+            adapted, frozen = weights, class_weights(frozen, templates)
         return loss_terms(
             self.backbone.logit_scale,
             labels,
             Side(*image, s.lambda_image_rec, s.lambda_image_con),
-            Side(w, frozen, text[2], s.lambda_text_rec, s.lambda_text_con),
+            Side(adapted, frozen, errors, s.lambda_text_rec, s.lambda_text_con),
             s.consistency_unit,
+            weights,
         )

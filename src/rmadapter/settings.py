@@ -73,9 +73,9 @@ class AdapterSettings:
     objective: Literal["l2", "l1", "cosine"] = option(
         "l2", "distance that reconstruction minimises"
     )
-    target: Literal["input", "output", "frozen", "below"] = option(
+    target: Literal["input", "output", "adapted", "frozen", "below"] = option(
         "input",
-        "what to reconstruct: the adapter's input, the block's output (Eq. 11), or another input",
+        "what to reconstruct: adapter's input, block's output (two gradients), or another input",
     )
     target_norm: bool = option(False, "apply a LayerNorm without weights to the target")
     local: bool = option(True, "keep reconstruction gradients inside their adapter, as published")

@@ -56,6 +56,8 @@ ABLATIONS = [
     {"target": "below", "target_norm": True},
     {"target": "output", "consistency_unit": "raw"},
     {"target": "output", "local": False, "first_block": 4},
+    {"target": "adapted", "target_norm": True},
+    {"target": "adapted", "local": False, "decouple_scale": True},
 ]
 PLACES = [
     {"first_block": 1},

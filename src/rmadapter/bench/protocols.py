@@ -131,9 +131,10 @@ OBJECTIVE = (
     Variant("L1", {"objective": "l1"}),
     Variant("cosine", {"objective": "cosine"}),
 )
-TARGET = (  # two readings of Eq. 11 and 12, and two targets of ours
+TARGET = (  # readings of Eq. 11 and 12, and two targets of ours
     Variant("adapter's input, Figure 2 (RMAdapter)", {"target": "input"}),
     Variant("adapted block's output, as printed", {"target": "output"}),
+    Variant("the same, gradient to the whole adapter", {"target": "adapted"}),
     Variant("untouched encoder's input", {"target": "frozen"}),
     Variant("input of the adapter below", {"target": "below"}),
 )
