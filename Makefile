@@ -45,8 +45,9 @@ visitors: setup  # `app` with 20 visitors who label, while it is killed and star
 
 scale: setup  # Ray and Optuna, 80 MB of downloads, and the tests that need them, a few minutes
 	$(BIN)/pip install --quiet --editable ".[ray]"
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 0 -m "" tests/bench/test_ray.py tests/predict/test_ray.py \
-		tests/rmadapter_research/test_tune.py tests/rmadapter_research/test_search_space.py tests/cli/test_runs.py
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 0 -m "" tests/support/test_cluster.py tests/bench/test_ray.py \
+		tests/predict/test_ray.py tests/rmadapter_research/test_tune.py \
+		tests/rmadapter_research/test_search_space.py tests/cli/test_runs.py
 
 trackers: setup  # TensorBoard, MLflow, Weights & Biases and Trackio, and the tests that need them
 	$(BIN)/pip install --quiet --editable ".[track]"
