@@ -32,7 +32,7 @@ from tests.helpers.bench_runs import (
     finished_bench,
     records,
 )
-from tests.helpers.ray_cluster import ray_session
+from tests.helpers.ray_cluster import NEEDS_RAY, ray_session
 
 __all__ = ["bench", "finished_bench", "ray_session"]  # fixtures
 CRASHING = f"{Path(__file__).parents[1] / 'helpers/crashing_method.py'}:CrashingMethod"
@@ -106,7 +106,7 @@ def test_a_node_with_other_data_weights_or_version_is_refused(
     wrong: dict[str, Any], words: str, bench: Bench, tmp_path: Path
 ) -> None:
     """A worker in this process, as if it were on another machine: what it expects is changed."""
-    pytest.importorskip("ray")
+    pytest.importorskip("ray", reason=NEEDS_RAY)
     [job] = bench.jobs(methods=["zero-shot"], seeds=[1])
     plan = bench.plan(tmp_path / "none", [job])
     needs = Needs.of(plan.lab(), [job])
@@ -135,7 +135,7 @@ def waited(out: Path, count: int, seconds: float = 300) -> None:
 @pytest.mark.slow
 def test_an_interrupted_command_resumes(bench: Bench, tmp_path: Path) -> None:
     """With it the cluster dies that it had started; what is done is kept."""
-    pytest.importorskip("ray")
+    pytest.importorskip("ray", reason=NEEDS_RAY)
     words = [*bench_command(bench, tmp_path / "out", "--ray", "--jobs", "2", "--json")]
     kept: dict[str, bytes] = {}
     for number, code, least in ((signal.SIGKILL, -9, 2), (signal.SIGINT, 130, 4), (0, 0, 9)):
@@ -155,7 +155,7 @@ def test_an_interrupted_command_resumes(bench: Bench, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_node_that_dies_loses_nothing(bench: Bench, tmp_path: Path) -> None:
-    ray = pytest.importorskip("ray")
+    ray = pytest.importorskip("ray", reason=NEEDS_RAY)
     from ray.cluster_utils import Cluster
 
     ray.shutdown()  # the ray_session of the tests above

@@ -15,7 +15,7 @@ import torch
 
 from rmadapter.errors import UserError
 from rmadapter.support.cluster import connected, run_on_cluster, settle, shares
-from tests.helpers.ray_cluster import ray_session
+from tests.helpers.ray_cluster import NEEDS_RAY, ray_session
 
 __all__ = ["ray_session"]  # a fixture
 
@@ -63,7 +63,7 @@ def test_missing_ray_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_address_without_a_cluster_is_refused() -> None:
-    pytest.importorskip("ray")
+    pytest.importorskip("ray", reason=NEEDS_RAY)
     with (
         pytest.raises(UserError, match="no Ray cluster could be reached"),
         connected("127.0.0.1:1"),
@@ -72,7 +72,7 @@ def test_an_address_without_a_cluster_is_refused() -> None:
 
 
 def test_ctrl_c_while_ray_waits_leaves_no_process() -> None:
-    pytest.importorskip("ray")
+    pytest.importorskip("ray", reason=NEEDS_RAY)
     process = subprocess.Popen([sys.executable, "-c", WAITING], stdout=-1, stderr=-1, text=True)
     assert process.stdout
     assert process.stdout.readline() == "waiting\n"
