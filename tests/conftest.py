@@ -37,6 +37,14 @@ hypothesis.settings.register_profile("no deadline", deadline=None)  # the machin
 hypothesis.settings.load_profile("no deadline")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is marked
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave tests of the real `pocket` to CI: it is 174 MB to fetch, and slow to load."""
+    for item in items:
+        if "pocket" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.ci)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def freeze_garbage_collector() -> None:
     """Exclude loaded libraries from garbage collection.
@@ -142,6 +150,16 @@ def vit_b16() -> Backbone:
     """The real architecture with random weights, for counts of parameters. Drawing them takes
     seconds."""
     return load_backbone("ViT-B-16/none")
+
+
+@pytest.fixture
+def vit_b16_drawn_once(vit_b16: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give commands, which count parameters on it, the same weights instead of drawing them."""
+
+    def load(name: str) -> Backbone:
+        return vit_b16 if name == vit_b16.name else load_backbone(name)
+
+    monkeypatch.setattr("rmadapter.backbones.load_backbone", load)
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ from tests.helpers.shell import Command, refused, rmadapter
 __all__ = ["rmadapter"]  # a fixture
 
 
+@pytest.mark.usefixtures("vit_b16_drawn_once")
 def test_methods_lists_all_with_the_papers_counts(rmadapter: Command) -> None:
     found = {method["name"]: method for method in rmadapter.json("methods")}
     assert list(found) == [*METHODS]
@@ -37,6 +38,7 @@ def test_methods_lists_all_with_the_papers_counts(rmadapter: Command) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.usefixtures("vit_b16_drawn_once")
 def test_methods_fits_80_columns_and_names_all(rmadapter: Command) -> None:
     out = rmadapter.done("methods").out
     assert max(map(len, out.splitlines())) <= 80
@@ -54,6 +56,7 @@ def test_lists_fit_80_columns_in_a_pipe(
         assert len(line) <= 80 or "://" in line
 
 
+@pytest.mark.usefixtures("vit_b16_drawn_once")
 @pytest.mark.parametrize("name", ["rmadapter-plus", "linear-probe"])
 def test_methods_explains_one(rmadapter: Command, name: str) -> None:
     method = load_method(name)
@@ -80,11 +83,13 @@ def counts(rmadapter: Command, *words: object) -> tuple[int, int]:
     return method["parameters"], method["inference"]
 
 
+@pytest.mark.usefixtures("vit_b16_drawn_once")
 def test_parameters_of_the_paper(rmadapter: Command) -> None:
     assert counts(rmadapter, "rmadapter") == (1_020_928, 666_112)
     assert rmadapter("methods", "mma").out.count("674,560") == 2
 
 
+@pytest.mark.usefixtures("vit_b16_drawn_once")
 def test_parameters_with_other_settings_and_classes(
     rmadapter: Command, tiny_clip: Backbone
 ) -> None:

@@ -113,6 +113,7 @@ def test_paths_are_read_from_stdin(
     assert len(rmadapter.json("predict", finished, "-", *backbone_option(finished))) == 5
 
 
+@pytest.mark.ci
 def test_predict_imports_nothing_that_only_others_need(finished: Path, colors: Path) -> None:
     code = """
 import sys
@@ -546,7 +547,7 @@ def test_a_class_that_the_method_cannot_know_is_named(
     rmadapter: Command, colors: Path, tmp_path: Path, tiny_clip: Backbone
 ) -> None:
     probe = tmp_path / "probe"
-    options = ["--method", "linear-probe", "--set", "device=cpu"]
+    options = ["--method", "linear-probe", "--set", "device=cpu", "--set", "search_steps=0"]
     rmadapter.done(*fit_command(colors, tiny_clip, probe, *options))
     command = ["predict", probe, colors / "test/red/0.png", *backbone_option(probe)]
     refused(rmadapter(*command, "--names", "red,zebra"), "--names: linear probe only", "'zebra'")

@@ -21,6 +21,7 @@ __all__ = ["rmadapter"]  # a fixture
 
 PARENTS = {"blue": "cold", "night_sky": "cold", "green": "cold", "red": "warm"}
 PARENTS |= {"cold": "colour", "warm": "colour"}
+PROBE = ["--method", "linear-probe", "--set", "search_steps=0", "--shots", "4"]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def taxonomy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(
     rmadapter: Command, colors: Path, taxonomy: Path, tiny_clip: Backbone, tmp_path: Path
 ) -> Path:
-    options = ["--method", "linear-probe", "--shots", 4, "--taxonomy", taxonomy]
+    options = [*PROBE, "--taxonomy", taxonomy]
     rmadapter.done(*fit_command(colors, tiny_clip, tmp_path / "run", *options))
     return tmp_path / "run"
 
@@ -53,7 +54,7 @@ def test_a_run_is_judged_at_each_level(
     facts = rmadapter.json(*words)
     assert facts["levels"][0]["accuracy"] == parent.accuracy
     assert "grandparent" in rmadapter.done(*words).out
-    again = fit_command(colors, tiny_clip, run, "--method", "linear-probe", "--shots", 4)
+    again = fit_command(colors, tiny_clip, run, *PROBE)
     refused(rmadapter(*again), "another taxonomy")
     rmadapter.done(*again, "--taxonomy", taxonomy)
     taxonomy.with_name("b.csv").write_text("label,parent\nblue,a\nred,a\ngreen,b\nnight sky,b\n")
@@ -126,6 +127,7 @@ def test_sets_are_answered_by_their_common_parent(
     refused(rmadapter(*words, "--taxonomy", file, "--unsure", 0.9), "'unsure'")
 
 
+@pytest.mark.ci
 def test_an_export_answers_as_predict_does(
     rmadapter: Command, run: Path, colors: Path, tiny_clip: Backbone, tmp_path: Path
 ) -> None:

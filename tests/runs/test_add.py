@@ -33,6 +33,7 @@ from tests.helpers.shell import (
 __all__ = ["rmadapter"]  # a fixture
 
 YELLOW, DARK = (220, 210, 40), (30, 30, 60)
+PROBE = ["--method", "linear-probe", "--set", "device=cpu", "--set", "search_steps=0"]
 
 
 def write(root: Path, **counts: tuple[tuple[int, int, int], int]) -> Path:
@@ -153,6 +154,7 @@ def test_images_of_old_and_new_classes(run: Path, tiny_clip: Backbone, tmp_path:
     assert third.scores[0].classes == 6
 
 
+@pytest.mark.ci
 def test_without_a_test_split_all_classes_are_judged_by_folds(
     rmadapter: Command, tiny_clip: Backbone, tmp_path: Path
 ) -> None:
@@ -161,7 +163,7 @@ def test_without_a_test_split_all_classes_are_judged_by_folds(
     new = write(tmp_path / "new", yellow=(YELLOW, 20))
     more = write(tmp_path / "more/test", yellow=((200, 190, 30), 3))
     write(tmp_path / "more/train", yellow=((200, 190, 40), 1))
-    probe = ["--method", "linear-probe", "--set", "device=cpu", "--shots", 4]
+    probe = [*PROBE, "--shots", 4]
     rmadapter.done(*fit_command(old, tiny_clip, tmp_path / "run", *probe))
     for place, (before, data) in enumerate([("run", new), ("0", more), ("0", new)]):
         out = tmp_path / str(place)
@@ -177,7 +179,7 @@ def test_undrawn_images_of_all_classes_judge_a_run_without_a_test_split(
 ) -> None:
     old = write(tmp_path / "old", red=((200, 40, 40), 6), blue=((40, 40, 200), 6))
     new = write(tmp_path / "new", yellow=(YELLOW, 6))
-    probe = ["--method", "linear-probe", "--set", "device=cpu", "--shots", 2]
+    probe = [*PROBE, "--shots", 2]
     rmadapter.done(*fit_command(old, tiny_clip, tmp_path / "run", *probe))
     record = grown(tmp_path / "run", tiny_clip, new, tmp_path / "grown")
     assert [score.title for score in record.scores] == ["held out, all classes"]
