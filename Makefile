@@ -14,19 +14,20 @@ setup: .venv/.ready
 demo: setup
 	$(BIN)/rmadapter demo --out runs/demo
 
-test: setup  # a process a core, of one thread: several threads slow tiny models down
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
+# Of the tests: a process a core, of one thread, as several threads slow tiny models down.
+test: setup  # at most five minutes on two cores
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
 
-test-rest: setup  # what `make test` leaves out and .ci/run runs, too
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m "ci and not slow"
+test-rest: setup  # what `make test` leaves out for its time; .ci/run runs both
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal -m "ci and not slow"
 
 test-all: setup  # also those marked slow
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m ""
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal -m ""
 
 coverage: setup  # of lines and branches, in build/coverage; ARGS as `tests/data` or `-m ""`
 	rm -rf build/coverage
 	mkdir -p build/coverage
-	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -n auto --dist loadfile $(ARGS); \
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -n auto --dist worksteal -m "not slow" $(ARGS); \
 		echo $$? > build/coverage/status
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage json --quiet
@@ -62,7 +63,7 @@ lowest:  # the tests with the lowest version that each bound allows, in an envir
 		--python build/lowest/bin/python --output-file build/lowest.txt pyproject.toml build/lowest.in
 	build/lowest/bin/uv pip install --quiet --python build/lowest/bin/python \
 		--requirement build/lowest.txt --editable .
-	OMP_NUM_THREADS=1 build/lowest/bin/pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 build/lowest/bin/pytest -n auto --dist worksteal -m "not slow"
 
 lint: setup
 	$(BIN)/ruff check .
