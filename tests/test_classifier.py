@@ -266,6 +266,7 @@ def test_new_classes_leave_the_old_answers_in_proportion(
         assert wider.add_classes(["ant"]).class_names_ == (*names, "ant")
 
 
+@pytest.mark.ci
 def test_a_natural_draw_weighs_classes_by_its_own_counts(tiny_clip: Backbone, colors: Path) -> None:
     """The draw is that of the task, and balanced weights make its counts up."""
     paths, labels = files(colors, "train")
@@ -376,6 +377,7 @@ def test_every_kind_of_method_works(
         assert loaded.add_classes(["zebra"]).predict_proba(paths).shape == (16, 5)
 
 
+@pytest.mark.ci
 def test_a_method_that_remembers_is_scored_in_the_order_of_eval(
     tiny_clip: Backbone, colors: Path
 ) -> None:
@@ -391,6 +393,7 @@ def test_a_method_that_remembers_is_scored_in_the_order_of_eval(
     assert 0 <= model.score(sets["test"], sample_weight=weights) <= 1
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("method", ["tda", "stata"])
 def test_a_method_that_remembers_promises_nothing(
     tiny_clip: Backbone, colors: Path, tmp_path: Path, method: str
@@ -408,6 +411,7 @@ def test_a_method_that_remembers_promises_nothing(
     assert load(tmp_path, tiny_clip).fitted.calibration is None
 
 
+@pytest.mark.ci
 def test_an_error_is_promised_for_the_classes_of_the_fit(
     tiny_clip: Backbone, colors: Path, tmp_path: Path
 ) -> None:
@@ -444,6 +448,7 @@ def test_an_error_is_promised_for_the_classes_of_the_fit(
         model.predict_set(test)
 
 
+@pytest.mark.ci
 def test_images_that_were_held_out_calibrate_a_classifier(
     fitted: FewShotClassifier, tiny_clip: Backbone, colors: Path
 ) -> None:
@@ -469,6 +474,7 @@ def test_images_that_were_held_out_calibrate_a_classifier(
         model.is_familiar(test, turn_away=0.5)
 
 
+@pytest.mark.ci
 def test_an_image_of_a_class_that_was_added_by_name_is_familiar(
     tiny_clip: Backbone, colors: Path
 ) -> None:

@@ -128,6 +128,7 @@ def test_a_method_that_needs_texts_is_refused(
     assert not list(tmp_path.glob("run/*"))
 
 
+@pytest.mark.ci
 def test_half_of_the_classes_can_be_trained(
     rmadapter: Command, tiny_timm: Backbone, colors: Path, tmp_path: Path
 ) -> None:
@@ -176,6 +177,7 @@ def test_each_way_to_judge_has_no_row_of_zero_shot(
     assert rewrite_page(out).read_bytes() == written
 
 
+@pytest.mark.ci
 @pytest.mark.real_plots
 def test_curves_are_those_of_the_method_alone(
     tiny_timm: Backbone, colors: Path, tmp_path: Path
@@ -196,6 +198,7 @@ def test_a_saved_run_answers_as_before(run: Path, tiny_timm: Backbone, colors: P
     assert 100 * np.mean(right) == record.scores[0].accuracy
 
 
+@pytest.mark.ci
 def test_predict_eval_explain_and_compare(
     rmadapter: Command, run: Path, colors: Path, tmp_path: Path
 ) -> None:
@@ -234,6 +237,7 @@ def test_names_without_images_are_refused(
     assert not (tmp_path / "more").exists()
 
 
+@pytest.mark.ci
 def test_images_of_new_classes_are_added(
     rmadapter: Command, run: Path, colors: Path, tmp_path: Path
 ) -> None:
@@ -307,6 +311,7 @@ def test_an_export_answers_as_the_run_and_is_served(
     assert not (tmp_path / "texts").exists()
 
 
+@pytest.mark.ci
 def test_a_bench_has_no_figures_of_zero_shot(
     rmadapter: Command, tiny_timm: Backbone, colors: Path, tmp_path: Path
 ) -> None:

@@ -51,6 +51,7 @@ def test_labels_and_prompt_names_are_both_kept(
     assert (split["classes"], split["labels"]) == (list(saved.names), list(saved.labels))
 
 
+@pytest.mark.ci
 def test_labels_come_back_by_every_route(
     rmadapter: Command, named: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path
 ) -> None:
@@ -71,6 +72,7 @@ def test_labels_come_back_by_every_route(
     assert load(tmp_path / "copy", tiny_clip).labels == ("blue", "green", "night_sky", "red")
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("method", "settings"),
     slow_except(
@@ -144,6 +146,7 @@ def test_eval_uses_the_names_of_the_run(rmadapter: Command, named: Path, colors:
     assert held["n_images"] == 16  # the draw's digest counts the names
 
 
+@pytest.mark.ci
 def test_eval_uses_the_names_of_both_halves_of_the_classes(
     rmadapter: Command, tiny_clip: Backbone, colors: Path, tmp_path: Path
 ) -> None:

@@ -22,7 +22,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.backbones.load import shared
 from rmadapter.errors import UserError
 from tests.helpers.shots import COLORS, noisy_colors
-from tests.helpers.slow import slow_except
+from tests.helpers.slow import ci_except, slow_except
 
 IMAGES = noisy_colors(6)
 NAMES = list(COLORS)
@@ -64,6 +64,7 @@ def test_cross_validated_predictions_and_a_search(
     assert search.best_estimator_.score(images, labels) > 0.75
 
 
+@pytest.mark.ci
 def test_a_calibrated_classifier_keeps_labels(
     tiny_clip: Backbone, paths: tuple[np.ndarray, np.ndarray]
 ) -> None:
@@ -111,7 +112,9 @@ def test_bagging_fits_copies_to_different_draws(
 # Hand-over between processes
 
 
-@pytest.mark.parametrize("method", ["rmadapter", "linear-probe", "tip-adapter", "zero-shot"])
+@pytest.mark.parametrize(
+    "method", ci_except(["rmadapter", "linear-probe", "tip-adapter", "zero-shot"], "rmadapter")
+)
 def test_a_pickled_copy_gives_the_same_answers_without_its_backbone(
     tiny_clip: Backbone, paths: tuple[np.ndarray, np.ndarray], method: str
 ) -> None:

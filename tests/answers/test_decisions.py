@@ -258,6 +258,7 @@ NEEDED = {
 }  # fmt: skip
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("to", FORMATS)
 def test_by_exports(
     to: str, expected: Decisions, calibrated: Path, tiny_clip: Backbone, images: list[Path],
@@ -407,6 +408,7 @@ def test_levels_by_the_app(
     check_levels(found, turned_away)
 
 
+@pytest.mark.ci
 def test_levels_by_an_export(
     levelled: list[Levelled], turned_away: list[Levelled], tree_run: Path, tiny_clip: Backbone,
     images: list[Path], colors: Path, tmp_path: Path,

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from typing import Any
 
+import pytest
 import torch
 
 from rmadapter.backbones import Backbone
@@ -57,6 +58,7 @@ def run(script: str, *backbones: Backbone) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.ci
 def test_libraries_come_with_the_first_model_that_needs_them(
     tiny_clip: Backbone, tiny_siglip: Backbone, tiny_hf: Backbone
 ) -> None:
@@ -68,6 +70,7 @@ def test_libraries_come_with_the_first_model_that_needs_them(
         assert one["kinds"] == [type(backbone.image).__name__, type(backbone.text).__name__]
 
 
+@pytest.mark.ci
 def test_open_clip_works_as_usual_for_other_code(
     tiny_clip: Backbone, tiny_siglip: Backbone, tiny_hf: Backbone
 ) -> None:

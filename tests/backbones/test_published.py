@@ -19,6 +19,7 @@ from tests.helpers.shell import Command, refused, rmadapter
 __all__ = ["rmadapter"]  # a fixture
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", [one for one in published.PUBLISHED if one.endswith("/openai")])
 def test_sizes_are_those_of_the_weights(name: str) -> None:
     architecture, tag = name.split("/")
@@ -29,6 +30,7 @@ def test_sizes_are_those_of_the_weights(name: str) -> None:
     assert round(megabytes) == published.PUBLISHED[name].megabytes
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", [one for one in published.PUBLISHED if one.startswith("timm:")])
 def test_image_encoders_are_those_of_timm(name: str) -> None:
     import timm
@@ -44,6 +46,7 @@ def test_image_encoders_are_those_of_timm(name: str) -> None:
     assert config.hf_hub_id == f"timm/{own}"  # under which the hub's cache keeps it
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "name", [name for name, one in published.PUBLISHED.items() if one.architecture]
 )

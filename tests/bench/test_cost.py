@@ -85,6 +85,7 @@ def test_seconds_depend_on_processes_and_shots(
     assert seconds(cost(bench, tmp_path, processes, **words)) == [expected]
 
 
+@pytest.mark.ci
 def test_images_that_were_not_drawn_are_frozen_for_every_draw(
     fixed_timing: None, bench: Bench, tmp_path: Path
 ) -> None:
@@ -116,6 +117,7 @@ def test_memory_is_what_measuring_took_and_the_activations_that_fit(
     assert (found.disk, found.memory) == (0, pytest.approx(10**9 + train + room, abs=1))
 
 
+@pytest.mark.ci
 def test_gpus_share_the_hours(
     fixed_timing: None, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,6 +150,7 @@ class Slow:
         return self.restore(backbone, shots.known, {})
 
 
+@pytest.mark.ci
 def test_times_are_measured(bench: Bench, tmp_path: Path) -> None:
     slow = bench.plan(tmp_path, bench.jobs(methods=["zero-shot"], seeds=[1]))
     rates = module.time_method(slow.jobs[0], Slow(), slow.lab(), shots=2)  # type: ignore[arg-type]
@@ -175,6 +178,7 @@ def test_finished_runs_cost_nothing_and_nothing_is_written(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("method", "values", "reason"),
     [("prompt-kd", {}, "PromptKD"), ("mma", {**QUICK, "first_block": 9}, "blocks")],
@@ -200,6 +204,7 @@ def test_invalid_benches_are_refused(bench: Bench, tmp_path: Path) -> None:
         cost(bench.at(images), tmp_path / "out", methods=["zero-shot"], seeds=[1], shots=[6])
 
 
+@pytest.mark.ci
 def test_the_command(rmadapter: Command, bench: Bench, tmp_path: Path) -> None:
     data = ["--datasets", bench.colors.name, "--root", bench.colors.parent]
     model = ["--backbone", bench.backbone.name, "--methods", "zero-shot", "--set", "device=cpu"]

@@ -90,6 +90,7 @@ def test_methods_with_published_settings_get_a_second_row() -> None:
     assert list(add_published_rows(ablation, {})) == ablation
 
 
+@pytest.mark.ci
 def test_per_set_runs_both_rows(
     rmadapter: Command, tiny_clip: Backbone, colors: Path, tmp_path: Path
 ) -> None:

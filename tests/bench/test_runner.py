@@ -159,6 +159,7 @@ def test_other_training_images_under_the_same_name_are_refused(
         bench.at(changed).run(done)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("seeds", [[1, 2], [1, 2, 3]], ids=["a repeated run", "a further seed"])
 def test_another_test_split_under_the_same_name_is_refused(
     done: Path, bench: Bench, changed: Path, seeds: list[int]
@@ -171,6 +172,7 @@ def test_another_test_split_under_the_same_name_is_refused(
         bench.at(changed).run(done, bench.jobs(seeds=seeds))
 
 
+@pytest.mark.ci
 def test_changed_files_are_refused(bench: Bench, tmp_path: Path) -> None:
     texts, out = tmp_path / "texts.json", tmp_path / "out"
     written = {name: ["a thing"] for name in ("blue", "green", "night sky", "red")}
@@ -191,6 +193,7 @@ def test_changed_files_are_refused(bench: Bench, tmp_path: Path) -> None:
         bench.run(out, left, values=values)
 
 
+@pytest.mark.ci
 def test_changed_code_is_refused(bench: Bench, tmp_path: Path) -> None:
     """The daily loop of somebody who writes a method: edit it, and give the same command again."""
     code, out = tmp_path / "mine.py", tmp_path / "out"
@@ -228,6 +231,7 @@ def test_a_training_of_another_protocol_is_not_repeated(done: Path, bench: Bench
     assert (copy.scores, copy.seconds) == (old.scores, old.seconds)
 
 
+@pytest.mark.ci
 def test_data_sets_with_the_same_folder_name_stay_apart(bench: Bench, tmp_path: Path) -> None:
     """Their train images are the same, and so is the key of a training on them."""
     for name in "ab":
@@ -243,6 +247,7 @@ def test_data_sets_with_the_same_folder_name_stay_apart(bench: Bench, tmp_path: 
     assert first.scores[1].digest != second.scores[1].digest
 
 
+@pytest.mark.ci
 def test_a_copy_of_a_data_set_has_records_of_its_own(bench: Bench, tmp_path: Path) -> None:
     """All images are the same, and so is the key; a record that is copied would name the other."""
     names = [f"{name}/{bench.colors.name}" for name in "ab"]
@@ -265,6 +270,7 @@ def test_a_failed_job_stops_no_other_job(bench: Bench, tmp_path: Path) -> None:
         assert not bad.scores
 
 
+@pytest.mark.ci
 def test_a_missing_file_fails_one_method_only(bench: Bench, tmp_path: Path) -> None:
     """Without the file, its run has no key."""
     jobs = bench.jobs(methods=["zero-shot-descriptions", "zero-shot"], seeds=[1])

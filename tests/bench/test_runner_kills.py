@@ -89,6 +89,7 @@ def test_workers_end_with_their_parent(bench: Bench, tmp_path: Path, number: int
     assert "Traceback" not in log.read_text()
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "when", ["before its last record", "between its last record and its clean-up"]
 )
@@ -112,6 +113,7 @@ def test_files_of_a_killed_bench_are_removed_by_the_next(
     assert not (out / ".activations").exists()
 
 
+@pytest.mark.ci
 def test_two_benches_with_different_settings_at_once_never_mix(
     finished_bench: Path,
     bench: Bench,

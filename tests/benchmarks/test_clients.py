@@ -28,6 +28,7 @@ def test_well_behaved_clients_get_each_answer_in_its_place() -> None:
         assert clients.metrics(address)["process_resident_memory_bytes"] > 1e6
 
 
+@pytest.mark.ci
 def test_hostile_clients_are_refused_or_answered() -> None:
     with running_server(Toy()) as address:
         kinds = clients._kinds(

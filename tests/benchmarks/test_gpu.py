@@ -39,6 +39,7 @@ def test_all_formats_take_the_same_step(tmp_path: Path) -> None:
         assert float((found - plain).norm() / plain.norm()) < limit, (variant, name)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("variant", gpu.MODES)
 def test_a_compiled_step_is_the_same(
     variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -80,6 +81,7 @@ def test_a_captured_step_is_the_eager_one(  # pragma: no cover: needs a GPU
     torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.ci
 def test_all_of_it_runs_and_writes_its_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Printed
 ) -> None:

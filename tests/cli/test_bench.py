@@ -152,6 +152,7 @@ def test_a_failed_run_ends_with_one_sentence_and_2(rmadapter: Command, words: li
     assert "have 4 and 4 blocks" in last
 
 
+@pytest.mark.ci
 def test_report_of_a_run_writes_its_page_again(
     rmadapter: Command, finished: Path, tmp_path: Path
 ) -> None:

@@ -100,6 +100,7 @@ def test_columns_of_other_names_can_be_named(rmadapter: Command, table: list[obj
     assert "train/green/broken.png" in reasons
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("kind", ["folder", "table"])
 def test_the_command_on_the_page_works(
     rmadapter: Command,

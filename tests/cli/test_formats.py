@@ -69,6 +69,7 @@ def test_a_zip_file_gives_the_run_and_the_answers_of_its_folder(
     assert "note: 1 file ignored: .txt 1\n" in grown.err
 
 
+@pytest.mark.ci
 def test_a_run_on_crops_is_evaluated_and_extended_on_crops(
     rmadapter: Command,
     colors: Path,
@@ -145,6 +146,7 @@ def test_crops_are_compared_like_their_images(
     refused(rmadapter(*command, colors, "--crops"), "needs boxes")
 
 
+@pytest.mark.ci
 def test_a_bench_on_crops_scores_like_one_on_their_images(
     rmadapter: Command, tiny_clip: Backbone, colors: Path, boxes: Path, tmp_path: Path
 ) -> None:
@@ -179,6 +181,7 @@ def test_crops_are_explained_like_their_images(
         assert [one[key] for one in cut] == [one[key] for one in wanted]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("kind", ["zip", "tar", "crops"])
 def test_pages_of_a_run_find_its_images(
     rmadapter: Command, tiny_clip: Backbone, colors: Path, boxes: Path, tmp_path: Path, kind: str

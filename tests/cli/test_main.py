@@ -194,6 +194,7 @@ print([name for name in heavy if name in sys.modules], file=sys.stderr)
     assert "predict" in done.stdout
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [
@@ -336,6 +337,7 @@ cli.main()
 """
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("where", ["lost", "waits", "ends"])
 def test_ctrl_c_ends_it_where_an_exception_would_not(where: str) -> None:
     """Python drops what is raised in a callback, and clearing up may wait for ever."""
@@ -354,6 +356,7 @@ exec 3>&1
 """
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("words", "streams", "code", "err"),
     [

@@ -223,6 +223,7 @@ def test_unsure_takes_a_wanted_share_of_right_answers(
     assert "no answers on held-out images" in done.err
 
 
+@pytest.mark.ci
 def test_every_answer_is_unsure_where_held_out_ones_were_wrong(
     rmadapter: Command, colors: Path, tiny_clip: Backbone, photos: Path, tmp_path: Path
 ) -> None:
@@ -328,6 +329,7 @@ def test_rejected_images_are_none_of_the_classes(
     assert not any(answer["unsure"] for answer in alone)
 
 
+@pytest.mark.ci
 def test_rejected_images_are_not_also_unsure(
     rmadapter: Command, promising: list[object], photos: Path, tmp_path: Path
 ) -> None:
@@ -583,6 +585,7 @@ def test_explain_prints_a_table_json_and_a_page(
     refused(rmadapter(*command, "--out", tmp_path / "why"), "already exists")
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("words", ["--error 5%", "--turn-away 10%", "--error 5% --turn-away 10%"])
 def test_explanations_decide_as_predictions(
     words: str, rmadapter: Command, promising: list[object], photos: Path, tmp_path: Path

@@ -85,6 +85,7 @@ def test_fit_eval_and_predict_with_every_method(
     assert "Repeat it" in (out / "report.html").read_text("utf-8")
 
 
+@pytest.mark.ci
 def test_a_run_without_out_gets_a_folder_that_resumes(
     rmadapter: Command,
     colors: Path,
@@ -189,6 +190,7 @@ def test_eval_measures_a_split_some_classes_or_other_settings(
     assert rmadapter(*command, "--split", "train", "--quiet").err == ""
 
 
+@pytest.mark.ci
 def test_eval_measures_promises(
     rmadapter: Command, colors: Path, tiny_clip: Backbone, tmp_path: Path
 ) -> None:
@@ -314,6 +316,7 @@ def test_mistakes_in_tune_are_named(
 # Repeated runs
 
 
+@pytest.mark.ci
 def test_a_run_is_repeated_by_its_report(
     rmadapter: Command,
     colors: Path,
@@ -389,6 +392,7 @@ def test_columns_of_any_name_are_repeated_evaluated_and_extended(
     assert read_images("more/images.csv", outside=True)["train"].groups[-2:] == ("q", "q")
 
 
+@pytest.mark.ci
 def test_columns_of_a_new_table_are_not_those_of_the_old_data(
     rmadapter: Command, finished: Path, colors: Path, tmp_path: Path
 ) -> None:
@@ -453,6 +457,7 @@ def test_two_classes_of_one_image_each(
     assert [len(answer["classes"]) for answer in answers] == [2, 2]
 
 
+@pytest.mark.ci
 def test_very_uneven_classes(rmadapter: Command, tmp_path: Path, tiny_clip: Backbone) -> None:
     """60 images of one class and one of another: what is not drawn is of one class alone, and so
     the shots judge."""
@@ -472,6 +477,7 @@ def test_very_uneven_classes(rmadapter: Command, tmp_path: Path, tiny_clip: Back
     assert "dog (0)" in Page(out / "report.html").text
 
 
+@pytest.mark.ci
 def test_a_natural_draw_from_fit_to_eval_and_bench(
     rmadapter: Command, tmp_path: Path, tiny_clip: Backbone
 ) -> None:
@@ -535,6 +541,7 @@ def test_a_thousand_classes(tiny_clip: Backbone, method: str) -> None:
     assert len(done.fitted.trained.history) >= 4
 
 
+@pytest.mark.ci
 def test_files_of_a_run_are_as_readable_as_the_umask_lets_them(
     rmadapter: Command, colors: Path, tmp_path: Path, tiny_clip: Backbone
 ) -> None:

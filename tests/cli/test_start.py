@@ -70,6 +70,7 @@ def run(cache: Path, *words: object) -> tuple[Any, list[str]]:
     return json.loads("".join(answer)), json.loads(modules)
 
 
+@pytest.mark.ci
 def test_predict_imports_only_what_its_model_needs(
     backbone: Backbone, needs: list[str], colors: Path, tmp_path: Path
 ) -> None:
@@ -90,6 +91,7 @@ def test_predict_imports_only_what_its_model_needs(
     assert (modules, out.read_text()) == (needs, before)
 
 
+@pytest.mark.ci
 def test_the_first_predict_on_a_new_run_imports_no_more_than_later_ones(
     backbone: Backbone, needs: list[str], colors: Path, tmp_path: Path
 ) -> None:

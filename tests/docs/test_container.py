@@ -126,6 +126,7 @@ for module in pkgutil.iter_modules(serve.__path__):
 """
 
 
+@pytest.mark.ci
 def test_serving_imports_only_libraries_of_the_small_image() -> None:
     pytest.importorskip("fastapi", reason="pip install 'rmadapter[serve]'")
     done = subprocess.run([sys.executable, "-c", SMALL], capture_output=True, text=True)
@@ -198,6 +199,7 @@ def test_the_space_builds_its_backbone_in_the_home_of_its_user() -> None:
     assert_parses(fetch.split()[1:])
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("host", ["anna-photos.hf.space", ""])
 def test_the_space_allows_its_host_and_the_frame_of_the_hub(tmp_path: Path, host: str) -> None:
     stub = tmp_path / "rmadapter"

@@ -72,6 +72,7 @@ def test_nearest_mean_scores_by_the_cosine_to_class_means(tiny_clip: Backbone) -
     assert accuracy_of(fitted, images) > 0.8
 
 
+@pytest.mark.ci
 def test_nearest_mean_runs_in_fit_predict_bench_and_report(
     rmadapter: Command, tiny_clip: Backbone, colors: Path, tmp_path: Path
 ) -> None:

@@ -127,6 +127,7 @@ def test_without_fiftyone_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch)
         view.write_dataset([], "colours")
 
 
+@pytest.mark.ci
 def test_fiftyone_holds_the_fields_and_the_views(
     answers: Path, labels: Path, tmp_path: Path
 ) -> None:

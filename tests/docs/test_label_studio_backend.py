@@ -147,6 +147,7 @@ def test_an_image_is_not_asked_for_with_a_token_that_is_refused(studio: backend.
     assert SEEN == []
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("order", backend.ORDERS)
 def test_the_lowest_scores_are_those_of_the_least_sure_answers(
     studio: backend.Studio, finished: Path, tmp_path: Path, tiny_clip: Backbone, order: str
@@ -210,6 +211,7 @@ def test_an_image_from_elsewhere_has_no_prediction_and_hinders_no_other(
     assert good["result"]
 
 
+@pytest.mark.ci
 def test_without_a_run_the_untouched_backbone_predicts(
     studio: backend.Studio, tmp_path: Path
 ) -> None:
@@ -253,6 +255,7 @@ def test_annotations_are_kept_changed_and_dropped(
     assert unknown.json() == {"status": "Unknown event"}
 
 
+@pytest.mark.ci
 def test_training_makes_a_new_version_that_predicts_also_after_a_restart(
     client: TestClient, studio: backend.Studio, tmp_path: Path, finished: Path
 ) -> None:

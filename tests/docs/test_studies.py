@@ -109,6 +109,7 @@ def test_tables_of_a_study_are_those_of_its_lines(
         assert table in page(f"docs/{name}") + records(name)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("name", "drawn"),
     [

@@ -90,6 +90,7 @@ def test_answers_without_torch_equal_predict(
         assert float(row["probability"]) == pytest.approx(shares[best], abs=1e-4)
 
 
+@pytest.mark.ci
 def test_example_code_of_the_page(exported: Path, colors: Path) -> None:
     block = (exported / "README.md").read_text().split("```python\n")[1].split("```")[0]
     code = block.replace("cat.jpg", str(colors / "test/red/0.png"))
@@ -100,6 +101,7 @@ def test_example_code_of_the_page(exported: Path, colors: Path) -> None:
     assert len(done.stdout.splitlines()) == 3
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
 def test_openvino(
     precision: str, finished: Path, saved: Saved, colors: Path, images: list[Path], tmp_path: Path

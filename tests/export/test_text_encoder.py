@@ -61,6 +61,7 @@ def test_method_that_asks_another_model_is_refused(
         write_text_encoder(fitted, fitted.classes, tmp_path)
 
 
+@pytest.mark.ci
 def test_hf_encoder_with_several_templates(tiny_hf: Backbone, tmp_path: Path) -> None:
     fitted = fitted_by(
         "rmadapter", tiny_hf, {**FEW, **UPPER}, templates=("a {}.", "a photo of the {}")

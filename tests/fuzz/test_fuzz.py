@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 
 from tests.fuzz import driver
 from tests.fuzz.targets import TARGETS, Target, judge
+from tests.helpers.slow import ci_except
 from tests.hostile.harness import BAD, Result
 
+QUICK = ("csv", "jsonl", "records", "settings", "templates")
 
-@pytest.mark.parametrize("name", TARGETS)
+
+@pytest.mark.parametrize("name", ci_except(TARGETS, *QUICK))
 def test_inputs_are_accepted_or_refused(name: str) -> None:
     results: list[Result] = []
     judge(name, b"")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import onnx
@@ -34,8 +36,14 @@ NAMES += [
     "非常に長い日本語のクラス名と緑色のりんご",
     "Donaudampfschifffahrtsgesellschaftskapitän",
 ]
+Test = TypeVar("Test", bound=Callable[..., None])
 CAMERA = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium")
+
+
+def needs_browser(test: Test) -> Test:
+    """Mark a test in a browser: for CI, as these take long."""
+    marked: Test = pytest.mark.ci(pytest.mark.skipif(BROWSER is None, reason="no Chromium")(test))
+    return marked
 
 
 def engine() -> None:

@@ -25,6 +25,7 @@ def test_a_sample_of_inputs_is_accepted_or_refused(kind: str) -> None:
     assert [result for result in results if result.verdict in harness.BAD] == []
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("kind", harness.KINDS)
 def test_a_seed_gives_the_same_inputs(kind: str) -> None:
     cases = harness.kind_of(kind).cases

@@ -25,6 +25,7 @@ def options(**more: object) -> argparse.Namespace:
     return argparse.Namespace(**{**given, "seed": 1, **more})
 
 
+@pytest.mark.ci
 def test_a_short_load_has_no_faults(tmp_path: Path) -> None:
     row = visitors.measure(options(backbone=tiny_model(tmp_path)))
     assert int(str(row["visits"])) > 4

@@ -31,6 +31,7 @@ from tests.helpers.context_prompts import (
     plain_text,
 )
 from tests.helpers.shots import logits_of
+from tests.helpers.slow import ci_except
 
 
 def drawn(seed: int, scale: float = 3.0, images: int = 40) -> tuple[Tensor, Tensor, Tensor]:
@@ -45,7 +46,7 @@ def drawn(seed: int, scale: float = 3.0, images: int = 40) -> tuple[Tensor, Tens
     return ours, theirs, labels
 
 
-@pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])
+@pytest.mark.parametrize("name", ci_except(["tiny_clip", "tiny_hf"], "tiny_clip"))
 @pytest.mark.parametrize("confusion", [1.0, 7.0])
 def test_loss_and_gradient_are_the_plain_ones(
     name: str, confusion: float, request: pytest.FixtureRequest

@@ -25,9 +25,10 @@ from tests.helpers.deep_prompts import (
 )
 from tests.helpers.rounding import double
 from tests.helpers.shots import logits_of, noise_images, shots_of, untrained
+from tests.helpers.slow import ci_except
 
 
-@pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])
+@pytest.mark.parametrize("name", ci_except(["tiny_clip", "tiny_hf"], "tiny_clip"))
 def test_terms_and_gradients_are_plain_ones(name: str, request: pytest.FixtureRequest) -> None:
     backbone = double(request.getfixturevalue(name))
     method = CoPrompt(n_ctx=2, depth=3, consistency=4, reduction=1)
@@ -44,7 +45,7 @@ def test_terms_and_gradients_are_plain_ones(name: str, request: pytest.FixtureRe
     assert_same_terms(module, lean, plain_terms(backbone, module, images, frozen))
 
 
-@pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])
+@pytest.mark.parametrize("name", ci_except(["tiny_clip", "tiny_hf"], "tiny_clip"))
 def test_a_fit_compares_with_the_untouched_encoders(
     name: str, request: pytest.FixtureRequest
 ) -> None:

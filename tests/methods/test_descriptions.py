@@ -19,6 +19,7 @@ from rmadapter.methods.descriptions import TEXTS, WEIGHTS, Descriptions, clause
 from rmadapter.prompts import zero_shot_weights
 from tests.helpers.shell import Command, backbone_option, refused, rmadapter
 from tests.helpers.shots import REQUIRED_SETTINGS, logits_of, noisy_colors, pixels_of, shots_of
+from tests.helpers.slow import ci_except
 
 __all__ = ["rmadapter"]  # a fixture
 
@@ -35,7 +36,7 @@ def encoded(backbone: Backbone, texts: list[str]) -> torch.Tensor:
         return F.normalize(clip.encode_text(backbone.tokenizer(texts)), dim=-1)
 
 
-@pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])
+@pytest.mark.parametrize("name", ci_except(["tiny_clip", "tiny_hf"], "tiny_clip"))
 @pytest.mark.parametrize("form", ["sentences", "descriptors"])
 def test_logits_are_those_of_the_papers(
     name: str, form: str, request: pytest.FixtureRequest
@@ -105,6 +106,7 @@ def test_without_a_file_and_with_a_damaged_model_it_says_so(
             fitted.method.restore(tiny_clip, fitted.known, {**fitted.tensors, **tensors})
 
 
+@pytest.mark.ci
 def test_a_run_with_texts_from_a_file_accepts_more_classes(
     rmadapter: Command, colors: Path, tiny_clip: Backbone, tmp_path: Path
 ) -> None:

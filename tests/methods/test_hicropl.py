@@ -24,6 +24,7 @@ from tests.helpers.deep_prompts import (
 )
 from tests.helpers.rounding import double
 from tests.helpers.shots import logits_of, noise_images, shots_of, untrained
+from tests.helpers.slow import ci_except
 
 
 def attended(own: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -58,7 +59,7 @@ def mapped(
     return [*x.split(len(prompts[0]))]
 
 
-@pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])
+@pytest.mark.parametrize("name", ci_except(["tiny_clip", "tiny_hf"], "tiny_clip"))
 def test_terms_and_gradients_are_plain_ones(name: str, request: pytest.FixtureRequest) -> None:
     """Of 4 blocks each, of which the text's lower two guide the image's, and the image's upper two
     the text's."""

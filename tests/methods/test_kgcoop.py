@@ -24,9 +24,10 @@ from tests.helpers.context_prompts import (
     plain_text,
 )
 from tests.helpers.shots import logits_of
+from tests.helpers.slow import ci_except
 
 
-@pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])
+@pytest.mark.parametrize("name", ci_except(["tiny_clip", "tiny_hf"], "tiny_clip"))
 def test_loss_and_gradient_are_the_plain_ones(name: str, request: pytest.FixtureRequest) -> None:
     def plain(learner: Any, shots: Shots) -> Tensor:
         classes = plain_text(learner.backbone, CLASSES, learner.ctx)

@@ -16,7 +16,7 @@ from tests.helpers.context_prompts import NEW, eight_shots
 from tests.helpers.deep_prompts import eight_images
 from tests.helpers.learning import PROMPTSRC, assert_learns
 from tests.helpers.shots import logits_of, noise_images, shots_of
-from tests.helpers.slow import slow_except
+from tests.helpers.slow import ci_except, slow_except
 
 
 def noise(backbone: Backbone) -> Shots:
@@ -101,8 +101,8 @@ def test_eight_images_are_learned_by_heart(
 CONTEXTS = ("coop", "kgcoop", "prograd", "cocoop", "cocoa-mix", "tcp", "text-refiner")
 
 
-@pytest.mark.parametrize("backbone", ["tiny_clip", "tiny_hf"])
-@pytest.mark.parametrize("name", CONTEXTS)
+@pytest.mark.parametrize("backbone", ci_except(["tiny_clip", "tiny_hf"], "tiny_clip"))
+@pytest.mark.parametrize("name", ci_except(CONTEXTS, "coop", "cocoop"))
 def test_only_the_seed_changes_a_fit(
     name: str, backbone: str, request: pytest.FixtureRequest
 ) -> None:

@@ -11,9 +11,10 @@ from rmadapter.methods.maple import MaPLe
 from tests.helpers.deep_prompts import LABELS, NAMES, assert_same_terms, pixels, prompts_inserted
 from tests.helpers.rounding import double
 from tests.helpers.shots import noise_images, shots_of, untrained
+from tests.helpers.slow import ci_except
 
 
-@pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])
+@pytest.mark.parametrize("name", ci_except(["tiny_clip", "tiny_hf"], "tiny_clip"))
 @pytest.mark.parametrize("fields", [{"depth": 3}, {"n_ctx": 4}, {"depth": 1}], ids=str)
 def test_logits_loss_and_gradients_are_plain_ones(
     name: str, fields: dict[str, int], request: pytest.FixtureRequest

@@ -18,6 +18,7 @@ from rmadapter.methods.proker import Grid, ProKeR
 from rmadapter.settings import configured
 from rmadapter.training.contract import Shots
 from tests.helpers.shots import logits_of, noise_images, pixels_of, shots_of
+from tests.helpers.slow import ci_except
 
 THREE = ("cat", "dog", "car")
 
@@ -48,7 +49,7 @@ def expected(
     return torch.from_numpy(scale * found).float()
 
 
-@pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])
+@pytest.mark.parametrize("name", ci_except(["tiny_clip", "tiny_hf"], "tiny_clip"))
 def test_logits_are_zero_shot_and_the_regression(
     name: str, colors: Path, request: pytest.FixtureRequest
 ) -> None:

@@ -27,6 +27,7 @@ from tests.helpers.deep_prompts import eight_images, pixels, prompts_inserted
 from tests.helpers.learning import PROMPTSRC, Killed, assert_learns
 from tests.helpers.rounding import double
 from tests.helpers.shots import gradients, logits_of
+from tests.helpers.slow import ci_except
 
 QUICK = {"teaching": 2, "epochs": 2, "learning_rate": 0.02}
 
@@ -43,7 +44,7 @@ def taught(
     return lesson, loss, source, shots
 
 
-@pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])
+@pytest.mark.parametrize("name", ci_except(["tiny_clip", "tiny_hf"], "tiny_clip"))
 def test_features_are_plain_ones(name: str, request: pytest.FixtureRequest) -> None:
     """Of images in training, with the mean and variance of the batch, and afterwards, with those
     that were kept."""
@@ -195,7 +196,7 @@ def test_the_student_learns_from_all_images_among_all_names(
     torch.testing.assert_close(fitted.tensors["classes"], asked[[2, 1]])
 
 
-@pytest.mark.parametrize("step", [3, 9, 10, 13])
+@pytest.mark.parametrize("step", ci_except([3, 9, 10, 13], 9))
 def test_a_training_killed_in_teacher_or_student_continues(
     step: int, tiny_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

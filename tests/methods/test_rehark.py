@@ -14,6 +14,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.methods.rehark import RANGES, Numbers, ReHARK
 from rmadapter.training.contract import Shots
 from tests.helpers.shots import logits_of, noise_images, own_features, shots_of, unit_rows
+from tests.helpers.slow import ci_except
 
 THREE = ("cat", "dog", "car")
 GIVEN = Numbers(narrow=4.0, wide=0.3, mix=0.3, penalty=0.2, share=0.4, bridge=0.7, power=0.6)
@@ -43,7 +44,7 @@ def expected(backbone: Backbone, shots: Shots, asked: Shots, numbers: Numbers) -
     return found
 
 
-@pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])
+@pytest.mark.parametrize("name", ci_except(["tiny_clip", "tiny_hf"], "tiny_clip"))
 def test_logits_are_prior_and_regression(name: str, request: pytest.FixtureRequest) -> None:
     backbone: Backbone = request.getfixturevalue(name)
     shots = shots_of(backbone, noise_images(12, THREE, grain=16))

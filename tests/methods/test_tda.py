@@ -121,6 +121,7 @@ def test_the_record_holds_the_order_of_images_and_eval_repeats_it(
     assert "order" not in json.loads((tmp_path / "other/run.json").read_text("utf-8"))["scores"][0]
 
 
+@pytest.mark.ci
 def test_predict_notes_that_it_learns_and_export_and_serve_are_refused(
     rmadapter: Command, colors: Path, tiny_clip: Backbone, tmp_path: Path
 ) -> None:

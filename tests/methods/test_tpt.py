@@ -23,6 +23,7 @@ from tests.helpers.context_prompts import CLASSES, plain_text
 from tests.helpers.methods import probabilities
 from tests.helpers.rounding import double
 from tests.helpers.shots import noise_images
+from tests.helpers.slow import ci_except
 
 WORDS = "a photo of a"
 SMALL = TPT(views=12, share=0.3)
@@ -58,7 +59,7 @@ def plain(method: TPT, backbone: Backbone, pixels: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("method", [SMALL, TPT(views=3, share=0.7, learning_rate=0.1)])
-@pytest.mark.parametrize("name", ["tiny_clip", "tiny_hf"])
+@pytest.mark.parametrize("name", ci_except(["tiny_clip", "tiny_hf"], "tiny_clip"))
 def test_an_answer_is_that_of_one_plain_step(
     name: str, method: TPT, request: pytest.FixtureRequest
 ) -> None:

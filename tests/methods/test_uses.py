@@ -107,6 +107,7 @@ class Wrong(ExternalMethod):
 """
 
 
+@pytest.mark.ci
 def test_records_hold_what_a_method_from_outside_uses(
     rmadapter: Command, tiny_clip: Backbone, colors: Path, tmp_path: Path
 ) -> None:

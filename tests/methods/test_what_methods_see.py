@@ -126,6 +126,7 @@ def test_halves_are_trained_on_base_alone(tiny_clip: Backbone, root: Path) -> No
     assert asked == {"base": base.classes, "novel": ("night sky", "red")}
 
 
+@pytest.mark.ci
 def test_a_method_without_an_answer_for_new_classes(
     tiny_clip: Backbone, root: Path, tmp_path: Path
 ) -> None:
@@ -222,6 +223,7 @@ def test_a_method_that_looks_for_test_images_finds_and_opens_none(
     assert any(of_the_test(thing) for thing in reachable(lab))
 
 
+@pytest.mark.ci
 def test_runs_share_no_images_and_random_numbers(tiny_clip: Backbone, root: Path) -> None:
     """Nothing of an earlier run is left in what a method is given: neither images nor random
     numbers."""

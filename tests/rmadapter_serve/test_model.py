@@ -117,6 +117,7 @@ def test_accuracy_of_a_run_without_a_judgement(finished: Path) -> None:
     assert accuracy_of(record.model_copy(update={"judgement": None, "scores": ()})) is None
 
 
+@pytest.mark.ci
 def test_an_export_is_served_without_torch(exported: Path) -> None:
     command = [sys.executable, "-c", ALONE, str(exported)]
     done = subprocess.run(command, capture_output=True, text=True)

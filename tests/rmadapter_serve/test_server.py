@@ -80,6 +80,7 @@ def test_accepted_requests_are_answered_before_the_end(finished: Path) -> None:
         assert [line for line in process.said if not line.startswith("rmadapter: ")] == []
 
 
+@pytest.mark.ci
 def test_ctrl_c_ends_with_0(finished: Path) -> None:
     with Process(finished, *backbone_option(finished), "--json") as process:
         assert process.process.stdout is not None
@@ -90,6 +91,7 @@ def test_ctrl_c_ends_with_0(finished: Path) -> None:
         assert process.said == []
 
 
+@pytest.mark.ci
 def test_reload_loses_no_request(finished: Path, colors: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(finished, tmp_path / "run"))
     saved = load(finished, backbone_option(finished)[1])

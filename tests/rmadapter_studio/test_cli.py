@@ -142,6 +142,7 @@ def test_names_and_sites_reach_the_page(
 SIGNALS = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
 
 
+@pytest.mark.ci
 @needs_extra
 @pytest.mark.parametrize("number", slow_except(SIGNALS, signal.SIGINT))
 def test_a_real_process_clears_up(tiny_clip: Backbone, tmp_path: Path, number: int) -> None:

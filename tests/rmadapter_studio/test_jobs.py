@@ -175,6 +175,7 @@ def test_the_end_of_the_server_stops_all(jobs: Jobs, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.ci
 def test_a_job_ends_with_a_killed_server(tmp_path: Path) -> None:
     script = """
 import os, sys, time

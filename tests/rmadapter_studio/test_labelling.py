@@ -142,6 +142,7 @@ def test_from_a_heap_to_labels_that_fit_reads(
     assert {path: path.read_bytes() for path in before} == before
 
 
+@pytest.mark.ci
 def test_fit_gives_the_same_model_as_class_folders(
     client: TestClient, photos: Path, colors: Path, tiny_clip: Backbone, tmp_path: Path
 ) -> None:
@@ -187,6 +188,7 @@ def test_fit_gives_the_same_model_as_class_folders(
     assert read_images(photos, progress=False).keys() == {"all"}
 
 
+@pytest.mark.ci
 def test_resume_after_a_kill(
     photos: Path, tiny_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,6 +227,7 @@ def test_resume_after_a_kill(
     assert left - {".lock"} == {"broken.jpg", TABLE, "project.json"}
 
 
+@pytest.mark.ci
 def test_an_order_that_needs_proposals_begins_without(
     client: TestClient, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -287,6 +290,7 @@ def test_undo_skip_and_none_of_these(client: TestClient, photos: Path) -> None:
     assert settled(client)["undoable"] is False
 
 
+@pytest.mark.ci
 def test_wrong_labels_are_shown_to_be_mended(
     client: TestClient, photos: Path, colors: Path
 ) -> None:
@@ -307,6 +311,7 @@ def test_wrong_labels_are_shown_to_be_mended(
     assert wrong not in names
 
 
+@pytest.mark.ci
 def test_mistakes_confusions_and_neighbours(client: TestClient, photos: Path, colors: Path) -> None:
     right = truth(photos, colors)
     assert settled(client)["confusions"] == []
@@ -344,6 +349,7 @@ def test_mistakes_confusions_and_neighbours(client: TestClient, photos: Path, co
     assert "no longer" in refused(client, "near", id="00.png")
 
 
+@pytest.mark.ci
 def test_unfamiliar_images_come_by_their_score(
     client: TestClient, photos: Path, colors: Path
 ) -> None:
@@ -434,6 +440,7 @@ def test_added_images_are_kept_in_the_folder(client: TestClient, photos: Path) -
     assert zips.json()["error"].startswith("b.zip: not a readable zip")
 
 
+@pytest.mark.ci
 def test_visitors_without_a_folder_have_their_own(
     tiny_clip: Backbone, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -458,6 +465,7 @@ def test_visitors_without_a_folder_have_their_own(
     assert not root.exists()
 
 
+@pytest.mark.ci
 def test_features_are_kept_for_the_next_start(
     client: TestClient, photos: Path, tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -137,6 +137,7 @@ def test_none_of_these_is_the_catch_all_class(photos: Path) -> None:
     assert project.none_label() == "Other"
 
 
+@pytest.mark.ci
 def test_a_killed_process_loses_nothing(photos: Path) -> None:
     """It is killed while it labels and skips in an endless loop."""
     code = """

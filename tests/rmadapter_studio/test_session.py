@@ -286,6 +286,7 @@ def test_unused_models_are_removed(session: Session) -> None:
     assert len(left) <= 2  # and the one before it, until the next
 
 
+@pytest.mark.ci
 def test_images_to_label_leave_what_a_job_writes(
     session: Session, shared: Shared, colors: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -318,6 +319,7 @@ def test_a_method_that_learns_from_what_it_answers_is_refused(
         assert session.state() == before
 
 
+@pytest.mark.ci
 def test_stopping_changes_nothing(session: Session, colors: Path) -> None:
     session.images.add_class("red")
     session.images.add_class("blue")
@@ -335,6 +337,7 @@ def test_stopping_changes_nothing(session: Session, colors: Path) -> None:
         session.train("rmadapter-plus")
 
 
+@pytest.mark.ci
 def test_errors_of_the_command_line_are_shown(
     session: Session, shared: Shared, colors: Path
 ) -> None:
@@ -347,6 +350,7 @@ def test_errors_of_the_command_line_are_shown(
     assert session.state()["model"] is None
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("where", ["task", "score"])
 def test_uploaded_run_shows_no_other_images(
     session: Session, tmp_path: Path, colors: Path, where: str

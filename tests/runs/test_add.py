@@ -174,6 +174,7 @@ def test_without_a_test_split_all_classes_are_judged_by_folds(
         assert [score.split for score in record.scores] == ["cross-validated", "held out"]
 
 
+@pytest.mark.ci
 def test_undrawn_images_of_all_classes_judge_a_run_without_a_test_split(
     rmadapter: Command, tiny_clip: Backbone, tmp_path: Path
 ) -> None:
@@ -187,6 +188,7 @@ def test_undrawn_images_of_all_classes_judge_a_run_without_a_test_split(
     assert record.judgement.how.startswith("on images that were not drawn")
 
 
+@pytest.mark.ci
 def test_an_image_that_settings_are_chosen_on_is_not_tested_on(
     run: Path, tiny_clip: Backbone, tmp_path: Path
 ) -> None:
@@ -230,6 +232,7 @@ def test_runs_and_data_that_cannot_be_extended_are_refused(
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.ci
 def test_a_saved_run_may_not_name_its_teacher(
     run: Path, tiny_clip: Backbone, tiny_hf: Backbone, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -282,6 +285,7 @@ def test_the_verb_compare(
     refused(rmadapter(*command, "--split", "val"), "no val split")
 
 
+@pytest.mark.ci
 def test_a_refused_list_leaves_nothing_that_the_next_command_reads(
     rmadapter: Command, colors: Path, tiny_clip: Backbone, tmp_path: Path
 ) -> None:
@@ -313,6 +317,7 @@ def test_a_refused_list_leaves_nothing_that_the_next_command_reads(
     assert (out / "images.csv").read_bytes() == listed
 
 
+@pytest.mark.ci
 def test_prompt_names_that_new_data_brings_and_files_that_are_gone(
     run: Path, tiny_clip: Backbone, tmp_path: Path
 ) -> None:

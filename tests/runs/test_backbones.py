@@ -93,6 +93,7 @@ def test_facts_of_each(tiny_timm: Backbone, colors: Path, others: list[str]) -> 
     assert megabytes_of(tiny_timm) == round(4 * numbers / 1e6, 1)
 
 
+@pytest.mark.ci
 def test_each_encodes_the_shots_once(
     tiny_timm: Backbone, colors: Path, others: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,6 +114,7 @@ def test_each_encodes_the_shots_once(
     assert not encoded
 
 
+@pytest.mark.ci
 def test_what_cannot_be_used_is_left_out(
     tiny_timm: Backbone, tiny_clip: Backbone, colors: Path, empty_hub: Path
 ) -> None:
@@ -156,6 +158,7 @@ def test_auto_stands_for_what_is_on_this_disk(
     assert [is_choice(text) for text in ("auto", "a/b,c/d", "pocket")] == [True, True, False]
 
 
+@pytest.mark.ci
 def test_a_run_records_the_choice(
     rmadapter: Command, colors: Path, tmp_path: Path, others: list[str]
 ) -> None:
@@ -180,6 +183,7 @@ def test_a_run_records_the_choice(
     assert "images/s here" in answer.out
 
 
+@pytest.mark.ci
 def test_python_chooses_as_the_command_does(
     rmadapter: Command, colors: Path, tmp_path: Path, others: list[str]
 ) -> None:

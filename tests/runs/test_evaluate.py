@@ -153,6 +153,7 @@ def test_images_that_were_trained_on_are_counted_wherever_they_are(
     assert trained_on(older, moved["train"]) == 0
 
 
+@pytest.mark.ci
 def test_promises_are_measured_on_images_that_did_not_make_them(
     tiny_clip: Backbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

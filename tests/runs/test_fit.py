@@ -91,6 +91,7 @@ def cut(image: Path) -> Path:
     return image
 
 
+@pytest.mark.ci
 def test_drawn_and_judged_images_are_decoded_once_and_others_never(
     finished: Path, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,6 +146,7 @@ def test_another_run_is_not_overwritten(finished: Path, colors: Path, copy: Path
     assert files_of(copy) == before
 
 
+@pytest.mark.ci
 def test_a_finished_run_is_not_returned_for_another_test_split(
     finished: Path, colors: Path, copy: Path
 ) -> None:
@@ -192,6 +194,7 @@ fit(wanted.task, wanted.method, Path(sys.argv[3]), lab, wanted.name)
 """
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("augmentation", slow_except(["none", "standard"], "none"))
 def test_killed_and_started_again_it_ends_the_same(
     finished: Path, colors: Path, tmp_path: Path, augmentation: str
@@ -222,6 +225,7 @@ LEFT = (
 )
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("when", ["before its record", "between its record and its clean-up"])
 def test_what_killed_runs_left_is_removed_by_the_next(
     finished: Path, colors: Path, tmp_path: Path, when: str
@@ -302,6 +306,7 @@ def test_without_a_test_split(finished: Path, colors: Path, tmp_path: Path) -> N
     assert "no image was left to evaluate on" in record.notes[-1]
 
 
+@pytest.mark.ci
 def test_a_run_says_how_small_an_error_it_can_promise(
     tiny_clip: Backbone, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -161,6 +161,7 @@ def test_few_images_do_not_overrule_what_is_expected() -> None:
         assert few > expected.temperature * np.exp(-2 * expected.deviation)
 
 
+@pytest.mark.ci
 def test_a_slow_method_is_calibrated_by_enough_images_and_no_more_folds(
     tiny_clip: Backbone, colors: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,6 +196,7 @@ def test_a_temperature_is_that_of_the_answered_folds(
     assert len(fits) == 3
 
 
+@pytest.mark.ci
 def test_answers_in_the_labs_folder_are_not_computed_again(
     tiny_clip: Backbone, colors: Path, tmp_path: Path, fits: list[str]
 ) -> None:
@@ -218,6 +220,7 @@ def test_answers_in_the_labs_folder_are_not_computed_again(
     assert len(fits) == 4  # the torn fold alone
 
 
+@pytest.mark.ci
 def test_folds_that_will_be_late_are_not_computed(
     tiny_clip: Backbone, colors: Path, monkeypatch: pytest.MonkeyPatch, fits: list[str]
 ) -> None:

@@ -62,6 +62,7 @@ def test_test_images_of_a_group_that_was_trained_on_do_not_judge(tiny_clip: Back
     assert not any("share the group" in text for text in notes)
 
 
+@pytest.mark.ci
 def test_texts_that_were_chosen_on_images_that_judge_are_doubted(
     tiny_clip: Backbone, tmp_path: Path
 ) -> None:
@@ -101,6 +102,7 @@ def test_a_method_of_any_title_is_judged_by_its_own_answers(
     assert (score.accuracy, score.zero_shot) == (plain.accuracy, plain.accuracy)
 
 
+@pytest.mark.ci
 def test_test_images_of_a_group_that_settings_were_chosen_on_do_not_judge(
     tiny_clip: Backbone,
 ) -> None:
@@ -189,6 +191,7 @@ class Curious(ExternalMethod):
     traits: ClassVar[Traits] = Traits(unlabelled=True)
 
 
+@pytest.mark.ci
 def test_copies_of_images_that_were_seen_without_labels_do_not_judge(
     tiny_clip: Backbone, colors: Path
 ) -> None:
@@ -241,6 +244,7 @@ def test_figures_against_scikit_learn_and_a_better_probe_is_named(tiny_clip: Bac
     assert "balanced accuracy" not in header
 
 
+@pytest.mark.ci
 def test_balanced_accuracy_stands_beside_where_classes_have_unequal_numbers(
     tiny_clip: Backbone,
 ) -> None:
@@ -274,6 +278,7 @@ def test_undrawn_images_calibrate_by_halves(tiny_clip: Backbone) -> None:
         assert promise.low <= promise.missed <= promise.high
 
 
+@pytest.mark.ci
 def test_groups_of_undrawn_images_calibrate_by_one_image_each(tiny_clip: Backbone) -> None:
     """64 groups of four images, of which 16 are drawn from."""
     images = grouped_noise("ab" * 128, [f"object {i // 2 % 32}{'ab'[i % 2]}" for i in range(256)])
@@ -289,6 +294,7 @@ def test_groups_of_undrawn_images_calibrate_by_one_image_each(tiny_clip: Backbon
     assert judgement.promises[0].calibrated == own // 2
 
 
+@pytest.mark.ci
 def test_groups_of_shots_calibrate_by_one_image_each(tiny_clip: Backbone) -> None:
     images = grouped_noise("ab" * 24, [f"object {i // 6}" for i in range(48)])
     wanted, lab = prepare(tiny_clip, {"all": images}, shots=24)
@@ -315,6 +321,7 @@ def test_answers_that_depend_on_those_before_calibrate_nothing(tiny_clip: Backbo
     assert outcome.fitted.calibration is outcome.fitted.familiarity is None
 
 
+@pytest.mark.ci
 def test_the_shots_promise_fold_by_fold(tiny_clip: Backbone, colors: Path) -> None:
     wanted, lab = prepare(tiny_clip, {"all": read_images(colors)["train"]})
     few = lab.draw(wanted.task)

@@ -66,6 +66,7 @@ def test_a_method_that_no_record_holds_is_refused_before_images_are_read() -> No
         run_task(Task(data="nowhere"), LinearProbe(C=1e300), Lab(progress=False), "linear-probe")
 
 
+@pytest.mark.ci
 def test_a_bench_and_a_fit_of_the_same_task_give_the_same_metrics(
     colors: Path, tiny_clip: Backbone, tmp_path: Path
 ) -> None:
@@ -148,6 +149,7 @@ def test_both_models_answer_as_the_backbone_with_and_without_hooks(
     assert (score.images, score.classes, score.chance) == (len(images), 4, 25)
 
 
+@pytest.mark.ci
 def test_a_fitted_model_keeps_features_of_its_training_images(
     colors: Path, tiny_clip: Backbone
 ) -> None:

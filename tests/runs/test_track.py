@@ -209,6 +209,7 @@ def test_a_run_is_tracked_from_its_settings_to_its_page(
     assert "--track logs nothing" in capsys.readouterr().err
 
 
+@pytest.mark.ci
 def test_both_halves_and_their_mean_are_logged(
     tiny_clip: Backbone, colors: Path, tmp_path: Path, memory: list[Memory]
 ) -> None:
@@ -230,6 +231,7 @@ def test_nothing_is_tracked_by_default(
         tracked.log({"accuracy": 1})
 
 
+@pytest.mark.ci
 def test_a_classifier_can_be_tracked(
     tiny_clip: Backbone, colors: Path, memory: list[Memory]
 ) -> None:
@@ -255,6 +257,7 @@ def test_steps_of_a_second_training_count_on(memory: list[Memory]) -> None:
 # What fails
 
 
+@pytest.mark.ci
 def test_a_run_goes_on_without_a_tracker_that_fails(
     tiny_clip: Backbone, colors: Path, tmp_path: Path, memory: list[Memory],
     capsys: pytest.CaptureFixture[str],
@@ -308,6 +311,7 @@ def test_a_resumed_run_goes_on_under_its_id(
     assert not RunFolder(tmp_path / "run").tracking.exists()
 
 
+@pytest.mark.ci
 def test_another_run_and_a_damaged_state_start_anew(tmp_path: Path, memory: list[Memory]) -> None:
     state = tmp_path / "state.json"
     for content in (
@@ -330,6 +334,7 @@ def test_another_run_and_a_damaged_state_start_anew(tmp_path: Path, memory: list
 # Benches and searches
 
 
+@pytest.mark.ci
 def test_each_job_of_a_bench_is_a_run(
     bench: Bench, tmp_path: Path, memory: list[Memory], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -350,6 +355,7 @@ def test_each_job_of_a_bench_is_a_run(
     assert not [*tmp_path.rglob("*.tracking")]
 
 
+@pytest.mark.ci
 def test_a_job_that_is_killed_goes_on_and_one_that_fails_starts_anew(
     bench: Bench, tmp_path: Path, memory: list[Memory], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -124,6 +124,7 @@ def test_the_errors_that_remain_among_the_surest_answers(monkeypatch: pytest.Mon
     assert drawn == [([25, 75, 100], [0, pytest.approx(100 / 3), 50])]
 
 
+@pytest.mark.ci
 def test_drawing_leaves_matplotlib_as_it_was() -> None:
     code = (
         "import sys, matplotlib; before = matplotlib.rcParams.copy()\n"

@@ -75,6 +75,7 @@ def test_a_program_may_ask_for_more_lines(often: str, seconds: float) -> None:
     assert float(printed) == seconds
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("tied", ["", "1"])
 def test_a_command_may_end_with_the_one_that_started_it(tied: str) -> None:
     code = "import time; from rmadapter.support.stop import end_with_stdin; end_with_stdin()"

@@ -13,6 +13,7 @@ from what_loads import END, START, ask
 
 from rmadapter.encoders.layouts import Packed
 from rmadapter.methods import METHODS, traits_of
+from tests.helpers.slow import ci_except
 
 PAGE = Path(__file__).parents[2] / "docs/reference/backbones.md"
 ALL = "all"
@@ -41,11 +42,12 @@ SOME = {
 }
 
 
-@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize("name", ci_except(SOME, "ViT-B-16-quickgelu"))
 def test_some_of_each_kind_load_and_adapt(name: str) -> None:
     assert ask(name).verdict == SOME[name]
 
 
+@pytest.mark.ci
 def test_a_pass_that_differs_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     right = Packed.attend
 

@@ -152,6 +152,7 @@ def test_activations_of_other_versions_are_not_read(
         assert len(seen) == before + 1
 
 
+@pytest.mark.ci
 def test_a_bench_encodes_each_image_once_and_the_next_bench_none(
     colors: Path,
     tiny_clip: Backbone,

@@ -139,6 +139,7 @@ class Overwriting:
         self.returned.clear()
 
 
+@pytest.mark.ci
 @dynamo
 @pytest.mark.parametrize(
     ("name", "precision", "graphs"), [("rmadapter", "bf16", 1), ("text-refiner", "fp32", 2)]

@@ -57,6 +57,7 @@ def test_drawn_where_the_svg_says() -> None:
         assert at(image, 32, 18) == (255, 255, 255)
 
 
+@pytest.mark.ci
 def test_every_pictogram_is_drawn_and_unique() -> None:
     def drawn(style: Style) -> np.ndarray:
         sets = load_openmoji(64, style).values()
@@ -106,6 +107,7 @@ def content(images: ImageSet) -> Counter[tuple[int, bytes]]:
     return Counter(zip(images.labels, pixels, strict=True))
 
 
+@pytest.mark.ci
 def test_folder_holds_the_same_set(tmp_path: Path) -> None:
     out = tmp_path / "new" / "images"
     write_folder(out, 32, "black", seed=3)
@@ -121,6 +123,7 @@ def test_folder_holds_the_same_set(tmp_path: Path) -> None:
         write_folder(out)
 
 
+@pytest.mark.ci
 def test_the_tutorial_has_forty_images_of_which_one_is_in_a_wrong_folder(tmp_path: Path) -> None:
     out = tmp_path / "tutorial"
     write_tutorial(out, 32)
