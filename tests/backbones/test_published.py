@@ -89,7 +89,7 @@ def test_fit_names_the_backbone_that_it_takes_and_never_changes_a_run(
     words += ["--out", run]
     done = rmadapter(*words, "--backbone", f"ViT-B-16/openai,{tiny_clip.name}")
     assert done.code == 0
-    assert re.search("vit_base_patch16.*; left out", done.err)
+    assert re.search("ViT-B-16/openai.*; left out", done.err)
     assert published.ADVICE not in done.err  # it is not pocket
     assert read_record(run / "run.json").task.backbone == tiny_clip.name
     assert rmadapter(*words, "--backbone", tiny_clip.name).code == 0  # the same run

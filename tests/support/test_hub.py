@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-import logging
+import socket
+import time
+from pathlib import Path
 
 import pytest
-from huggingface_hub.utils import http_backoff
 
-from rmadapter.support.hub import Unreachable, hub_errors
+from rmadapter.support import hub
+from rmadapter.support.hub import Unreachable, check_reachable, hub_errors
+from tests.helpers.fake_hub import point_to
 
 
-def test_attempts_to_connect_are_one_note(capsys: pytest.CaptureFixture[str]) -> None:
-    logged: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda entry: logged.append(entry.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger("huggingface_hub")
-    logger.addHandler(handler)
-    try:
-        for _ in range(2):
-            with pytest.raises(Unreachable, match="'anna/x'"), hub_errors("anna/x"):
-                http_backoff("GET", "http://127.0.0.1:9", max_retries=2, base_wait_time=0)
-            assert logged == []
-            assert capsys.readouterr().err.count("\n") == 1
-        logging.getLogger("huggingface_hub.utils._http").warning("outside")
-        assert logged == ["outside"]
-    finally:
-        logger.removeHandler(handler)
+def test_a_hub_that_refuses_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    point_to("http://127.0.0.1:9", tmp_path, monkeypatch)
+    start = time.monotonic()
+    with pytest.raises(Unreachable, match="'ViT-B-16/mine'"):
+        with hub_errors("anna/x", typed="ViT-B-16/mine"):
+            check_reachable()
+    assert time.monotonic() - start < hub.ANSWER_SECONDS
+
+
+def test_a_hub_that_is_silent_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "ANSWER_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # connects, and never answers
+        point_to(f"http://127.0.0.1:{silent.getsockname()[1]}", tmp_path, monkeypatch)
+        with pytest.raises(Unreachable, match="'anna/x'"), hub_errors("anna/x"):
+            check_reachable()
+        monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", "0.3")
+        start = time.monotonic()
+        with pytest.raises(TimeoutError):
+            check_reachable()
+        assert time.monotonic() - start > 0.3

@@ -61,7 +61,7 @@ from rmadapter.backbones.trust import (
 )
 from rmadapter.errors import UserError, quoted
 from rmadapter.support.files import JsonObject, user_path
-from rmadapter.support.hub import Unreachable, hub_errors
+from rmadapter.support.hub import Unreachable, check_reachable, hub_errors
 from rmadapter.support.machine import find_device
 from rmadapter.support.terminal import note
 
@@ -128,7 +128,7 @@ def load_backbone(name: str) -> Backbone:
     if folder.is_dir():
         return _load_untrusted(name, folder)
     if name.startswith(TIMM):
-        return _smoke_test(name, lambda: load_image_only(name, fetch))
+        return _smoke_test(name, lambda: load_image_only(name, partial(fetch, typed=name)))
     check_name(name)
     return _from_architecture(name)
 
@@ -260,17 +260,24 @@ def reload(name: str, digest: str, device: torch.device, *, trusted: bool = Fals
     return backbone
 
 
-def fetch(repository: str, file: str) -> Path:
+def fetch(repository: str, file: str, typed: str = "") -> Path:
     """Fetch one file. A cached copy is used as it is, so that a backbone stays the same.
 
-    Raises UserError when it is not cached and cannot be fetched.
+    Args:
+        repository: Repository on the hub.
+        file: Path in it.
+        typed: What the user named, if that is not the repository.
+
+    Raises:
+        UserError: It is not cached and cannot be fetched.
     """
     import huggingface_hub
 
-    with _hub_errors(repository):
+    with _hub_errors(repository, typed):
         try:
             return Path(huggingface_hub.hf_hub_download(repository, file, local_files_only=True))
         except huggingface_hub.errors.LocalEntryNotFoundError:
+            check_reachable()
             return Path(huggingface_hub.hf_hub_download(repository, file))
 
 
@@ -295,9 +302,10 @@ def tokenizer_folder(repository: str) -> Path:
     return _snapshot(repository, "tokenizer*", "vocab*", "*.model")
 
 
-def _hub_errors(repository: str) -> AbstractContextManager[None]:
+def _hub_errors(repository: str, typed: str = "") -> AbstractContextManager[None]:
     return hub_errors(
         repository,
+        typed=typed,
         missing=", or none with safetensors weights; if it holds a pickle, fetch that: "
         + how_to_convert(Path("FILE")),
         otherwise=", give a local file or folder, or use the backbone 'pocket'",
@@ -316,6 +324,7 @@ def _snapshot(repository: str, *patterns: str) -> Path:
                 return folder
         except huggingface_hub.errors.LocalEntryNotFoundError:
             pass
+        check_reachable()
         return Path(huggingface_hub.snapshot_download(repository, allow_patterns=SMALL_FILES))
 
 
@@ -352,6 +361,7 @@ def _from_architecture(name: str) -> Backbone:
     published: JsonObject = {}
     if file and file.suffix not in WEIGHTS_SUFFIXES:
         published = published_config(architecture, tag, tags)
+        file = fetch(*hub_file(published["hf_hub"]), typed=name)
     model = build_model(
         name,
         architecture,
@@ -359,8 +369,6 @@ def _from_architecture(name: str) -> Backbone:
         quick_gelu=published.get("quick_gelu", False),
         transform=published or transform_of(architecture, tags),
     )
-    if published:
-        file = fetch(*hub_file(published["hf_hub"]))
     if file:
         load_weights(name, model, file)
     elsewhere = config["text_cfg"].get("hf_tokenizer_name")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import logging
+import os
 import re
 from collections.abc import Iterator
-from itertools import count
+from queue import Empty, Queue
+from threading import Thread
 
 from rmadapter.errors import UserError, quoted
-from rmadapter.support.terminal import note
 
+ANSWER_SECONDS = 2.5  # in which the hub answers, unless HF_HUB_ETAG_TIMEOUT says otherwise
 LOG_IN = "`hf auth login`, or a token in HF_TOKEN"
 
 
@@ -27,14 +28,45 @@ def check_repository(name: str) -> None:
         )
 
 
+def check_reachable() -> None:
+    """Ask the hub for any answer, once, as its library would try for half a minute.
+
+    Raises:
+        Exception: Whatever the network raises, or TimeoutError; `hub_errors` says it in a sentence.
+    """
+    import huggingface_hub
+
+    answers: Queue[Exception | None] = Queue()
+
+    def ask() -> None:
+        try:
+            huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT)
+        except Exception as error:  # networks fail in many ways
+            answers.put(error)
+        else:
+            answers.put(None)
+
+    # a thread, because the search for a host's address has no limit of its own
+    Thread(target=ask, daemon=True).start()
+    try:
+        error = answers.get(timeout=float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or ANSWER_SECONDS))
+    except Empty:
+        raise TimeoutError from None
+    if error:
+        raise error
+
+
 @contextlib.contextmanager
-def hub_errors(repository: str, missing: str = "", otherwise: str = "") -> Iterator[None]:
+def hub_errors(
+    repository: str, missing: str = "", otherwise: str = "", typed: str = ""
+) -> Iterator[None]:
     """Convert hub and network errors into a UserError of one line.
 
     Args:
         repository: Name of the repository.
         missing: What to do if the repository, or a file of it, does not exist.
         otherwise: What else to do if the hub cannot be reached.
+        typed: What the user named, if that is not the repository.
 
     Raises:
         UserError: The hub refuses.
@@ -43,8 +75,7 @@ def hub_errors(repository: str, missing: str = "", otherwise: str = "") -> Itera
     from huggingface_hub import errors
 
     try:
-        with _retries_in_one_note():
-            yield
+        yield
     except UserError:
         raise
     except errors.RevisionNotFoundError as error:
@@ -67,28 +98,9 @@ def hub_errors(repository: str, missing: str = "", otherwise: str = "") -> Itera
         raise UserError(f"the Hugging Face hub does not accept {repository}: {reason}") from error
     except Exception as error:  # networks fail in many ways
         raise Unreachable(
-            f"{repository!r}: the Hugging Face hub cannot be reached ({type(error).__name__}); "
+            f"{typed or repository!r}: the Hugging Face hub cannot be reached ({type(error).__name__}); "
             f"check the connection{otherwise}"
         ) from error
-
-
-@contextlib.contextmanager
-def _retries_in_one_note() -> Iterator[None]:
-    """Print one note in place of what the hub's library logs at each attempt to connect."""
-    logger, attempts = logging.getLogger("huggingface_hub.utils._http"), count()
-
-    def hide(entry: logging.LogRecord) -> bool:
-        if entry.levelno < logging.WARNING:
-            return True
-        if not next(attempts):
-            note("the Hugging Face hub does not answer; trying again, for half a minute at most")
-        return False
-
-    logger.addFilter(hide)
-    try:
-        yield
-    finally:
-        logger.removeFilter(hide)
 
 
 def _refusal(status: int) -> str:
