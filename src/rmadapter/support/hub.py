@@ -98,8 +98,8 @@ def hub_errors(
         raise UserError(f"the Hugging Face hub does not accept {repository}: {reason}") from error
     except Exception as error:  # networks fail in many ways
         raise Unreachable(
-            f"{typed or repository!r}: the Hugging Face hub cannot be reached ({type(error).__name__}); "
-            f"check the connection{otherwise}"
+            f"{typed or repository!r}: the Hugging Face hub cannot be reached "
+            f"({type(error).__name__}); check the connection{otherwise}"
         ) from error
 
 
