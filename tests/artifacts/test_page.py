@@ -33,7 +33,6 @@ from rmadapter.artifacts.page import (
 )
 from rmadapter.artifacts.predictions import Evaluation, Mistake, Neighbour, Predictions
 from rmadapter.artifacts.record import Judgement, Rates, Record, Score
-from rmadapter.artifacts.summary import headline_of
 from rmadapter.data.read import ImageSet, ImageSource
 from rmadapter.methods import load_method
 from rmadapter.settings import documentation, settings_of
@@ -90,9 +89,7 @@ def test_names_are_escaped(page: Page) -> None:
     assert set(NASTY) <= set(page.values("alt"))
 
 
-def test_the_headline_of_a_judged_run_is_about_the_best_other_method(
-    tmp_path: Path, base: Evaluation
-) -> None:
+def test_a_judged_run_begins_with_plain_sentences(tmp_path: Path, base: Evaluation) -> None:
     before, after = correct(base)
     figures = {"low": 0.0, "high": 100.0, "macro_f1": 0.0, "calibration_error": 0.0}
     rates = [("zero-shot", before, 0.01), ("linear-probe", 99.0, 0.2), ("RMAdapter", after, None)]
@@ -109,11 +106,6 @@ def test_the_headline_of_a_judged_run_is_about_the_best_other_method(
     assert f"{after:.0f} of 100 of your images will be sorted right" in top
     assert "zero-shot" in top
     judged = page.text[page.text.index("Is it good?") :]
-    assert f": {after:.1f} % and 99.0 % right on 60 images" in judged
-    assert its.judgement is not None
-    compared = headline_of(its.judgement, "RMAdapter")
-    assert compared is not None
-    assert "".join(compared) in judged
     assert "trains in 4.0 s" in judged
 
 
@@ -132,8 +124,7 @@ def test_the_message_comes_first_with_its_numbers_and_intervals(
     page: Page, base: Evaluation, novel: Evaluation
 ) -> None:
     before, after = zip(correct(base), correct(novel), strict=True)
-    rates = f"{after[0]:.1f} % instead of {before[0]:.1f} %"
-    assert f"RMAdapter did better than the untouched model: {rates}" in page.text
+    assert f"RMAdapter: {after[0]:.1f} % of 60 images right, {before[0]:.1f} % before" in page.text
     message = page.text[: page.text.index("Gained and lost")]
     for figure in (*before, *after, 100 / 3):
         assert f"{figure:.1f}" in message
@@ -166,7 +157,7 @@ def test_outcomes_are_counted_and_shown(page: Page, base: Evaluation, novel: Eva
 
 def test_the_order_of_the_page(page: Page) -> None:
     sections = [attributes.get("id") for tag, attributes in page.tags if tag == "section"]
-    assert sections == ["before-after", "changed", "confusion", "details"]
+    assert sections == ["mistakes", "next", "before-after", "changed", "confusion", "details"]
     folded = [attributes.get("id") for tag, attributes in page.tags if tag == "details"]
     assert [name for name in folded if name] == ["confidence", "evaluation1", "training"]
     assert folded[-1] == "training"
@@ -374,11 +365,8 @@ def test_a_class_without_an_image_comes_last() -> None:
     assert per_class[0]["change"] >= per_class[1]["change"]
 
 
-@pytest.mark.parametrize(
-    ("gained", "lost", "words"),
-    [(30, 5, "better"), (5, 30, "worse"), (10, 9, "tied")],
-)
-def test_the_verdict_claims_no_more_than_the_interval(gained: int, lost: int, words: str) -> None:
+@pytest.mark.parametrize(("gained", "lost", "shown"), [(30, 5, 1), (5, 30, -1), (10, 9, 0)])
+def test_a_change_is_shown_by_its_interval(gained: int, lost: int, shown: int) -> None:
     e = evaluation("test, all classes", 100, ("a", "b"), 0)
     labels = np.array(e.images.labels)
     right = np.eye(2, dtype=np.float32)[labels] * 0.8 + 0.1
@@ -389,8 +377,7 @@ def test_the_verdict_claims_no_more_than_the_interval(gained: int, lost: int, wo
     part = panel(0, score(its, "all"), Predictions.of(score(its, "all"), its), {})
     change = part["change"]
     assert change.points == pytest.approx(gained - lost)
-    assert change.verdict == words
-    assert (change.low > 0 or change.high < 0) == (words != "tied")
+    assert (change.low > 0) - (change.high < 0) == shown
     for rate, (low, high) in zip(correct(its), (change.before, part["after"]), strict=True):
         assert low < rate < high
     assert part["ece"] == pytest.approx(abs(90 - correct(its)[1]), abs=0.01)

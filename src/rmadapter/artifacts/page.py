@@ -28,16 +28,12 @@ from rmadapter.artifacts.predictions import (
     read_mistakes,
     read_predictions,
 )
-from rmadapter.artifacts.record import MethodName, Record, Score, Verdict, read_record
+from rmadapter.artifacts.record import MethodName, Record, Score, read_record
 from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.artifacts.summary import (
-    UNTOUCHED,
-    Headline,
     backbone_table,
     describe_backbones,
     describe_tie,
-    headline,
-    headline_of,
     judgement_table,
     level_table,
     promise_table,
@@ -192,7 +188,6 @@ def write_run_page(
         and record.judgement.promises
         and promise_table(record.judgement.promises),
         plain=_plain_lines(record, panels),
-        headline=_headline(record, panels),
         tie=describe_tie(record),
         backbones=record.backbones
         and (*backbone_table(record.backbones), describe_backbones(record.backbones)),
@@ -329,13 +324,6 @@ class Change:
             ece=metrics.calibration_error(predictions.zero_shot.probability, before),
         )
 
-    @property
-    def verdict(self) -> Verdict:
-        """What the interval says about the adapted model beside the untouched one."""
-        if self.low > 0:
-            return "better"
-        return "worse" if self.high < 0 else "tied"
-
 
 def _plain_lines(record: Record, panels: Sequence[Facts]) -> list[str]:
     """Return the sentences that the page begins with; none for a run that was not judged."""
@@ -343,20 +331,6 @@ def _plain_lines(record: Record, panels: Sequence[Facts]) -> list[str]:
     if not judged or not panels:
         return []
     return [how_many_right(judged), *describe_judged(judged, panels[0]["in_words"])]
-
-
-def _headline(record: Record, panels: Sequence[Facts]) -> Headline | None:
-    """Compare the method with the best other row of its judgement; without one, with the untouched
-    model on the first set. None if nothing was evaluated, or there is nothing to compare with."""
-    if not panels:
-        return None
-    if record.judgement and (found := headline_of(record.judgement, record.method.label)):
-        return found
-    score, change = panels[0]["score"], panels[0]["change"]
-    if change is None:
-        return None
-    rates = score.accuracy, score.zero_shot
-    return headline(record.method.label, change.verdict, UNTOUCHED, rates, score.images)
 
 
 def panel(number: int, score: Score, predictions: Predictions, thumbnails: Thumbnails) -> Facts:

@@ -222,12 +222,6 @@ class Judgement(Value):
         """Whether its classes are known to have unequal numbers of images."""
         return any(row.balanced is not None and row.balanced.differs for row in self.rows)
 
-    @property
-    def rival(self) -> Rates | None:
-        """The best row of another method, of equals the first; None if there is no other."""
-        others = [row for row in self.rows if row.p is not None]
-        return max(others, key=lambda row: row.accuracy, default=None)
-
     def verdict(self, other: Rates) -> Verdict:
         """Compare the fitted method with another by McNemar's test at `LEVEL`."""
         if other.p is None or other.p >= LEVEL:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from rmadapter.answers.taxonomy import level_name
 from rmadapter.artifacts.predictions import read_predictions
@@ -26,14 +26,11 @@ if TYPE_CHECKING:
         MethodName,
         Record,
         Score,
-        Verdict,
     )
     from rmadapter.artifacts.value import BackboneChoice, Promise
 
 SCORE_COLUMNS = ["accuracy in %", "images", "chance", "zero-shot", "adapted", "change"]
 PROBE = "linear-probe"
-UNTOUCHED = "the untouched model"
-BASELINE_NAMES = {"zero-shot": UNTOUCHED, PROBE: "a linear probe"}  # in a sentence
 HeadAndRows: TypeAlias = tuple[list[str], list[list[str]]]  # for the screen and pages
 
 
@@ -101,15 +98,17 @@ def print_record(record: Record, as_json: bool, run: Path | None = None) -> None
 def _print_judgement(record: Record, judged: Judgement) -> None:
     """Print how the methods of a run compare on images that none of them has seen."""
     table(*judgement_table(judged, record.method))
+    if record.method.changed:
+        print(name_with_settings(record.method.name, record.method.changed))
     together = f", of {judged.groups:,} groups" if judged.groups else ""
     print(f"judged {judged.how}; Wilson intervals{together}")
     if judged.promises:
         table(*promise_table(judged.promises))
-    print(escape(f"lowest recall: {lowest_recalls(judged)}"))
-    name = name_with_settings(record.method.name, record.method.changed)
-    for sentence in ("".join(headline_of(judged, name) or ()), describe_tie(record)):
-        if sentence:
-            print(escape(sentence))
+    for sentence in describe_judged(judged, ()):
+        print(escape(sentence))
+    tie = describe_tie(record)
+    if tie:
+        print(tie)
 
 
 def print_score(score: Score, as_json: bool, promises: Sequence[Promise] = ()) -> None:
@@ -220,54 +219,6 @@ def describe_tie(record: Record) -> str:
     return f"a linear probe may be as good ({rates}) and trains in {time} s: --method {PROBE}"
 
 
-class Headline(NamedTuple):
-    """A sentence that compares two methods, in parts: `ours` and `other` are their rates."""
-
-    start: str
-    ours: str
-    link: str
-    other: str
-    end: str
-
-
-def headline(
-    name: str, verdict: Verdict, other: str, rates: tuple[float, float], images: int
-) -> Headline:
-    """Say whether a method is better than another.
-
-    Args:
-        name: Name of the method.
-        verdict: How it compares.
-        other: Name of the other.
-        rates: Accuracies in percent, first the method's.
-        images: Number of images.
-    """
-    ours, others = (f"{rate:.1f} %" for rate in rates)
-    end = f" right on {images:,} image{'' if images == 1 else 's'}"
-    if verdict == "tied":
-        return Headline(f"{name} tied with {other}: ", ours, " and ", others, end)
-    return Headline(f"{name} did {verdict} than {other}: ", ours, " instead of ", others, end)
-
-
-def headline_of(judged: Judgement, name: str) -> Headline | None:
-    """Compare the fitted method, by this name, with the best other row; None if there is none."""
-    rival = judged.rival
-    if rival is None:
-        return None
-    rates = judged.fitted.accuracy, rival.accuracy
-    other = BASELINE_NAMES.get(rival.name, rival.name)
-    return headline(name, judged.verdict(rival), other, rates, judged.images)
-
-
-def lowest_recalls(judged: Judgement) -> str:
-    """Name the three classes with the lowest recall, as "ant 0 %, cat 50 %"; ties in the order of
-    the classes."""
-    pairs = zip(judged.fitted.recalls, judged.classes, strict=True)
-    recalls = [(recall, name) for recall, name in pairs if recall is not None]
-    recalls.sort(key=lambda pair: pair[0])
-    return ", ".join(f"{name} {recall:.0f} %" for recall, name in recalls[:3])
-
-
 def level_table(scores: Sequence[Score]) -> HeadAndRows:
     """Return a row for each level of a taxonomy above the labels, of each set; without columns for
     zero-shot where a backbone without text gives no such answer."""
@@ -307,7 +258,7 @@ def judgement_table(judged: Judgement, method: MethodName) -> HeadAndRows:
 
     Args:
         judged: The judgement.
-        method: The method that was fitted, whose row names its changed settings, too.
+        method: The method that was fitted.
     """
     chance, majority = f"{100 / len(judged.classes):.1f}", f"{judged.majority:.1f}"
     uneven = judged.uneven
@@ -317,7 +268,7 @@ def judgement_table(judged: Judgement, method: MethodName) -> HeadAndRows:
     for row in judged.rows:
         interval = f"{row.low:.1f} to {row.high:.1f}"
         rates = [f"{row.macro_f1:.1f}", f"{row.calibration_error:.1f}"]
-        name = name_with_settings(method.name, method.changed) if row.p is None else row.name
+        name = method.name if row.p is None else row.name
         if uneven:
             balanced = [row.balanced.text if row.balanced else "-"]
         rows.append([name, f"{row.accuracy:.1f}", interval, *balanced, *rates])
