@@ -145,6 +145,7 @@ def _show_methods(entries: Sequence[Listed], counted: str) -> None:
 def _show_method(method: Listed, counted: str) -> None:
     """Print a method's paper, costs and settings."""
     from rmadapter.methods import load_method
+    from rmadapter.methods.citation import bibtex
     from rmadapter.methods.uses import uses_of
     from rmadapter.settings import documentation
     from rmadapter.training.traits import COSTS, READS
@@ -178,6 +179,9 @@ def _show_method(method: Listed, counted: str) -> None:
     if rows:
         header = ["setting", "value", "meaning"] if meaning else ["setting", "value"]
         table(header, [row[: len(header)] for row in rows], max_columns=80)
+    entry = bibtex(method.name, method.title, method.source)
+    if entry:
+        print(f"\n{entry}", end="")
 
 
 def _about(title: str, about: About | None) -> tuple[str, str]:

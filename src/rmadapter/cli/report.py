@@ -34,6 +34,12 @@ def report(
         bool,
         typer.Option("--backbones", help="Add tables of methods by backbones, over all data sets."),
     ] = False,
+    reference: Annotated[
+        str,
+        typer.Option(
+            help="Method that the others are compared with; by default RMAdapter, else the first."
+        ),
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Write tables and figures of a bench; or a run's page again."""
@@ -42,7 +48,7 @@ def report(
     from rmadapter.artifacts.run_folder import RunFolder
 
     if RunFolder(results).model.is_file():
-        _rewrite_page(results, out, against or backbones, as_json)
+        _rewrite_page(results, out, against or backbones or bool(reference), as_json)
         return
     if out is None:
         raise UserError("--out: give a folder for the report")
@@ -50,7 +56,7 @@ def report(
     from rmadapter.bench.report.read import read_records
     from rmadapter.bench.report.write import write_reports
 
-    written = write_reports(results, out, backbones)
+    written = write_reports(results, out, backbones, reference)
     paper = printed_tables()
     within = paper.tolerance if tolerance is None else tolerance
     judged = paper.check(read_records(results).finished, within) if against else []
@@ -81,8 +87,8 @@ def _rewrite_page(run: Path, out: Path | None, of_bench: bool, as_json: bool) ->
 
     if out is not None or of_bench:
         raise UserError(
-            f"{run}: a run's report is written into its own folder: leave out --out, --paper and "
-            "--backbones"
+            f"{run}: a run's report is written into its own folder: leave out --out, --paper, "
+            "--backbones and --reference"
         )
     page = rewrite_page(run)
     print(json.dumps({"report": str(page)}) if as_json else f"report: {page}")

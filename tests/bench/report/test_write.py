@@ -303,3 +303,20 @@ def test_every_file_names_a_changed_setting(tmp_path: Path) -> None:
         text = file.read_text(encoding="utf-8")
         assert "epochs=3" in text or "RMAdapter" not in text, file.name
         assert "epochs=3" in text or file.suffix in (".svg", ".csv"), file.name
+
+
+def test_a_named_method_is_compared_with_the_others(folder: Path, tmp_path: Path) -> None:
+    """By its name or its label; the last column, the verdict, stays in sight."""
+    summary = write_reports(folder / "runs", tmp_path / "mma", reference="mma")
+    titles = [table["title"] for one in summary["sections"] for table in one["tables"]]  # type: ignore[attr-defined]
+    assert any(title.startswith("MMA minus the others") for title in titles)
+    assert '<table class="results many ends">' in (tmp_path / "mma/report.html").read_text("utf-8")
+    with pytest.raises(UserError, match="--reference mmma: not among the results"):
+        write_reports(folder / "runs", tmp_path / "none", reference="mmma")
+
+
+def test_papers_of_the_methods_are_cited_once(tmp_path: Path) -> None:
+    source = "Zhou et al., IJCV 2022 (arXiv 2109.01134); their settings"
+    runs = [with_method(record("coop", data, 1, {"base": 1.0}), source=source) for data in "ab"]
+    write_reports(write(tmp_path / "runs", *runs), tmp_path / "out")
+    assert (tmp_path / "out/references.bib").read_text("utf-8").count("2109.01134") == 1

@@ -97,6 +97,7 @@ class Group:
         axis: Setting that varies, in a sensitivity study.
         prompts: Number of the set of prompt templates, from 0, where one data set was run with
             several.
+        named: Method or row that the user wants the others to be compared with; "" for none.
     """
 
     protocol: str
@@ -107,6 +108,7 @@ class Group:
     track: str = TRACKS[0]
     axis: str = ""
     prompts: int = 0
+    named: str = ""
 
     @property
     def slug(self) -> str:
@@ -185,8 +187,15 @@ class Group:
         return comparable_costs(self.rows)
 
     @property
+    def named_rows(self) -> list[str]:
+        """The rows that the user may mean by `named`: that of this label, or of this method."""
+        methods = {label: records[0].method.name for label, records in self.rows.items()}
+        return [label for label, name in methods.items() if self.named in (label, name)]
+
+    @property
     def reference(self) -> str | None:
-        """The row that the others are compared with: unchanged RMAdapter, else the first."""
+        """The row that the others are compared with: the named one, unchanged RMAdapter, or else
+        the first."""
         first = {label: records[0] for label, records in self.rows.items()}
         unchanged = [
             label
@@ -198,7 +207,7 @@ class Group:
             for label, record in first.items()
             if record.variant == "RMAdapter" or record.variant.endswith("(RMAdapter)")
         ]
-        return next(iter([*unchanged, *published, *first]), None)
+        return next(iter([*self.named_rows, *unchanged, *published, *first]), None)
 
     @property
     def columns(self) -> tuple[Column, ...]:

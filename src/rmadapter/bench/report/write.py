@@ -42,7 +42,8 @@ from rmadapter.bench.report.printed import Check, printed_tables
 from rmadapter.bench.report.read import RECORDS, SUMMARY, Results, read_records
 from rmadapter.bench.report.stats import LEVEL, MIN_SETS, Paired
 from rmadapter.bench.report.tables import differences, make_tables
-from rmadapter.errors import UserError
+from rmadapter.errors import UserError, did_you_mean
+from rmadapter.methods.citation import bibtex
 from rmadapter.support.files import write_text
 from rmadapter.support.html import duration, template
 from rmadapter.support.locks import exclusive
@@ -63,25 +64,35 @@ class Section:
     group: Group | None = None
 
 
-def write_reports(results: Path, out: Path, backbones: bool = False) -> dict[str, object]:
+def write_reports(
+    results: Path, out: Path, backbones: bool = False, reference: str = ""
+) -> dict[str, object]:
     """Read all records of `results`, a folder or a file of lines, and write to `out`: report.md,
-    .tex, .html, .json, tables/*.csv, figures/*.svg, and the records themselves, sorted, as
-    records.jsonl. The same records give the same bytes.
+    .tex, .html, .json, references.bib, tables/*.csv, figures/*.svg, and the records themselves,
+    sorted, as records.jsonl. The same records give the same bytes.
 
     Args:
         results: Folder or file of lines.
         out: Folder of the report.
         backbones: Whether to add tables of methods by backbones.
+        reference: Method or row that the others are compared with; "" for `Group.reference`'s own.
 
     Returns:
         What report.json holds.
 
     Raises:
-        UserError: There is no record, or no experiment on several backbones that are wanted, pandas
-            is missing, another process is at work in `out`, or it cannot be written to.
+        UserError: There is no record, none of the reference, or no experiment on several backbones
+            that are wanted; pandas is missing, another process is at work in `out`, or it cannot be
+            written to.
     """
     read = read_records(results)
-    groups = group_records(read.finished)
+    groups = [replace(group, named=reference) for group in group_records(read.finished)]
+    if reference and not any(group.named_rows for group in groups):
+        known = {name: None for group in groups for name in group.rows}
+        raise UserError(
+            f"--reference {reference}: not among the results{did_you_mean(reference, known)}; "
+            f"there are {', '.join(known)}"
+        )
     sections = [_section(group) for group in groups]
     if backbones:
         sections.append(_section_of_backbones(groups))
@@ -110,7 +121,10 @@ def write_reports(results: Path, out: Path, backbones: bool = False) -> dict[str
             files[f"figures/{figure.name}.svg"] = svg
     records = sorted([*read.finished, *read.unfinished], key=experiment_of)
     markdown = template("bench.md.j2", escape=False, duration=duration, markdown=to_markdown)
+    cited = {one.name: one for one in (record.method for record in records)}
+    entries = [bibtex(name, one.title, one.source) for name, one in sorted(cited.items())]
     files |= {
+        "references.bib": "\n".join(filter(None, entries)),
         "report.md": markdown.render(content),
         "report.tex": _latex(sections),
         "report.html": template("bench.html.j2", duration=duration).render(content),
