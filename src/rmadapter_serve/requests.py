@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncGenerator, Collection, Iterator
 from contextlib import contextmanager
 from email.message import Message as MailMessage
+from typing import NamedTuple
 
 from starlette.datastructures import Headers, UploadFile
 from starlette.exceptions import HTTPException
@@ -177,30 +178,43 @@ BODY: dict[str, object] = {
 }
 
 
-async def read_uploads(request: Request, limits: Limits) -> list[Upload]:
-    """Read the images of a request.
+class Body(NamedTuple):
+    """What a request sent.
+
+    Attributes:
+        uploads: The images.
+        fields: Other fields of a form.
+    """
+
+    uploads: list[Upload]
+    fields: dict[str, str]
+
+
+async def read_body(request: Request, limits: Limits) -> Body:
+    """Read the images of a request, and what a form has beside them.
 
     Raises HTTPException: 415 for another kind of body, 400 for a damaged or empty one, or for too
     many images.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        uploads = await _from_form(request, limits.max_images)
+        body = await _from_form(request, limits.max_images)
     elif kind == "application/json":
-        uploads = _from_json(await request.body())
+        body = Body(_from_json(await request.body()), {})
     else:
         raise HTTPException(415, HOW)
-    if not uploads:
+    if not body.uploads:
         raise HTTPException(400, f"no images received; {HOW}")
-    if len(uploads) > limits.max_images:
+    if len(body.uploads) > limits.max_images:
         raise HTTPException(
             400,
-            f"{len(uploads)} images, but a request may have only {limits.max_images}: send several",
+            f"{len(body.uploads)} images, but a request may have only {limits.max_images}: send "
+            "several",
         )
-    return uploads
+    return body
 
 
-async def _from_form(request: Request, most: int) -> list[Upload]:
+async def _from_form(request: Request, most: int) -> Body:
     header = MailMessage()
     header["content-type"] = request.headers["content-type"]
     try:
@@ -226,7 +240,7 @@ async def _from_form(request: Request, most: int) -> list[Upload]:
             if file.filename or file.size:
                 name = _utf8(file.filename) or f"{FIELD}[{place}]"
                 uploads.append(Upload(name, await file.read()))
-        return uploads
+        return Body(uploads, {name: one for name, one in form.items() if isinstance(one, str)})
     finally:
         await form.close()
 

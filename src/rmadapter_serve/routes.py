@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from importlib import metadata
 from typing import Annotated, NamedTuple, cast
@@ -21,7 +21,7 @@ from rmadapter.answers import Answer, Decider, parse_share
 from rmadapter.artifacts import template
 from rmadapter.export import Outputs
 from rmadapter_serve.model import ModelFacts, ServedModel
-from rmadapter_serve.requests import BODY, CLIENT_LEFT, AccessMiddleware, read_uploads
+from rmadapter_serve.requests import BODY, CLIENT_LEFT, AccessMiddleware, Body, read_body
 from rmadapter_serve.service import Answers, Service
 from rmadapter_serve.waiting import too_busy
 
@@ -162,27 +162,34 @@ async def _answer(
     features: bool = False,
     error: str = "",
     turn_away: str = "",
+    body: Body | None = None,
 ) -> Answers:
     """Answer the images of a request. Raises HTTPException, also for an error or a share to turn
-    away that cannot be promised, before anything is read."""
+    away that cannot be promised, before anything is read, unless the body was."""
     service = _service(request)
     name = model or service.only()
     distance = False
     if name in service.models:
         distance = _decider(service.models[name], error, turn_away).reject_rate is not None
+    body = body or await _body(request)
     seconds = service.limits.seconds
     try:
         with anyio.fail_after(seconds):
-            uploads = await read_uploads(request, service.limits)
-    except TimeoutError:
-        close = {"Connection": "close"}
-        raise HTTPException(408, f"the body did not arrive within {seconds:g} s", close) from None
-    try:
-        with anyio.fail_after(seconds):
-            return await service.answer(name, uploads, features, skip_bad, distance)
+            return await service.answer(name, body.uploads, features, skip_bad, distance)
     except TimeoutError:
         queue = service.queues()[name]
         raise too_busy(f"no answer within {seconds:g} s", queue, service.seconds()) from None
+
+
+async def _body(request: Request) -> Body:
+    """Read the body of a request. Raises HTTPException, also for one that takes too long."""
+    limits = _service(request).limits
+    try:
+        with anyio.fail_after(limits.seconds):
+            return await read_body(request, limits)
+    except TimeoutError:
+        reason = f"the body did not arrive within {limits.seconds:g} s"
+        raise HTTPException(408, reason, {"Connection": "close"}) from None
 
 
 # The status page, which needs no script and nothing from elsewhere
@@ -202,11 +209,13 @@ async def page(request: Request) -> HTMLResponse:
 
 
 @router.post("/", include_in_schema=False)
-async def page_with_answers(
-    request: Request, model: str = "", error: str = "", turn_away: str = ""
-) -> HTMLResponse:
+async def page_with_answers(request: Request, model: str = "") -> HTMLResponse:
     try:
-        result = await _answer(request, model, skip_bad=True, error=error, turn_away=turn_away)
+        body = await _body(request)
+        error, turn_away = (body.fields.get(name, "") for name in ("error", "turn_away"))
+        result = await _answer(
+            request, model, skip_bad=True, error=error, turn_away=turn_away, body=body
+        )
         decider = _decider(result.served, error, turn_away)
     except HTTPException as reason:
         return _page(request, error=str(_content(reason)["error"]), status=reason.status_code)
@@ -216,17 +225,27 @@ async def page_with_answers(
             cards.append(_Card(image, str(row)))
         else:
             cards.append(_Card(image, "", _decide(request, result.name, decider, row)))
-    return _page(request, result.name, cards)
+    return _page(request, result.name, cards, {"error": error, "turn_away": turn_away})
 
 
 def _page(
     request: Request,
     model: str = "",
     answers: Sequence[_Card] = (),
+    chosen: Mapping[str, str] | None = None,
     error: str = "",
     status: int = 200,
 ) -> HTMLResponse:
-    """model: the one that answered. error: why there are no answers."""
+    """Make the page.
+
+    Args:
+        request: The request.
+        model: Name of the model that answered, if one did.
+        answers: Its answers.
+        chosen: The shares that it was asked for, by name.
+        error: Why there are no answers.
+        status: Status of the response.
+    """
     service = _service(request)
     counters = service.counters
     html = template("serve.html.j2", package="rmadapter_serve").render(
@@ -236,6 +255,7 @@ def _page(
         images=counters.total("rmadapter_images", outcome="answered"),
         model=model,
         answers=answers,
+        chosen=chosen or {},
         error=error,
         version=metadata.version("rmadapter"),
     )

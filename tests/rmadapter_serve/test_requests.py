@@ -21,7 +21,7 @@ from tests.helpers.serving import (
     running_service,
 )  # fmt: skip
 
-from rmadapter_serve.requests import AccessMiddleware, keys, read_uploads  # isort: skip
+from rmadapter_serve.requests import AccessMiddleware, keys, read_body  # isort: skip
 from rmadapter_serve.limits import Limits  # isort: skip
 from rmadapter_serve.service import Service  # isort: skip
 
@@ -183,8 +183,8 @@ def read(body: bytes, kind: str, most: int = 3) -> list[tuple[str, bytes]]:
 
     headers = [(b"content-type", kind.encode())]
     scope = {"type": "http", "method": "POST", "headers": headers, "app": Starlette()}
-    uploads = asyncio.run(read_uploads(Request(scope, receive), Limits(max_images=most)))
-    return [(upload.name, upload.data) for upload in uploads]
+    got = asyncio.run(read_body(Request(scope, receive), Limits(max_images=most)))
+    return [(upload.name, upload.data) for upload in got.uploads]
 
 
 def refusal(body: bytes, kind: str = "application/json") -> tuple[int, str]:

@@ -236,17 +236,19 @@ def test_no_error_without_a_calibration(client: TestClient) -> None:
     assert answer.status_code == 422
     assert "--folds 4" in answer.json()["error"]
     assert client.get("/info").json()["models"]["toy"]["calibration"] is None
-    assert "What may it be?" not in client.get("/").text
+    assert '<select name="error">' not in client.get("/").text
 
 
 def test_page_offers_possible_errors(promising: TestClient) -> None:
     page = promising.get("/").text
     for error, offered in ((0.01, False), (0.05, True), (0.1, True)):
-        assert (f'formaction="?model=toy&amp;error={error}"' in page) == offered
-    page = promising.post("/?model=toy&error=0.1", files=form(MIXED, RED)).text
+        assert (f'<option value="{error}"' in page) == offered
+    asked = {"error": "0.1"}
+    page = promising.post("/?model=toy", files=form(MIXED, RED), data=asked).text
+    assert '<option value="0.1" selected>' in page
     assert "<strong>unsure</strong>: it may be red, green</p>" in page
     assert "<strong>answer</strong></p>" in page
-    answer = promising.post("/?model=toy&error=0.01", files=form(RED))
+    answer = promising.post("/?model=toy", files=form(RED), data={"error": "0.01"})
     assert answer.status_code == 422
     assert "needs 99 images" in answer.text
 
@@ -316,17 +318,18 @@ def test_no_strange_images_without_a_familiarity(client: TestClient) -> None:
     assert answer.status_code == 422
     assert "--folds 4" in answer.json()["error"]
     assert client.get("/info").json()["models"]["toy"]["familiarity"] is None
-    assert "Any of these?" not in client.get("/").text
+    assert '<select name="turn_away">' not in client.get("/").text
 
 
 def test_page_offers_possible_shares(knowing: TestClient) -> None:
     page = knowing.get("/").text
     for share, offered in ((0.01, False), (0.05, True), (0.1, True)):
-        assert (f'formaction="?model=toy&amp;turn_away={share}"' in page) == offered
-    page = knowing.post("/?model=toy&turn_away=0.1", files=form(BLUE, RED)).text
+        assert (f'<option value="{share}"' in page) == offered
+    asked = {"turn_away": "0.1"}
+    page = knowing.post("/?model=toy", files=form(BLUE, RED), data=asked).text
     assert "<strong>none of these</strong></p>" in page
     assert "<strong>answer</strong></p>" in page
-    answer = knowing.post("/?model=toy&turn_away=0.01", files=form(RED))
+    answer = knowing.post("/?model=toy", files=form(RED), data={"turn_away": "0.01"})
     assert answer.status_code == 422
 
 
