@@ -186,6 +186,20 @@ def test_labelling_by_keys_alone(page: Tab, project: Project) -> None:
 
 
 @needs_browser
+def test_images_and_keys_are_in_sight_with_ten_classes(page: Tab) -> None:
+    """On the first screen, and of the keys also where the images are scrolled to their end."""
+    wide = {"width": 1280, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    page("Emulation.setDeviceMetricsOverride", **wide)
+    write_names(page, ",".join(f"class {i}" for i in range(10)))
+    place = "document.querySelector('{}').getBoundingClientRect()"
+    assert page.script(f"{place.format('#grid > li')}.bottom") < 900
+    page.script("document.getElementById('grid').lastElementChild.scrollIntoView()")
+    first = place.format("#labels .pick")
+    assert page.script(f"{first}.top") >= 0
+    assert page.script(f"{first}.bottom") < 900
+
+
+@needs_browser
 def test_a_visitor_whom_the_server_forgot_goes_on(page: Tab, project: Project) -> None:
     """As after a restart: the step of the person is not lost, and nothing must be loaded anew."""
     write_names(page, "red, blue")
