@@ -152,13 +152,20 @@ def _write_suspects(
     if as_json:
         print(json.dumps(facts))
         return
-    print(f"{len(result.suspects):,} of {result.total:,} images: {_counted(result)}")
+    _print_counts(result)
     print(f"suspects: {files[0]}\npage: {files[1]}")
 
 
-def _counted(result: Suspects) -> str:
-    counts = ", ".join(f"{kind} {count}" for kind, count in result.counts().items())
-    return counts or "nothing to look at"
+def _print_counts(result: Suspects) -> None:
+    """Print how many images there are to look at, and how far to trust alarms about labels."""
+    from rmadapter.curate.suspects import RIGHT_ALARMS, WRONG
+
+    counts = result.counts()
+    listed = ", ".join(f"{kind} {count}" for kind, count in counts.items())
+    total = f"{len(result.suspects):,} of {result.total:,} images"
+    print(f"{total}: {listed or 'nothing to look at'}")
+    if WRONG in counts:
+        print(f"{WRONG}: {RIGHT_ALARMS}")
 
 
 def _show_suspects(result: Suspects, as_json: bool) -> None:
@@ -173,7 +180,7 @@ def _show_suspects(result: Suspects, as_json: bool) -> None:
         rows.append([one.image, str(one.given), suggested, sure, "; ".join(one.reasons)])
     if rows:
         table(["image", "given", "suggested", "confidence", "reasons"], rows)
-    print(f"{len(result.suspects):,} of {result.total:,} images: {_counted(result)}")
+    _print_counts(result)
     if result.suspects:
         print("--out FOLDER writes all of them to suspects.csv, and a page with the images")
 
