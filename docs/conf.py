@@ -58,11 +58,10 @@ autodoc_type_aliases = {"ArrayLike": "ArrayLike"}
 napoleon_custom_sections = [("Attributes", "params_style")]  # a list, as of parameters
 smartquotes = False  # it makes one dash of the two in --option
 default_role = "code"  # `name` in docstrings
-# of `make links`: addresses of the reader's own machine, and those that an owner must fill in
+# of `make links`: addresses of the reader's own machine
 linkcheck_ignore = [
     r"https?://(localhost|127\.0\.0\.1)\b",
     r"https?://([\w-]+\.)*example\b",
-    r".*OWNER/REPOSITORY",
 ]
 linkcheck_anchors_ignore_for_url = [r"https://github\.com/"]  # its pages add them by a script
 linkcheck_timeout = 20

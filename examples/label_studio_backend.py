@@ -1,7 +1,7 @@
 """Serve an ML backend for Label Studio, which predicts before there are labels and learns from
 them; docs/reference/container.md.
 
-    pip install 'rmadapter[serve]'
+    pip install '.[serve]'
     export LABEL_STUDIO_URL=http://localhost:8080 LABEL_STUDIO_API_KEY=...
     python examples/label_studio_backend.py
 

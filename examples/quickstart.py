@@ -1,4 +1,4 @@
-"""Adapt the small offline model to pictograms: pip install 'rmadapter[demo]', then python
+"""Adapt the small offline model to pictograms: pip install ./packages/pocket '.[demo]', then python
 examples/quickstart.py."""
 
 from rmadapter import FewShotClassifier
