@@ -2,7 +2,7 @@
 docs/guide/label.md.
 
     pip install fiftyone
-    rmadapter predict RUN photos --unsure 0.9 --out answers.jsonl
+    rmadapter predict RUN photos --wrong 10% --out answers.jsonl
     python examples/fiftyone_view.py answers.jsonl --labels photos
 
 Its saved views are the unsure images, those whose label and prediction differ (the surest first),

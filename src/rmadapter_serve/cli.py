@@ -16,7 +16,7 @@ import typer
 
 from rmadapter import UserError
 from rmadapter.artifacts import find_run
-from rmadapter.cli import Command, Json, Quiet, RunOptions, escape
+from rmadapter.cli import Command, Json, Quiet, RunOptions, comma_list, escape
 from rmadapter_serve.limits import Limits
 from rmadapter_serve.sockets import address, bind
 
@@ -29,7 +29,7 @@ HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", re.IGNORECASE)
 
 Hosts = Annotated[
     list[str] | None,
-    typer.Option(help="Host name by which others open the page; may be repeated."),
+    typer.Option(help="Host names by which others open the page, as a,b."),
 ]
 
 
@@ -49,11 +49,12 @@ def check_extra(verb: str, needed: Sequence[str]) -> None:
 def checked(
     option: str, words: Sequence[str], form: re.Pattern[str], example: str
 ) -> Sequence[str]:
-    """Return the words. Raises UserError for one of another form."""
-    for word in words:
+    """Return the parts of lists with commas. Raises UserError for one of another form."""
+    parts = [part for word in words for part in comma_list(word)]
+    for word in parts:
         if not form.fullmatch(word):
             raise UserError(f"{option} {word[:100]!r}: write it like {example}, and nothing else")
-    return words
+    return parts
 
 
 KEY = "RMADAPTER_API_KEY"
@@ -84,7 +85,7 @@ def serve(
     limits: Limits = Limits(),
     cors: Annotated[
         list[str] | None,
-        typer.Option(help="Origin of web pages that may send requests; may be repeated."),
+        typer.Option(help="Origins of web pages that may send requests, as a,b."),
     ] = None,
     allow_host: Hosts = None,
     log: Annotated[
@@ -118,7 +119,8 @@ def serve(
     key = os.environ.get(KEY, "")
     others = checked("--allow-host", allow_host or (), HOST, "birds.example.org")
     hosts = None if key else {host, socket.gethostname(), *others}  # no other site knows the key
-    access = Access(key, cors or (), log, hosts)
+    origins = [part for word in cors or () for part in comma_list(word)]
+    access = Access(key, origins, log, hosts)
     with bind(host, port) as listening:
         _listen(listening, models, limits, access, as_json)
 

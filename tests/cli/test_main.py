@@ -99,7 +99,11 @@ def test_help_shows_no_python(
 
 def test_help_groups_verbs(rmadapter: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    out = rmadapter("--help").out
+    first = rmadapter("--help").out
+    listed = [verb for verb in VERBS if re.search(rf"^│ {verb} ", first, re.MULTILINE)]
+    assert len(listed) == 10
+    assert {"fit", "predict", "app"} <= {*listed}
+    out = rmadapter("help", "all").out
     order = (
         "Make a model; demo; fit; eval; Look at data; suspects; Use a model; predict; export; "
         "Research; bench; This machine; backbones; doctor"
@@ -169,8 +173,13 @@ def test_an_option_means_the_same_everywhere() -> None:
     ("words", "meant"),
     [("fit data --names a.csv", "--names-from"), ("add run x --run-dat y", "--run-data")],
 )
-def test_an_old_or_misspelt_option_is_corrected(rmadapter: Command, words: str, meant: str) -> None:
+def test_a_misspelt_option_is_corrected(rmadapter: Command, words: str, meant: str) -> None:
     refused(rmadapter(*words.split()), "no such option", meant)
+
+
+@pytest.mark.parametrize("option", [["--unsure", "0.9"], ["--unsure=0.9"]])
+def test_an_old_option_names_the_new_one(rmadapter: Command, option: list[str]) -> None:
+    refused(rmadapter("predict", "run", "a.png", *option), "--unsure", "--wrong 10%")
 
 
 def test_help_imports_nothing_heavy() -> None:

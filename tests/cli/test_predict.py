@@ -180,17 +180,17 @@ def test_images_are_counted_by_label_and_the_rarest_labels_together(
 def test_unsure_answers_keep_their_guess(
     rmadapter: Command, command: list[object], tmp_path: Path
 ) -> None:
-    everything = rmadapter.json(*command, "--unsure", 0)
+    everything = rmadapter.json(*command, "--top", 5)
     middle = sorted(answer["classes"][0]["probability"] for answer in everything)[8]
-    done = rmadapter(*command, "--unsure", middle, "--out", tmp_path / "a.csv")
+    done = rmadapter(*command, "--wrong", 1 - middle, "--out", tmp_path / "a.csv")
     assert done.out.endswith("16 images, 8 of them unsure\n")
     for row in rows(tmp_path / "a.csv"):
         doubt = float(row["probability"]) < middle
         label = "unsure" if doubt else row["guess"]
         assert (row["label"], row["unsure"]) == (label, str(doubt).lower())
         assert row["decision"] == ("unsure" if doubt else "answer")
-    assert "unsure: " in rmadapter(*command, "--unsure", middle).out
-    answers = rmadapter.json(*command, "--unsure", middle)
+    assert "unsure: " in rmadapter(*command, "--wrong", 1 - middle).out
+    answers = rmadapter.json(*command, "--wrong", 1 - middle)
     assert sum(answer["unsure"] for answer in answers) == 8
     assert [answer["decision"] == "unsure" for answer in answers] == [
         answer["unsure"] for answer in answers
@@ -211,7 +211,7 @@ def test_unsure_takes_a_wanted_share_of_right_answers(
     backbone = ["--backbone", tiny_clip.name]
     for wanted in (0.5, 0.9):
         threshold = held_out.sure_from(wanted)
-        done = rmadapter("predict", run, photos, *backbone, "--unsure", wanted, "--json")
+        done = rmadapter("predict", run, photos, *backbone, "--wrong", 1 - wanted, "--json")
         answers = json.loads(done.out)
         for answer in answers:
             assert answer["unsure"] == (answer["classes"][0]["probability"] < threshold)
@@ -219,7 +219,7 @@ def test_unsure_takes_a_wanted_share_of_right_answers(
         reached, right = held_out.reached(threshold)
         assert f": {reached} reach it, and {right} of these" in done.err
     # it has no answers about other classes
-    done = rmadapter("predict", run, photos, *backbone, "--names", "red,blue", "--unsure", 0.9)
+    done = rmadapter("predict", run, photos, *backbone, "--names", "red,blue", "--wrong", "10%")
     assert "no answers on held-out images" in done.err
 
 
@@ -235,11 +235,11 @@ def test_every_answer_is_unsure_where_held_out_ones_were_wrong(
     facts["held_out"] = {"probabilities": [0.97] * 100, "right": "1" * 60 + "0" * 40}
     (run / "run.json").write_text(json.dumps(facts))
     answered = tmp_path / "a.csv"
-    done = rmadapter("predict", run, photos, *backbone, "--unsure", 0.9, "--out", answered)
+    done = rmadapter("predict", run, photos, *backbone, "--wrong", "10%", "--out", answered)
     assert "unsure: every answer" in done.err
     assert "100 held-out" in done.err
     assert {row["label"] for row in rows(answered)} == {"unsure"}
-    answers = rmadapter.json("predict", run, photos, *backbone, "--unsure", 0.9)
+    answers = rmadapter.json("predict", run, photos, *backbone, "--wrong", "10%")
     assert all(answer["unsure"] for answer in answers)
 
 
@@ -282,7 +282,7 @@ def test_an_error_is_promised_by_sets_of_classes(
     assert "in the set" in rmadapter(*every, "--error", "5%").out
 
 
-@pytest.mark.parametrize("options", [{"unsure": 0.5}, {"error": 0.1}, {"turn_away": 0.1}])
+@pytest.mark.parametrize("options", [{"wrong": 0.5}, {"error": 0.1}, {"turn_away": 0.1}])
 def test_no_class_may_have_the_label_of_a_decision(options: dict[str, float]) -> None:
     label = "none of these" if "turn_away" in options else "unsure"
     assert SortOptions(**options).sorter(["cat"]) is None
@@ -334,7 +334,7 @@ def test_rejected_images_are_not_also_unsure(
     rmadapter: Command, promising: list[object], photos: Path, tmp_path: Path
 ) -> None:
     """With a probability that no image reaches, in JSON as in a file."""
-    options = ["--turn-away", "50%", "--unsure", 1]
+    options = ["--turn-away", "50%", "--wrong", "0.01%"]
     answers = rmadapter.json(*promising, photos, *options)
     out = tmp_path / "a.csv"
     rmadapter.done(*promising, photos, *options, "--out", out)
@@ -352,7 +352,7 @@ def test_a_promise_that_cannot_be_kept_is_refused(
     promised = [*promising, image, "--error"]
     refused(rmadapter(*promised, "1%"), "needs 99 images", "4 % or more")
     refused(rmadapter(*promised, "5%", "--names", "red,blue"), "fitted to")
-    refused(rmadapter(*promised, "5%", "--unsure", 0.9), "only one of them")
+    refused(rmadapter(*promised, "5%", "--wrong", "10%"), "only one of them")
     for word in ("5", "x", "-1%", "100%", "nan"):
         refused(rmadapter(*promised, word), "share such as 5%")
     without_folds = ["predict", finished, image, *backbone_option(finished)]
@@ -469,7 +469,7 @@ def test_unsure_images_have_a_folder(
     rmadapter: Command, command: list[object], tmp_path: Path
 ) -> None:
     rmadapter.done(
-        *command, "--sort-into", tmp_path / "s", "--unsure", 1, "--out", tmp_path / "a.jsonl"
+        *command, "--sort-into", tmp_path / "s", "--wrong", "0.01%", "--out", tmp_path / "a.jsonl"
     )
     assert [path.name for path in (tmp_path / "s").iterdir()] == ["unsure"]
 
@@ -533,7 +533,7 @@ def test_mistakes_in_predict_are_named(
         ([image, "--names", " , "], "--names", "at least one"),
         ([image, "--names", "cat,cat"], "--names", "both"),
         ([image, "--names", "Cat,cat"], "--names", "both called"),
-        ([image, "--names", "unsure,cat", "--unsure", 0.5], "is already labelled 'unsure'"),
+        ([image, "--names", "unsure,cat", "--wrong", "50%"], "is already labelled 'unsure'"),
         (["https://x.org/a.jpg"], "a web address"),
         ([image, "--move"], "--move and --link need --sort-into DIR"),
         ([image, "--sort-into", sorted_to, "--move", "--link"], "give only one of them"),

@@ -9,6 +9,8 @@ import re
 import shlex
 import shutil
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -407,6 +409,24 @@ def test_columns_of_a_new_table_are_not_those_of_the_old_data(
     words += ["--run-data", colors, "--out", tmp_path / "grown"]
     rmadapter.done("add", finished, tmp_path / "new.csv", *words)
     assert "pink" in read_images(tmp_path / "grown/images.csv", outside=True)["train"].written
+
+
+def test_fit_says_little_and_ends_with_what_comes_next(
+    colors: Path, tiny_clip: Backbone, tmp_path: Path
+) -> None:
+    code = "from rmadapter.cli.main import main; main()"
+    small = (word for one in ("first_block=3", "rank=4", "device=cpu") for word in ("--set", one))
+    command = fit_command(colors, tiny_clip, tmp_path / "run", *small)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, command)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0
+    assert len(lines) <= 25
+    assert lines[-1].startswith("next: rmadapter predict ")
 
 
 def test_quiet_hides_all_but_results_and_errors(

@@ -81,7 +81,7 @@ def test_predict_backs_off_to_parents(
     rmadapter: Command, run: Path, colors: Path, tiny_clip: Backbone, tmp_path: Path
 ) -> None:
     words = ["predict", run, colors / "test", "--backbone", tiny_clip.name, "--no-zero-shot"]
-    answers = rmadapter.json(*words, "--top", 4, "--unsure", 0.99)
+    answers = rmadapter.json(*words, "--top", 4, "--wrong", "1%")
     for answer in answers:
         shares = {one["class"]: one["probability"] for one in answer["classes"]}
         cold = sum(share for label, share in shares.items() if label != "red")
@@ -92,7 +92,7 @@ def test_predict_backs_off_to_parents(
     names = {answer["answer"]["class"] for answer in answers}
     assert names & {"cold", "colour"}
     out = tmp_path / "answers.csv"
-    rmadapter.done(*words, "--unsure", 0.99, "--out", out, "--sort-into", tmp_path / "sorted")
+    rmadapter.done(*words, "--wrong", "1%", "--out", out, "--sort-into", tmp_path / "sorted")
     with open(out, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["label"] for row in rows] == [answer["answer"]["class"] for answer in answers]
@@ -102,7 +102,7 @@ def test_predict_backs_off_to_parents(
     assert not any(answer["unsure"] for answer in answers)
     decisions = [*(row["decision"] for row in rows), *(one["decision"] for one in answers)]
     assert {*decisions} == {"answer"}
-    shown = rmadapter.done(*words, "--unsure", 0.99).out
+    shown = rmadapter.done(*words, "--wrong", "1%").out
     assert "colour: " in shown or "cold: " in shown
 
 
@@ -121,10 +121,10 @@ def test_sets_are_answered_by_their_common_parent(
     file.write_text(json.dumps({"blue": "x", "red": "x", "green": "y", "night_sky": "y"}))
     facts = rmadapter.json(*words, "--taxonomy", file)
     assert all(len(answer["levels"]) == 1 for answer in facts)
-    named = rmadapter.json(*words, "--names", "blue,red", "--unsure", 0.99)
+    named = rmadapter.json(*words, "--names", "blue,red", "--wrong", "1%")
     assert {answer["levels"][1]["class"] for answer in named} == {"colour"}
     file.write_text(json.dumps({"blue": "unsure", "red": "x", "green": "y", "night_sky": "y"}))
-    refused(rmadapter(*words, "--taxonomy", file, "--unsure", 0.9), "'unsure'")
+    refused(rmadapter(*words, "--taxonomy", file, "--wrong", "10%"), "'unsure'")
 
 
 @pytest.mark.ci

@@ -48,7 +48,7 @@ def answers(
     """Return answers on the test images, of which those below 0.9 are unsure."""
     monkeypatch.chdir(colors)
     out = tmp_path / "answers.jsonl"
-    words = ["--unsure", 0.9, "--top", 2, *backbone_option(finished)]
+    words = ["--wrong", "10%", "--top", 2, *backbone_option(finished)]
     rmadapter.done("predict", finished, "test", *words, "--out", out)
     return out
 

@@ -88,7 +88,7 @@ def test_levels_of_a_taxonomy_come_from_the_cluster_too(
         "label,parent\nred,warm\nblue,cool\ngreen,cool\nnight_sky,cool\ncool,colour\nwarm,colour\n"
     )
     run: list[Any] = [finished, "images", "--taxonomy", "parents.csv", "--backbone", tiny_clip.name]
-    run += ["--quiet", "--unsure", 0.9]
+    run += ["--quiet", "--wrong", "10%"]
     assert predict(monkeypatch, *run, "--out", "local.csv", "--skip-bad") == 0
     assert predict(monkeypatch, *run, "--out", "ray.csv", "--ray", "--jobs", 2) == 0
     here, there = (rows(Path(name)) for name in ("local.csv", "ray.csv"))

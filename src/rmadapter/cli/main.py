@@ -31,7 +31,8 @@ app = typer.Typer(
     cls=Verbs,
     help="Adapt a CLIP-like model with a few images per class without losing what it already "
     "knows.",
-    epilog="rmadapter help VERB lists the options of a verb, with examples.",
+    epilog="rmadapter help VERB lists the options of a verb, with examples; rmadapter help all "
+    "lists every verb.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -64,7 +65,7 @@ COMMANDS = (
         runs.add,
         "Make a model",
         (
-            "rmadapter add runs/first zebra --out runs/wider",
+            "rmadapter add runs/first zebra,okapi --out runs/wider",
             "rmadapter add runs/first new-photos --out runs/grown",
         ),
     ),
@@ -96,7 +97,7 @@ COMMANDS = (
         (
             "rmadapter predict runs/first photos --top 3",
             "rmadapter predict runs/first photos --out answers.csv",
-            "rmadapter predict runs/first photos --sort-into sorted --unsure 0.9",
+            "rmadapter predict runs/first photos --sort-into sorted --wrong 10%",
         ),
     ),
     Command(
@@ -189,7 +190,10 @@ def main() -> None:
 
 
 def as_help(words: list[str]) -> list[str]:
-    """Return `VERB --help` for `help VERB`, and other words as they are."""
+    """Return `VERB --help` for `help VERB`, `--help` for `help all`, and other words as they
+    are."""
+    if words == ["help", "all"]:
+        return ["--help"]
     return [*words[1:], "--help"] if words[:1] == ["help"] else words
 
 

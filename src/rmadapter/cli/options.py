@@ -416,12 +416,34 @@ class Verb(TyperCommand):
         names = [f"{one.metavar}" if one.required else f"[{one.metavar}]" for one in arguments]
         return ["[OPTIONS]", *names]
 
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        """Parse the words. Raises UserError for an option that has another name now."""
+        for word in args:
+            name = word.partition("=")[0]
+            if name in MOVED_OPTIONS:
+                raise UserError(f"{name}: write {MOVED_OPTIONS[name]}")
+        return super().parse_args(ctx, args)
+
     def get_params(self, ctx: typer.Context) -> list[TyperOption]:  # type: ignore[override]
         """Return arguments and options, --help among them."""
         return _switches(cast("list[TyperOption]", super().get_params(ctx)))
 
 
-# Verbs of earlier versions, and what does the same now.
+# What most people need, and `--help` lists; `help all` lists the others, too.
+FIRST_VERBS = (
+    "fit",
+    "eval",
+    "add",
+    "app",
+    "suspects",
+    "predict",
+    "explain",
+    "export",
+    "serve",
+    "bench",
+)
+# Verbs and options of earlier versions, and what does the same now.
+MOVED_OPTIONS = {"--unsure": "--wrong 10% where 90 % of the sure answers are to be right"}
 MOVED_VERBS = {
     "plan": "bench ... --plan",
     "params": "methods NAME",
@@ -438,6 +460,14 @@ class Verbs(TyperGroup):
         if cmd_name in MOVED_VERBS:
             raise UserError(f"{cmd_name}: write `rmadapter {MOVED_VERBS[cmd_name]}`")
         return cast("Verb | None", super().get_command(ctx, cmd_name))
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        """Return the verbs that `--help` lists: the first ones, or all after `help all`; all for a
+        shell that completes."""
+        names: list[str] = super().list_commands(ctx)
+        if ctx.resilient_parsing or sys.argv[1:] == ["help", "all"]:
+            return names
+        return [name for name in names if name in FIRST_VERBS]
 
     def get_params(self, ctx: typer.Context) -> list[TyperOption]:  # type: ignore[override]
         """Return the options, those of Typer among them."""

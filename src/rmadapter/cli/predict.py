@@ -76,10 +76,13 @@ class SortOptions:
     link: Annotated[
         bool, typer.Option("--link", help="With --sort-into: link to the images instead.")
     ] = False
-    unsure: Annotated[
+    wrong: Annotated[
         float,
         typer.Option(
-            min=0, max=1, help='Label answers "unsure" so that this share of the others is right.'
+            parser=share,
+            metavar="SHARE",
+            help='Label answers "unsure" so that at most this share of the others is wrong, such '
+            "as 10%, by the answers on held-out training images.",
         ),
     ] = 0.0
     error: Error = 0.0
@@ -91,8 +94,8 @@ class SortOptions:
             raise UserError("--move and --link: give only one of them")
         if self.sort_into is None and (self.move or self.link):
             raise UserError("--move and --link need --sort-into DIR")
-        if self.unsure and self.error:
-            raise UserError("--unsure and --error: give only one of them")
+        if self.wrong and self.error:
+            raise UserError("--wrong and --error: give only one of them")
 
     def sorter(self, labels: Sequence[str]) -> Sorter | None:
         """Return what sorts the images, if anything.
@@ -107,7 +110,7 @@ class SortOptions:
         from rmadapter.answers.rejection import NONE_OF_THESE
         from rmadapter.predict.write import Sorter
 
-        options = {"--unsure": self.unsure, "--error": self.error, "--turn-away": self.turn_away}
+        options = {"--wrong": self.wrong, "--error": self.error, "--turn-away": self.turn_away}
         others = {name: NONE_OF_THESE if name == "--turn-away" else UNSURE for name in options}
         others = {name: label for name, label in others.items() if options[name]}
         for name, label in others.items():
@@ -233,7 +236,7 @@ def predict(
     predictor = _predictor(options.load(run), names, top, sorting, more)
     # checks the labels even if nothing is sorted
     sorter = sorting.sorter(predictor.decider.names)
-    unsure = _sure_from(run, sorting.unsure, bool(names))
+    unsure = _sure_from(run, sorting.wrong, bool(names))
     for text in predictor.decider.promises():
         note(f"promise: {text}")
     if more.unfamiliar:
@@ -276,19 +279,20 @@ def _predictor(
         ) from None
 
 
-def _sure_from(run: Path, wanted: float, other_classes: bool) -> float:
+def _sure_from(run: Path, wrong: float, other_classes: bool) -> float:
     """Return the probability below which an answer is unsure, infinity if all are, and note how it
     was found.
 
     Args:
         run: Folder of the run.
-        wanted: Share of the other answers that is to be right.
+        wrong: Share of the other answers that may be wrong; 0 if none is unsure.
         other_classes: Whether the classes are others than those of the run's held-out answers.
     """
     from rmadapter.artifacts.record import read_record
 
-    if not wanted:
+    if not wrong:
         return 0.0
+    wanted = round(1 - wrong, 9)  # share that is to be right
     file = RunFolder(run).record
     answers = read_record(file).held_out if file.is_file() and not other_classes else None
     if answers is None:
@@ -302,7 +306,7 @@ def _sure_from(run: Path, wanted: float, other_classes: bool) -> float:
     if threshold > 1:
         note(
             f"unsure: every answer, as there is no probability from which on {100 * wanted:g} % of "
-            f"{images} are right; ask for a smaller share"
+            f"{images} are right; allow more wrong ones"
         )
     else:
         reached, right = answers.reached(threshold)

@@ -33,6 +33,7 @@ from rmadapter.cli.options import (
     Shots,
     Track,
     Verbose,
+    comma_list,
     command,
 )
 from rmadapter.errors import UserError
@@ -278,7 +279,10 @@ def add(
     ],
     what: Annotated[
         list[str],
-        typer.Argument(help="Names of new classes; or a folder or table of images of any classes."),
+        typer.Argument(
+            help='Names of new classes, such as "zebra,okapi"; or a folder or table of images of '
+            "any classes."
+        ),
     ],
     out: Out = None,
     images: DataOptions = DataOptions(),
@@ -310,7 +314,8 @@ def add(
         if run_data:
             locate(run_data).check()
     else:
-        _check_class_names(what)
+        names = [name for word in what for name in comma_list(word)]
+        _check_class_names(names)
         if out:
             check_no_model(out)
     from rmadapter.runs.add import NewImages, add_images, add_names
@@ -322,13 +327,13 @@ def add(
             new = NewImages(located, shots, files.skip_bad)
             record = add_images(found, saved, new, folder, run_data, command())
         else:
-            labels = add_names(saved, what, folder)
+            labels = add_names(saved, names, folder)
     if trains:
         _show(record, folder, as_json, verbose)
     elif as_json:
         print(json.dumps({"run": str(folder), "labels": labels}))
     else:
-        added = f"{len(what)} of them new and known by name alone: {', '.join(what)}"
+        added = f"{len(names)} of them new and known by name alone: {', '.join(names)}"
         print(f"{folder}: {len(labels)} classes, {added}")
 
 
