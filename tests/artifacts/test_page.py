@@ -109,6 +109,19 @@ def test_a_judged_run_begins_with_plain_sentences(tmp_path: Path, base: Evaluati
     assert "trains in 4.0 s" in judged
 
 
+def test_a_judged_run_has_one_set_of_figures(
+    tmp_path: Path, base: Evaluation, novel: Evaluation
+) -> None:
+    figures = {"low": 0.0, "high": 100.0, "macro_f1": 0.0, "calibration_error": 0.0}
+    row = Rates(name="RMAdapter", accuracy=50.0, recalls=[None] * 3, **figures)
+    judged = Judgement(how="", images=60, classes=NASTY, majority=50.0, rows=(row,))
+    scores = score(base, "all"), score(novel, "all").model_copy(update={"split": "held out"})
+    page = written(tmp_path, record(*scores, task=Task(data="x"), judgement=judged), [base, novel])
+    shown = {attributes.get("data-set") for _, attributes in page.tags} - {None}
+    assert shown == {"0"}
+    assert scores[1].title in page.text[page.text.index("All figures") :]
+
+
 @pytest.mark.parametrize(
     ("shots", "counts", "said"),
     [(16, (16, 16), "16 images"), (16, (14, 6, 14), "6 to 14 images"), (16, (), "16 images"),

@@ -198,7 +198,8 @@ def write_run_page(
         levels=level_table(record.scores),
         mean=record.metric("hm"),
         mean_zero_shot=record.metric("hm", zero_shot=True),
-        panels=panels,
+        # one set of figures judges a run; others stand in the table of all figures
+        panels=panels[:1] if record.judgement else panels,
         reasons=mistake_cards(answered[0], predictions[0], wrong, known) if wrong else [],
         losses=loss_terms(history),
         settings=_settings(record),
