@@ -149,6 +149,13 @@ def test_a_class_instead_of_its_parent_is_refused_with_the_parent(
     assert repr(str(tmp_path / around)) in str(refusal.value)
 
 
+def test_images_beside_a_data_set_are_no_class_of_it(tmp_path: Path) -> None:
+    write(tmp_path, "inbox/1.png", "photos/cat/1.png", "photos/dog/1.png")
+    with pytest.raises(UserError, match="holds no class folders") as refusal:
+        read(tmp_path / "inbox", ReadOptions())
+    assert "did you mean" not in str(refusal.value)
+
+
 def test_one_class_folder_is_read_where_nothing_says_that_it_is_a_class(tmp_path: Path) -> None:
     write(tmp_path, "new/elephant/1.png", "new/cover.png")  # no other images around it
     assert labels(tmp_path / "new") == ["elephant"]

@@ -78,7 +78,7 @@ def check_layout(root: Path) -> None:
     folders = _folders(root)
     if len(folders) > 1 or any(folder.name.casefold() in SPLITS for folder in folders):
         return
-    around = _data_around(root) if _holds_image(root, "*") else None
+    around = _data_around(root) if _holds_image(root) else None
     meant = f"; did you mean {str(around)!r}?" if around else ""
     if not folders:
         advice = f"images belong in {root}/CLASS NAME/"
@@ -94,14 +94,15 @@ def _data_around(root: Path) -> Path | None:
     home = root.resolve() if root.name in ("", "..") else root
     with suppress(UserError):  # a folder above may be closed
         others = [folder for folder in _folders(home.parent) if folder.resolve() != home.resolve()]
-        if any(_holds_image(folder, "*") or _holds_image(folder, "*/*") for folder in others):
+        # folders of folders beside it are other data sets, not classes
+        if any(_holds_image(folder) for folder in others):
             return home.parent.parent if home.parent.name.casefold() in SPLITS else home.parent
     return None
 
 
-def _holds_image(folder: Path, pattern: str) -> bool:
-    """Return whether an image is among what the pattern matches in a folder."""
-    return any(map(is_image_name, folder.glob(pattern)))
+def _holds_image(folder: Path) -> bool:
+    """Return whether an image lies in a folder itself."""
+    return any(map(is_image_name, folder.glob("*")))
 
 
 def _scan_classes(parent: Path, ignored: Counter[str]) -> Rows:
