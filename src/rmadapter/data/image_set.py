@@ -325,12 +325,12 @@ class ImageSet:
         return hashlib.sha256(json.dumps(about).encode() + b"".join(self.contents)).hexdigest()
 
 
-SKIP_BAD = "--skip-bad (skip_bad=True) leaves out such files"
+SKIP_BAD = "--skip-bad, or skip_bad=True in Python, leaves out such files"
 
 
 def unreadable(errors: Sequence[str], note: str = "") -> str:
     """Return a message about images that cannot be read, which quotes the first of the errors."""
-    more = f" (and {len(errors) - 1} more like it)" if len(errors) > 1 else ""
+    more = f" (the first of {len(errors)} bad files)" if len(errors) > 1 else ""
     return f"{errors[0]}{more}{note}; {SKIP_BAD}"
 
 
