@@ -176,6 +176,7 @@ def test_files_that_do_not_fit_together(folder: Path, tmp_path: Path, kind: str)
         Model(copy)
 
 
+@pytest.mark.ci
 def test_no_images(folder: Path, with_text: Path) -> None:
     model = Model(folder)
     assert model.predict([]) == []
@@ -507,6 +508,7 @@ DAMAGED: dict[str, tuple[str, bytes]] = {
 }
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("kind", DAMAGED)
 def test_damaged_files_of_the_text_encoder(
     with_text: Path, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -522,6 +524,7 @@ def test_damaged_files_of_the_text_encoder(
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("shape", [(4, 3), (3, 40), (5, 40), (160,)])
 def test_class_features_that_do_not_fit(
     with_text: Path, shape: tuple[int, ...], tmp_path: Path
