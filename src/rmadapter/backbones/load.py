@@ -286,7 +286,7 @@ def model_folder(repository: str) -> Path:
 
     Raises UserError when it is not cached and cannot be fetched.
     """
-    folder = _snapshot(repository, "*.safetensors")
+    folder = _snapshot(repository, ("*.safetensors",), ("*config.json",))
     if any(folder.glob("*.safetensors")):
         return folder
     open_clip = (folder / "open_clip_config.json").is_file()
@@ -299,7 +299,7 @@ def tokenizer_folder(repository: str) -> Path:
 
     Raises UserError when it is not cached and cannot be fetched.
     """
-    return _snapshot(repository, "tokenizer*", "vocab*", "*.model")
+    return _snapshot(repository, ("tokenizer*", "vocab*", "*.model"))
 
 
 def _hub_errors(repository: str, typed: str = "") -> AbstractContextManager[None]:
@@ -312,20 +312,24 @@ def _hub_errors(repository: str, typed: str = "") -> AbstractContextManager[None
     )
 
 
-def _snapshot(repository: str, *patterns: str) -> Path:
-    """Return the cached snapshot if a file of it matches one of the patterns; else fetch its small
-    files."""
+def _snapshot(repository: str, *kinds: tuple[str, ...]) -> Path:
+    """Return the cached snapshot if it has a file of each kind, matching one of its patterns; else
+    fetch its small files."""
     import huggingface_hub
 
     with _hub_errors(repository):
+        # Without the patterns, files that were never asked for count as missing.
+        fetch_files = partial(
+            huggingface_hub.snapshot_download, repository, allow_patterns=SMALL_FILES
+        )
         try:
-            folder = Path(huggingface_hub.snapshot_download(repository, local_files_only=True))
-            if any(file for pattern in patterns for file in folder.glob(pattern)):
+            folder = Path(fetch_files(local_files_only=True))
+            if all(any(any(folder.glob(pattern)) for pattern in kind) for kind in kinds):
                 return folder
         except huggingface_hub.errors.LocalEntryNotFoundError:
             pass
         check_reachable()
-        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=SMALL_FILES))
+        return Path(fetch_files())
 
 
 def architecture_config(name: str, architecture: str) -> tuple[JsonObject, list[str]]:

@@ -99,7 +99,8 @@ def hub_errors(
     except Exception as error:  # networks fail in many ways
         raise Unreachable(
             f"{typed or repository!r}: the Hugging Face hub cannot be reached "
-            f"({type(error).__name__}); check the connection{otherwise}"
+            f"({type(error).__name__}); check the connection, or set HTTPS_PROXY, SSL_CERT_FILE or "
+            f"HF_ENDPOINT for a proxy, its certificate or a mirror{otherwise}"
         ) from error
 
 
