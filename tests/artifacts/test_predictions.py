@@ -109,7 +109,7 @@ def test_the_figures_of_the_page_are_those_of_the_file(tmp_path: Path) -> None:
     write_run_page(tmp_path / "r.html", its, read_predictions(tmp_path, its), [])
     text, rows = Page(tmp_path / "r.html").text, read_rows(tmp_path)
     after, before = ([row["true"] == row[name] for row in rows] for name in ("answer", "zero_shot"))
-    assert f": {2 * sum(after):.1f} % instead of {2 * sum(before):.1f} % right on 50 images" in text
+    assert f"{2 * sum(after):.1f} % of 50 images right, {2 * sum(before):.1f} % before" in text
     assert "Each image was classified by a model that had not seen it." in text
     names = ("formula", "sea horse", "letters")
     for name, label in zip(names, ("'=sum(A1)", *LABELS[1:]), strict=True):

@@ -117,7 +117,7 @@ def test_published_weights_come_from_the_hub_that_timm_names(tmp_path: Path) -> 
 
 
 def test_offline_a_name_that_is_not_cached_is_refused(empty_hub: Path) -> None:
-    with pytest.raises(UserError, match=rf"timm/{DINO}\.lvd142m"):
+    with pytest.raises(UserError, match=rf"timm:{DINO}\.lvd142m"):
         load_backbone(f"timm:{DINO}.lvd142m")
 
 

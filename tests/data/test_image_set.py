@@ -175,7 +175,7 @@ def test_unreadable_images_are_named_with_a_way_out(files: list[Path]) -> None:
     first, *errors = ImageReader().read(files, small)
     assert first == ""
     assert [path.name in error for path, error in zip(files[1:], errors, strict=True)] == [True] * 2
-    with pytest.raises(UserError, match=r"b\.png: .*1 more.*--skip-bad"):
+    with pytest.raises(UserError, match=r"b\.png: .*2 bad.*--skip-bad"):
         ImageSet(tuple(files), (0, 0, 0), ("cat",)).read(small)
 
 
