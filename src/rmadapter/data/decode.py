@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO, TypeAlias, cast
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -71,6 +71,18 @@ def image_formats() -> dict[str, str]:
     known = Image.registered_extensions()  # loads Pillow's plugins, which fills Image.OPEN
     readable = Image.OPEN.keys() - UNREAD_FORMATS
     return {ending: name for ending, name in known.items() if name in readable}
+
+
+def plain_image(image: object) -> ImageSource:
+    """Return a torch tensor [3, H, W], [1, H, W] or [H, W] as an array, and any other image as it
+    is."""
+    if not hasattr(image, "detach"):
+        return cast(ImageSource, image)
+    tensor = image.detach().cpu()
+    array: np.ndarray = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+    if array.ndim == 3 and len(array) in (1, 3, 4):
+        array = array.transpose(1, 2, 0)
+    return array[..., 0] if array.shape[2:] == (1,) else array
 
 
 def load_image(source: ImageSource) -> Image.Image:

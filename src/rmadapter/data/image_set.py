@@ -136,7 +136,7 @@ def in_threads(
         pool.shutdown(cancel_futures=True)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ImageSet:
     """N images with their labels.
 
@@ -177,7 +177,7 @@ class ImageSet:
     ignored: str = ""
     weights: tuple[float, ...] = ()
     parents: Mapping[str, str] = field(default_factory=dict)
-    reader: ImageReader = field(default_factory=ImageReader, repr=False)
+    reader: ImageReader = field(default_factory=ImageReader)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "written", self.written or self.classes)
@@ -216,12 +216,16 @@ class ImageSet:
         if not images or len(images) != len(labels):
             counts = f"{len(images)} images and {len(labels)} labels"
             raise UserError(f"{counts}: give one label for each image")
-        single = [_single(label, number) for number, label in enumerate(labels)]
+        single = [single_label(label, number) for number, label in enumerate(labels)]
         text = all(isinstance(label, str) for label in single)
         if text and classes is None:
             classes = sorted({str(label) for label in single}, key=order)
         if classes is None or not (text or all(isinstance(x, Integral) for x in single)):
-            raise UserError("labels must be class names, or whole numbers with classes=[name, ...]")
+            odd = next((i for i, x in enumerate(single) if type(x) is not type(single[0])), 0)
+            raise UserError(
+                f"label {odd} is {quoted(single[odd])}: labels must be class names, or whole "
+                "numbers with classes=[name, ...]"
+            )
         names = tuple(prompt_names(classes).values())
         indices = class_indices(single, classes if text else range(len(classes)), names)
         spelled = dict(zip(indices, single, strict=True)) if text else {}
@@ -230,6 +234,12 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def __repr__(self) -> str:
+        """Return how many images there are, and the first classes."""
+        shown = [*self.classes[:3], *["..."] * (len(self.classes) > 3)]
+        counts = f"{len(self):,} images, {len(self.classes):,} classes"
+        return f"ImageSet({counts}: {', '.join(shown)})"
 
     @property
     def taxonomy(self) -> Taxonomy | None:
@@ -325,6 +335,17 @@ class ImageSet:
         return hashlib.sha256(json.dumps(about).encode() + b"".join(self.contents)).hexdigest()
 
 
+def without_classes(images: Sequence[ImageSource], reader: ImageReader | None = None) -> ImageSet:
+    """Return images that have no classes as a set, all of one class.
+
+    Args:
+        images: The images.
+        reader: Reader that has read them.
+    """
+    labels = (0,) * len(images)
+    return ImageSet(tuple(images), labels, ("image",), reader=reader or ImageReader())
+
+
 SKIP_BAD = "--skip-bad, or skip_bad=True in Python, leaves out such files"
 
 
@@ -340,13 +361,22 @@ def relative(path: Path, root: Path | None) -> str:
     return (path.relative_to(root) if root and inside else path).as_posix()
 
 
-def _single(label: Label | Sequence[Label], number: int) -> Label:
-    if isinstance(label, (list, tuple)):
-        single = only_label(label, f"image {number}")
-        if single is None:
-            raise UserError(f"image {number} has an empty list of labels")
-        return cast("Label", single)
-    return cast("Label", label)
+def single_label(label: Label | Sequence[Label], number: int) -> Label:
+    """Return the label of an image, which may be a list of one.
+
+    Args:
+        label: The label.
+        number: Number of the image, for messages.
+
+    Raises:
+        UserError: It is empty, several labels, or neither a class name nor a whole number.
+    """
+    single = only_label(label, f"image {number}") if isinstance(label, (list, tuple)) else label
+    if not (isinstance(single, Integral) or (isinstance(single, str) and single.strip())):
+        raise UserError(
+            f"label {number} is {quoted(single)}: labels must be class names, or whole numbers"
+        )
+    return cast("Label", single)
 
 
 # Weights
@@ -418,8 +448,9 @@ def _numbers(values: object) -> np.ndarray:
 
 
 def plain_labels(values: object) -> list[Label]:
-    """Return labels, which may be NumPy's, as Python's own numbers and texts."""
+    """Return labels, which may be NumPy's or torch's, as Python's own numbers and texts."""
     items = values if isinstance(values, Iterable) else np.asarray(values)
     if isinstance(items, np.ndarray) and items.ndim == 2 and items.shape[1] == 1:
         items = items[:, 0]
-    return [value.item() if isinstance(value, np.generic) else value for value in items]
+    # scalars of NumPy and of torch have no dimensions, those of Python no such attribute
+    return [value.item() if getattr(value, "ndim", None) == 0 else value for value in items]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeGuard, cast, runtime
 
 import numpy as np
 
-from rmadapter.data.decode import ImageSource, image_error, load_image
+from rmadapter.data.decode import ImageSource, image_error, load_image, plain_image
 from rmadapter.data.formats.base import URL, Listing, Row, Rows, ignored_note
 from rmadapter.data.formats.hf_datasets import is_dataset, read_dataset
 from rmadapter.data.formats.registry import Located, locate
@@ -368,8 +368,8 @@ def image_list(data: object) -> list[ImageSource]:
 
     Args:
         data: A list, Series or array [N], an array [N, H, W(, 3)], a column [N, 1] of paths or
-            objects as in scikit-learn's ensembles, an ImageSet, or a DataFrame with a column of
-            paths.
+            objects as in scikit-learn's ensembles, a tensor [N, 3, H, W] or a list of tensors [3,
+            H, W], an ImageSet, or a DataFrame with a column of paths.
     """
     if isinstance(data, ImageSet):
         return list(data.images)
@@ -380,7 +380,25 @@ def image_list(data: object) -> list[ImageSource]:
         return list(data.iloc[:, names.index(name)].tolist())
     if isinstance(data, np.ndarray) and data.dtype.kind in "OUS" and data.shape[1:] == (1,):
         return list(data[:, 0].tolist())
-    return list(cast("Iterable[ImageSource]", data))
+    return [plain_image(image) for image in cast("Iterable[object]", data)]
+
+
+def check_files(images: Sequence[ImageSource]) -> None:
+    """Look for the files among N images, before any is read.
+
+    Args:
+        images: The images.
+
+    Raises:
+        UserError: Some are missing.
+    """
+    places = [(i, image) for i, image in enumerate(images) if isinstance(image, (str, Path))]
+    missing = [
+        f"image {i}: {place} does not exist" for i, place in places if not os.path.exists(place)
+    ]
+    if missing:
+        more = f" (and {len(missing) - 1} more do not)" if len(missing) > 1 else ""
+        raise UserError(f"{missing[0]}{more}")
 
 
 # DataFrames
@@ -500,10 +518,7 @@ def _pairs(data: _Items) -> Listing | dict[str, ImageSet]:
             image, label = data[number]
         except (TypeError, ValueError):
             raise UserError(f"item {number} of the data is not an (image, label) pair") from None
-        if hasattr(image, "detach"):
-            advice = "create the data set without a transform"
-            raise UserError(f"item {number} of the data holds a tensor: {advice}")
-        images.append(image)
+        images.append(plain_image(image))
         labels.append(label if isinstance(label, str) or names is None else _in_words(label, names))
     return {"all": ImageSet.from_lists(images, labels)}
 
