@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from xml.sax.saxutils import quoteattr
 
@@ -17,6 +17,7 @@ from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.errors import UserError
 from rmadapter.methods.linear_probe import LinearProbe
 from rmadapter.runs.judge import BASELINES
+from rmadapter.training.disk_cache import FEATURES_BYTES, Store
 from tests.helpers.images import write_colors
 from tests.helpers.models import (
     CLIP_TEXT,
@@ -56,12 +57,15 @@ def freeze_garbage_collector() -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def own_facts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep facts about the backbones of tests apart from those in the user's cache."""
+def own_facts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Store]]:
+    """Keep facts about the backbones of tests, and features of their images, apart from those in
+    the user's cache. Yields what makes the store of features there."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        place = str(tmp_path_factory.mktemp("facts"))
-        monkeypatch.setattr("rmadapter.backbones.known.CACHE_FOLDER", place)
-        yield
+        place = tmp_path_factory.mktemp("facts")
+        monkeypatch.setattr("rmadapter.backbones.known.CACHE_FOLDER", str(place))
+        in_cache, store = Store.of_features, Store(place / "activations", FEATURES_BYTES)
+        monkeypatch.setattr(Store, "of_features", lambda: store)
+        yield in_cache
 
 
 @pytest.fixture(autouse=True)

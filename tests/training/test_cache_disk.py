@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +21,7 @@ from rmadapter.data.read import ImageSet, load_image
 from rmadapter.settings import Machine, configured
 from rmadapter.task import Task
 from rmadapter.training.cache import Cache, Held, Live
+from rmadapter.training.disk_cache import Store
 from tests.helpers.rounding import assert_same_float32
 from tests.helpers.shell import Command, refused, rmadapter
 from tests.helpers.shots import noise_images
@@ -217,3 +219,32 @@ def test_eval_reuses_the_disk_cache_and_cache_lists_and_clears_it(
     assert rmadapter.json("cache", "--clear")["removed_mb"] == pytest.approx(shown["mb"])
     assert [path.name for path in place.iterdir()] == ["pocket"]
     assert rmadapter("cache").out == f"{place}: 0.0 MB\n"
+
+
+def test_features_alone_are_kept_unasked_and_shrink_no_cache(
+    tiny_clip: Backbone,
+    place: Path,
+    own_facts: Callable[[], Store],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Store, "of_features", own_facts)
+    monkeypatch.setattr("rmadapter.training.disk_cache.FEATURES_BYTES", 1)
+    held(of(tiny_clip))
+    kept = sorted((place / "activations").rglob("*.safetensors"))
+    cache = Cache(tiny_clip, Machine(device="cpu"), progress=False, keep_features=True)
+    assert cache.store is not None
+    assert cache.store.limit == sum(file.stat().st_size for file in kept)
+    held(cache, noise_images(9), first=None)  # of those that are new, features alone
+    assert len(sorted((place / "activations").rglob("*.safetensors"))) <= len(kept)
+
+
+def test_tokens_are_not_kept_unasked(tiny_clip: Backbone, seen: list[int], tmp_path: Path) -> None:
+    def made() -> Cache:
+        return Cache(
+            tiny_clip, Machine(device="cpu"), progress=False, keep_features=True, hold=False
+        )
+
+    assert isinstance(made().source(IMAGES, 3), Live)
+    held(made(), first=None)
+    assert isinstance(made().source(IMAGES, 3), Live)
+    assert isinstance(made().source(IMAGES), Held)

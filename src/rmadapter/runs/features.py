@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rmadapter.backbones import Backbone
+from rmadapter.data.image_set import without_classes
 from rmadapter.data.read import ImageSet, ImageSource
 from rmadapter.data.transforms import decode_batches
 from rmadapter.encoders import States
@@ -17,6 +19,8 @@ from rmadapter.prompts import OfFeatures, untouched
 from rmadapter.support.terminal import track
 from rmadapter.training.cache import Cache
 from rmadapter.training.contract import Fitted, NotApplicable, ToLogits, probabilities
+
+MIN_KEPT = 8  # images; of fewer, files on disk would be too many, and so features are not kept
 
 
 def image_features(
@@ -118,7 +122,13 @@ def outputs_of(
 
 
 def examine(
-    fitted: Fitted, images: Sequence[ImageSource], progress: bool, names: Sequence[str] = ()
+    fitted: Fitted,
+    images: Sequence[ImageSource],
+    progress: bool,
+    names: Sequence[str] = (),
+    *,
+    with_distances: bool = True,
+    keep: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return probabilities [N, C] of images, and distances [N] from the class means, none if the
     model keeps no means.
@@ -128,20 +138,102 @@ def examine(
         images: N images.
         progress: Whether to show a bar on stderr.
         names: Names of the C classes; by default those that it was fitted to.
+        with_distances: Whether to compute distances.
+        keep: As for `states_of`.
 
     Raises:
         UserError: An image is unreadable.
     """
     names = names or fitted.classes
-    outputs = outputs_of(fitted, names, fitted.means is not None)
+    outputs = outputs_of(fitted, names, with_distances and fitted.means is not None)
     tables, far = [np.empty((0, len(names)), np.float32)], [np.empty(0, np.float32)]
-    stream = decode_batches(images, fitted.transform, fitted.batch)
-    for _, pixels in track(stream, -(-len(images) // fitted.batch), "predicting", progress):
-        table, distant = outputs(fitted.states(pixels))
+    for states in states_of(fitted, images, progress, keep):
+        table, distant = outputs(states)
         tables.append(table)
         if distant is not None:
             far.append(distant)
     return np.concatenate(tables), np.concatenate(far)
+
+
+def states_of(
+    fitted: Fitted, images: Sequence[ImageSource], progress: bool, keep: bool
+) -> Iterator[States]:
+    """Yield the states of images in batches.
+
+    Args:
+        fitted: Model that reads them.
+        images: N images.
+        progress: Whether to show a bar on stderr.
+        keep: Whether features are kept on disk, and read from there, if the model reads nothing
+            else.
+
+    Raises:
+        UserError: An image is unreadable.
+    """
+    keep = keep and len(images) >= MIN_KEPT
+    if keep and fitted.first is None and not fitted.method.test_views:
+        cache = Cache(fitted.backbone, hold=False, progress=progress, keep_features=True)
+        yield from cache.stream(without_classes(images), text="predicting")
+        return
+    stream = decode_batches(images, fitted.transform, fitted.batch)
+    for _, pixels in track(stream, -(-len(images) // fitted.batch), "predicting", progress):
+        yield fitted.states(pixels)
+
+
+@torch.no_grad()
+def transformed(
+    fitted: Fitted,
+    images: Sequence[ImageSource],
+    progress: bool,
+    names: Sequence[str],
+    keep: bool = False,
+) -> np.ndarray:
+    """Return the features [N, e] of images that a model scores, of length 1.
+
+    Args:
+        fitted: Model.
+        images: N images.
+        progress: Whether to show a bar on stderr.
+        names: Names of the classes.
+        keep: As for `states_of`.
+
+    Raises:
+        NotApplicable: The method has no image features.
+        UserError: An image is unreadable.
+    """
+    of = image_features(fitted, names)
+    parts = [of(states) for states in states_of(fitted, images, progress, keep)]
+    return (
+        unit(torch.cat(parts))
+        if parts
+        else np.empty((0, fitted.backbone.embedding_size), np.float32)
+    )
+
+
+def encode(
+    backbone: Backbone, images: Sequence[ImageSource], progress: bool, keep: bool = False
+) -> np.ndarray:
+    """Return untouched features [N, e] of images, of length 1.
+
+    Args:
+        backbone: Backbone that encodes them.
+        images: N images.
+        progress: Whether to show a bar on stderr.
+        keep: Whether features are kept on disk, and read from there.
+
+    Raises:
+        UserError: An image is unreadable.
+    """
+    if not images:
+        return np.empty((0, backbone.embedding_size), np.float32)
+    keep = keep and len(images) >= MIN_KEPT
+    cache = Cache(backbone, hold=False, progress=progress, keep_features=keep)
+    return unit(cache.features(without_classes(images))[0])
+
+
+def unit(features: Tensor) -> np.ndarray:
+    """Return features [N, e] of any length as an array of float32 whose rows have length 1."""
+    return F.normalize(features.float(), dim=-1).cpu().numpy()
 
 
 @torch.no_grad()

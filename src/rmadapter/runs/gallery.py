@@ -7,15 +7,12 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
-import torch.nn.functional as F
 
 from rmadapter.backbones import Backbone
 from rmadapter.data.duplicates import linked, looks, pairs
-from rmadapter.data.image_set import ImageReader, ImageSet
-from rmadapter.settings import Machine
+from rmadapter.data.image_set import ImageReader, without_classes
+from rmadapter.runs.features import unit
 from rmadapter.training.cache import Cache
-
-MAX_DISK_GB = 1_000.0  # the features of a gallery are few, and other commands remove old ones
 
 
 class Gallery:
@@ -34,8 +31,7 @@ class Gallery:
         self.backbone = backbone
         self.features: np.ndarray = np.empty((0, backbone.embedding_size))
         self.groups: np.ndarray = np.empty(0, int)
-        machine = Machine(disk_cache=MAX_DISK_GB if keep else 0.0)
-        self._cache = Cache(backbone, machine, hold=False, progress=False)
+        self._cache = Cache(backbone, hold=False, progress=False, keep_features=keep)
         self._looks = looks([])
         self._links: list[tuple[int, int]] = []
 
@@ -55,13 +51,12 @@ class Gallery:
         errors = reader.read(files, self.backbone.preprocess)
         good = tuple(file for file, error in zip(files, errors, strict=True) if not error)
         if good:
-            images = ImageSet(good, (0,) * len(good), ("image",), reader=reader)
+            images = without_classes(good, reader)
             with lock or nullcontext():
-                features = self._cache.features(images)[0]
-            unit = F.normalize(features.float(), dim=-1).cpu().numpy()
+                new = unit(self._cache.features(images)[0])
             fresh, start = images.looks(), len(self._looks)
             self._looks = np.concatenate([self._looks, fresh])
             self._links += [(start + i, j) for i, j in pairs(fresh, self._looks)]
             self.groups = linked(self._links, len(self._looks))
-            self.features = np.concatenate([self.features, unit])
+            self.features = np.concatenate([self.features, new])
         return errors

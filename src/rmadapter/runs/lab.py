@@ -47,6 +47,7 @@ class Lab:
         crops: Whether to use boxes of annotations as images.
         callbacks: Functions that are called at every step of a training.
         team: The processes that train with this one.
+        keep_features: Whether to keep features on disk, as for `Cache`.
 
     Example:
         >>> from rmadapter import Lab, Task
@@ -65,6 +66,7 @@ class Lab:
     crops: bool = False
     callbacks: Sequence[Callback] = ()
     team: Team | None = None
+    keep_features: bool = False
 
     def __post_init__(self) -> None:
         self._backbone: Backbone | None = None
@@ -187,6 +189,7 @@ class Lab:
                 task.seed,
                 folder,
                 progress=self.progress,
+                keep_features=self.keep_features,
             )
             self._train = made, cache
         return self._train[1]
@@ -211,6 +214,7 @@ class Lab:
                 hold=self.keep,
                 progress=self.progress,
                 blocks=blocks,
+                keep_features=self.keep_features,
             )
         return self._test
 

@@ -175,6 +175,8 @@ class Cache:
         progress: Whether to show bars on stderr.
         blocks: Blocks whose inputs will be needed; one pass computes them all if together they take
             at most a quarter of the memory.
+        keep_features: Whether features, but no tokens, are kept on disk for later commands where
+            `machine.disk_cache` keeps nothing.
     """
 
     backbone: Backbone
@@ -186,11 +188,14 @@ class Cache:
     hold: bool = True
     progress: bool = True
     blocks: Collection[int] = ()
+    keep_features: bool = False
 
     def __post_init__(self) -> None:
         self._held: OrderedDict[Key, Held] = OrderedDict()
         self._whole: ImageSet | None = None
         self.store = Store.of(self.machine.disk_cache)
+        if self.keep_features and not self.store:
+            self.store = Store.of_features()
         self.seconds = 0.0  # spent on computing activations so far
 
     @property
@@ -225,7 +230,7 @@ class Cache:
         augmented = augmented and self.augmentation == "standard"
         views = self.views if augmented else 1
         live = Live(self, images, first, augmented, views)
-        if not views or not (self.hold or self.store):
+        if not views or not (self.hold or self._keeps([first])):
             return live
         kind = DTYPES[precision if first else "fp32"]
         key = (images.digest, first, augmented, kind)
@@ -315,6 +320,10 @@ class Cache:
         transform = TrainTransform(self.backbone.image_size, self.backbone.mean, self.backbone.std)
         return ImageTensors(images, transform, (self.seed, view))
 
+    def _keeps(self, blocks: Sequence[int | None]) -> bool:
+        """Return whether the inputs of these blocks, None for features alone, are kept on disk."""
+        return self.store is not None and bool(self.machine.disk_cache or not any(blocks))
+
     def bytes_of(self, count: int, first: int | None) -> int:
         """Return how many bytes the activations of `count` views take."""
         return _size(self._plan(count, [first], DTYPES[self.machine.precision])[1])
@@ -372,8 +381,11 @@ class Cache:
     def _plan(
         self, count: int, blocks: Sequence[int | None], kind: torch.dtype
     ) -> tuple[Grid, Plan]:
-        """Encode a blank image, and return the layout of tokens and the plan of `count` views:
-        features, and x and y of each block."""
+        """Return the layout of tokens and the plan of `count` views: features, and x and y of each
+        block, for which a blank image is encoded."""
+        if not any(blocks):
+            features = (count, self.backbone.embedding_size), torch.float32
+            return Grid(None), [features, *[((0,), kind)] * (2 * len(blocks))]
         size = self.backbone.image_size
         blank = torch.zeros(1, 3, size, size, device=self.device)
         probes = self.backbone.image.frozen_at(blank, blocks)
@@ -406,7 +418,11 @@ class Cache:
     ) -> None:
         """Fill the tensors from the cache on disk, if there is one, and compute what it lacks."""
         # A function as a transform has no lasting name.
-        if self.store is None or " at 0x" in str(self.backbone.preprocess):
+        if (
+            self.store is None
+            or not self._keeps(blocks)
+            or " at 0x" in str(self.backbone.preprocess)
+        ):
             self._fill(live, blocks, tensors)
             return
         # Views also depend on the place of their image, and so belong to one set of images.

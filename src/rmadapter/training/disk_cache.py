@@ -15,7 +15,7 @@ import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, TypedDict
 
@@ -27,8 +27,13 @@ from rmadapter.support.files import PART_NAME, atomic, cache_folder, write_text
 from rmadapter.support.terminal import note
 
 GB = 1e9
+FEATURES_BYTES = 1e9  # of what is kept unasked, which holds no tokens: 500,000 images of width 512
 CLOCK_SKEW = 60.0  # seconds by which the clocks of machines that share the folder may differ
 SHARD_BYTES = 2**26  # bytes of a file, roughly; it is copied in memory while it is written
+SMALL_BYTES, MAX_SMALL_FILES = (
+    2**20,
+    32,
+)  # files of fewer bytes, which are joined beyond this number
 TAG = "CACHEDIR.TAG"  # tells backup programs to leave this folder out (bford.info/cachedir)
 TAG_TEXT = (
     "Signature: 8a477f597d28d172789f06886806bc55\n"
@@ -89,6 +94,13 @@ class Store:
         """Return the store in the user's cache; None if nothing may be kept."""
         return cls(place(), gigabytes * GB) if gigabytes else None
 
+    @classmethod
+    def of_features(cls) -> Store:
+        """Return the store in the user's cache for features, which nobody asked to keep: it removes
+        no more than it adds where the files take more already."""
+        store = cls(place())
+        return replace(store, limit=max(FEATURES_BYTES, sum(s.st_size for _, s in store.files())))
+
     def read(self, name: str, keys: Sequence[str], parts: Mapping[str, Tensor]) -> list[int]:
         """Fill in the rows of each part [N, ...] that are stored under a name, by their keys;
         return the other rows."""
@@ -119,7 +131,9 @@ class Store:
         if not each or each * len(rows) > self.limit or not self._make():
             return
         size = max(SHARD_BYTES // each, 1)
-        with suppress(UserError):  # disk full, or the folder was cleared: computed again later
+        with suppress(
+            UserError, OSError
+        ):  # disk full, or the folder was cleared: computed again later
             for start in range(0, len(rows), size):
                 batch = list(rows[start : start + size])
                 kept = {part: tensor[batch].contiguous() for part, tensor in parts.items()}
