@@ -20,6 +20,7 @@ from rmadapter import UserError
 from rmadapter.answers import Answer, Decider, parse_share
 from rmadapter.artifacts import template
 from rmadapter.export import Outputs
+from rmadapter.runs import caveat
 from rmadapter_serve.model import ModelFacts, ServedModel
 from rmadapter_serve.requests import BODY, CLIENT_LEFT, AccessMiddleware, Body, read_body
 from rmadapter_serve.service import Answers, Service
@@ -257,6 +258,7 @@ def _page(
         answers=answers,
         chosen=chosen or {},
         error=error,
+        caveat=caveat,
         version=metadata.version("rmadapter"),
     )
     headers = {"Content-Security-Policy": POLICY, "Referrer-Policy": "no-referrer"}

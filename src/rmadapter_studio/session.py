@@ -14,7 +14,7 @@ from typing import NamedTuple, TypedDict
 from rmadapter import UserError, load
 from rmadapter.artifacts import RunFolder, Saved, atomic, thumbnail
 from rmadapter.data import image_files, load_image, typed_name, unpack_zip
-from rmadapter.runs import add_names, can_add_names, classify_by_names
+from rmadapter.runs import add_names, can_add_names, caveat, classify_by_names
 from rmadapter_studio.copies import copy_run
 from rmadapter_studio.images import (
     IMAGES,
@@ -35,10 +35,6 @@ METHODS = ("rmadapter-plus", "linear-probe-pair")
 TARGETS = ("onnx", "web")
 BUSY = "Something is already running: wait for it, or stop it."
 NO_MODEL = "There is no classifier yet: train one, or use the names alone."
-# for a backbone that is small and works offline
-ADVICE = {
-    "pocket": "backbone pocket is small and works offline; on photos a real CLIP is far better"
-}
 # of a stranger's run: 5 to 35 s of processor time with pocket, by their length
 MAX_PROMPTS_OF_STRANGERS = 1_000
 PROJECT = "project"  # folder of a visitor's own images to label
@@ -145,7 +141,7 @@ class Session:
                 "methods": METHODS,
                 "targets": TARGETS,
                 "exports": [*self.exports],
-                "advice": ADVICE.get(self.shared.backbone.name, ""),
+                "advice": caveat(self.shared.backbone.name),
                 "model": self._model_state(),
                 "job": self._job_state(),
             }

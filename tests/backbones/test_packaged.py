@@ -76,7 +76,7 @@ def test_without_its_package_pocket_is_refused_with_the_command_that_installs_it
     [row] = [row for row in published.listed() if row["name"] == "pocket"]
     assert row["state"] == "not installed: pip install rmadapter-pocket"
     assert "not installed" in str(machine.diagnose()["pocket"])
-    assert published.advise("pocket")
+    assert published.caveat("pocket") == ""
     assert is_published("pocket")  # a run that names it can be read, and says what is missing
 
 

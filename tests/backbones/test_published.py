@@ -74,11 +74,14 @@ def test_the_page_has_the_listed_backbones() -> None:
     assert "\n" + "\n".join(rows) + "\n\n" in page
 
 
-def test_pocket_alone_is_advised_against() -> None:
-    assert re.search(
-        r"ViT-B-16/openai \(598 MB from the Hugging Face hub", published.advise("pocket")
-    )
-    assert published.advise("ViT-B-16/openai") == ""
+def test_only_a_small_backbone_of_a_package_has_a_caveat(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = published.caveat("pocket")
+    assert "pocket" in text
+    assert "ViT-B-16/openai" in text
+    assert rmadapter_pocket.PURPOSE in text
+    assert published.caveat("ViT-B-16/openai") == published.caveat("nothing") == ""
+    monkeypatch.delattr(rmadapter_pocket, "PURPOSE")  # as that of a package of a large one
+    assert published.caveat("pocket") == ""
 
 
 def test_fit_names_the_backbone_that_it_takes_and_never_changes_a_run(
@@ -90,7 +93,7 @@ def test_fit_names_the_backbone_that_it_takes_and_never_changes_a_run(
     done = rmadapter(*words, "--backbone", f"ViT-B-16/openai,{tiny_clip.name}")
     assert done.code == 0
     assert re.search("ViT-B-16/openai.*; left out", done.err)
-    assert published.ADVICE not in done.err  # it is not pocket
+    assert published.caveat("pocket") not in done.err  # it is another
     assert read_record(run / "run.json").task.backbone == tiny_clip.name
     assert rmadapter(*words, "--backbone", tiny_clip.name).code == 0  # the same run
     other = rmadapter(*words, "--backbone", tiny_eva.name)

@@ -12,7 +12,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rmadapter.backbones.published import ADVICE
 from rmadapter.data.decode import advice
 from rmadapter.data.image_set import SKIP_BAD
 from rmadapter.errors import UserError
@@ -81,7 +80,7 @@ def test_successful_job(jobs: Jobs, tmp_path: Path) -> None:
     ("text", "shown"),
     [
         ("two classes", "two classes"),
-        (f"{ADVICE}", ADVICE.partition(": --")[0]),
+        ("a model of birds: --backbone hf-hub:birds", "a model of birds"),
         (f"a.heic: no image; {SKIP_BAD}", "a.heic: no image"),
         (f"a.heic: no image; {advice('.heic') or 'pip install x'}", "a.heic: no image"),
         ("it only knows red; `rmadapter add RUN FOLDER` trains it again", "it only knows red"),

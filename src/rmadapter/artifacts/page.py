@@ -39,6 +39,7 @@ from rmadapter.artifacts.summary import (
     promise_table,
 )
 from rmadapter.artifacts.words import MAX_NAMED, confusions, describe_judged, how_many_right
+from rmadapter.backbones.published import caveat
 from rmadapter.data.fewshot import read_split
 from rmadapter.data.formats.registry import images_root
 from rmadapter.data.read import ImageSource, load_image
@@ -182,6 +183,7 @@ def write_run_page(
         path,
         "report.html.j2",
         record=record,
+        caveat=caveat(record.backbone.name),
         given=describe_shots(record.task.shots, counts),
         judged=record.judgement and judgement_table(record.judgement, record.method),
         promises=record.judgement

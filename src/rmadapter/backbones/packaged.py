@@ -26,6 +26,9 @@ class Packaged(Protocol):
         LICENCE: Licence of the weights.
         MEGABYTES: Size of what is fetched on first use.
         ABOUT: What it is for, in a line.
+
+    One that is far weaker than a real CLIP has `PURPOSE`, too, what it is in a few words, such as
+    "a small offline model for teaching": users are told both (`rmadapter.backbones.published`).
     """
 
     LICENCE: str

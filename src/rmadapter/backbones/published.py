@@ -54,17 +54,20 @@ PUBLISHED = {
     BIOMED_CLIP: Published("medicine", 784, "MIT", listed=False, weights=PICKLED),
 }
 ADVISED_BACKBONE = "ViT-B-16/openai"
-ADVICE = (
-    "backbone pocket is small and works offline; on photos a real CLIP is far better: --backbone "
-    f"{ADVISED_BACKBONE} ({PUBLISHED[ADVISED_BACKBONE].megabytes} MB from the Hugging Face hub, "
-    "once), or another from `rmadapter backbones`"
-)
 READY = "ready"
 
 
-def advise(name: str) -> str:
-    """Return advice for a run on this backbone, or nothing."""
-    return ADVICE if name == POCKET else ""
+def caveat(name: str) -> str:
+    """Return in a sentence what a small backbone of a package is, and a better one; "" of any other
+    backbone."""
+    purpose = getattr(load_package(name), "PURPOSE", "") if name in packaged_names() else ""
+    if not purpose:
+        return ""
+    download = f"{PUBLISHED[ADVISED_BACKBONE].megabytes} MB from the Hugging Face hub, once"
+    return (
+        f"backbone {name} is {purpose}; on photographs a real CLIP, such as {ADVISED_BACKBONE} "
+        f"({download}), is far better"
+    )
 
 
 def licence_of(name: str) -> str:

@@ -175,6 +175,7 @@ def bench(
     With --plan, estimate from a few steps of each method what the runs that are left would cost.
     """
     from rmadapter.bench.runner import run_all
+    from rmadapter.cli.checks import note_caveats
 
     engine = options.cluster()
     runs = options.plan()
@@ -182,6 +183,7 @@ def bench(
     if plan:
         _estimate(runs, processes, engine is not None, as_json)
         return
+    note_caveats(*dict.fromkeys(job.task.backbone for job in runs.jobs))
     records = run_all(runs, processes, engine=engine)
     if as_json:
         print(json.dumps([json.loads(record.line()) for record in records]))

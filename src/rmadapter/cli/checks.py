@@ -13,6 +13,7 @@ from rmadapter.errors import UserError
 from rmadapter.settings import parse_overrides, read_yaml
 from rmadapter.support.distributed import launched
 from rmadapter.support.files import user_path
+from rmadapter.support.terminal import note
 
 
 def check_runs(*runs: str | Path) -> None:
@@ -62,3 +63,11 @@ def check_backbones(
     for name in names_in(str(named)) if named else ():
         if not (choosing and name == AUTO):
             check_name(name)
+
+
+def note_caveats(*backbones: str) -> None:
+    """Note what small backbones are for."""
+    from rmadapter.backbones.published import caveat
+
+    for text in filter(None, map(caveat, backbones)):
+        note(text)

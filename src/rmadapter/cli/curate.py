@@ -79,11 +79,14 @@ def suspects(
         return
     files = _suspects_files(out, data) if out else None
     check_backbones(backbone, sets)
+    from rmadapter.cli.checks import note_caveats
     from rmadapter.curate.apply import cleaned_name
     from rmadapter.curate.suspects import find_suspects
+    from rmadapter.task import Task
 
     flags = {"backbone": backbone, "device": device}
     settings = {name: value for name, value in flags.items() if value} | parse_overrides(sets or [])
+    note_caveats(str(settings.get("backbone", Task().backbone)))
     result = find_suspects(
         data, method, settings, columns=columns, outside=outside, progress=not quiet
     )

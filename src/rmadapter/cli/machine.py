@@ -496,12 +496,10 @@ def _backbones() -> dict[str, str]:
         own = name in packages
         if name == POCKET or own:
             facts[name] = one["state"] if one["mb"] is None else one["folder"]
-        if own:
-            facts[f"licence of {name}"] = licence_of(name)
+        if own or one["mb"] is not None:
+            facts[f"licence of {name}"] = licence_of(name) if own else _licence(folder)
         if one["mb"] is None:
             continue
-        if not own:
-            facts[f"licence of {name}"] = _licence(folder)
         places = [folder] if own else sorted(folder.glob("snapshots/*"))
         refused += [finding for place in places for finding in findings(place)]
     code = f"refused: {'; '.join(refused)}" if refused else "none"

@@ -219,6 +219,7 @@ def predict(
 
     The answers are shown, written to a file, or used to sort the images into folders.
     """
+    from rmadapter.cli.checks import note_caveats
     from rmadapter.data.formats.registry import check_words
     from rmadapter.predict.write import partial_of, write_answers
 
@@ -237,6 +238,7 @@ def predict(
     # checks the labels even if nothing is sorted
     sorter = sorting.sorter(predictor.decider.names)
     unsure = _sure_from(run, sorting.wrong, bool(names))
+    note_caveats(predictor.fitted.backbone.name)
     for text in predictor.decider.promises():
         note(f"promise: {text}")
     if more.unfamiliar:

@@ -132,7 +132,7 @@ def fit(
 ) -> None:
     """Train a model on images; write it, its record and report.html."""
     from rmadapter.backbones.packaged import POCKET
-    from rmadapter.cli.checks import check_backbones, check_folder
+    from rmadapter.cli.checks import check_backbones, check_folder, note_caveats
     from rmadapter.data.label_files import check_known, read_names
 
     trackers = trackers_in(track)
@@ -143,7 +143,6 @@ def fit(
     from rmadapter.backbones.importing import import_for_command
 
     import_for_command()
-    from rmadapter.backbones.published import advise
     from rmadapter.runs.backbones import prepare_backbone
     from rmadapter.runs.fit import Origin, fit as run_fit, join_fit
     from rmadapter.runs.lab import Lab, Team
@@ -162,9 +161,7 @@ def fit(
     request, lab, chosen = prepare_backbone(request, lab)
     lab.team = team = team.training(request.method)
     task = request.task
-    advice = advise(task.backbone)
-    if advice:
-        note(advice)
+    note_caveats(task.backbone)
     with run_folder(out, data) as folder:
         if distributed.is_helper():
             join_fit(task, request.method, folder, lab, request.name)
@@ -201,10 +198,12 @@ def _with_parents(
 def _show(record: Record, out: Path, as_json: bool, verbose: bool) -> None:
     """Print a record, its notes and the place of its report."""
     from rmadapter.artifacts.summary import describe_tie, print_record, print_sentences
+    from rmadapter.backbones.published import caveat
 
-    tie = "" if as_json else describe_tie(record)  # which is printed below the table
+    # the first is printed below the table, the second was when the run began
+    shown = "" if as_json else describe_tie(record), caveat(record.backbone.name)
     for text in record.notes:
-        if text != tie:
+        if text not in shown:
             note(text)
     if record.judgement and not (as_json or verbose):
         print_sentences(record, record.judgement, out)

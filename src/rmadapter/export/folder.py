@@ -13,7 +13,7 @@ from rmadapter.artifacts.checkpoint import Saved
 from rmadapter.artifacts.record import BackboneName, MethodName, Record, read_record
 from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.backbones import Backbone
-from rmadapter.backbones.published import licence_of
+from rmadapter.backbones.published import caveat, licence_of
 from rmadapter.errors import UserError
 from rmadapter.export import FACTS, graph, int8, parity, web
 from rmadapter.export.engines import GRAPH, LITERT, OPENVINO
@@ -248,6 +248,7 @@ def readme(facts: ExportFacts, record: Record | None, size: int) -> str:
     every = record.scores if record else ()
     text = template("export.md.j2", escape=False).render(
         facts=facts,
+        caveat=caveat(facts["backbone"]["name"]),
         form=forms.get(facts["to"], f"ONNX of opset {facts['opset']}"),
         size=size,
         scores=[each for each in every if each.accuracy is not None],

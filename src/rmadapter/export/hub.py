@@ -28,7 +28,7 @@ from rmadapter.artifacts.summary import promise_table
 from rmadapter.artifacts.value import BackboneChoice
 from rmadapter.backbones.load import is_published
 from rmadapter.backbones.names import HF_HUB
-from rmadapter.backbones.published import licence_of, repository_of
+from rmadapter.backbones.published import caveat, licence_of, repository_of
 from rmadapter.errors import UserError
 from rmadapter.methods import METHODS, traits_of
 from rmadapter.methods.uses import uses_of
@@ -225,6 +225,7 @@ def model_card(
         licence=licence,
         known=is_published(model.backbone.name),
         its_licence=licence_of(model.backbone.name),
+        caveat=caveat(model.backbone.name),
         examples=examples,
         least=least_share,
         describe=describe_images,

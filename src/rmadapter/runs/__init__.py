@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rmadapter.support.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from rmadapter.backbones.published import caveat as caveat
     from rmadapter.methods.descriptions import (
         text_weights as text_weights,
         whole_texts as whole_texts,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 __getattr__, __all__ = lazy_names(
     __name__,
     {
+        "rmadapter.backbones.published": ["caveat"],
         "rmadapter.methods.descriptions": ["text_weights", "whole_texts"],
         "rmadapter.metrics": ["paired"],
         "rmadapter.prompts": ["bounded_text", "text_features", "zero_shot_weights"],

