@@ -12,13 +12,17 @@ import pytest
 from PIL import Image
 from sklearn.base import clone, is_classifier
 from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
 
 from rmadapter import FewShotClassifier, load, save
 from rmadapter.answers.sets import Calibration
 from rmadapter.backbones import Backbone
 from rmadapter.data.fewshot import few_shot
 from rmadapter.data.read import ImageSet, image_set, load_image, read_images
+from rmadapter.encoders import ImageEncoder
 from rmadapter.errors import UserError
 from rmadapter.model import AdaptedCLIP
 from rmadapter.runs.evaluate import evaluate
@@ -26,6 +30,7 @@ from rmadapter.settings import Machine
 from rmadapter.task import Question
 from rmadapter.training.cache import Cache
 from rmadapter.training.contract import NotApplicable
+from rmadapter.training.disk_cache import Store
 from tests.helpers.slow import slow_except
 
 NAMES = ["blue", "green", "night_sky", "red"]
@@ -50,7 +55,7 @@ def fitted(tiny_clip: Backbone, colors: Path) -> FewShotClassifier:
 
 def test_parameters_follow_scikit_learn() -> None:
     classifier = FewShotClassifier("x", method="mma", shots=3, rank=5, templates=("a {}.",))
-    expected = {"backbone": "x", "method": "mma", "shots": 3, "seed": 1, "progress": False}
+    expected = {"backbone": "x", "method": "mma", "shots": 3, "seed": 1, "progress": None}
     expected |= {"class_names": None, "class_weight": None}
     assert classifier.get_params() == {**expected, "rank": 5, "templates": ("a {}.",)}
     twin = clone(classifier)
@@ -504,3 +509,143 @@ def test_grey_batches_and_columns_of_labels(fitted: FewShotClassifier) -> None:
     assert fitted.predict_proba(grey[0]).ndim == 1
     labels = fitted.predict(grey)
     assert fitted.score(grey, labels[:, None]) == 1.0
+
+
+# Features
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
+    """Return the numbers of images that the encoder sees together, with an empty cache on disk."""
+    seen: list[int] = []
+    encode = ImageEncoder.frozen_at
+
+    def counted(self: ImageEncoder, pixels: Any, *args: Any, **given: Any) -> Any:
+        seen.append(len(pixels))
+        return encode(self, pixels, *args, **given)
+
+    monkeypatch.setattr(ImageEncoder, "frozen_at", counted)
+    monkeypatch.setattr(Store, "of_features", lambda: Store(tmp_path / "activations", 1e6))
+    return seen
+
+
+def test_no_image_is_encoded_twice(tiny_clip: Backbone, colors: Path, encoded: list[int]) -> None:
+    images, labels = map(np.array, files(colors, "train"))
+    probe = FewShotClassifier(tiny_clip.name, method="linear-probe", search_steps=0, device="cpu")
+    first = clone(probe).fit(images, labels)
+    assert sum(encoded) == 24
+    table = first.predict_proba(images)
+    again = clone(probe).fit(images, labels)
+    np.testing.assert_allclose(again.predict_proba(images), table, atol=1e-5)
+    cross_val_score(probe, images, labels, cv=3)
+    GridSearchCV(probe, {"C": [0.1, 10.0]}, cv=3).fit(images, labels)
+    first.transform(images)
+    first.encode(images)
+    assert sum(encoded) == 24
+    tests, _ = files(colors, "test")
+    first.predict(tests)
+    first.is_familiar(tests)
+    assert sum(encoded) == 24 + 16
+    clone(probe).set_params(disk_cache=0).fit(images, labels)
+    assert sum(encoded) > 24 + 16
+
+
+def test_cached_answers_are_those_of_a_new_encoding(
+    tiny_clip: Backbone, colors: Path, encoded: list[int]
+) -> None:
+    probe = FewShotClassifier(tiny_clip.name, method="linear-probe", search_steps=0, device="cpu")
+    images, labels = files(colors, "train")
+    new = clone(probe).set_params(disk_cache=0).fit(images, labels).predict_proba(images)
+    for _ in range(2):
+        found = clone(probe).fit(images, labels).predict_proba(images)
+        np.testing.assert_allclose(found, new, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["linear-probe", "rmadapter", "clip-adapter"])
+def test_features_are_those_that_are_scored(tiny_clip: Backbone, colors: Path, method: str) -> None:
+    import torch
+
+    settings = FIELDS if method == "rmadapter" else {"device": "cpu"}
+    model = FewShotClassifier(tiny_clip.name, method=method, shots=4, **settings)
+    images, labels = files(colors, "train")
+    untouched = model.encode(images)
+    pixels = torch.stack([tiny_clip.preprocess(load_image(path)) for path in images])
+    with torch.no_grad():
+        plain = torch.nn.functional.normalize(tiny_clip.model.encode_image(pixels), dim=-1)  # type: ignore[operator]
+    np.testing.assert_allclose(untouched, plain, atol=1e-5)
+    table = model.fit(images, labels).transform(images)
+    assert (table.shape, table.dtype) == ((24, tiny_clip.embedding_size), np.float32)
+    np.testing.assert_allclose(np.linalg.norm(table, axis=1), 1, atol=1e-5)
+    assert np.allclose(table, untouched, atol=1e-5) == (method == "linear-probe")
+    np.testing.assert_allclose(model.transform(images[3]), table[3], atol=1e-5)
+    np.testing.assert_allclose(model.encode(images[3]), untouched[3], atol=1e-5)
+    assert model.transform([]).shape == model.encode([]).shape == (0, tiny_clip.embedding_size)
+    assert (
+        make_pipeline(clone(model), LogisticRegression()).fit(images, labels).score(images, labels)
+        > 0.9
+    )
+
+
+# What may be given
+
+
+def test_tensors_are_images_and_labels(fitted: FewShotClassifier, colors: Path) -> None:
+    import torch
+
+    paths, labels = files(colors, "train")
+    arrays = np.stack([np.asarray(load_image(path)) for path in paths])
+    whole = torch.from_numpy(arrays).permute(0, 3, 1, 2)
+    expected = fitted.predict_proba(arrays)
+    for tensor in (whole, whole / 255, list(whole)):
+        np.testing.assert_allclose(fitted.predict_proba(tensor), expected, atol=1e-5)
+    assert fitted.predict(whole[3]) == fitted.predict(paths[3])
+    numbers = torch.tensor([NAMES.index(label) for label in labels])
+    own = FewShotClassifier(fitted.backbone, method="ridge", class_names=NAMES, device="cpu").fit(
+        whole, numbers
+    )
+    assert own.score(whole, numbers) == own.score(paths, numbers.tolist()) > 0.9
+    with pytest.raises(UserError, match="float image array"):
+        fitted.predict(whole.float())
+
+
+@pytest.mark.parametrize("bad", [None, float("nan"), "", "  ", 2.5, b"red", {}])
+def test_a_bad_label_names_its_row(fitted: FewShotClassifier, colors: Path, bad: Any) -> None:
+    paths, labels = files(colors, "test")
+    mixed: list[Any] = [*labels]
+    mixed[5] = bad
+    for call in (clone(fitted).fit, fitted.score):
+        with pytest.raises(UserError, match="label 5 "):
+            call(paths, mixed)
+
+
+def test_a_missing_file_is_refused_though_it_is_not_drawn(
+    fitted: FewShotClassifier, colors: Path
+) -> None:
+    paths, labels = files(colors, "train")
+    for place in range(0, 24, 6):
+        some = [*paths]
+        some[place] = f"{place}.png"
+        with pytest.raises(UserError, match=f"image {place}: {place}.png"):
+            clone(fitted).set_params(shots=1).fit(some, labels)
+
+
+def test_progress_shows_notes_and_bars_or_nothing(
+    fitted: FewShotClassifier,
+    colors: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("rmadapter.support.progress_lines.LINE_SECONDS", 0.0)
+    for progress, shown in ((False, False), (None, False), (True, True)):
+        probe = clone(fitted).set_params(progress=progress).fit(*files(colors, "train"))
+        assert isinstance(probe.predict(files(colors, "test")[0]), np.ndarray)
+        printed = capfd.readouterr()
+        assert (printed.out, bool(printed.err)) == ("", shown)
+
+
+def test_what_a_cell_shows_is_short(fitted: FewShotClassifier, colors: Path) -> None:
+    names = [f"class {number}" for number in range(500)]
+    model = FewShotClassifier(class_names=names, class_weight=dict.fromkeys(names, 1.0))
+    assert len(repr(model)) < 2_000
+    assert repr(FewShotClassifier(shots=4)) == "FewShotClassifier(shots=4)"
+    assert len(repr(read_images(colors))) < 200

@@ -160,6 +160,9 @@ class OfRows(FewShotClassifier):
     def predict_proba(self, X: Any) -> np.ndarray:
         return super().predict_proba(self._images(X))
 
+    def transform(self, X: Any) -> np.ndarray:
+        return super().transform(self._images(X))
+
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         return super().score(self._images(X), y, sample_weight)
 

@@ -2,34 +2,44 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
 from rmadapter.backbones.names import joined
+from rmadapter.data.decode import plain_image
 from rmadapter.data.fewshot import half
-from rmadapter.data.image_set import with_weights
+from rmadapter.data.image_set import plain_labels, single_label, with_weights
 from rmadapter.data.names import Label, class_indices, nfc, prompt_names
-from rmadapter.data.read import ImageSource, image_list, image_set
+from rmadapter.data.read import ImageSource, check_files, image_list, image_set
 from rmadapter.errors import UserError
+from rmadapter.support.terminal import hushed, is_watched
 from rmadapter.training.shots import Callback
 
 ARGUMENTS = ("backbone", "method", "shots", "seed", "progress", "class_names", "class_weight")
 
 
-class FewShotClassifier(ClassifierMixin, BaseEstimator):
+class FewShotClassifier(TransformerMixin, ClassifierMixin, BaseEstimator):
     """A classifier of a few images per class, which can be asked about any class names.
 
-    It adapts a CLIP-like backbone. Images are paths, PIL images or arrays [H, W, 3]; labels are
-    class names or integers. After `fit` it has `classes_`, the labels in the order of
-    `predict_proba`'s columns; `fitted_`, a `Fitted`; `history_`, the loss terms of each step;
-    `backbones_`, where it chose the backbone.
+    It adapts a CLIP-like backbone. Images are paths, PIL images, arrays [H, W, 3] or torch tensors
+    [3, H, W], of uint8 or of floats in 0..1; N of them are a list, or an array or tensor with N in
+    front. Labels are class names or integers.
+
+    Features of images are kept in the cache on disk, 1 GB at most, so that no image is encoded
+    twice; `disk_cache=0` keeps none. `disk_cache=5` (GB) keeps what methods read that train inside
+    the image encoder, too.
+
+    After `fit` it has `classes_`, the labels in the order of `predict_proba`'s columns; `fitted_`,
+    a `Fitted`; `history_`, the loss terms of each step; `backbones_`, where it chose the backbone.
     `RMAdapterClassifier` is the same class.
 
     Args:
@@ -40,7 +50,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             text a linear probe.
         shots: Number of images drawn per class, 0 for all.
         seed: Seed of the draw, the initialisation and the order of batches.
-        progress: Whether to show bars on stderr.
+        progress: Whether to show bars and notes on stderr; None for where a person sees them, in a
+            notebook or a terminal.
         class_names: Names of integer labels 0..C-1 in the prompts, also for the copies that
             scikit-learn's ensembles fit to numbers.
         class_weight: Label -> weight, or "balanced".
@@ -65,7 +76,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         method: str = "auto",
         shots: int = 0,
         seed: int = 1,
-        progress: bool = False,
+        progress: bool | None = None,
         class_names: Sequence[str] | None = None,
         class_weight: Mapping[Label, float] | str | None = None,
         **settings: object,
@@ -136,8 +147,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             The classifier itself.
 
         Raises:
-            UserError: Unknown setting, lists of different lengths, unreadable image, empty class,
-                or weights with a method that cannot use them.
+            UserError: Unknown setting, lists of different lengths, a missing file or label,
+                unreadable image, empty class, or weights with a method that cannot use them.
         """
         from rmadapter.runs.fit import fit_images
         from rmadapter.runs.request import Request
@@ -146,10 +157,13 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         common = {"backbone": joined(self.backbone), "shots": self.shots, "seed": self.seed}
         request = Request.make({**common, **self.settings}, self.method)
         data, shots = image_set(images, labels, names), request.task.shots
+        check_files(data.images)  # also those that are not drawn
         natural = request.task.draw == "natural"  # its counts are known only once it is drawn
         data = with_weights(data, sample_weight, None if natural else self.class_weight, shots)
         weight = self.class_weight if natural else None
-        learnt = fit_images(request, data, weight, self.progress, tuple(callbacks))
+        with hushed(not self._shows):
+            learnt = fit_images(request, data, weight, self._shows, tuple(callbacks), self._keeps)
+        _warn_once(learnt.fitted.backbone.name)
         self.fitted_, self._name = learnt.fitted, learnt.name
         self.history_, self.class_names_ = learnt.fitted.trained.history, learnt.fitted.classes
         self.classes_ = np.array(half(data, request.task.classes).written)
@@ -206,6 +220,73 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         named = self.classes_.dtype.kind in "US"
         return self.classes_.tolist() if named else list(self.class_names_)
 
+    @property
+    def _shows(self) -> bool:
+        """Whether bars and notes are shown."""
+        return is_watched() if self.progress is None else self.progress
+
+    @property
+    def _keeps(self) -> bool:
+        """Whether features are kept on disk."""
+        return self.settings.get("disk_cache") != 0
+
+    def transform(self, X: object) -> np.ndarray:
+        """Return image features, as the fitted method compares them with classes.
+
+        Of a method that leaves the image encoder as it is, these are those of `encode`.
+
+        Args:
+            X: N images, or a single one.
+
+        Returns:
+            [N, e] of float32, each row of length 1; of a single image [e].
+
+        Raises:
+            NotApplicable: The method has no image features.
+            UserError: An image is unreadable.
+
+        Example:
+            >>> from rmadapter import FewShotClassifier
+            >>> model = FewShotClassifier("tiny", method="clip-adapter", shots=4).fit("colors")
+            >>> model.transform(["colors/test/red/0.png", "colors/test/blue/0.png"]).shape
+            (2, 40)
+        """
+        from rmadapter.runs.features import transformed
+
+        check_is_fitted(self, "fitted_")
+        single, images = _as_list(X)
+        names = self.class_names_
+        table = transformed(self.fitted_, images, self._shows, names, self._keeps)
+        return table[0] if single else table
+
+    def encode(self, images: object) -> np.ndarray:
+        """Return image features of the untouched backbone; nothing need be fitted.
+
+        Args:
+            images: N images, or a single one.
+
+        Returns:
+            [N, e] of float32, each row of length 1; of a single image [e].
+
+        Raises:
+            UserError: An image is unreadable, or the backbone is to be chosen and nothing is
+                fitted.
+
+        Example:
+            >>> from rmadapter import FewShotClassifier
+            >>> FewShotClassifier("tiny").encode("colors/test/red/0.png").shape
+            (40,)
+        """
+        from rmadapter.backbones.load import shared
+        from rmadapter.runs.features import encode
+        from rmadapter.support.machine import find_device
+
+        fitted, single, images = getattr(self, "fitted_", None), *_as_list(images)
+        device = find_device(str(self.settings.get("device", "auto")))
+        backbone = fitted.backbone if fitted else shared(joined(self.backbone), device)
+        table = encode(backbone, images, self._shows, self._keeps)
+        return table[0] if single else table
+
     def predict_proba(self, images: object) -> np.ndarray:
         """Return probabilities in the order of `classes_`.
 
@@ -218,11 +299,18 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         Raises:
             UserError: An image is unreadable.
         """
+        from rmadapter.runs.features import examine
+
         check_is_fitted(self, "fitted_")
-        single, images = _as_list(images)
-        stream = self.fitted_.probabilities(images, self.class_names_, progress=self.progress)
-        rows = [part.numpy() for part in stream]
-        table = np.concatenate(rows) if rows else np.empty((0, len(self.class_names_)), np.float32)
+        single, listed = _as_list(images)
+        table, _ = examine(
+            self.fitted_,
+            listed,
+            self._shows,
+            self.class_names_,
+            with_distances=False,
+            keep=self._keeps,
+        )
         return table[0] if single else table
 
     def predict(self, images: object, *, error: float | None = None) -> Any:  # of the user's type
@@ -320,7 +408,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         names = self.class_names_
         decider = self.fitted_.decider(names, reject_rate=turn_away)
         single, listed = _as_list(images)
-        answers = decider.familiar(*examine(self.fitted_, listed, self.progress, names))
+        keep = self._keeps
+        answers = decider.familiar(*examine(self.fitted_, listed, self._shows, names, keep=keep))
         return bool(answers[0]) if single else answers
 
     def calibrate(
@@ -350,7 +439,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             raise UserError(NO_PROMISES)
         if tuple(self.class_names_) != self.fitted_.classes:
             raise UserError("classes were set by name: calibrate first")
-        table, far = examine(self.fitted_, images, self.progress)
+        table, far = examine(self.fitted_, images, self._shows, keep=self._keeps)
         answers = HeldOutAnswers(table, rows.tolist(), far, groups)
         self.fitted_ = answers.calibrate(self.fitted_, "held out", self.seed)
         return self
@@ -393,12 +482,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             images = image_set(images, split="test")
             labels = [images.written[label] for label in images.labels]
             groups = images.group_numbers
-        listed, true = image_list(images), np.asarray(labels)
-        if true.shape == (len(listed), 1):
-            true = true[:, 0]
-        if true.shape != (len(listed),):
-            raise UserError(f"{len(listed)} images and {true.size} labels: give one per image")
-        numbers = class_indices(true.tolist(), self.classes_.tolist(), self.class_names_)
+        listed = image_list(images)
+        true = [single_label(label, row) for row, label in enumerate(plain_labels(labels))]
+        if len(true) != len(listed):
+            raise UserError(f"{len(listed)} images and {len(true)} labels: give one per image")
+        numbers = class_indices(true, self.classes_.tolist(), self.class_names_)
         rows = np.array(numbers).astype(int)  # also of no images
         return listed, rows, np.arange(len(listed)) if groups is None else groups
 
@@ -471,17 +559,30 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         tags.input_tags.two_d_array = False
         tags.input_tags.one_d_array = True
         tags.input_tags.string = True
+        tags.transformer_tags.preserves_dtype = []
         return tags
 
 
 RMAdapterClassifier = FewShotClassifier  # for those who look for RMAdapter by name
 
 
+@cache
+def _warn_once(backbone: str) -> None:
+    """Warn that a backbone is a small one, once in a process."""
+    from rmadapter.backbones.published import caveat
+
+    text = caveat(backbone)
+    if text:
+        warnings.warn(text, stacklevel=3)
+
+
 def _as_list(images: object) -> tuple[bool, list[ImageSource]]:
     """Return whether it is a single image, and the images as a list; arrays [N, H, W, 3] and
-    [N, H, W] are N images."""
+    [N, H, W] are N images, and so are tensors [N, 3, H, W]."""
     if isinstance(images, (str, Path, Image.Image)):
         return True, [images]
+    if hasattr(images, "detach") and getattr(images, "ndim", 0) == 3:
+        return True, [plain_image(images)]
     if isinstance(images, np.ndarray) and images.dtype.kind not in "OUS":
         channels = images.shape[-1] if images.ndim == 3 else 0
         if images.ndim == 2 or channels in (3, 4):

@@ -3,8 +3,10 @@ terminal and as lines in a pipe."""
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import logging
+import multiprocessing
 import os
 import stat
 import sys
@@ -12,6 +14,7 @@ import textwrap
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, TypeVar
 
 from rmadapter.support.distributed import is_helper
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 MAX_COLUMNS = 200  # of a table or a text
 NOTES = logging.getLogger("rmadapter.notes")  # its level decides whether notes and bars are shown
+_HUSHED = ContextVar("hushed", default=False)  # the same for the thread that runs a block
 
 
 def set_quiet(on: bool) -> bool:
@@ -32,8 +36,28 @@ def set_quiet(on: bool) -> bool:
     return on
 
 
+@contextmanager
+def hushed(on: bool = True) -> Iterator[None]:
+    """Hide notes and bars of this thread within the block."""
+    token = _HUSHED.set(on or _HUSHED.get())
+    try:
+        yield
+    finally:
+        _HUSHED.reset(token)
+
+
+def is_watched() -> bool:
+    """Return whether a person is likely to see bars: in a terminal or a notebook, unless this is
+    one of several worker processes, whose bars would mix."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    alone = multiprocessing.current_process().name == "MainProcess"
+    return alone and (console.is_terminal or console.is_jupyter)
+
+
 def _quiet() -> bool:
-    return NOTES.level > logging.INFO
+    return _HUSHED.get() or NOTES.level > logging.INFO
 
 
 def note(text: str) -> None:
@@ -122,8 +146,9 @@ def bar(enabled: bool = True) -> Progress:
 
     silent = not enabled or _quiet()
     console = Console(stderr=True, quiet=silent)  # rich 14.1 and older end with an empty line
-    terminal = console.is_terminal or console.is_jupyter
-    if not silent and not terminal:
+    # without ipywidgets, rich draws nothing in a notebook
+    widgets = console.is_jupyter and importlib.util.find_spec("ipywidgets")
+    if not silent and not console.is_terminal and not widgets:
         return ProgressLines(console)
     return progress.Progress(
         progress.TextColumn("{task.description}", markup=False),
