@@ -42,7 +42,7 @@ def test_a_label_may_be_a_list_of_one() -> None:
     assert (named.classes, named.labels) == (("a", "b"), (1, 1, 0))
     assert ImageSet.from_lists(pixels, [[1], 1, [0]], ["a", "b"]).labels == named.labels
     for label, words in (
-        ([], "image 1 has an empty list of labels"),
+        ([], "label 1 is None"),
         (["a", "b"], r"image 1: .*'a'.*'b'"),
         ([0, 1], r"image 1: .*0.*1"),
         ([["a"]], "class names"),
@@ -70,13 +70,13 @@ def test_labels_are_names_or_numbers() -> None:
     [
         (["a"], None, "2 images and 1 labels"),
         ([0, 1], None, "whole numbers with classes"),
-        (["a", 1], ["a", "b"], "labels must be class names, or"),
-        ([0.0, 1.0], ["a", "b"], "labels must be class names, or"),
+        (["a", 1], ["a", "b"], "label 1 is "),
+        ([0.0, 1.0], ["a", "b"], "label 0 is "),
         ([0, 2], ["a", "b"], "label 2 is not one"),
         ([0, -1], ["a", "b"], "label -1 is not one"),
         (["cat", "dgo"], ["cat", "dog"], "'dgo' is not one of the classes; did you mean 'dog'"),
         ([0, 1], ["a", "a"], "both called 'a'"),
-        (["", "a"], None, "empty prompt name"),
+        (["", "a"], None, "label 0 is "),
     ],
 )
 def test_bad_lists_are_refused(labels: list[object], classes: list[str] | None, hint: str) -> None:
