@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 MAX_LISTED_WORDS = 100  # known words that a message lists at most
+MAX_COMPARED_WORDS = 1000  # known words among which a close one is sought; each takes 1 ms at most
 LINE, END = 1000, 300  # characters of a message, and those of its end if it is longer
 
 
@@ -76,7 +77,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `; did you mean 'rank'?` if a known word is close to `word`, else `; known are ...`
     (the first `MAX_LISTED_WORDS`)."""
     words = sorted(known)
-    close = difflib.get_close_matches(word[:100], words, n=1, cutoff=0.5)
+    compared = words[:MAX_COMPARED_WORDS]
+    close = difflib.get_close_matches(word[:100], compared, n=1, cutoff=0.5)
     if close:
         return f"; did you mean {close[0]!r}?"
     more = f" and {len(words) - MAX_LISTED_WORDS} more" if len(words) > MAX_LISTED_WORDS else ""

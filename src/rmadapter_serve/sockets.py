@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 BACKLOG = 2048  # connections that wait to be accepted
+LAST_SECONDS = 2  # for the thread of a request, after the server has ended
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -68,14 +69,26 @@ def address(listening: socket.socket) -> str:
 
 
 def serve_until_stopped(server: uvicorn.Server, listening: socket.socket) -> None:
-    """Serve until SIGTERM or SIGINT, and then return."""
+    """Serve until SIGTERM or SIGINT, and then return.
+
+    A request whose thread goes on then, as nothing stops a thread, ends with the process: Python
+    would wait for it.
+    """
     from rmadapter_serve.stalled import serve
 
+    if threading.current_thread() is not threading.main_thread():
+        asyncio.run(serve(server, listening))
+        return
     # uvicorn catches these signals, and raises them again when it is done
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: None)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    before = threading.enumerate()
     asyncio.run(serve(server, listening))
+    for thread in threading.enumerate():
+        if thread not in before and not thread.daemon:
+            thread.join(LAST_SECONDS)
+            if thread.is_alive():
+                os._exit(0)
 
 
 def is_known_host(host: str, names: Collection[str]) -> bool:

@@ -50,6 +50,7 @@ def confine(run: Path) -> None:
     model = read_model(files.model)
     for what, has, most in (
         ("classes", max(len(model.classes), len(model.labels)), MAX_CLASSES),
+        ("classes with parents, and parents", len(model.parents), 2 * MAX_CLASSES),
         (
             "characters of a class",
             max(map(len, (*model.classes, *model.names))),

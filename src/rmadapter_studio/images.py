@@ -62,6 +62,8 @@ class ImageStore:
 
         Raises UserError for an empty or very long name, and for too many classes.
         """
+        if name in self.classes:  # as for most images; to compare it with each class takes longer
+            return name
         label = typed_name(name, self.classes)
         if label not in self.classes and len(self.classes) == MAX_CLASSES:
             raise UserError(f"this page takes at most {MAX_CLASSES:,} classes; remove some first")

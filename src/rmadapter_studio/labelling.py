@@ -215,8 +215,8 @@ class Labelling:
         if view == "skipped":
             return [self._card(quick, name) for name in sorted(skipped)[part]]
         if view == "unfamiliar":
-            done = labels.keys() | skipped
-            rows = [row for name, row in quick.images.row.items() if name in here - done]
+            open_names = here - labels.keys() - skipped
+            rows = [row for name, row in quick.images.row.items() if name in open_names]
             scored = out_of_distribution(quick, rows)[part]
             return [self._card(quick, quick.images.names[row], score) for row, score in scored]
         better = quick.suspects()

@@ -88,6 +88,7 @@ class Project:
         self.classes: list[str] = []
         self.marks: dict[str, str] = {}
         self._steps: list[Step] = []
+        self._last_numbers: dict[str, int] = {}  # that follow names which were taken
         self._seen: list[object] | None = None  # state of both files when they were read
         self.lock = threading.RLock()
         if not os.path.isdir(self.folder):
@@ -231,12 +232,13 @@ class Project:
             if len(self.images) >= MAX_IMAGES:
                 raise UserError(f"{name}: at most {MAX_IMAGES:,} images can be labelled at once")
             home = self.folder / ADDED
-            target, number = home / name, 1
+            target, number = home / name, self._last_numbers.get(name, 1)
             try:
                 home.mkdir(exist_ok=True)
                 while os.path.lexists(target):
                     number += 1
                     target = home / f"{Path(name).stem}-{number}{Path(name).suffix}"
+                self._last_numbers[name] = number
                 shutil.move(file, target)
             except OSError as error:
                 reason = error.strerror or error

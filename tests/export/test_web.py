@@ -295,7 +295,8 @@ def test_the_levels_of_python(tmp_path: Path) -> None:
 
 @needs_node
 def test_a_damaged_taxonomy_is_refused_by_the_page(tmp_path: Path) -> None:
-    broken = [None, 3, [], {"a": 3}, {"a": "b"}, {"a": "a"}, {"a": "x", "x": "y", "y": "x"}]
+    deep = {"a": "0", **{str(number): str(number + 1) for number in range(100)}}
+    broken = [None, 3, [], {"a": 3}, {"a": "b"}, {"a": "a"}, {"a": "x", "x": "y", "y": "x"}, deep]
     run_node(tmp_path, DAMAGED_IN_NODE, broken, "taxonomy.mjs")
 
 

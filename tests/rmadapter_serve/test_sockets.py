@@ -3,7 +3,9 @@ tests/rmadapter_serve/test_server.py has."""
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
 import sys
 
 import pytest
@@ -54,3 +56,38 @@ def test_ipv6_address() -> None:
         pytest.skip(str(error))
     with bound:
         assert address(bound).startswith("http://[::1]:")
+
+
+STUCK = """
+import time
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.routing import Route
+from rmadapter_serve.sockets import bind, serve_until_stopped
+
+async def endpoint(_):
+    print("stuck", flush=True)
+    await run_in_threadpool(time.sleep, 600)
+
+app = Starlette(routes=[Route("/", endpoint)])
+listening = bind("127.0.0.1", 0)
+print(listening.getsockname()[1], flush=True)
+settings = uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1)
+serve_until_stopped(uvicorn.Server(settings), listening)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="SIGTERM is of POSIX")
+def test_a_server_ends_though_the_thread_of_a_request_goes_on() -> None:
+    with subprocess.Popen([sys.executable, "-c", STUCK], stdout=subprocess.PIPE, text=True) as one:
+        try:
+            assert one.stdout is not None
+            port = int(one.stdout.readline())
+            with socket.create_connection(("127.0.0.1", port)) as client:
+                client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                assert one.stdout.readline() == "stuck\n"
+                one.terminate()
+                assert one.wait(60) == 0
+        finally:
+            one.kill()

@@ -51,16 +51,20 @@ def test_untrusted_run_names_no_other_images(copy: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("field", "values"),
-    [("labels", [f"x{i}" for i in range(1001)]), ("templates", ["{}" + "x" * 200])],
+    [
+        ("labels", [f"x{i}" for i in range(1001)]),
+        ("templates", ["{}" + "x" * 200]),
+        ("parents", {f"x{i}": "y" for i in range(2001)}),
+    ],
 )
 def test_large_untrusted_run_is_refused(
-    field: str, values: list[str], copy: Path, tmp_path: Path
+    field: str, values: object, copy: Path, tmp_path: Path
 ) -> None:
     names = {"names": values} if field == "labels" else {}
     (copy / "SHA256SUMS").unlink()
     content = json.loads((copy / "model.json").read_text("utf-8"))
     (copy / "model.json").write_text(json.dumps({**content, field: values, **names}), "utf-8")
-    with pytest.raises(UserError, match=r"1,000 classes|200 characters"):
+    with pytest.raises(UserError, match=r"1,000 classes|200 characters|2,000 classes"):
         copy_run(copy, tmp_path / "out", untrusted=True)
 
 

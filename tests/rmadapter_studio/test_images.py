@@ -177,3 +177,13 @@ def test_downloaded_images_keep_their_names(tmp_path: Path) -> None:
     # 000001-a was taken
     names = ("000001-a", "000002-a", "000002-b", "000003-a", "000004-c")
     assert sorted(three.files()) == [f"files/{name}.png" for name in names]
+
+
+def test_an_image_of_a_known_class_is_compared_with_no_other(
+    store: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(store, "Sea horse", "a.png")
+    assert store.add_class("sea_horse") == "Sea horse"
+    monkeypatch.setattr(module, "typed_name", None)
+    put(store, "Sea horse", "b.png")
+    assert counts(store) == {"Sea horse": 2}

@@ -383,3 +383,20 @@ def test_a_disk_that_refuses_keeps_the_upload(
     with pytest.raises(UserError, match="No space left"):
         project.add_image(tmp_path / "new.png", "a.png")
     assert project.images == NAMES
+
+
+def test_many_images_of_one_name_are_added_at_once(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project, looked = Project(photos), []
+
+    def exists(path: Path) -> bool:
+        looked.append(path)
+        return path.exists()
+
+    monkeypatch.setattr("rmadapter_studio.project.os.path.lexists", exists)
+    for number in range(20):
+        (tmp_path / "new.png").write_bytes(png("cat"))
+        name = f"a-{number + 1}.png" if number else "a.png"
+        assert project.add_image(tmp_path / "new.png", "a.png") == f"added/{name}"
+    assert len(looked) < 3 * 20  # and not one more for each image before

@@ -16,6 +16,7 @@ import numpy as np
 from rmadapter.errors import UserError, quoted
 
 LEVELS = ("label", "parent", "grandparent")
+MAX_DEPTH = 100  # parents above one label
 
 
 class Place(NamedTuple):
@@ -57,7 +58,8 @@ class Taxonomy:
             labels: The C labels; one without a parent is a tree by itself.
 
         Raises:
-            UserError: Parents form a cycle, or a label is the parent of another.
+            UserError: Parents form a cycle, a label has more than 100 of them, or a label is the
+                parent of another.
         """
         known = tuple(labels)
         paths = tuple(_path(parents, label) for label in known)
@@ -80,7 +82,7 @@ class Taxonomy:
         """Return the tree of one more label. Raises UserError as `of`."""
         return Taxonomy.of(self.parents, (*self.labels, label))
 
-    @property
+    @cached_property
     def depth(self) -> int:
         """The highest level."""
         return max(map(len, self.paths), default=0)
@@ -141,25 +143,31 @@ class Taxonomy:
         Args:
             members: One or more indices of labels.
         """
+        own = [*members]
         for level in range(self.depth + 1):
-            places = {self.place(number, level) for number in members}
-            if len(places) == 1:
-                return places.pop()
+            if len({*self.groups(level)[1][own].tolist()}) == 1:
+                return self.place(own[0], level)
         return None
 
 
 def _path(parents: Mapping[str, str], label: str) -> tuple[str, ...]:
-    """Return the parents of a label, the top one first. Raises UserError for a cycle."""
-    path = [label]
-    while path[-1] in parents:
-        parent = parents[path[-1]]
+    """Return the parents of a label, the top one first. Raises UserError as `Taxonomy.of`."""
+    path = {label: 0}  # a dict, in which a cycle is found without reading the path again
+    last = label
+    while last in parents:
+        parent = parents[last]
         if parent in path:
             raise UserError(
-                f"taxonomy: {quoted(parent)} is its own parent, by way of {quoted(path[-1])}: "
+                f"taxonomy: {quoted(parent)} is its own parent, by way of {quoted(last)}: "
                 "remove one of these rows"
             )
-        path.append(parent)
-    return tuple(reversed(path[1:]))
+        if len(path) > MAX_DEPTH:
+            raise UserError(
+                f"taxonomy: {quoted(label)} has more than {MAX_DEPTH} parents: leave out some"
+            )
+        path[parent] = len(path)
+        last = parent
+    return tuple(reversed([*path][1:]))
 
 
 def level_name(level: int) -> str:

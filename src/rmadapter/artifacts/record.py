@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from rmadapter.answers.taxonomy import MAX_DEPTH
 from rmadapter.artifacts.value import (
     BackboneChoice,
     Balanced,
@@ -124,7 +125,7 @@ class Score(Value):
     order: int | None = None
     open_world: dict[Text, Percent] = Field(default_factory=dict, max_length=10)
     balanced: Balanced | None = None
-    levels: tuple[Level, ...] = Field(default=(), max_length=100)
+    levels: tuple[Level, ...] = Field(default=(), max_length=MAX_DEPTH)
 
     @model_validator(mode="before")
     @classmethod

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from rmadapter.answers.taxonomy import MAX_DEPTH
 from rmadapter.errors import is_text
 from rmadapter.metrics import balanced_accuracy
 from rmadapter.settings import MAX_NUMBER, MAX_PARTS, MAX_WHOLE_NUMBER
@@ -86,7 +87,7 @@ class Level(Value):
         zero_shot: The same of the untouched backbone, None without a text encoder.
     """
 
-    level: int = Field(ge=1, le=100)
+    level: int = Field(ge=1, le=MAX_DEPTH)
     groups: int = Field(ge=1, le=10**9)
     accuracy: Percent
     zero_shot: Percent | None = None
@@ -124,7 +125,7 @@ class Promise(Value):
     answered: Percent
     right: Percent | None
     misses: tuple[Percent | None, ...] = ()
-    levels: tuple[Percent, ...] = Field(default=(), max_length=100)
+    levels: tuple[Percent, ...] = Field(default=(), max_length=MAX_DEPTH + 1)
     wrong: Percent | None = None
 
 

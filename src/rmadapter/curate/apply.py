@@ -12,6 +12,7 @@ from pathlib import Path
 from rmadapter.curate.suspects import image_cell, label_cell, training
 from rmadapter.data.archives import is_packed
 from rmadapter.data.formats.base import Row, Rows
+from rmadapter.data.formats.class_folders import free_name
 from rmadapter.data.formats.registry import locate
 from rmadapter.data.formats.tables import read_rows, table_text
 from rmadapter.data.names import CLASSNAMES, SPLITS, beside_splits, classnames_json
@@ -220,7 +221,7 @@ def _decided_label(
 
 def _copy_images(root: Path, splits: Mapping[str, Labelled], folder: Path) -> None:
     depth = 0 if "all" in splits else 1
-    taken: set[str] = set()
+    taken: dict[str, int] = {}
     for labelled in splits.values():
         # images that keep their label also keep their name
         for row, label in sorted(labelled, key=lambda pair: pair[0].label != pair[1]):
@@ -228,12 +229,7 @@ def _copy_images(root: Path, splits: Mapping[str, Labelled], folder: Path) -> No
                 continue
             parts = row.image.relative_to(root).parts
             first = folder.joinpath(*parts[:depth], label, *parts[depth + 1 :])
-            place = first
-            number = 1
-            while str(place).casefold() in taken:
-                number += 1
-                place = first.with_name(f"{first.stem}-{number}{first.suffix}")
-            taken.add(str(place).casefold())
+            place = Path(free_name(str(first.with_suffix("")), first.suffix, taken))
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(row.image, place)
 

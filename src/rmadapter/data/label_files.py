@@ -116,11 +116,12 @@ def parents_of(
     """
     written = {nfc(str(label)): str(label) for label in labels}
     by_key = {key(label): label for label in written.values()}
+    known = {*written.values()}
     above = {*parents.values()}
     found: dict[str, str] = {}
     for name, parent in parents.items():
         label = written.get(name) or (name if name in above else by_key.get(key(name), name))
-        if label not in written.values() and name not in above:
+        if label not in known and name not in above:
             hint = did_you_mean(name, written)
             raise UserError(f"{where}: {quoted(name)} is neither a class nor a parent{hint}")
         if found.setdefault(label, parent) != parent:

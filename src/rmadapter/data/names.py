@@ -80,18 +80,16 @@ def only_label(labels: Iterable[T], where: str) -> T | None:
     Raises:
         UserError: The image has several labels; the message begins with `where`.
     """
-    different: list[T] = []
-    for label in labels:
-        if label not in different:
-            different.append(label)
-    if len(different) > 1:
-        first, second = map(quoted, different[:2])
+    every = list(labels)
+    others = [label for label in every if label != every[0]]
+    if others:
+        first, second = quoted(every[0]), quoted(others[0])
         raise UserError(
             f"{where}: has the labels {first} and {second}, but one label per image is supported: "
             f"use --crops (crops=True) for boxes, or a multi-label library such as torchvision "
             f"with BCE loss"
         )
-    return different[0] if different else None
+    return every[0] if every else None
 
 
 def listed_label(name: str, where: str) -> str:

@@ -219,27 +219,32 @@ def write(splits: Mapping[str, Rows], out: Path, home: Path) -> None:
 
 def _folder_names(splits: Mapping[str, Rows]) -> dict[str, str]:
     """Return the folder of each label, valid on any system."""
-    taken: set[str] = set()
+    taken: dict[str, int] = {}
     labels = sorted({row.label for rows in splits.values() for row in rows}, key=order)
-    return {label: _free(folder_name(label).lstrip(".") or "_", "", taken) for label in labels}
+    return {label: free_name(folder_name(label).lstrip(".") or "_", "", taken) for label in labels}
 
 
 def _places(splits: Mapping[str, Rows], folders: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
     """Yield where each image goes, and the image."""
-    taken: set[str] = set()
+    taken: dict[str, int] = {}
     for split, rows in splits.items():
         above = "" if split == "all" else f"{split}/"
         for row in rows:
             stem = f"{above}{folders[row.label]}/{folder_name(row.image.stem)}"
-            yield _free(stem, row.image.suffix, taken), row.image
+            yield free_name(stem, row.image.suffix, taken), row.image
 
 
-def _free(stem: str, suffix: str, taken: set[str]) -> str:
-    """Return a name that is not taken, and take it."""
-    name = f"{stem}{suffix}"
-    number = 1
+def free_name(stem: str, suffix: str, taken: dict[str, int]) -> str:
+    """Return a name that is not taken, and take it.
+
+    Args:
+        stem: The name without its suffix; a number follows where the name is taken.
+        suffix: Suffix of the name.
+        taken: The names that are taken, case-folded -> the last number that followed each.
+    """
+    first = name = f"{stem}{suffix}"
     while name.casefold() in taken:
-        number += 1
-        name = f"{stem}-{number}{suffix}"
-    taken.add(name.casefold())
+        taken[first.casefold()] += 1
+        name = f"{stem}-{taken[first.casefold()]}{suffix}"
+    taken[name.casefold()] = 1
     return name

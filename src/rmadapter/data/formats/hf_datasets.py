@@ -180,8 +180,9 @@ def _json(file: Path, budget: Budget) -> Any:
 def _names_in(file: Path, names: Sequence[object]) -> list[str]:
     inside = [name for name in names if isinstance(name, str) and name not in ("", ".", "..")]
     plain = [name for name in inside if last_part(name) == name]
-    if len({*plain}) != len(names):
-        odd = next((name for name in names if name not in plain or names.count(name) > 1), "")
+    counts = Counter(plain)
+    if len(counts) != len(names):
+        odd = next((name for name in names if not isinstance(name, str) or counts[name] != 1), "")
         what = f"names {quoted(odd)}, which is named twice or not a file in its folder"
         raise UserError(f"{file}: {what}; save the data set again")
     return plain

@@ -227,8 +227,8 @@ def chosen_cells(
         # splits were chosen, are not wanted, or there are none, as the user says
         settled = "split" in chosen or (named or {}).get("split") == NO_SPLITS
         if "split" in optional and not settled:
-            others = {*columns} - {*chosen.values()}
-            unread = Unread(name for name in columns if name in others and columns.count(name) == 1)
+            read, counts = {*chosen.values()}, Counter(columns)
+            unread = Unread(name for name in columns if counts[name] == 1 and name not in read)
         return chosen, unread.columns
 
     for where, row in reader(choose):

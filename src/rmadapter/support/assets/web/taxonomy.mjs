@@ -1,11 +1,13 @@
 // Parents of labels: the best group of each level, and the lowest group that holds several classes, as in taxonomy.py.
 
+const MAX_DEPTH = 100;  // parents above one label
+
 // The parents of a label, the top one first.
 function path(parents, label) {
   const found = [label];
   while (Object.hasOwn(parents, found.at(-1))) {
     const parent = parents[found.at(-1)];
-    if (typeof parent !== "string" || found.includes(parent)) throw Error();
+    if (typeof parent !== "string" || found.length > MAX_DEPTH || found.includes(parent)) throw Error();
     found.push(parent);
   }
   return found.slice(1).reverse();
@@ -17,7 +19,8 @@ export function checked(parents, labels) {
   try {
     if (typeof parents !== "object" || Array.isArray(parents)) throw Error();
     const paths = labels.map((label) => path(parents, label)), depth = Math.max(...paths.map(({ length }) => length));
-    if (paths.flat().some((name) => labels.includes(name))) throw Error();
+    const known = new Set(labels);
+    if (paths.some((names) => names.some((name) => known.has(name)))) throw Error();
     const group = (level) => labels.map((label, number) => paths[number][depth - level] ?? label);
     return depth ? Array.from({ length: depth + 1 }, (_, level) => group(level)) : null;
   } catch {
