@@ -112,7 +112,7 @@ def asking(
     if kind.engine in EXPORTS:
         place = folder / kind.engine
         name = next(name for name in (OPENVINO, GRAPH) if (place / name).exists())
-        run, _ = ENGINES[name](place / name, threads)
+        run, *_ = ENGINES[name](place / name, threads)
         return lambda pixels: run(pixels)[0]
     if kind.adapters:
         model = fitted(backbone, True, options)

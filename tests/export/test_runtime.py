@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -81,6 +83,12 @@ def test_pocket_and_photographs_of_all_turns(pocket: Backbone, tmp_path: Path) -
         assert np.array_equal(ours(image), pocket.preprocess(image).numpy())
 
 
+@pytest.mark.parametrize("size", [0, 4097, 10**6, 10**400, "8", True, None])
+def test_sizes_that_no_export_has(size: Any) -> None:
+    with pytest.raises(ValueError, match="size"):
+        Transform(size, "squash", "bicubic", [0] * 3, [1] * 3)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An export made by hand: its probabilities are a softmax of the mean of each colour."""
@@ -144,8 +152,71 @@ def test_a_damaged_folder(folder: Path, tmp_path: Path) -> None:
         for file in folder.iterdir():
             (copy / file.name).write_bytes(file.read_bytes())
         (copy / name).write_bytes(b"\x00nonsense")
-        with pytest.raises(UserError, match="damaged"):
+        with pytest.raises(UserError, match=f"{copy.name}: damaged|{name}: not readable"):
             Model(copy)
+
+
+def make_pipe(file: Path) -> None:
+    os.mkfifo(file)
+
+
+def link_to_zero(file: Path) -> None:
+    file.symlink_to("/dev/zero")
+
+
+def link_to_nothing(file: Path) -> None:
+    file.symlink_to("missing")
+
+
+def write_a_sparse_file(file: Path) -> None:
+    with open(file, "wb") as content:
+        content.truncate(2**40)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes and devices of POSIX")
+@pytest.mark.parametrize("make", [make_pipe, link_to_zero, link_to_nothing, write_a_sparse_file])
+@pytest.mark.parametrize(
+    "name",
+    [runtime.LABELS, runtime.TRANSFORM, files.CALIBRATION, files.FAMILIARITY, files.TAXONOMY],
+)
+def test_files_without_an_end_are_refused_at_once(
+    folder: Path, tmp_path: Path, name: str, make: Callable[[Path], None]
+) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    (copy / name).unlink(missing_ok=True)
+    make(copy / name)
+    with pytest.raises(UserError, match=name):
+        Model(copy)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes of POSIX")
+@pytest.mark.parametrize("name", ["model.onnx.data", "text.onnx", "tokenizer.json", "weights.npy"])
+def test_a_pipe_in_the_place_of_what_an_engine_opens_is_refused(
+    folder: Path, tmp_path: Path, name: str
+) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    make_pipe(copy / name)
+    with pytest.raises(UserError, match=name):
+        Model(copy)
+
+
+def test_an_export_may_be_made_of_links_as_in_the_cache_of_a_hub(
+    folder: Path, tmp_path: Path
+) -> None:
+    for file in folder.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    assert Model(tmp_path).labels == LABELS
+
+
+def test_no_image_is_made_of_a_size_that_the_graph_does_not_take(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    facts = json.loads((copy / runtime.TRANSFORM).read_text())
+    (copy / runtime.TRANSFORM).write_text(json.dumps({**facts, "size": 4096}))
+    monkeypatch.setattr(Transform, "__call__", None)
+    with pytest.raises(UserError, match=r"images of 4096 pixels for a graph that takes 8"):
+        Model(copy)
 
 
 UNFIT: dict[str, tuple[str, object]] = {
@@ -157,6 +228,10 @@ UNFIT: dict[str, tuple[str, object]] = {
     "no size": (runtime.TRANSFORM, {"size": 0}),
     "a negative size": (runtime.TRANSFORM, {"size": -8}),
     "a text of a size": (runtime.TRANSFORM, {"size": "8"}),
+    "a size that is no whole number": (runtime.TRANSFORM, {"size": 8.0}),
+    "a bright fill": (runtime.TRANSFORM, {"fill": 256}),
+    "a dark fill": (runtime.TRANSFORM, {"fill": -1}),
+    "a fill of True": (runtime.TRANSFORM, {"fill": True}),
     "two means": (runtime.TRANSFORM, {"mean": [0, 0]}),
     "no mean": (runtime.TRANSFORM, {"mean": [0, float("nan"), 0]}),
     "no deviation": (runtime.TRANSFORM, {"std": [1, 0, 1]}),
@@ -217,6 +292,19 @@ def test_the_command_line(folder: Path, images: Path) -> None:
     done = call(images / "01.png", "--device", "gpu")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("predict.py: --device gpu: write cpu, cuda, tensorrt, openvino")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes of POSIX")
+def test_the_file_of_an_export_reads_no_pipe(folder: Path, images: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    (copy / "predict.py").write_text(one_file(runtime.__name__, "tested"), encoding="utf-8")
+    (copy / runtime.LABELS).unlink()
+    make_pipe(copy / runtime.LABELS)
+    command = [sys.executable, str(copy / "predict.py"), str(images)]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert runtime.LABELS in done.stderr
 
 
 # Devices

@@ -27,8 +27,8 @@ PROVIDERS = {
 NUMBERED = ("cuda", "tensorrt")  # a machine may have several
 Provider: TypeAlias = "str | tuple[str, dict[str, str]]"
 
-# the function that runs a graph, and its batch size if that is fixed, else 0
-Engine: TypeAlias = "tuple[Callable[[np.ndarray], Sequence[np.ndarray]], int]"
+# the function that runs a graph, and its batch size and the side of its images if fixed, else 0
+Engine: TypeAlias = "tuple[Callable[[np.ndarray], Sequence[np.ndarray]], int, int]"
 
 
 def providers(device: str, available: Collection[str]) -> list[Provider]:
@@ -73,13 +73,15 @@ def open_onnx(file: Path, threads: int, device: str = CPU) -> Engine:
             f"--device {device}: onnxruntime has {provider} but cannot start it; install the "
             "libraries and the driver that it needs, or leave out --device"
         )
-    size = session.get_inputs()[0].shape[0]
+    batch, *_, side = (
+        size if isinstance(size, int) else 0 for size in session.get_inputs()[0].shape
+    )
 
     def run(pixels: np.ndarray) -> Sequence[np.ndarray]:
         outputs: list[np.ndarray] = session.run(None, {INPUT: pixels})
         return outputs
 
-    return run, size if isinstance(size, int) else 0
+    return run, batch, side
 
 
 def only_cpu(file: Path, device: str) -> None:
@@ -106,12 +108,13 @@ def open_openvino(file: Path, threads: int, device: str = CPU) -> Engine:
     if model.has_rt_info(GROUP_KEY):
         settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = _runtime_info(model, GROUP_KEY)
     compiled = core.compile_model(model, "CPU", settings)
-    size = model.input(INPUT).partial_shape[0]
+    shape = model.input(INPUT).partial_shape
+    batch, *_, side = (0 if size.is_dynamic else size.get_length() for size in shape)
 
     def run(pixels: np.ndarray) -> Sequence[np.ndarray]:
         return list(compiled([pixels]).values())
 
-    return run, 0 if size.is_dynamic else size.get_length()
+    return run, batch, side
 
 
 def _runtime_info(model: Any, place: list[str]) -> str:
@@ -133,7 +136,7 @@ def open_litert(file: Path, threads: int, device: str = CPU) -> Engine:
         model.invoke()
         return [model.get_tensor(each["index"]) for each in exits]
 
-    return run, 1
+    return run, 1, int(entry["shape"][-1])
 
 
 ENGINES = {OPENVINO: open_openvino, LITERT: open_litert, GRAPH: open_onnx}

@@ -12,7 +12,6 @@ Images become the same tensors, bit for bit, as in the package that exported the
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,12 +32,14 @@ from rmadapter.errors import UserError, damaged
 from rmadapter.export import FACTS
 from rmadapter.export.engines import CPU, ENGINES, GRAPH, Outputs, find_graph, joined, parse_outputs
 from rmadapter.export.text_classes import WEIGHTS, TextClasses
-from rmadapter.support.files import check_sums, csv_text, read_json
+from rmadapter.support.files import check_files, check_sums, csv_text, read_json
 from rmadapter.support.machine import cores
 
 LABELS, TRANSFORM = "labels.json", "preprocess.json"
 BATCH_SIZE = 32  # images
-MAX_FACTS_BYTES = 2**20  # of export.json
+MAX_FACTS_BYTES = 2**20  # of export.json and preprocess.json
+MAX_LABELS_BYTES = 2**24  # of labels.json
+MAX_SIDE = 4096  # pixels of a square image
 RESIZES = ("shortest", "longest", "squash")
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
@@ -47,13 +48,13 @@ class Transform:
     """RGB image -> float32 [3, size, size], as preprocess.json says.
 
     Args:
-        size: Side of the square.
+        size: Side of the square, at most 4,096 pixels.
         resize: Fit the "shortest" side and crop the centre, fit the "longest" side and pad, or
             "squash".
         interpolation: One of FILTERS.
         mean: Of RGB in 0..1.
         std: Of RGB in 0..1.
-        fill: Grey of the padding.
+        fill: Grey of the padding, 0 to 255.
 
     Raises:
         ValueError: No export says this.
@@ -74,6 +75,8 @@ class Transform:
         self.std = np.array(std, np.float32).reshape(3, 1, 1)
         if resize not in RESIZES or not np.isfinite([self.mean, self.std]).all() or 0 in self.std:
             raise ValueError(f"resize {resize!r}, mean {mean} and std {std}")
+        if not (type(size) is type(fill) is int and 0 < size <= MAX_SIDE and 0 <= fill <= 255):
+            raise ValueError(f"size {size!r:.80} and fill {fill!r:.80}")
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         channels = np.asarray(self._square(image)).transpose(2, 0, 1)
@@ -125,16 +128,19 @@ class Model:
         graph = find_graph(folder) or GRAPH
         if not (folder / graph).is_file():
             raise UserError(f"{folder}: not an exported model; {graph} is missing")
-        check_sums(folder)
         self.folder = folder
         self.classes: TextClasses | None = None
         try:
-            labels = json.loads((folder / LABELS).read_text("utf-8"))
+            check_files(folder)
+            check_sums(folder)
+            labels = read_json(folder / LABELS, MAX_LABELS_BYTES)
             if not isinstance(labels, list):
                 raise ValueError(f"{LABELS} holds no list")
             self.decider = read_decider(folder, [str(label) for label in labels])
-            self.transform = Transform(**json.loads((folder / TRANSFORM).read_text("utf-8")))
-            self._run, batch = ENGINES[graph](folder / graph, threads, device)
+            self.transform = Transform(**read_json(folder / TRANSFORM, MAX_FACTS_BYTES))
+            self._run, batch, side = ENGINES[graph](folder / graph, threads, device)
+            if side not in (0, self.size):
+                raise ValueError(f"images of {self.size} pixels for a graph that takes {side}")
             self.batch = batch or BATCH_SIZE
             self.grey = self._answer_grey()
         except UserError:

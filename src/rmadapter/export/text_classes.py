@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-import json
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,11 +11,15 @@ import numpy as np
 
 from rmadapter.data.names import DESCRIPTION_SEPARATOR, default_name, key
 from rmadapter.errors import UserError, damaged
+from rmadapter.support.files import read_bytes, read_json, read_text
 
 TEXT_ENCODER, TOKENIZER = "text.onnx", "tokenizer.json"
 PROMPTS, WEIGHTS = "prompts.json", "weights.npy"
 TOKENS = "tokens"  # input of the text encoder
 MAX_PROMPT_SIZE = 1_000  # templates, and characters of one
+MAX_PROMPTS_BYTES = 2**24  # of prompts.json
+MAX_TOKENIZER_BYTES = 2**26
+MAX_WEIGHTS_BYTES = 2**30
 
 
 class TextClasses:
@@ -45,7 +49,7 @@ class TextClasses:
 
         self._fix_text = ftfy.fix_text
         try:
-            facts = json.loads((folder / PROMPTS).read_text("utf-8"))
+            facts = read_json(folder / PROMPTS, MAX_PROMPTS_BYTES)
             templates = facts["templates"]
             if not isinstance(templates, list):
                 raise ValueError(f"{PROMPTS} holds no list of templates")
@@ -55,10 +59,12 @@ class TextClasses:
             self.scale = float(facts["scale"])
             # in prompts; earlier exports have none
             self.names = [str(name) for name in facts.get("names", [])]
-            self.weights: np.ndarray = np.load(folder / WEIGHTS, allow_pickle=False)
+            content = io.BytesIO(read_bytes(folder / WEIGHTS, MAX_WEIGHTS_BYTES))
+            self.weights: np.ndarray = np.load(content, allow_pickle=False)
             if not np.isfinite(self.scale) or not np.isfinite(self.weights).all():
                 raise ValueError(f"NaN or infinity in {PROMPTS} or {WEIGHTS}")
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(folder / TOKENIZER))
+            vocabulary = read_text(folder / TOKENIZER, max_bytes=MAX_TOKENIZER_BYTES)
+            self._tokenizer = tokenizers.Tokenizer.from_str(vocabulary)
             self._session = onnxruntime.InferenceSession(
                 str(folder / TEXT_ENCODER), providers=["CPUExecutionProvider"]
             )

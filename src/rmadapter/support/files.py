@@ -213,6 +213,15 @@ def walk(
                 waiting.append(path)
 
 
+def check_files(folder: Path) -> None:
+    """Raise UserError for a pipe, a device or a broken link in a folder: a library that opens it by
+    its name may wait or read for ever."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not (entry.is_file() or entry.is_dir()):
+                raise UserError(f"{folder / entry.name}: neither a file nor a folder; remove it")
+
+
 @contextmanager
 def plain_file(path: str | Path) -> Iterator[BinaryIO]:
     """Open a plain file for reading. Raises OSError, also for a pipe or device, which may never
@@ -380,10 +389,10 @@ def sha256(file: Path, kind: str = "sha256") -> str:
     return digest.hexdigest()
 
 
-def read_bytes(file: Path) -> bytes:
-    """Return the content of a file. Raises UserError as `opened`."""
+def read_bytes(file: Path, max_bytes: int = -1) -> bytes:
+    """Return the content of a file, at most so many bytes. Raises UserError as `opened`."""
     with opened(file) as content:
-        return content.read()
+        return content.read(max_bytes)
 
 
 def write_sums(
