@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeAlias
@@ -55,8 +56,9 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
 
 
 def append_lines(file: Path, lines: Iterable[Line]) -> None:
-    """Append lines in one write."""
-    text = "".join(json.dumps(line) + "\n" for line in lines)
+    """Append lines in one write, each with the time in UTC at which it was `finished`."""
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    text = "".join(json.dumps({**line, "finished": now}) + "\n" for line in lines)
     with file.open("a", encoding="utf-8") as out:
         out.write(text)
 

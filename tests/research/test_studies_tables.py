@@ -3,11 +3,12 @@ intervals of the tables."""
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
 from forest import interval
-from studies import show, with_verdicts
+from studies import append_lines, read_lines, show, with_verdicts
 
 PLACE = "before\n\n<!-- {} -->\n\nold\n\n<!-- end -->\n\nafter\n"
 
@@ -21,6 +22,16 @@ def test_each_table_goes_to_the_page_that_has_its_place(tmp_path: Path) -> None:
     expected = [PLACE.format(name).replace("old", cell) for name, cell in
                 (("long", "| b |"), ("longer", "| c |"))]  # fmt: skip
     assert records.read_text() == "".join(expected)
+
+
+def test_appended_lines_say_when_they_were_finished(tmp_path: Path) -> None:
+    file, before = tmp_path / "lines.jsonl", datetime.now(timezone.utc).replace(microsecond=0)
+    append_lines(file, [{"data": "food"}])
+    append_lines(file, [{"data": "sports"}, {"data": "dtd10"}])
+    lines = read_lines(file)
+    assert [line["data"] for line in lines] == ["food", "sports", "dtd10"]
+    for line in lines:
+        assert before <= datetime.fromisoformat(line["finished"]) <= datetime.now(timezone.utc)
 
 
 def test_a_table_without_a_place_changes_no_page(tmp_path: Path) -> None:
