@@ -23,7 +23,7 @@ import itertools
 import json
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -50,6 +50,7 @@ from studies import (
 from torch import Tensor
 
 from rmadapter import metrics
+from rmadapter.bench.report.stats import LEVEL, holm, over_sets
 from rmadapter.data.fewshot import half, split_digest
 from rmadapter.data.image_set import ImageSet
 from rmadapter.methods.rmadapter import RMAdapter
@@ -311,6 +312,30 @@ def at_equal_base(one: Line, other: Line) -> float:
     return novel_at(one["frontier"], level) - novel_at(other["frontier"], level)
 
 
+def crossing(frontier: Sequence[Sequence[float]], base: float) -> float:
+    """Return the novel accuracy where a frontier, followed from its first point on, first has a
+    base accuracy; NaN if it never has."""
+    for (one, first, *_), (two, second, *_) in itertools.pairwise(frontier):
+        if min(one, two) <= base <= max(one, two):
+            return first + (second - first) * (base - one) / (two - one) if one != two else first
+    return float("nan")
+
+
+def at_equal_crossing(one: Line, other: Line, step: int) -> float:
+    """Return how much more novel accuracy one line has than another, as `at_equal_base`, but each
+    where its frontier first crosses that base accuracy: from the untouched model on (step 1), or
+    from the trained one (-1)."""
+    frontiers = [line["frontier"][::step] for line in (one, other)]
+    level = min(max(base for base, *_ in frontier) for frontier in frontiers)
+    ours, theirs = (crossing(frontier, level) for frontier in frontiers)
+    return ours - theirs
+
+
+def hm(line: Line) -> float:
+    """Return the harmonic mean of base and novel accuracy in %."""
+    return metrics.harmonic_mean(*line["frontier"][-1][:2])
+
+
 FIGURES: dict[str, Callable[[Line, Line], float]] = {
     "base": lambda a, b: a["frontier"][-1][0] - b["frontier"][-1][0],
     "novel": lambda a, b: a["frontier"][-1][1] - b["frontier"][-1][1],
@@ -329,7 +354,19 @@ PAIRS = (  # R2 and R5
     ("plus", "both"),
     ("plus", "ridge"),
 )
+ROOTS = {name.split("/")[0] for name in REPORT_ALL}
 RIVALS = tuple((CHOSEN, name) for name in ("plus", "zero-shot", "neither", "ridge", "both"))
+# Looked at afterwards, over all data sets, and what may stand in place of the largest.
+LOSSES = ("reconstruction", "reconstruction, printed", "constraint", "both")
+WHOLE = {
+    **{name: FIGURES[name] for name in ("base", "novel", "joint")},
+    "HM": lambda one, other: hm(one) - hm(other),
+}
+EQUAL_BASE = {
+    "largest": at_equal_base,
+    "from the trained model": lambda one, other: at_equal_crossing(one, other, -1),
+    "from the untouched one": lambda one, other: at_equal_crossing(one, other, 1),
+}
 # by the end of a table's name
 FAMILIES: dict[str, Sequence[tuple[str, str]]] = {"": PAIRS, ", chosen": RIVALS}
 
@@ -337,19 +374,24 @@ FAMILIES: dict[str, Sequence[tuple[str, str]]] = {"": PAIRS, ", chosen": RIVALS}
 def differences(
     lines: Lines, figure: Callable[[Line, Line], float], pairs: Sequence[tuple[str, str]] = PAIRS
 ) -> list[list[str]]:
-    """Compare pairs, which are tested together, over data sets, whose domains and draws count as
+    """Compare pairs, which are tested together, over data sets."""
+    found = {f"{one} - {other}": by_set(lines, figure, one, other) for one, other in pairs}
+    named = {name: sets for name, sets in found.items() if sets}
+    return [[name, *cells] for name, cells in with_verdicts(named, 1).items()]
+
+
+def by_set(
+    lines: Lines, figure: Callable[[Line, Line], float], one: str, other: str
+) -> list[list[float]]:
+    """Return how one variant differs from another, by data set, whose domains and draws count as
     draws."""
     runs = {(line["data"], line["draw"], line["variant"]): line for line in lines}
-    named: dict[str, list[list[float]]] = {}
-    for one, other in pairs:
-        sets: dict[str, list[float]] = {}
-        for data, draw, variant in runs:
-            if variant == one and (data, draw, other) in runs:
-                pair = (runs[data, draw, name] for name in (one, other))
-                sets.setdefault(data.split("/")[0], []).append(figure(*pair))
-        if sets:
-            named[f"{one} - {other}"] = [*sets.values()]
-    return [[name, *cells] for name, cells in with_verdicts(named, 1).items()]
+    sets: dict[str, list[float]] = {}
+    for data, draw, variant in runs:
+        if variant == one and (data, draw, other) in runs:
+            pair = (runs[data, draw, name] for name in (one, other))
+            sets.setdefault(data.split("/")[0], []).append(figure(*pair))
+    return [*sets.values()]
 
 
 def of_sets(lines: Lines, sets: Sequence[str], shots: int) -> list[Line]:
@@ -413,6 +455,85 @@ def means(lines: Lines) -> list[list[str]]:
     return rows
 
 
+# Looked at afterwards
+
+
+def estimate(sets: Sequence[Sequence[float]]) -> str:
+    """Write a mean over data sets with its 95 % interval, which is corrected for nothing."""
+    mean, half = fmean(map(fmean, sets)), over_sets(sets).half
+    interval = f" ({mean - half:.1f} to {mean + half:.1f})" if half is not None else ""
+    return f"{mean:+.1f}{interval}"
+
+
+def estimates(
+    lines: Lines,
+    figures: Mapping[str, Callable[[Line, Line], float]],
+    pairs: Sequence[tuple[str, str]],
+) -> list[list[str]]:
+    """Return a row for each number of images and each pair: the data sets that have both variants,
+    and the estimates of the figures."""
+    rows = []
+    for shots in sorted({line["shots"] for line in lines}):
+        some = [line for line in lines if line["shots"] == shots]
+        for one, other in pairs:
+            found = [by_set(some, figure, one, other) for figure in figures.values()]
+            if found[0]:
+                cells = [str(len(found[0])), *map(estimate, found)]
+                rows.append([str(shots), f"{one} - {other}", *cells])
+    return rows
+
+
+def corrected_together(lines: Lines) -> list[list[str]]:
+    """Return a row for each registered difference on the data sets for reporting that its own table
+    shows: with p corrected for that table, and for all of the tables."""
+    tests: dict[tuple[int, str, str], list[list[float]]] = {}
+    own: dict[tuple[int, str, str], float] = {}
+    for shots, figure in itertools.product(sorted({line["shots"] for line in lines}), FIGURES):
+        some = of_sets(lines, REPORT_ALL, shots)
+        table = {
+            (shots, figure, f"{one} - {other}"): sets
+            for one, other in PAIRS
+            if (sets := by_set(some, FIGURES[figure], one, other)) and over_sets(sets).p is not None
+        }
+        if table:
+            p = holm([float(over_sets(sets).p or 0) for sets in table.values()]).tolist()
+            own |= dict(zip(table, p, strict=True))
+            tests |= table
+    if not tests:
+        return []
+    every = holm([float(over_sets(sets).p or 0) for sets in tests.values()]).tolist()
+    return [
+        [str(shots), figure, name, estimate(sets), f"{own[shots, figure, name]:.3f}", f"{p:.3f}"]
+        for ((shots, figure, name), sets), p in zip(tests.items(), every, strict=True)
+        if own[shots, figure, name] < LEVEL
+    ]
+
+
+def afterwards(lines: Lines) -> dict[str, str]:
+    """Make the tables of what was looked at afterwards by name."""
+    pairs = [(name, "neither") for name in LOSSES]
+    reported = [line for line in lines if line["data"].split("/")[0] in ROOTS]
+    rivals = (("both", "neither"), ("both", "mmrl"), ("plus", "both"))
+    count = len(FIGURES) * len(PAIRS) * len({line["shots"] for line in lines})
+    return {
+        **{
+            f"afterwards: losses, {few} shots": markdown(
+                ["images", "difference", "sets", *WHOLE], rows
+            )
+            for few in sorted({line["shots"] for line in lines})
+            if (rows := [x for x in estimates(lines, WHOLE, pairs) if x[0] == str(few)])
+        },
+        "afterwards: novel at equal base": markdown(
+            ["images", "novel at equal base, sets for reporting", "sets", *EQUAL_BASE],
+            estimates(reported, EQUAL_BASE, rivals),
+        ),
+        "afterwards: corrected together": markdown(
+            ["images", "figure", "difference", "points", "p, its table", f"p, all {count}"],
+            corrected_together(lines),
+        ),
+    }
+
+
 HEADS = ["base", "novel", "joint", "base as novel", "novel as base", "AUROC"]
 
 
@@ -433,7 +554,7 @@ def tables(lines: Lines) -> dict[str, str]:
                 if rows:
                     name = f"{title}: {shots} shots, {figure}{family}"
                     found[name] = markdown([f"difference, {figure}", *TESTED], rows)
-    return found
+    return found | afterwards(lines)
 
 
 def main() -> None:

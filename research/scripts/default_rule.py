@@ -133,7 +133,8 @@ def table(learnt: Lines, kept: Lines, shared: Lines, chosen: Lines) -> str:
                 fits,
             ]
         )
-    heads = [f"novel, {shots} images" for shots in asked]
+    counts = [len(answer.shared_by_all(answer.of_sets(kept, CHOOSE_ALL, shots))) for shots in asked]
+    heads = [f"novel, {shots} images, {n} sets" for shots, n in zip(asked, counts, strict=True)]
     return markdown([f"{len(sets)} sets for choosing", "points behind", *heads, "qualifies"], rows)
 
 

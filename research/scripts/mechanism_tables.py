@@ -17,18 +17,12 @@ from statistics import fmean
 from typing import Any
 
 import answer
+from answer import hm
 from answer_readme import RESULTS
 from studies import CHOOSE_ALL, REPORT_ALL, TESTED, Line, Lines, markdown, read_lines, show
 
-from rmadapter.metrics import harmonic_mean
-
 LOSSES = ("neither", "reconstruction", "constraint", "both")  # of R4
 PLAIN = "neither"  # what the prepared adapters and the losses are compared with
-
-
-def hm(line: Line) -> float:
-    """Return the harmonic mean of base and novel accuracy in %."""
-    return harmonic_mean(*line["frontier"][-1][:2])
 
 
 def shared(lines: Lines, variants: Sequence[str]) -> list[Line]:

@@ -29,7 +29,9 @@ import reconstruction_tables
 import suspects
 import unfamiliar
 import untouched_share
+from forest import interval
 from PIL import Image
+from studies import CHOOSE_ALL, REPORT_ALL
 
 from rmadapter.bench.report.read import read_records
 from rmadapter.curate.suspects import NEIGHBOURS, PROBE
@@ -74,13 +76,14 @@ def answer_tables() -> dict[str, str]:
     learnt, kept = answer_readme.recorded()
     shared = {"keep": untouched_share.choice_table(lines_of("untouched_share"), kept)}
     rule = {"rule": default_rule.recorded_table()}
+    rule["learning, draws"] = learning.draws_table(lines_of("choice"))
     return answer.tables(kept) | learning.tables(learnt) | shared | rule
 
 
 @pytest.mark.parametrize(
     ("name", "tables", "count"),
     [
-        ("studies/answer.md", lambda: marked(answer_tables()), 41),
+        ("studies/answer.md", lambda: marked(answer_tables()), 46),
         ("studies/choice.md", lambda: marked(choice.tables(lines_of("choice"))), 6),
         ("studies/all_images.md",
          lambda: marked(all_images.tables(lines_of("all_images"), lines_of("choice"))), 4),
@@ -141,6 +144,47 @@ def test_the_figure_and_the_table_of_the_readme_show_the_lines() -> None:
     with Image.open(ROOT / "docs/answer.png") as image:
         shown = image.info["Description"]
     assert shown == answer_readme.words(answer_readme.figure(learnt, kept))
+
+
+def test_the_figures_of_the_readme_are_those_of_the_lines() -> None:
+    learnt, kept = answer_readme.recorded()
+    sets, again = learning.sets_of(REPORT_ALL), lines_of("choice")
+    by_method = learning.accuracies(learnt, sets, answer_readme.SHOTS)
+    every, some = (
+        answer.of_sets(kept, names, answer_readme.SHOTS)
+        for names in ((*CHOOSE_ALL, *REPORT_ALL), REPORT_ALL)
+    )
+    best = by_method[learning.BEST]
+    leads = [[[best[x] - by_method["ridge"][x]] for x in sets]]
+    found = {(line["method"], line["data"], line["seed"]): line["test"]
+             for line in again if line["shots"] == answer_readme.SHOTS}  # fmt: skip
+    leads += [
+        [[found[learning.BEST, x, n] - found[name, x, n] for n in learning.DRAWS] for x in sets]
+        for name in learning.DRAWN_AGAIN
+    ]
+    base, novel = (answer.FIGURES[name] for name in ("base", "novel"))
+    for lines in (some, every):
+        leads.append(answer.by_set(lines, base, "neither", "both"))
+        leads.append(answer.by_set(lines, novel, "both", "neither"))
+    assert {len(lead) for lead in leads[-2:]} == {11}
+    leads.append(answer.by_set(some, answer.at_equal_base, "both", "neither"))
+    text = page("README.md").partition("<!-- end -->")[2].partition("![Learning")[0]
+    figures = re.findall(r"(-?\d+\.\d)(?: points)?\s\((\S+) to (\S+)\)", text)
+    assert figures == [tuple(f"{value:.1f}" for value in interval(lead)) for lead in leads]
+
+
+def test_the_rule_as_registered_takes_auto_and_as_amended_rmadapter_plus() -> None:
+    learnt, kept = answer_readme.recorded()
+    sets = learning.sets_of(CHOOSE_ALL)
+    curves = {name: curve for name, curve in learning.means(learnt, sets).items() if curve}
+    auto = default_rule.auto_curve(lines_of("choice"), sets)
+    winners, novel = [], []
+    for shared in ([], lines_of("untouched_share")):
+        novel.append(default_rule.novel(kept, shared, [4, 16]))
+        winners.append(default_rule.winner(curves, novel[-1], auto))
+    assert winners == ["auto", "rmadapter-plus"]
+    missed = novel[0]["zero-shot"][4] - default_rule.WITHIN - novel[0]["rmadapter-plus"][4]
+    assert f"missed that by {missed:.1f} points" in page("docs/studies/answer.md")
 
 
 def test_the_default_share_is_the_chosen_one() -> None:

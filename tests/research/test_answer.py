@@ -51,6 +51,49 @@ def test_novel_accuracy_at_a_base_accuracy_is_read_off_the_best_line() -> None:
     assert answer.at_equal_base(other, one) == pytest.approx(45 - 52)
 
 
+def test_without_the_largest_the_first_crossing_from_an_end_counts() -> None:
+    frontier = [[50, 60, 0], [60, 64, 0], [80, 40, 0], [70, 50, 0]]
+    assert answer.crossing(frontier, 75) == pytest.approx(46)  # between 64 and 40
+    assert answer.crossing(frontier[::-1], 75) == pytest.approx(45)  # between 50 and 40
+    assert answer.crossing(frontier[1:], 60) == 64
+    assert np.isnan(answer.crossing(frontier, 81))
+    one, other = {"frontier": frontier}, {"frontier": [[50, 60, 0], [75, 45, 0], [75, 44, 0]]}
+    assert answer.at_equal_crossing(one, other, 1) == pytest.approx(46 - 45)
+    assert answer.at_equal_crossing(one, other, -1) == pytest.approx(45 - 44)
+
+
+def test_what_was_looked_at_afterwards_counts_all_sets() -> None:
+    """Both halves of the data sets count for the losses, those for reporting for the rest."""
+    sets = ("rooms", "pacs/photo", "pacs/sketch", "food", "sports", "dtd10")
+    lines = [
+        line(data, 1, variant, 40 + (place if variant == "both" else 0))
+        for place, data in enumerate(sets)
+        for variant in ("both", "neither")
+    ]
+    found = answer.tables(lines)
+    [row] = found["afterwards: losses, 4 shots"].splitlines()[2:]
+    assert row.startswith("| 4 | both - neither | 5 | +0.0 | +2.7 (0.2 to 5.2) |")
+    [row] = found["afterwards: novel at equal base"].splitlines()[2:]
+    assert row.split(" | ")[2] == "4"
+
+
+def test_what_a_table_shows_is_corrected_for_all_tables() -> None:
+    """Differences of 6 to 10 points are shown by themselves, and less clearly among the tables of
+    two figures."""
+    sets = ("food", "sports", "dtd10", "grocery", "chess_pieces")
+    lines = [
+        line(data, 1, variant, 40 + (6 + place) * (variant == "both"))
+        for place, data in enumerate(sets)
+        for variant in ("both", "neither")
+    ]
+    rows = [row.split(" | ") for row in
+            answer.tables(lines)["afterwards: corrected together"].splitlines()[2:]]  # fmt: skip
+    assert [row[1:3] for row in rows] == [["novel", "both - neither"],
+                                          ["novel at equal base", "both - neither"]]  # fmt: skip
+    for row in rows:
+        assert float(row[-1].removesuffix(" |")) == pytest.approx(2 * float(row[-2]), abs=2e-3)
+
+
 def test_classes_are_reordered_with_their_images() -> None:
     orders = {answer.permuted(IMAGES, draw).classes for draw in range(20)}
     assert len(orders) > 5
