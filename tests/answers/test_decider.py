@@ -189,3 +189,21 @@ def test_only_this_room_decides() -> None:
             assert not names & gone, f"{file}: {names & gone}"
             if isinstance(node, ast.Attribute):
                 assert ast.unparse(node) != "Levels.of", file
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf"), 25.4, -0.1])
+def test_numbers_that_are_no_probabilities_have_no_answer(number: float) -> None:
+    table = TABLE.copy()
+    table[1] = number
+    for one in (decider(), decider(0.1), decider(0.1, 0.1)):
+        with pytest.raises(UserError, match="no probabilities"):
+            one.answer(table, FAR)
+    with pytest.raises(UserError, match="no probabilities"):
+        decider(0.1).sets(table)
+    assert len(decider(0.1).answer(TABLE + 1e-6)) == 4  # rounding
+
+
+def test_distances_that_are_not_finite_have_no_answer() -> None:
+    far = np.array([0.1, np.nan, 2.0, np.inf])
+    with pytest.raises(UserError, match="no probabilities"):
+        decider(0.1, 0.1).answer(TABLE, far)

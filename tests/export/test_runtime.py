@@ -89,25 +89,35 @@ def test_sizes_that_no_export_has(size: Any) -> None:
         Transform(size, "squash", "bicubic", [0] * 3, [1] * 3)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An export made by hand: its probabilities are a softmax of the mean of each colour."""
-    onnx = pytest.importorskip("onnx")
-    pytest.importorskip("onnxruntime", reason="pip install 'rmadapter[export]'")
+def write_graph(file: Path, last: str = "", factor: float = 1.0) -> None:
+    """Write a graph of the softmax of the mean of each colour, times a factor, and perhaps with one
+    more operation."""
+    import onnx
     from onnx import TensorProto, helper
 
     shape = ["batch", 3, 8, 8]
     nodes = [
         helper.make_node("ReduceMean", ["pixels", "axes"], ["means"], keepdims=0),
-        helper.make_node("Softmax", ["means"], ["probabilities"], axis=-1),
+        helper.make_node("Softmax", ["means"], ["shares"], axis=-1),
+        helper.make_node(last or "Identity", ["shares"], ["changed"]),
+        helper.make_node("Mul", ["changed", "factor"], ["probabilities"]),
     ]
     entry = helper.make_tensor_value_info("pixels", TensorProto.FLOAT, shape)
     output = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", 3])
     axes = helper.make_tensor("axes", TensorProto.INT64, [2], [2, 3])
-    graph = helper.make_graph(nodes, "means", [entry], [output], [axes])
-    out = tmp_path_factory.mktemp("by hand")
+    times = helper.make_tensor("factor", TensorProto.FLOAT, [], [factor])
+    graph = helper.make_graph(nodes, "means", [entry], [output], [axes, times])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    onnx.save(model, str(out / GRAPH))
+    onnx.save(model, str(file))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export made by hand: its probabilities are a softmax of the mean of each colour."""
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime", reason="pip install 'rmadapter[export]'")
+    out = tmp_path_factory.mktemp("by hand")
+    write_graph(out / GRAPH)
     (out / runtime.LABELS).write_text(json.dumps(["red", "=green", 3]))
     facts = {"size": 8, "resize": "shortest", "interpolation": "bicubic"}
     (out / runtime.TRANSFORM).write_text(json.dumps({**facts, "mean": [0] * 3, "std": [1] * 3}))
@@ -249,6 +259,41 @@ def test_files_that_do_not_fit_together(folder: Path, tmp_path: Path, kind: str)
     (copy / name).write_text(json.dumps(changes))
     with pytest.raises(UserError, match="copy: damaged"):
         Model(copy)
+
+
+@pytest.mark.parametrize(
+    ("last", "factor"),
+    [("", float("nan")), ("", float("inf")), ("", 100.0), ("Neg", 1.0), ("Log", 1.0)],
+)
+def test_a_graph_whose_numbers_are_no_probabilities_is_refused(
+    folder: Path, tmp_path: Path, last: str, factor: float
+) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    write_graph(copy / GRAPH, last, factor)
+    with pytest.raises(UserError, match=r"copy: .*no probabilities"):
+        Model(copy)
+
+
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:divide")
+@pytest.mark.parametrize("changes", [{"std": [1e-45] * 3}, {"mean": [3e38] * 3, "std": [1e-3] * 3}])
+def test_a_transform_that_overflows_is_refused(
+    folder: Path, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    facts = json.loads((copy / runtime.TRANSFORM).read_text())
+    (copy / runtime.TRANSFORM).write_text(json.dumps({**facts, **changes}))
+    with pytest.raises(UserError, match=r"copy: .*no probabilities"):
+        Model(copy)
+
+
+def test_an_answer_that_is_no_probability_is_refused_later_too(folder: Path) -> None:
+    """As where 16 bits are too few for one image."""
+    pixels = np.zeros((2, 3, 8, 8), np.float32)
+    model = Model(folder)
+    assert model.probabilities(pixels).shape == (2, 3)
+    pixels[1, 0] = np.inf
+    with pytest.raises(UserError, match="no probabilities"):
+        model.probabilities(pixels)
 
 
 @pytest.mark.ci

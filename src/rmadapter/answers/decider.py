@@ -25,6 +25,7 @@ CALIBRATION, FAMILIARITY = "calibration.json", "familiarity.json"
 TAXONOMY = "taxonomy.json"
 MAX_BYTES = 2**20  # of such a file
 MAX_TAXONOMY_BYTES = 2**24  # names may be many
+ROUNDING = 1e-3  # by which a probability may lie outside 0 to 1
 MORE_CLASSES = "no classes, or more than the model has"
 Parsed = TypeVar("Parsed")
 
@@ -105,7 +106,8 @@ class Decider:
 
     def sets(self, probabilities: np.ndarray) -> np.ndarray:
         """Return which classes are in the prediction set of each image, [B, C] bool; none if no
-        error is promised. probabilities: [B, C]."""
+        error is promised. probabilities: [B, C]. Raises UserError as `check_outputs`."""
+        check_outputs(probabilities)
         if self.limits is None:
             return np.zeros(probabilities.shape, bool)
         return in_sets(probabilities, self.limits)
@@ -119,12 +121,13 @@ class Decider:
             distances: Distances [B] from the nearest class mean.
 
         Raises:
-            UserError: There are no distances.
+            UserError: There are no distances, or as `check_outputs`.
         """
         if self.rejection is None or not self.reject_rate:
             return np.ones(len(probabilities), bool)
         if distances is None:
             raise UserError("the graph gives no distances of images: export the run again")
+        check_outputs(probabilities, distances)
         accepted = self.rejection.accepts(probabilities, distances, self.reject_rate)
         familiar: np.ndarray = accepted | (probabilities.argmax(1) >= self.known)
         return familiar
@@ -215,6 +218,25 @@ class Decider:
         rejection = self.rejection.json() if self.rejection and self.reject_rate else None
         paths = self.tree.paths if self.tree else None
         return [self.labels, self.known, limits, self.reject_rate, rejection, paths]
+
+
+def check_outputs(
+    probabilities: np.ndarray, distances: np.ndarray | None = None, where: str = ""
+) -> None:
+    """Raise UserError if a model's numbers are no answers: a probability outside 0 to 1, or NaN,
+    which would be the only class of its set; a distance that is not finite.
+
+    Args:
+        probabilities: Table [B, C].
+        distances: Distances [B], if there are any.
+        where: Prefix of the message, which names the model.
+    """
+    inside = (probabilities >= -ROUNDING) & (probabilities <= 1 + ROUNDING)
+    if not inside.all() or not (distances is None or np.isfinite(distances).all()):
+        raise UserError(
+            f"{where}answers with numbers that are no probabilities, such as NaN: fit or export "
+            "the model again"
+        )
 
 
 def write_decider(folder: Path, decider: Decider) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from rmadapter.answers.answer import UNSURE, Answer, cell
-from rmadapter.answers.decider import Decider, read_decider
+from rmadapter.answers.decider import Decider, check_outputs, read_decider
 from rmadapter.answers.rejection import NONE_OF_THESE
 from rmadapter.answers.sets import parse_share
 from rmadapter.data.decode import ImageSource, load_image
@@ -200,7 +200,8 @@ class Model:
         return self.ask(pixels).probabilities
 
     def ask(self, pixels: np.ndarray) -> Outputs:
-        """Return all that the model gives for float32 [B, 3, size, size]."""
+        """Return all that the model gives for float32 [B, 3, size, size]. Raises UserError for
+        numbers that are no probabilities."""
         starts = range(0, len(pixels), self.batch)
         parts = [parse_outputs(self._run(pixels[i : i + self.batch])) for i in starts]
         if not parts:  # not every engine takes an empty batch
@@ -208,7 +209,8 @@ class Model:
         outputs = joined(parts)
         if self.classes and outputs.features is not None:
             probabilities = self.classes.probabilities(outputs.features)
-            return outputs._replace(probabilities=probabilities)
+            outputs = outputs._replace(probabilities=probabilities)
+        check_outputs(outputs.probabilities, outputs.distances, f"{self.folder}: ")
         return outputs
 
     def embed(self, images: Iterable[ImageSource]) -> np.ndarray:

@@ -6,6 +6,7 @@ import { checked as checkedCalibration } from "./sets.mjs";
 import { checked as checkedTaxonomy } from "./taxonomy.mjs";
 import { halve, LARGEST, LONGEST, PHOTO, tensor } from "./pixels.mjs";
 
+const ROUNDING = 1e-3; // by which a probability may lie outside 0 to 1
 const here = (name) => new URL(name, import.meta.url).href;
 ort.env.wasm.numThreads = self.crossOriginIsolated ? navigator.hardwareConcurrency : 1;
 
@@ -74,6 +75,8 @@ export async function load() {
     const pixels = tensor(await decode(source), steps);
     const { probabilities, distance } =
       await session.run({ pixels: new ort.Tensor("float32", pixels, [1, 3, size, size]) });
+    if (!probabilities.data.every((share) => share >= -ROUNDING && share <= 1 + ROUNDING))
+      throw Error("model.onnx answers with numbers that are no probabilities: export the run again.");
     const rows = names
       .map((label, place) => ({ label, probability: probabilities.data[place], place }))
       .sort((a, b) => b.probability - a.probability);
