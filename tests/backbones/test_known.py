@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -13,7 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from rmadapter import AdaptedCLIP, AdapterSettings
 from rmadapter.artifacts.checkpoint import load, save, save_run
@@ -244,16 +246,37 @@ def test_damaged_class_weights_are_made_again(model: Path, tiny_hf: Backbone, ke
     known = load_known(tiny_hf.name)
     expected = logits(model, known)
     [file] = kept.glob("*.safetensors")
-    whole = load_file(file)["weights"]
-    for damaged in (whole[1:], whole * torch.nan, None):
+    with safe_open(file, "pt") as opened:
+        whole, metadata = opened.get_tensor("weights"), opened.metadata()
+    for damaged in (whole[1:], whole * torch.nan, whole.roll(1, 0), -whole, None):
         if damaged is None:
             file.write_bytes(b"damaged")
         else:
-            save_file({"weights": damaged}, file)
+            save_file({"weights": damaged.contiguous()}, file, metadata)
         with pytest.raises(LookupError):
             logits(model, no_text(known))
         assert torch.equal(logits(model, known), expected)
         assert torch.equal(logits(model, no_text(known)), expected)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes and links as POSIX has them")
+@pytest.mark.parametrize("model", ["rmadapter"], indirect=True)
+def test_class_weights_that_others_may_change_are_not_believed(
+    model: Path, tiny_hf: Backbone, kept: Path
+) -> None:
+    known = load_known(tiny_hf.name)
+    expected = logits(model, known)
+    [file] = kept.glob("*.safetensors")
+    file.chmod(0o666)
+    with pytest.raises(LookupError):
+        logits(model, no_text(known))
+    assert torch.equal(logits(model, known), expected)
+    file.chmod(0o644)
+    assert torch.equal(logits(model, no_text(known)), expected)
+    elsewhere = kept.rename(kept.with_name("elsewhere"))
+    kept.symlink_to(elsewhere)
+    with pytest.raises(LookupError):
+        logits(model, no_text(known))
 
 
 def test_a_changed_folder_is_loaded_whole(folder: Path, kept: Path) -> None:

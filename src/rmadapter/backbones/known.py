@@ -28,6 +28,7 @@ from rmadapter.encoders import TextEncoder, text_encoder_of
 from rmadapter.errors import UserError
 from rmadapter.support.files import (
     cache_folder,
+    check_own,
     read_json,
     state_of,
     walk,
@@ -38,7 +39,7 @@ from rmadapter.support.machine import versions
 
 CACHE_FOLDER = "backbones"  # in the cache
 MAX_FILES = 500  # files there
-TENSOR_NAME = "weights"
+TENSOR_NAME, DIGEST = "weights", "sha256"  # of a file of class weights
 LATE_FIELDS = ("model", "tokenizer")  # fields of a backbone that are found when they are asked for
 
 
@@ -76,6 +77,7 @@ def read_facts(key: str) -> Facts | None:
     """Return what is known of a folder in this state, if anything."""
     try:
         file = _place(key, "json")
+        check_own(file)
         facts = Facts(**read_json(file))
     except (UserError, TypeError):
         return None
@@ -103,7 +105,9 @@ def find_facts(backbone: Backbone, folder: Path, weights: Path) -> Facts:
 def write_facts(key: str, facts: Facts) -> None:
     """Keep facts; does nothing where nothing can be written."""
     with suppress(UserError):
-        write_json(_place(key, "json"), facts._asdict())
+        file = _place(key, "json")
+        check_own(file)
+        write_json(file, facts._asdict())
         _remove_old()
 
 
@@ -191,25 +195,37 @@ def _kept(
     device = backbone.device
     if backbone.facts is None or torch.is_autocast_enabled(device.type):
         return make()
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors import SafetensorError, safe_open
 
     parts = [backbone.facts.digest, backbone.facts.structure, backbone.tokenizer_digest]
     how = [_versions(), device.type, torch.get_num_threads()]
     key = _digest(*parts, *how, *facts)
     with suppress(SafetensorError, OSError, KeyError, UserError):
         file = _place(key, "safetensors")
-        found = load_file(file)[TENSOR_NAME]
+        check_own(file)
+        with safe_open(file, "pt") as opened:
+            found: Tensor = opened.get_tensor(TENSOR_NAME)
+            stated = (opened.metadata() or {})[DIGEST]
         width = backbone.text.width if classes is None else backbone.facts.embedding_size
         rows = len(found) if classes is None else classes
-        if found.shape == (rows, width) and found.isfinite().all():
+        if found.shape == (rows, width) and _digest_of(key, found) == stated:
             _note_use(file)
             return found.to(device)
     made = make()
     with suppress(UserError):
-        write_tensors(_place(key, "safetensors"), {TENSOR_NAME: made})
+        kept = made.detach().cpu()
+        file = _place(key, "safetensors")
+        check_own(file)
+        write_tensors(file, {TENSOR_NAME: kept}, {DIGEST: _digest_of(key, kept)})
         _remove_old()
     return made
+
+
+def _digest_of(key: str, matrix: Tensor) -> str:
+    """Return a digest of a matrix and its key, so that neither another content nor another's
+    content is taken for it."""
+    content = matrix.contiguous().view(torch.uint8).numpy().tobytes()
+    return hashlib.sha256(key.encode() + content).hexdigest()
 
 
 # The image encoder alone

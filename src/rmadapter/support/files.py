@@ -161,6 +161,20 @@ def cache_folder() -> Path:
     return folder if cache else folder / "rmadapter"
 
 
+def check_own(file: Path) -> None:
+    """Check that a file of the cache and its folder are this user's, as far as they exist.
+
+    Raises:
+        UserError: One is a link, belongs to another user but root, or may be written by all.
+    """
+    for path in (file, file.parent):
+        with contextlib.suppress(OSError):
+            state = path.lstat()
+            foreign = hasattr(os, "geteuid") and state.st_uid not in (os.geteuid(), 0)
+            if foreign or stat.S_ISLNK(state.st_mode) or (os.name == "posix" and state.st_mode & 2):
+                raise UserError(f"{path}: a link, or others may write it; it is not used")
+
+
 # Reading what others wrote
 
 
