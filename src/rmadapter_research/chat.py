@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from rmadapter import UserError
 
-KEY = "RMADAPTER_API_KEY"  # not the variable of one provider, whose key others must not get
+KEY = "RMADAPTER_CHAT_KEY"  # not that of `serve` or of a provider, which others must not get
 PATH = "/chat/completions"
 TIMEOUT = 120.0  # seconds without an answer
 TRIES = 4

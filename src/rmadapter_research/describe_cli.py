@@ -71,7 +71,7 @@ class AnswerOptions:
         str,
         typer.Option(
             metavar="URL",
-            help="Ask an OpenAI-compatible address; the key is in RMADAPTER_API_KEY, if it needs "
+            help="Ask an OpenAI-compatible address; the key is in RMADAPTER_CHAT_KEY, if it needs "
             "one.",
         ),
     ] = ""
