@@ -218,6 +218,8 @@ def test_sets_and_decisions(promising: TestClient) -> None:
         ("x", "'x' is no share such as 5%"),
         ("-1", "'-1' is no share"),
         ("nan", "'nan' is no share"),
+        ("1_0%", "'1_0%' is no share"),
+        ("٥%", "is no share"),
         ("1e-300", "needs"),
         ("5e-324", "needs"),
         ("9" * 5000, "no share"),
