@@ -9,11 +9,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from PIL import Image
+
 from rmadapter import UserError
 from rmadapter.artifacts import small_jpeg
 from rmadapter.data import (
     Row,
     image_error,
+    image_formats,
     locate,
     open_class_folders,
     typed_name,
@@ -194,6 +197,20 @@ class ImageStore:
 def safe_name(name: str) -> str:
     """Return a name that is safe in any file system and archive."""
     return re.sub(r"[^A-Za-z0-9.-]+", "_", Path(name).name)[-60:].lstrip("._-") or "image"
+
+
+def with_image_ending(name: str, file: Path) -> str:
+    """Return a name that ends as images of the format of a file do, whatever its sender said: the
+    folder is searched for images by their endings.
+
+    Args:
+        name: Safe name.
+        file: Image that can be read.
+    """
+    with Image.open(file) as image:
+        endings = [end for end, kind in image_formats().items() if kind == image.format]
+    known = Path(name).suffix.lower() in endings
+    return name if known else f"{name.removesuffix('.')}{min(endings, key=len)}"
 
 
 def original_name(file: str) -> str:

@@ -16,7 +16,7 @@ from rmadapter import UserError
 from rmadapter.artifacts import small_jpeg
 from rmadapter.data import image_error, write_labels
 from rmadapter_studio.fitting import Fitting
-from rmadapter_studio.images import safe_name
+from rmadapter_studio.images import safe_name, with_image_ending
 from rmadapter_studio.order import ORDERS, SURE, choose
 from rmadapter_studio.project import SKIPPED
 from rmadapter_studio.quick import Quick, neighbours, out_of_distribution
@@ -339,7 +339,7 @@ class Labelling:
         if reason:
             raise UserError(reason.replace(str(file), name))
         with self._changing():
-            added = self.project.add_image(file, safe_name(name))
+            added = self.project.add_image(file, with_image_ending(safe_name(name), file))
             self._names_of[number_of(added)] = added
 
     def take(self, to: str, folder: Path) -> Path:

@@ -235,6 +235,8 @@ class Project:
             target, number = home / name, self._last_numbers.get(name, 1)
             try:
                 home.mkdir(exist_ok=True)
+                if home.is_symlink():
+                    raise UserError(f"{home}: a link; images are added to a folder alone")
                 while os.path.lexists(target):
                     number += 1
                     target = home / f"{Path(name).stem}-{number}{Path(name).suffix}"

@@ -436,6 +436,12 @@ def test_added_images_are_kept_in_the_folder(client: TestClient, photos: Path) -
     ]  # fmt: skip
     state = settled(client)
     assert state["images"] == 22
+    for name in ("image", "a.py", "metadata.csv", "b.JPG"):
+        assert client.put("/api/label/image", content=data, params={"name": name}).is_success
+    assert {path.name for path in (photos / ADDED).iterdir()} >= {
+        "image.png", "a.py.png", "metadata.csv.png", "b.JPG.png",
+    }  # fmt: skip
+    assert len(Project(photos).images) == settled(client)["images"] == 26
     zips = client.put("/api/label/zip", content=b"no", params={"name": "b.zip"})
     assert zips.json()["error"].startswith("b.zip: not a readable zip")
 

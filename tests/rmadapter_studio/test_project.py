@@ -309,6 +309,15 @@ def test_added_images_never_replace_others(photos: Path, tmp_path: Path) -> None
     assert {*Project(photos).images} == {*project.images}
 
 
+def test_images_are_not_added_through_a_link(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (photos / ADDED).symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "new.png").write_bytes(png("cat"))
+    with pytest.raises(UserError, match=ADDED):
+        Project(photos).add_image(tmp_path / "new.png", "a.png")
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
 def test_too_many_images_are_refused(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -180,6 +180,16 @@ def test_the_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     assert files(tmp_path) == ["new/a.txt"]
 
 
+def test_who_locks_a_folder_removes_what_a_killed_process_was_writing(tmp_path: Path) -> None:
+    (tmp_path / ".metadata.csv.a1b2c3d4.part").write_text("half of it")
+    (tmp_path / ".own.part").write_text("of the user")
+    with logged(tmp_path, []):
+        assert len(files(tmp_path)) >= 2
+    with exclusive(tmp_path):
+        pass
+    assert files(tmp_path) == [".own.part"]
+
+
 def test_the_lock_is_held_until_the_folder_has_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

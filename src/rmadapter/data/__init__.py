@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rmadapter.data.decode import (
         decode_upload as decode_upload,
         image_error as image_error,
+        image_formats as image_formats,
         load_image as load_image,
     )
     from rmadapter.data.fewshot import split_digest as split_digest
@@ -38,7 +39,12 @@ __getattr__, __all__ = lazy_names(
     {
         "rmadapter.data.archives": ["unpack_zip"],
         "rmadapter.data.catalog.sets": ["CATALOG", "ELEVEN", "check"],
-        "rmadapter.data.decode": ["decode_upload", "image_error", "load_image"],
+        "rmadapter.data.decode": [
+            "decode_upload",
+            "image_error",
+            "image_formats",
+            "load_image",
+        ],
         "rmadapter.data.fewshot": ["split_digest"],
         "rmadapter.data.formats.base": ["Row", "image_files"],
         "rmadapter.data.formats.imagefolder": ["write_imagefolder"],

@@ -98,7 +98,7 @@ def fit(
     """
     files = RunFolder(out)
     with exclusive(out):
-        for leftover in parts(out, *files.activations.glob("*")):
+        for leftover in parts(*files.activations.glob("*")):
             leftover.unlink()
         few, backbone = lab.draw(task), lab.backbone(task.backbone)
         training_key = run_key(task, method, name, lab.machine, backbone, few)

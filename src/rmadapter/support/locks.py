@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rmadapter.errors import UserError
+from rmadapter.support.files import parts
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -27,8 +28,8 @@ WAIT_SECONDS = 1.0  # to wait for a process that is about to leave or only looks
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Lock a folder exclusively; it is created if missing, and removed if the block fails before it
-    has written anything.
+    """Lock a folder exclusively, and remove temporary files there that killed processes left; it is
+    created if missing, and removed if the block fails before it has written anything.
 
     Args:
         folder: The folder.
@@ -41,6 +42,8 @@ def exclusive(folder: Path) -> Iterator[None]:
         with _entry(folder):
             if _others(folder):
                 raise _busy(folder)
+            for leftover in parts(folder):
+                leftover.unlink(missing_ok=True)
             yield
     except BaseException:
         if new:
