@@ -50,7 +50,7 @@ def checked(
     option: str, words: Sequence[str], form: re.Pattern[str], example: str
 ) -> Sequence[str]:
     """Return the parts of lists with commas. Raises UserError for one of another form."""
-    parts = [part for word in words for part in comma_list(word)]
+    parts = [part.strip(" ") for word in words for part in word.split(",")]
     for word in parts:
         if not form.fullmatch(word):
             raise UserError(f"{option} {word[:100]!r}: write it like {example}, and nothing else")
