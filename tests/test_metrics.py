@@ -144,6 +144,7 @@ def test_the_interval_of_balanced_accuracy_is_wilsons_for_the_effective_number()
     assert metrics.balanced_accuracy(labels, labels)[2] == 100
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(("counts", "rate"), [((5, 60), 0.7), ((8, 8, 90), 0.8), ((20, 200), 0.9)])
 def test_the_interval_of_balanced_accuracy_covers(counts: tuple[int, ...], rate: float) -> None:
     """Summed over every outcome where all classes have one recall, with its binomial chance."""

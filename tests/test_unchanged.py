@@ -135,6 +135,7 @@ def _files(folder: Path) -> Any:
     }
 
 
+@pytest.mark.ci
 def test_a_run_and_what_is_made_of_it(
     rmadapter: Command, colors: Path, tmp_path: Path, tiny_clip: Backbone, finished: Path
 ) -> None:

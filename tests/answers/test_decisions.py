@@ -88,6 +88,7 @@ def familiar_of(row: dict[str, str]) -> bool | None:
     return json.loads(str(row["familiar"]).lower()) if "familiar" in row else None
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("words", [SETS, BOTH])
 def test_by_the_command_line(
     words: tuple[str, ...], expected: Decisions, calibrated: Path, tiny_clip: Backbone,

@@ -40,6 +40,7 @@ def test_certain_answers_stay_finite() -> None:
     assert found[0] == found[1] < found[2]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(("images", "share"), [(9, 0.1), (3, 0.25), (19, 0.05), (60, 0.1)])
 def test_the_promised_share_of_own_images_is_rejected(images: int, share: float) -> None:
     """On average over draws of the own images: k / (N + 1), k = floor((N + 1) share)."""

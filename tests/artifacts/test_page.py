@@ -241,6 +241,7 @@ def test_missing_files_are_named_as_unreadable(tmp_path: Path, novel: Evaluation
     assert "no longer readable" in written(tmp_path, record(score(e, "novel")), [e]).text
 
 
+@pytest.mark.ci
 def test_a_hundred_classes_stay_under_three_megabytes(tmp_path: Path) -> None:
     names = tuple(f"a class with name {i}" for i in range(100))
     e = evaluation("test, all classes", 2500, names, 3)
@@ -310,6 +311,7 @@ def test_scores_and_evaluations_that_do_not_match_are_refused(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.ci
 def test_importing_the_page_imports_no_plotting_library() -> None:
     code = (
         "import sys, rmadapter.artifacts.page\n"

@@ -100,6 +100,7 @@ def mistakes(run: Path, colors: Path, other: Path) -> list[tuple[list[object], s
     ]
 
 
+@pytest.mark.ci
 def test_mistakes_are_refused_before_torch_is_loaded(
     finished: Path, colors: Path, tmp_path: Path
 ) -> None:

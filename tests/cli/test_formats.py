@@ -40,6 +40,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.mark.ci
 def test_a_zip_file_gives_the_run_and_the_answers_of_its_folder(
     rmadapter: Command,
     colors: Path,

@@ -68,6 +68,7 @@ def test_a_setting_that_no_record_holds_is_refused_first(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("method", slow_except(METHODS, "zero-shot", "coop", "rmadapter"))
 def test_fit_eval_and_predict_with_every_method(
     rmadapter: Command, colors: Path, tmp_path: Path, tiny_clip: Backbone, method: str
@@ -411,6 +412,7 @@ def test_columns_of_a_new_table_are_not_those_of_the_old_data(
     assert "pink" in read_images(tmp_path / "grown/images.csv", outside=True)["train"].written
 
 
+@pytest.mark.ci
 def test_fit_says_little_and_ends_with_what_comes_next(
     colors: Path, tiny_clip: Backbone, tmp_path: Path
 ) -> None:

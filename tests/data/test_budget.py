@@ -268,6 +268,7 @@ def test_numbers_of_dropped_keys_cost_nothing(tmp_path: Path) -> None:
     assert taken[0] < taken[1]
 
 
+@pytest.mark.ci
 def test_folders_may_be_of_any_depth(tmp_path: Path) -> None:
     place = tmp_path / "data/cat"
     place.mkdir(parents=True)

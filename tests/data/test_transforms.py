@@ -211,6 +211,7 @@ def reading(how: str) -> Iterator[tuple[subprocess.Popen[str], list[psutil.Proce
         process.kill()
 
 
+@pytest.mark.ci
 @pytest.mark.skipif(sys.platform == "win32", reason="no signals")
 def test_ctrl_c_with_workers_prints_one_line() -> None:
     with reading("soon") as (process, workers):
@@ -221,6 +222,7 @@ def test_ctrl_c_with_workers_prints_one_line() -> None:
         assert not psutil.wait_procs(workers, timeout=10)[1]
 
 
+@pytest.mark.ci
 @pytest.mark.skipif(sys.platform == "win32", reason="no signals")
 def test_workers_end_if_their_parent_is_killed_at_start() -> None:
     with reading("late") as (process, workers):

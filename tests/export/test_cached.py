@@ -65,6 +65,7 @@ def test_a_run_is_exported_once_for_each_of_its_states(
     assert len(list(cache.iterdir())) == 2
 
 
+@pytest.mark.ci
 def test_two_wait_for_one_export(
     finished: Path, tiny_clip: Backbone, cache: Path, stages: list[Path]
 ) -> None:

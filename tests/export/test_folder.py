@@ -58,6 +58,7 @@ def images(colors: Path) -> list[Path]:
     return sorted(colors.glob("test/*/*.png"))
 
 
+@pytest.mark.ci
 def test_files_of_an_export(exported: Path) -> None:
     assert names(exported) == ADDED | {"model.onnx"}
     assert names(exported.parent) == {"model"}

@@ -65,6 +65,7 @@ def answers(fitted: Fitted, pixels: Tensor) -> np.ndarray:
     return fitted.answers({"": fitted.score()}, pixels)[""].numpy()
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", slow_except(METHODS, "linear-probe"))
 def test_every_method_by_the_same_way(
     tiny_clip: Backbone, name: str, capfd: pytest.CaptureFixture[str]
@@ -81,6 +82,7 @@ def test_every_method_by_the_same_way(
         assert np.abs(ask(model, pixels, some) - answers(fitted, pixels)).max() < 1e-5
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("kind", slow_except(["tiny_siglip", "tiny_eva", "tiny_hf"], "tiny_siglip"))
 def test_every_kind_of_backbone(kind: str, request: pytest.FixtureRequest) -> None:
     backbone = request.getfixturevalue(kind)
@@ -104,6 +106,7 @@ def zero_shot(backbone: Backbone) -> Fitted:
     return ZeroShot().restore(backbone, Known(("cat", "dog")), {})
 
 
+@pytest.mark.ci
 def test_untraceable_methods_are_refused(tiny_clip: Backbone) -> None:
     def leaves_torch(states: States) -> Tensor:
         return torch.from_numpy(states.features.numpy())[:, :2]

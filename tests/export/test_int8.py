@@ -35,6 +35,7 @@ def stage(tiny_clip: Backbone, tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.ci
 def test_the_model_is_smaller_and_close(stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(int8, "MIN_WEIGHT_SIZE", 2**10)
     before, size = Model(stage), (stage / GRAPH).stat().st_size
@@ -51,6 +52,7 @@ def test_the_model_is_smaller_and_close(stage: Path, monkeypatch: pytest.MonkeyP
     assert 0 < difference.mean() < 0.02
 
 
+@pytest.mark.ci
 def test_small_products_and_attention_stay_in_float32(
     stage: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

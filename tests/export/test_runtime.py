@@ -309,6 +309,7 @@ def test_no_images(folder: Path, with_text: Path) -> None:
     assert model.probabilities(model.pixels([])).shape == (0, 5)
 
 
+@pytest.mark.ci
 def test_the_command_line(folder: Path, images: Path) -> None:
     code = one_file(runtime.__name__, "tested")
     (folder / "predict.py").write_text(code, encoding="utf-8")

@@ -28,6 +28,7 @@ def fitted_by(name: str, backbone: Backbone, settings: dict[str, Any], **options
     return load_method(name, settings).fit(backbone, shots_of(backbone, noise_images(8), **options))
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("name", "settings"),
     slow_except(

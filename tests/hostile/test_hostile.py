@@ -91,6 +91,7 @@ def test_the_table_counts_each_verdict() -> None:
     assert (rows[2]["slowest"], rows[1]["largest"]) == (5.0, 2.0)
 
 
+@pytest.mark.ci
 def test_a_process_that_ends_is_a_result() -> None:
     """One that cannot begin is not started again for each input."""
     (result,) = harness.run_isolated("no such kind", 1, 3)

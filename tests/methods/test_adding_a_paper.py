@@ -53,6 +53,7 @@ def newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "newest"
 
 
+@pytest.mark.ci
 @pytest.mark.usefixtures("vit_b16_drawn_once")
 def test_a_new_paper_is_described_wherever_methods_are(
     rmadapter: Command, newest: str, tiny_timm: Backbone

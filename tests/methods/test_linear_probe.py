@@ -102,6 +102,7 @@ def test_the_search_takes_a_strength_with_most_hits() -> None:
     assert losses[1.0] < min(losses[0.8], losses[1.25])
 
 
+@pytest.mark.ci
 def test_answers_do_not_depend_on_confidence() -> None:
     """Labels by chance, so that held-out images want a probe that is sure of nothing."""
     random = torch.Generator().manual_seed(0)

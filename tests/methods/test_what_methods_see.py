@@ -184,6 +184,7 @@ def of_the_test(thing: Any) -> bool:
     return "test" in folders
 
 
+@pytest.mark.ci
 def test_a_method_that_looks_for_test_images_finds_and_opens_none(
     tiny_clip: Backbone, root: Path
 ) -> None:

@@ -215,6 +215,7 @@ def no_pip(name: str) -> Any:
     raise PackageNotFoundError(name)
 
 
+@pytest.mark.ci
 def test_an_environment_without_pip_uses_the_copy_in_python(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -248,6 +249,7 @@ def test_pip_of_the_working_folder_is_not_run(
     assert done.stdout.startswith("pip ")
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("in_background", [False, True])
 def test_pip_ends_with_its_parent_and_its_temporary_files_are_in_the_folder(
     in_background: bool, tmp_path: Path

@@ -173,6 +173,7 @@ def test_check_of_targets() -> None:
     assert lines["Table 3", "CLIP", "average"]["ours"] == 50.0
 
 
+@pytest.mark.ci
 def test_check_judges_each_figure() -> None:
     runs = [*as_printed("rmadapter", "RMAdapter", -0.5), *as_printed("zero-shot", "CLIP", -3.0)]
     runs += as_printed("tcp", "TCP", seeds=(1, 2))

@@ -144,6 +144,7 @@ def test_missing_body_times_out(finished: Path) -> None:
         assert process.end() == 0
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "start", [b"", b"GET /health HT", HEAD, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\nGET /"]
 )

@@ -75,6 +75,7 @@ def test_dependencies_are_followed_and_the_package_itself_is_left_out() -> None:
     assert "tabulate" in audit.installed("rmadapter[report]")
 
 
+@pytest.mark.ci
 def test_only_a_hole_that_a_release_closes_fails(
     service: Service, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -89,6 +90,7 @@ def test_only_a_hole_that_a_release_closes_fails(
     assert audit.main(service.words) == 0
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("late", "words", "reason"),
     [

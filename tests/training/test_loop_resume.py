@@ -26,6 +26,7 @@ from tests.helpers.shots import noisy_colors, shots_of
 IMAGES = noisy_colors(4, names=("red", "blue"))  # eight, two steps an epoch
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("fields", "given"),
     [

@@ -55,6 +55,7 @@ def text_of(folder: Path, name: str = "report.md") -> str:
     return (folder / "out" / name).read_text(encoding="utf-8")
 
 
+@pytest.mark.ci
 def test_a_folder_in_which_another_process_writes_is_refused(folder: Path, tmp_path: Path) -> None:
     with exclusive(tmp_path / "out"), pytest.raises(UserError, match="another process"):
         write_reports(folder / "runs", tmp_path / "out")
@@ -139,6 +140,7 @@ def test_data_sets_with_similar_names_have_separate_files(tmp_path: Path) -> Non
     assert len([name for name in tables if "pacs-photo" in name]) == 2
 
 
+@pytest.mark.ci
 def test_the_same_runs_give_the_same_bytes_even_in_a_folder_below_them(folder: Path) -> None:
     def content(out: Path) -> dict[str, bytes]:
         return {

@@ -39,6 +39,7 @@ def apple(size: int, style: Style) -> Image.Image:
     raise AssertionError("no red apple")
 
 
+@pytest.mark.ci
 def test_drawn_where_the_svg_says() -> None:
     size = 112
 

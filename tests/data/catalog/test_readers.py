@@ -293,6 +293,7 @@ def test_flowers(tmp_path: Path) -> None:
     assert {split: paths(table, split) for split in table} == halves(groups)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("key", "file", "content", "complaint"),
     [
