@@ -91,30 +91,39 @@ def adaptive(penalty: float) -> Sets:
 SETS: Mapping[str, Sets] = {"lac": lac, "aps": adaptive(0.0), "raps": adaptive(PENALTY)}
 
 
-def figures(inside: np.ndarray, labels: np.ndarray) -> list[float]:
+def figures(inside: np.ndarray, labels: np.ndarray) -> list[float | None]:
     """Return the shares in % of images whose sets miss their class, and that are answered, the
-    share of answers that are right (0 without any), and the mean number of classes in a set."""
+    share of answers that are right (None without any; lines before December 2026 have 0), and the
+    mean number of classes in a set."""
     hit = inside[np.arange(len(labels)), labels]
     alone = inside.sum(1) == 1
-    right = float(hit[alone].mean()) if alone.any() else 0.0
-    rates = [1 - float(hit.mean()), float(alone.mean()), right]
-    return [*(round(100 * rate, 4) for rate in rates), round(float(inside.sum(1).mean()), 4)]
+    right = round(100 * float(hit[alone].mean()), 4) if alone.any() else None
+    missed, answered = (round(100 * float(rate), 4) for rate in (1 - hit.mean(), alone.mean()))
+    return [missed, answered, right, round(float(inside.sum(1).mean()), 4)]
 
 
-def by_halves(table: np.ndarray, labels: np.ndarray, error: float) -> dict[str, list[float]]:
+def mean_known(values: Sequence[float | None]) -> float | None:
+    """Return the mean of the values that are there; None if there is none."""
+    found = [value for value in values if value is not None]
+    return fmean(found) if found else None
+
+
+def by_halves(table: np.ndarray, labels: np.ndarray, error: float) -> dict[str, list[float | None]]:
     """Return the mean figures of each way to make sets over DRAWS calibrations by half of the
     images, and after them the standard deviation of the share missed."""
-    rng, found = np.random.default_rng(0), {name: list[list[float]]() for name in SETS}
+    rng, found = np.random.default_rng(0), {name: list[list[float | None]]() for name in SETS}
     for _ in range(DRAWS):
         order = rng.permutation(len(labels))
         one, other = order[: len(order) // 2], order[len(order) // 2 :]
         for name, sets in SETS.items():
             inside = sets(table[one], labels[one], table[other], error)
             found[name].append(figures(inside, labels[other]))
-    return {
-        name: [round(float(value), 4) for value in (*np.mean(rows, 0), np.std(rows, 0)[0])]
-        for name, rows in found.items()
-    }
+    means = {}
+    for name, rows in found.items():
+        missed, *others = zip(*rows, strict=True)
+        values = (mean_known(missed), *map(mean_known, others), float(np.std(missed)))
+        means[name] = [None if value is None else round(value, 4) for value in values]
+    return means
 
 
 def trial(lab: Lab, data: str, shots: int, seed: int, method: str, backbone: str) -> dict[str, Any]:
@@ -162,16 +171,18 @@ def trial(lab: Lab, data: str, shots: int, seed: int, method: str, backbone: str
 # Tables
 
 
-def within(line: Line, error: float) -> tuple[bool, bool]:
-    """Return whether sets calibrated by folds miss no more images than the 95 % interval of what is
-    promised allows: of a binomial, as if the limit were exact, and of the beta-binomial, which
-    knows that few images calibrated it."""
+def within(line: Line, error: float) -> tuple[bool, bool, bool]:
+    """Return where the number of images that sets calibrated by folds miss is beside the 95 %
+    interval of what is promised: not above that of a binomial, as if the limit were exact; neither
+    above nor below it; and not above that of the beta-binomial, which knows that few images
+    calibrated it."""
     images, calibrated = line["images"], line["calibrated"]
     missed = round(line["folds"][f"{100 * error:g}"][0] * images / 100)
     k = int(np.floor(round((calibrated + 1) * error, 9)))
     exact = binom.ppf(0.975, images, error)
     drawn = betabinom.ppf(0.975, images, k, calibrated + 1 - k)
-    return bool(missed <= exact), bool(missed <= drawn)
+    inside = binom.ppf(0.025, images, error) <= missed <= exact
+    return bool(missed <= exact), bool(inside), bool(missed <= drawn)
 
 
 def kept(lines: Lines) -> list[list[str]]:
@@ -182,11 +193,23 @@ def kept(lines: Lines) -> list[list[str]]:
         some = [line for line in lines if line["shots"] == shots and name in line["folds"]]
         if not some:
             continue
-        missed, answered, right, labels = np.mean([line["folds"][name] for line in some], axis=0)
+        found = [line["folds"][name] for line in some]
+        missed, answered, labels = (fmean(row[place] for row in found) for place in (0, 1, 3))
+        answers = [
+            (row[2], line["images"] * row[1])
+            for line, row in zip(some, found, strict=True)
+            if row[1]
+        ]
+        right = ["–", "–"]
+        if answers:
+            shares, counted = zip(*answers, strict=True)
+            means = (fmean(shares), np.average(shares, weights=counted))
+            right = [f"{value:.1f}" for value in means]
         counts = np.sum([within(line, error) for line in some], axis=0)
         sets = len({line["data"] for line in some})
         cells = [str(shots), f"{name} %", str(sets), str(len(some)), f"{missed:.1f}"]
-        cells += [*map(str, counts), f"{labels:.2f}", f"{answered:.1f}", f"{right:.1f}"]
+        cells += [*map(str, counts), f"{labels:.2f}", f"{answered:.1f}", str(len(answers))]
+        cells += right
         rows.append(cells)
     return rows
 
@@ -204,30 +227,35 @@ def ways(lines: Lines, names: Sequence[str]) -> list[list[str]]:
             if line["shots"] == shots and key in line["halves"]
         ]
         if some:
-            missed, answered, right, labels, spread = np.mean(some, axis=0)
+            missed, answered, labels, spread = (
+                fmean(row[place] for row in some) for place in (0, 1, 3, 4)
+            )
             cells = [f"{missed:.2f}", f"{spread:.2f}", f"{labels:.3f}", f"{answered:.1f}"]
-            rows.append([str(shots), f"{key} %", name, *cells, f"{right:.1f}"])
+            rows.append([str(shots), f"{key} %", name, *cells])
     return rows
 
 
 def shifted(lines: Lines) -> list[list[str]]:
-    """Return a row for each other domain: what sets calibrated by all test images of the first
-    domain miss there at 5 %."""
-    found: dict[tuple[str, str], list[float]] = {}
+    """Return a row for each other domain and method: what sets calibrated by all test images of the
+    first domain miss there at 5 %."""
+    found: dict[tuple[str, str, str], list[float]] = {}
     for line in lines:
         for other, by_error in line["domains"].items():
             if "5" in by_error:
-                found.setdefault((line["data"], other), []).append(by_error["5"][0])
+                key = (line["data"], other, TITLES[line["method"]])
+                found.setdefault(key, []).append(by_error["5"][0])
     return [
-        [*names, f"{fmean(values):.1f}", f"{max(values):.1f}"] for names, values in found.items()
+        [*names, str(len(values)), f"{fmean(values):.1f}", f"{max(values):.1f}"]
+        for names, values in sorted(found.items())
     ]
 
 
 def tables(lines: Lines) -> dict[str, str]:
     """Make the tables of docs/studies/promises.md by name."""
     parts: dict[str, str] = {}
-    heads = ["images per class", "promised", "sets", "runs", "missed", "in the binomial interval"]
-    heads += ["with the calibration's own error", "classes", "answered", "of these right"]
+    heads = ["images per class", "promised", "sets", "runs", "missed", "not above the binomial"]
+    heads += ["inside it", "nor the beta-binomial", "classes", "answered"]
+    heads += ["runs that answer", "right, mean of these", "right, all answers"]
     columns = ["images per class", "promised", "sets", "missed", "spread", "classes", "answered"]
     for title, sets in (("choosing", CHOOSE_ALL), ("reporting", REPORT_ALL)):
         some = [line for line in lines if line["data"] in sets]
@@ -237,8 +265,8 @@ def tables(lines: Lines) -> dict[str, str]:
                 parts[f"{title}: {method}"] = markdown(heads, rows)
         rows = ways(some, [*SETS] if title == "choosing" else ["lac"])
         if rows:
-            parts[f"{title}: held out"] = markdown([*columns, "of these right"], rows)
-    columns = ["calibrated on", "asked about", "missed of 5 %, mean", "most"]
+            parts[f"{title}: held out"] = markdown(columns, rows)
+    columns = ["calibrated on", "asked about", "method", "runs", "missed of 5 %, mean", "most"]
     parts["shift"] = markdown(columns, shifted(lines))
     return parts
 
@@ -283,12 +311,12 @@ def main() -> None:
     parser.add_argument("--shots", type=int, nargs="+", default=[2, 4, 16])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--backbone", default="pocket")
-    parser.add_argument("--page", type=Path, help="put the tables into this page")
+    parser.add_argument("--pages", type=Path, nargs="+", default=[], help="pages for the tables")
     parser.add_argument("--figure", type=Path, metavar="SVG")
     args = parser.parse_args()
     lines: Sequence[Line] = read_lines(args.out)
     if args.tables:
-        show(tables(lines), args.page)
+        show(tables(lines), *args.pages)
         if args.figure:
             write_text(args.figure, drawn(lines))
         return

@@ -242,6 +242,20 @@ def test_no_planned_run_of_suspects_is_missing() -> None:
     assert sorted(keys) == sorted(planned_suspects())
 
 
+def test_the_sentences_about_promises_show_the_lines() -> None:
+    lines, text = lines_of("promises"), " ".join(page("docs/studies/promises.md").split())
+    asked = [x for x in lines if x["method"] == "rmadapter-plus" and "5" in x["folds"]]
+    above, inside, _ = map(sum, zip(*(promises.within(x, 0.05) for x in asked), strict=True))
+    assert f"for choosing on {above} of {len(asked)}." in text
+    assert f"{inside} of {len(asked)} are inside" in text
+    missed = {(row[1], row[2]): row[4] for row in promises.shifted(lines)}
+    art = "pacs/art_painting"
+    assert f"both probes missed {missed[art, 'both probes']} %" in text
+    assert f"in one draw, {missed[art, 'RMAdapter+']} %" in text
+    others = (missed[f"office_caltech/{name}", "RMAdapter+"] for name in ("product", "desk"))
+    assert f"RMAdapter+ missed {' and '.join(others)} %" in text
+
+
 def test_unfamiliar_images_are_compared_with_every_other_set() -> None:
     lines = lines_of("unfamiliar")
     runs = {(line["data"], line["seed"]) for line in lines}

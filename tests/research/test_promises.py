@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from promises import DRAWS, FREE, SETS, by_halves, figures, tables, within
+from promises import DRAWS, FREE, SETS, by_halves, figures, kept, mean_known, tables, within
 
 RNG = np.random.default_rng(5)
 TABLE = RNG.dirichlet(np.full(4, 0.5), 60)
@@ -14,7 +14,7 @@ LABELS = np.array([RNG.choice(4, p=row) for row in TABLE])
 def test_figures_of_sets() -> None:
     inside = np.array([[1, 0], [0, 1], [1, 1], [1, 0]], bool)
     assert figures(inside, np.array([0, 0, 1, 0])) == [25, 75, pytest.approx(66.6667), 1.25]
-    assert figures(np.ones((2, 2), bool), np.array([0, 1])) == [0, 0, 0, 2]
+    assert figures(np.ones((2, 2), bool), np.array([0, 1])) == [0, 0, None, 2]
 
 
 @pytest.mark.parametrize(("name", "penalty"), [("aps", 0.0), ("raps", 0.1)])
@@ -36,6 +36,11 @@ def test_halves_of_the_images_calibrate_the_others() -> None:
     found = by_halves(TABLE, LABELS, 0.1)
     assert {*found} == {*SETS}
     for missed, answered, right, classes, spread in found.values():
+        assert missed is not None
+        assert answered is not None
+        assert right is not None
+        assert classes is not None
+        assert spread is not None
         # of 30 images, k = 3: 3 / 31, and the most probable class makes it no larger
         assert missed <= 100 * 3 / 31 + 3 * spread / np.sqrt(DRAWS)
         assert 0 <= answered <= 100
@@ -45,11 +50,13 @@ def test_halves_of_the_images_calibrate_the_others() -> None:
 
 def test_a_promise_is_kept_up_to_chance() -> None:
     line = {"images": 100, "calibrated": 19, "folds": {"5": [5.0, 0, 0, 0]}}
-    assert within(line, 0.05) == (True, True)
+    assert within(line, 0.05) == (True, True, True)
     line["folds"] = {"5": [12.0, 0, 0, 0]}
-    assert within(line, 0.05) == (False, True)  # one image in 20 sets the limit
+    assert within(line, 0.05) == (False, False, True)  # one image in 20 sets the limit
     line["folds"] = {"5": [40.0, 0, 0, 0]}
-    assert within(line, 0.05) == (False, False)
+    assert within(line, 0.05) == (False, False, False)
+    line["folds"] = {"5": [0.0, 0, 0, 0]}
+    assert within(line, 0.05) == (True, False, True)  # fewer than the interval has
 
 
 def test_tables_of_lines() -> None:
@@ -61,9 +68,26 @@ def test_tables_of_lines() -> None:
     }  # fmt: skip
     found = tables([line])
     kept = found["choosing: linear-probe-pair"].splitlines()[-1]
-    assert kept == "| 4 | 5 % | 1 | 1 | 4.0 | 1 | 1 | 1.50 | 30.0 | 90.0 |"
+    assert kept == "| 4 | 5 % | 1 | 1 | 4.0 | 1 | 1 | 1 | 1.50 | 30.0 | 1 | 90.0 | 90.0 |"
     ways = found["choosing: held out"].splitlines()
-    assert ways[2] == "| 4 | 5 % | lac | 5.10 | 2.00 | 1.400 | 31.0 | 91.0 |"
+    assert ways[2] == "| 4 | 5 % | lac | 5.10 | 2.00 | 1.400 | 31.0 |"
     assert len(ways) == 2 + len(SETS)
-    assert found["shift"].splitlines()[-1] == "| rsscn7 | other | 17.0 | 17.0 |"
+    assert found["shift"].splitlines()[-1] == "| rsscn7 | other | both probes | 1 | 17.0 | 17.0 |"
     assert len(tables([line | {"data": "food"}])["reporting: held out"].splitlines()) == 3
+
+
+def test_a_run_without_an_answer_is_no_figure_of_the_answers() -> None:
+    """Earlier lines have 0 % right there, later ones None."""
+    line = {"shots": 4, "seed": 1, "images": 100, "calibrated": 19}
+    some = [(50.0, 90.0), (10.0, 60.0), (0.0, 0.0), (0.0, None)]
+    lines = [
+        line | {"data": f"set {i}", "folds": {"5": [4.0, answered, right, 2.0]}}
+        for i, (answered, right) in enumerate(some)
+    ]
+    [row] = kept(lines)
+    assert row[-4:] == ["15.0", "2", "75.0", "85.0"]  # 45 and 6 of 50 and 10 answers
+
+
+def test_a_mean_of_nothing_is_none() -> None:
+    assert mean_known([1.0, None, 3.0]) == 2
+    assert mean_known([None]) is None
