@@ -19,9 +19,11 @@ from typing import Any
 import answer
 from answer import hm
 from answer_readme import RESULTS
+from scipy.stats import chi2
 from studies import CHOOSE_ALL, REPORT_ALL, TESTED, Line, Lines, markdown, read_lines, show
 
 LOSSES = ("neither", "reconstruction", "constraint", "both")  # of R4
+ROUNDING = 6e-7  # of a share in percent with four digits, per image
 PLAIN = "neither"  # what the prepared adapters and the losses are compared with
 
 
@@ -60,7 +62,53 @@ def prepared(lines: Lines) -> dict[str, str]:
     for figure in ("novel", "novel at equal base"):
         rows = answer.differences(some, answer.FIGURES[figure], pairs)
         found[f"R3, {figure}"] = markdown([f"difference, {figure}", *TESTED], rows)
+    found["R3, novel by draw"] = markdown(["novel, points", *answer.MECHANISM], by_draw(some))
     return found
+
+
+def by_draw(lines: Lines) -> list[list[str]]:
+    """Return the change of novel accuracy against adapters alone for each draw, and the test that
+    there is none in any of them: the sum of squares, each over what the answers' chance makes of it
+    (unpaired binomials)."""
+    runs = {(line["data"], line["draw"], line["variant"]): line for line in lines}
+    draws = sorted({(data, draw) for data, draw, _ in runs})
+    sums = dict.fromkeys(answer.MECHANISM, 0.0)
+    rows = []
+    for data, draw in draws:
+        plain, cells = runs[data, draw, PLAIN], []
+        count = novel_images(plain)
+        for name in sums:
+            shares = [line["frontier"][-1][1] / 100 for line in (runs[data, draw, name], plain)]
+            variance = sum(share * (1 - share) for share in shares) / count
+            change = shares[0] - shares[1]
+            sums[name] += change**2 / variance if change else 0.0
+            cells.append(f"{100 * change:+.1f}")
+        rows.append([f"{data}, draw {draw}", *cells])
+    tests = [f"{total:.1f} (p {chi2.sf(total, len(draws)):.1g})" for total in sums.values()]
+    return [*rows, [f"chi-square, {len(draws)} degrees of freedom", *tests]]
+
+
+def novel_images(line: Line) -> int:
+    """Return how many test images of a line are of novel classes: the number of which all its
+    shares, given to four digits of a percent, are whole images, as those of base images are of the
+    rest.
+
+    Raises ValueError if there is not one such number.
+    """
+    ends = zip(*line["frontier"], strict=True)
+    shares = [{*column, other} for column, other in zip(ends, line["confused"], strict=False)]
+    found = [
+        count
+        for count in range(1, line["images"])
+        if all(
+            abs(share * of / 100 - round(share * of / 100)) <= ROUNDING * of
+            for of, some in zip((line["images"] - count, count), shares, strict=True)
+            for share in some
+        )
+    ]
+    if len(found) != 1:
+        raise ValueError(f"{line['data']}: {len(found)} numbers of novel images are possible")
+    return found[0]
 
 
 def explained(lines: Lines) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 import answer
 import mechanism_tables
+import pytest
 
 SETS = ("food", "sports", "dtd10")
 
@@ -13,6 +14,7 @@ SETS = ("food", "sports", "dtd10")
 def line(data: str, variant: str, base: float, novel: float, **more: Any) -> dict[str, Any]:
     frontier = [[50.0, 60.0, 50.0]] * 10 + [[base, novel, 60.0]]
     facts = {"data": data, "draw": 1, "variant": variant, "shots": 4, "base": 0}
+    facts |= {"images": 200, "confused": [1.0, 1.0]}
     return facts | {"frontier": frontier} | more
 
 
@@ -28,9 +30,23 @@ def test_prepared_adapters_are_compared_with_those_alone() -> None:
     assert found["R3"].splitlines()[0].startswith("| 3 sets, in % |")
     assert "| neither | – | 80.0 | 41.0 | 60.0 |" in found["R3"]
     assert "| branch first | 10.0 (0.0 to 20.0) | 80.0 | 44.0 | 60.0 |" in found["R3"]
+    *draws, test = found["R3, novel by draw"].splitlines()[2:]
+    assert draws[0] == "| dtd10, draw 1 | +1.0 | +2.0 | +3.0 | +4.0 |"
+    shares = [(0.40, 0.41), (0.41, 0.42), (0.42, 0.43)]
+    squares = [0.01**2 * 100 / (a * (1 - a) + b * (1 - b)) for a, b in shares]
+    assert f"| {sum(squares):.1f} (p 1) |" in test
     rows = found["R3, novel"].splitlines()[2:]
     assert len(rows) == len(answer.MECHANISM)
     assert rows[0].startswith("| as usual - neither | +1.0 |")
+
+
+def test_the_number_of_novel_images_makes_all_shares_whole() -> None:
+    """A third of novel images and a seventh of the others: of 24 images, 3 and 21."""
+    frontier = [[100 / 7, 33.3333, 0.0], [28.5714, 66.6667, 50.0]]
+    facts = {"data": "food", "frontier": frontier, "confused": [14.2857, 0.0], "images": 24}
+    assert mechanism_tables.novel_images(facts | {"confused": [4.7619, 0.0]}) == 3
+    with pytest.raises(ValueError, match="food"):
+        mechanism_tables.novel_images(facts | {"images": 9})
 
 
 def test_a_row_for_each_number_of_classes_and_loss() -> None:

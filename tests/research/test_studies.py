@@ -91,6 +91,22 @@ def test_tables_of_a_study_are_those_of_its_lines(
         assert table in page(f"research/{name}") + records(name)
 
 
+def test_the_sentences_about_families_show_the_lines() -> None:
+    names = ("learning", "families", "choice")
+    learnt = learning.merged([lines_of(name) for name in names])
+    means = learning.means(learnt, learning.sets_of(REPORT_ALL))
+    *above, ridge = (
+        f"{means[name][16]:.1f}" for name in ("mmrl", "rmadapter-plain", "mma-adamw", "ridge")
+    )
+    text = " ".join(page("research/studies/families.md").split())
+    assert f"({above[0]}, {above[1]} and {above[2]} to {ridge})" in text
+    lines = families.beside(lines_of("families"), learnt)
+    [row] = [row for row in families.verdict_table(lines).splitlines() if "| `clap` |" in row]
+    points, ends, _, p = (cell.strip() for cell in row.split("|")[4:8])
+    assert f"({points.lstrip('-')}, 0.6 to 7.0, p {p})" in text
+    assert ends == "-7.0 to -0.6"
+
+
 @pytest.mark.parametrize(
     ("name", "drawn"),
     [
