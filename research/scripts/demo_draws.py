@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from studies import Lines, append_lines, make_parser, markdown, read_lines, show
@@ -62,8 +62,15 @@ def table(lines: Lines, method: str) -> str:
     for title, pairs in changed.items():
         changes = [after - before for before, after in pairs]
         cells = [", ".join(f"{value:.1f}" for value in side) for side in zip(*pairs, strict=True)]
-        rows.append([title, *cells, f"{fmean(changes):+.1f}", f"± {stdev(changes):.1f}"])
-    head = [f"`{method}`, in %", "zero-shot, each draw", "adapted", "mean change", "over draws"]
+        rows.append(
+            [
+                title,
+                *cells,
+                f"{fmean(changes):+.1f}",
+                f"± {metrics.confidence_interval(changes):.1f}",
+            ]
+        )
+    head = [f"`{method}`, in %", "zero-shot, each draw", "adapted", "mean change", "95 % interval"]
     return markdown(head, rows)
 
 

@@ -19,6 +19,6 @@ def test_changes_are_averaged_over_draws() -> None:
     ]
     rows = [row.split("|")[1:-1] for row in demo_draws.table(lines, "rmadapter").splitlines()[2:]]
     cells = [[cell.strip() for cell in row] for row in rows]
-    assert cells[0] == ["base classes", "70.0, 60.0", "76.0, 70.0", "+8.0", "± 2.8"]
-    assert cells[1] == ["novel classes", "60.0, 50.0", "57.0, 50.0", "-1.5", "± 2.1"]
+    assert cells[0] == ["base classes", "70.0, 60.0", "76.0, 70.0", "+8.0", "± 25.4"]
+    assert cells[1] == ["novel classes", "60.0, 50.0", "57.0, 50.0", "-1.5", "± 19.1"]
     assert cells[2][1] == "64.6, 54.5"

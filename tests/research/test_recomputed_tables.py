@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from rmadapter.artifacts.record import parse_record
 from rmadapter.methods import load_method
+from rmadapter.metrics import confidence_interval
 from rmadapter.settings import settings_of
 
 ROOT = Path(__file__).parents[2]
@@ -111,7 +112,7 @@ def test_the_table_of_the_demo_shows_its_records() -> None:
         values = [record.metric(name) or 0 for record in records]
         score = records[0].score(name)
         before = records[0].metric(name, zero_shot=True) or 0
-        gain = (f"{fmean(values) - before:+.1f}", f"± {stdev(values):.1f}")
+        gain = (f"{fmean(values) - before:+.1f}", f"± {confidence_interval(values):.1f}")
         accuracies = ", ".join(f"{value:.1f}" for value in values)
         cells = (title, score.images if score else "", f"{before:.1f}", accuracies, *gain)
         assert row(*cells).replace("|  |", "| |") in text.replace("|  |", "| |"), title
