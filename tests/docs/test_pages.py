@@ -150,6 +150,15 @@ def test_names_of_modules_exist(page: Path) -> None:
             assert pkgutil.resolve_name(f"rmadapter.{name}") is not None
 
 
+@pytest.mark.parametrize(
+    "name", ["README.md", "CHANGELOG.md", "docs/README.md", "docs/reference/methods.md",
+             "docs/reference/backbones.md"],
+)  # fmt: skip
+def test_the_number_of_methods_is_that_of_the_code(name: str) -> None:
+    found = re.findall(r"\b(\d+) methods\b|lists all (\d+) with", text_of(name))
+    assert str(len(METHODS)) in {one or other for one, other in found}
+
+
 def test_files_of_the_tree_of_contributing_exist() -> None:
     [tree] = re.findall(r"^src/\n(.*?)^```", text_of("CONTRIBUTING.md"), re.M | re.S)
     names = {*re.findall(r"(?:^| )(\w+\.py)", tree, re.M)}
