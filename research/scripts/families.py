@@ -165,7 +165,7 @@ def large_table(lines: Lines) -> str:
 def verdict_table(lines: Lines) -> str:
     """Compare the chosen members with the best of them on the sets for choosing, on the sets for
     reporting."""
-    rows = []
+    differences: dict[tuple[str, str, str], list[list[float]]] = {}
     for shots in sorted({line["shots"] for line in lines}):
         choosing, reporting = (scores(lines, sets, shots) for sets in (CHOOSING, REPORTING))
         picks = chosen(lines, shots)
@@ -173,23 +173,34 @@ def verdict_table(lines: Lines) -> str:
         others = [name for name in picks.values() if name != first]
         if "rmadapter-plus" in reporting:
             others.append("rmadapter-plus")
-        differences = {name: against(reporting, name, first) for name in others}
-        for name, cells in with_verdicts(differences, 1).items():
-            rows.append([f"{shots}", f"`{name}`", f"`{first}`", *cells])
-    return markdown(["shots", "method", "against", *TESTED], rows)
+        for name in others:
+            differences[str(shots), name, first] = against(reporting, name, first)
+    return tested_together(differences)
 
 
 def through_table(lines: Lines) -> str:
     """Compare methods that train through the encoders with the first of them, over those of the
     sets for reporting that have both."""
-    rows = []
+    differences: dict[tuple[str, str, str], list[list[float]]] = {}
     first, *others = BESIDE
     for shots in sorted({line["shots"] for line in lines}):
         reporting = scores(lines, REPORTING, shots)
         names = [name for name in others if name in reporting and first in reporting]
-        differences = {name: against(reporting, name, first) for name in names}
-        for name, cells in with_verdicts(differences, 1).items():
-            rows.append([f"{shots}", f"`{name}`", f"`{first}`", *cells])
+        for name in names:
+            differences[str(shots), name, first] = against(reporting, name, first)
+    return tested_together(differences)
+
+
+def tested_together(differences: Mapping[tuple[str, str, str], Sequence[Sequence[float]]]) -> str:
+    """Tabulate differences by shots, method and what it is compared with, corrected for all of
+    them."""
+    named = {" ".join(key): sets for key, sets in differences.items()}
+    rows = [
+        [shots, f"`{name}`", f"`{first}`", *cells]
+        for (shots, name, first), cells in zip(
+            differences, with_verdicts(named, 1).values(), strict=True
+        )
+    ]
     return markdown(["shots", "method", "against", *TESTED], rows)
 
 

@@ -18,11 +18,13 @@ import fewer_steps
 import int8_study
 import label_curve
 import label_walk
+import learning
 import mechanism_tables
 import pytest
 import reconstruction_tables
 import steps_drawing
 import suggest
+from studies import REPORT_ALL
 from suggest_rules import DEFAULT
 
 ROOT = Path(__file__).parents[2]
@@ -62,7 +64,7 @@ def step_tables() -> dict[str, str]:
 @pytest.mark.parametrize(
     ("name", "tables", "count"),
     [
-        ("studies/mechanism.md", lambda: marked(mechanism_tables.recorded()), 8),
+        ("studies/mechanism.md", lambda: marked(mechanism_tables.recorded()), 9),
         ("studies/families.md",
          lambda: marked(
              families.tables(families.beside(
