@@ -173,6 +173,26 @@ def test_the_figures_of_the_readme_are_those_of_the_lines() -> None:
     assert figures == [tuple(f"{value:.1f}" for value in interval(lead)) for lead in leads]
 
 
+def test_what_the_answer_says_afterwards_is_what_its_tables_have() -> None:
+    kept, text = lines_of("keeping"), " ".join(page("docs/studies/answer.md").split())
+    some = answer.of_sets(kept, REPORT_ALL, 4)
+    ends = ("from the trained model", "from the untouched one")
+    behind = {
+        name: answer.estimate(answer.by_set(some, answer.EQUAL_BASE[name], "both", "plus"))
+        for name in ends
+    }
+    first, second = (
+        answer.estimate(answer.by_set(some, answer.EQUAL_BASE[name], "both", "neither"))
+        for name in ends
+    )
+    assert f"the losses bring {first.lstrip('+')} or {second.lstrip('+')} with 4 images" in text
+    assert len({*behind.values()}) == 1
+    assert f"is {behind[ends[0]].lstrip('+')} behind RMAdapter" in text
+    shown = answer.corrected_together(kept)
+    assert len(shown) == 4
+    assert f"p being {min(row[-1] for row in shown)} and more" in text
+
+
 def test_the_rule_as_registered_takes_auto_and_as_amended_rmadapter_plus() -> None:
     learnt, kept = answer_readme.recorded()
     sets = learning.sets_of(CHOOSE_ALL)
