@@ -26,6 +26,7 @@ from rmadapter.data import (
     image_files,
     is_catch_all,
     locate,
+    prompt_names,
     typed_name,
     write_imagefolder,
 )
@@ -325,7 +326,9 @@ class Project:
         seen = self._stamp()
         labels = self._read_table()
         classes, skipped = self._read_facts()
-        self.classes = [*dict.fromkeys([*classes, *labels.values()])]
+        together = [*dict.fromkeys([*classes, *labels.values()])]
+        prompt_names(together, where=f"{self.folder}: ")  # raises for Cat and cat
+        self.classes = together
         self.marks = dict.fromkeys(skipped, SKIPPED) | labels
         self._seen = seen
 
@@ -366,7 +369,7 @@ class Project:
         classes, skipped = facts.get("classes"), facts.get("skipped")
         if not (_are_texts(classes) and _are_texts(skipped)) or len({*classes}) != len(classes):
             raise UserError(f"{file}: damaged; delete it, which keeps all labels")
-        return [typed_name(name) for name in classes], skipped
+        return [" ".join(name.split()) for name in classes], skipped
 
 
 def unlistable(name: str) -> str:

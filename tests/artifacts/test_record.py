@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import given, strategies as st
 from pydantic import ValidationError
 
 from rmadapter import FewShotClassifier
+from rmadapter.answers.taxonomy import MAX_DEPTH, Taxonomy
 from rmadapter.artifacts.checkpoint import load, save
 from rmadapter.artifacts.model_file import read_model
 from rmadapter.artifacts.record import (
@@ -24,7 +26,7 @@ from rmadapter.artifacts.record import (
     parse_record,
     read_record,
 )
-from rmadapter.artifacts.value import Balanced
+from rmadapter.artifacts.value import Balanced, Level, Promise
 from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
 from rmadapter.task import Question, Task
@@ -311,3 +313,13 @@ def test_a_temperature_comes_back(
         list(f.probabilities(image)) for f in (plain_model, load(tmp_path, tiny_clip).fitted)
     )
     torch.testing.assert_close(tempered, (plain.log() / 2.5).softmax(-1))
+
+
+def test_the_deepest_taxonomy_has_a_place_in_the_record() -> None:
+    names = ["cat", *map(str, range(MAX_DEPTH))]
+    depth = Taxonomy.of(dict(pairwise(names)), ["cat"]).depth
+    assert Level(level=depth, groups=1, accuracy=1).level == 100
+    facts = dict.fromkeys(("error", "most", "missed", "low", "high", "answered", "right"), 1.0)
+    promise = {**facts, "calibrated": 1, "by_class": False, "labels": 1.0}
+    levels = (1.0,) * (depth + 1)  # the labels are a level, too
+    assert Promise.model_validate({**promise, "levels": levels}).levels == levels

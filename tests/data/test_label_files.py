@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,10 @@ def test_a_column_of_a_parquet_table_of_images(tmp_path: Path) -> None:
         ("t.json", '{"cat": 3}', "'cat'"),
         ("t.json", '{"cat": ["mammal", ""]}', "without a name"),
         ("t.json", "{", "not readable JSON"),
+        ("t.json", '{"cat": ["a \\ud800"]}', "not UTF-8"),
+        ("t.json", '{"cat": ["a\\u0000"]}', "NUL"),
+        ("t.json", json.dumps({"cat": ["a" * 1001]}), "more than 1,000 characters"),
+        ("t.csv", f"label,parent\ncat,{'a' * 1001}\n", "more than 1,000 characters"),
     ],
 )
 def test_a_file_in_another_form_is_refused(
@@ -126,9 +131,16 @@ def test_labels_keep_the_spelling_of_the_data() -> None:
         ({**PARENTS, "animal": "mammal"}, "is its own parent"),
         ({**PARENTS, "mammal": "trout"}, "'trout' is a class, and the parent of"),
         ({**PARENTS, "CAT": "fish"}, "'cat' has two parents"),
+        ({"trout": "fish", **dict(pairwise(["cat", *map(str, range(101))]))}, "100 parents"),
     ],
 )
 def test_what_does_not_fit_the_classes_is_refused(parents: dict[str, str], words: str) -> None:
     with pytest.raises(UserError, match=r"t\.csv: ") as caught:
         parents_of(parents, ["cat", "trout"], "t.csv")
     assert words in str(caught.value)
+
+
+def test_more_parents_than_a_run_keeps_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rmadapter.data.label_files.MAX_LABELS", 3)
+    with pytest.raises(UserError, match=r"t\.csv: 4 names have a parent, of 3"):
+        parents_of(PARENTS, ["cat", "trout"], "t.csv")

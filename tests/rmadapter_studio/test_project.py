@@ -279,10 +279,10 @@ def test_hostile_names_are_read_back(tmp_path: Path, name: str) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)
     picture("dog").save(tmp_path / name)
     project = Project(tmp_path)
-    project.label([name], "=dog")
+    project.label([name], "dog = x")
     project.label(["cat_1.png"], "cat")
     assert labelled(tmp_path) == project.labels == Project(tmp_path).labels
-    assert project.labels == {name: "=dog", "cat_1.png": "cat"}
+    assert project.labels == {name: "dog = x", "cat_1.png": "cat"}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
@@ -358,6 +358,11 @@ def test_too_many_classes_are_refused(photos: Path, monkeypatch: pytest.MonkeyPa
         ({FACTS: '{"project": 1, "classes": "cat", "skipped": []}'}, "damaged"),
         ({FACTS: '{"project": 1, "classes": ["a", "a"], "skipped": []}'}, "damaged"),
         ({FACTS: json.dumps({"project": 1, "classes": [""], "skipped": []})}, "empty prompt name"),
+        ({TABLE: "file_name,label\ncat_1.png,Cat\ncat_2.png,cat\n"}, "both called"),
+        (
+            {FACTS: json.dumps({"project": 1, "classes": ["Cat", "cat"], "skipped": []})},
+            "both called",
+        ),
     ],
 )
 def test_other_labels_and_damaged_files_are_refused(

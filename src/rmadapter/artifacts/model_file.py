@@ -21,15 +21,14 @@ from rmadapter.answers.sets import Calibration
 from rmadapter.answers.taxonomy import Taxonomy
 from rmadapter.artifacts.record import MAX_RECORD_BYTES, BackboneName, MethodName
 from rmadapter.artifacts.run_folder import RunFolder
-from rmadapter.artifacts.value import Text
+from rmadapter.artifacts.value import LabelText, Text
 from rmadapter.errors import UserError, first_fault
 from rmadapter.support.files import read_bytes, read_json, sha256
+from rmadapter.support.labels import MAX_LABELS
 from rmadapter.task import check_templates
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-MAX_NAMES = 100_000  # classes of a model
 
 
 class Transform(BaseModel):
@@ -81,9 +80,9 @@ class Model(BaseModel):
     format: Literal[2] = 2
     method: MethodName
     backbone: BackboneName
-    classes: Annotated[tuple[Text, ...], FailFast()] = Field(min_length=1, max_length=MAX_NAMES)
-    names: Annotated[tuple[Text, ...], FailFast()] = Field((), max_length=MAX_NAMES)
-    labels: Annotated[tuple[Text | int, ...], FailFast()] = Field(max_length=MAX_NAMES)
+    classes: Annotated[tuple[Text, ...], FailFast()] = Field(min_length=1, max_length=MAX_LABELS)
+    names: Annotated[tuple[Text, ...], FailFast()] = Field((), max_length=MAX_LABELS)
+    labels: Annotated[tuple[LabelText | int, ...], FailFast()] = Field(max_length=MAX_LABELS)
     templates: Annotated[tuple[Text, ...], FailFast()] = Field(min_length=1)
     transform: Transform
     sha256: str
@@ -91,7 +90,7 @@ class Model(BaseModel):
     temperature: float = Field(1.0, gt=0, le=1e6)
     calibration: Calibration | None = None
     familiarity: RejectionScore | None = None
-    parents: dict[Text, Text] = Field(default_factory=dict, max_length=MAX_NAMES)
+    parents: dict[LabelText, LabelText] = Field(default_factory=dict, max_length=MAX_LABELS)
     versions: dict[str, str]
 
     @field_validator("templates")

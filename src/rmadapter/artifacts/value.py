@@ -12,6 +12,7 @@ from rmadapter.answers.taxonomy import MAX_DEPTH
 from rmadapter.errors import is_text
 from rmadapter.metrics import balanced_accuracy
 from rmadapter.settings import MAX_NUMBER, MAX_PARTS, MAX_WHOLE_NUMBER
+from rmadapter.support.labels import MAX_LABEL_LENGTH
 
 
 def _a_name(text: str) -> str:
@@ -21,6 +22,7 @@ def _a_name(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_a_name)]
+LabelText = Annotated[Text, Field(max_length=MAX_LABEL_LENGTH)]
 # What a record's open fields may hold: nothing nested deeper than a list, no number too large to
 # compute with.
 Number = Annotated[float, Field(ge=-MAX_NUMBER, le=MAX_NUMBER)]

@@ -10,9 +10,10 @@ from pathlib import Path
 from rmadapter.answers.taxonomy import Taxonomy
 from rmadapter.data.formats.tables import read_rows
 from rmadapter.data.image_set import ImageSet
-from rmadapter.data.names import DESCRIPTION_SEPARATOR, Label, key, nfc
+from rmadapter.data.names import DESCRIPTION_SEPARATOR, Label, key, listed_label, nfc
 from rmadapter.errors import UserError, did_you_mean, quoted
 from rmadapter.support.files import read_json, user_path
+from rmadapter.support.labels import MAX_LABELS
 
 PARENTS_FORM = '{"label": "parent"} or {"label": ["parent", "grandparent"]}'
 
@@ -56,12 +57,14 @@ def read_parents(path: str | Path, label_column: str = "") -> dict[str, str]:
         label_column: Name of the column of labels; by default label, class or category.
 
     Raises:
-        UserError: An unreadable file, or a label with two parents.
+        UserError: An unreadable file, a name that no run takes, or a label with two parents.
     """
     file = user_path(path)
     parents: dict[str, str] = {}
     chains = _of_json(file) if file.suffix.lower() == ".json" else _of_table(file, label_column)
     for where, chain in chains:
+        for name in chain:
+            listed_label(name, where)
         for child, parent in pairwise(chain):
             other = parents.setdefault(child, parent)
             if other != parent:
@@ -130,6 +133,8 @@ def parents_of(
         if label not in found:
             hint = did_you_mean(label, parents)
             raise UserError(f"{where}: class {quoted(label)} has no parent: add it{hint}")
+    if len(found) > MAX_LABELS:
+        raise UserError(f"{where}: {len(found):,} names have a parent, of {MAX_LABELS:,} allowed")
     try:
         Taxonomy.of(found, written.values())
     except UserError as error:

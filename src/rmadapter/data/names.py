@@ -14,6 +14,12 @@ from typing import TypeAlias, TypeVar
 
 from rmadapter.errors import UserError, did_you_mean, is_text, quoted
 from rmadapter.support.files import read_json
+from rmadapter.support.labels import (
+    MAX_LABELS,
+    NOT_TEXT,
+    label_fault,
+    typed_fault,
+)
 
 T = TypeVar("T")
 
@@ -22,8 +28,6 @@ CLASSNAMES = "classnames.json"
 DESCRIPTION_SEPARATOR = " | "  # between descriptions of one class
 CATCH_ALL = ("other", "none")  # names of a catch-all class
 CATCH_ALL_NAME = "something else"  # what prompts call it
-MAX_TYPED_LENGTH = 100  # characters of a name that a person types
-MAX_LISTED_LENGTH = 1000  # characters of a name in a file
 SPLITS = {  # name of a folder, or cell of a table -> split
     "train": "train",
     "training": "train",
@@ -98,9 +102,8 @@ def listed_label(name: str, where: str) -> str:
     Raises:
         UserError: It is empty, very long or no text; the message begins with `where`.
     """
-    if not name.strip() or len(name) > MAX_LISTED_LENGTH or not is_text(name):
-        advice = f"use plain text of 1 to {MAX_LISTED_LENGTH} characters"
-        raise UserError(f"{where}: {quoted(name)} is not a class name: {advice}")
+    if fault := label_fault(name):
+        raise UserError(f"{where}: {quoted(name)} is not a class name: it {fault}")
     return name.strip()
 
 
@@ -112,13 +115,11 @@ def typed_name(name: str, known: Iterable[str] = ()) -> str:
         known: Classes, of which one that is the same in a prompt is returned instead.
 
     Raises:
-        UserError: An empty or very long name, or one that is no text to a tokenizer.
+        UserError: An empty name, or as `typed_fault`.
     """
     label = " ".join(name.split())
-    if not is_text(label) or len(label) > MAX_TYPED_LENGTH:
-        raise UserError(
-            f"{quoted(label)}: a class name must be text of at most {MAX_TYPED_LENGTH} characters"
-        )
+    if fault := typed_fault(label):
+        raise UserError(f"class {quoted(label)}: its name {fault}; choose another")
     prompt_names([label])
     return next((other for other in known if key(other) == key(label)), label)
 
@@ -203,19 +204,21 @@ def prompt_names(
         where: Prefix of messages.
 
     Raises:
-        UserError: Prompt names are equal except for case, empty, or not valid text.
+        UserError: Prompt names are equal except for case, empty, or not valid text; a label that
+            no run takes, or too many.
     """
+    if len(written) > MAX_LABELS:
+        raise UserError(f"{where}{len(written):,} classes: a model has at most {MAX_LABELS:,}")
     custom = custom or {}
     names: dict[str, str] = {}
     first: dict[str, str] = {}
     for label in written:
         chosen = custom.get(nfc(label))
         name = default_name(label) if chosen is None else " ".join(chosen.split())
-        if not (is_text(label) and is_text(name)):
-            what = f"class {quoted(label)}: its name is not UTF-8 or contains a NUL"
-            raise UserError(f"{where}{what}: rename it")
         if not name:
             raise UserError(f"{where}class {label!r} has an empty prompt name: give it a word")
+        if fault := label_fault(label) or ("" if is_text(name) else NOT_TEXT):
+            raise UserError(f"{where}class {quoted(label)}: its name {fault}: rename it")
         twin = first.setdefault(name.casefold(), label)
         if twin != label or label in names:
             what = f"classes {twin!r} and {label!r} are both called {name!r}"

@@ -33,6 +33,7 @@ from rmadapter.export import FACTS
 from rmadapter.export.engines import CPU, ENGINES, GRAPH, Outputs, find_graph, joined, parse_outputs
 from rmadapter.export.text_classes import WEIGHTS, TextClasses
 from rmadapter.support.files import check_files, check_sums, csv_text, read_json
+from rmadapter.support.labels import parse_labels
 from rmadapter.support.machine import cores
 
 LABELS, TRANSFORM = "labels.json", "preprocess.json"
@@ -133,10 +134,8 @@ class Model:
         try:
             check_files(folder)
             check_sums(folder)
-            labels = read_json(folder / LABELS, MAX_LABELS_BYTES)
-            if not isinstance(labels, list):
-                raise ValueError(f"{LABELS} holds no list")
-            self.decider = read_decider(folder, [str(label) for label in labels])
+            labels = parse_labels(read_json(folder / LABELS, MAX_LABELS_BYTES))
+            self.decider = read_decider(folder, labels)
             self.transform = Transform(**read_json(folder / TRANSFORM, MAX_FACTS_BYTES))
             self._run, batch, side = ENGINES[graph](folder / graph, threads, device)
             if side not in (0, self.size):
