@@ -41,6 +41,7 @@ from rmadapter.export.onefile import one_file
 from rmadapter.export.runtime import Model, Transform
 from rmadapter.export.targets import ExportOptions
 from rmadapter.export.text_classes import TextClasses
+from tests.helpers.exports import write_export, write_graph
 
 LABELS = ["red", "=green", "3"]
 SIZES = [(32, 32), (33, 32), (31, 47), (200, 33), (64, 500), (7, 5), (1, 40), (1001, 777)]
@@ -89,39 +90,12 @@ def test_sizes_that_no_export_has(size: Any) -> None:
         Transform(size, "squash", "bicubic", [0] * 3, [1] * 3)
 
 
-def write_graph(file: Path, last: str = "", factor: float = 1.0) -> None:
-    """Write a graph of the softmax of the mean of each colour, times a factor, and perhaps with one
-    more operation."""
-    import onnx
-    from onnx import TensorProto, helper
-
-    shape = ["batch", 3, 8, 8]
-    nodes = [
-        helper.make_node("ReduceMean", ["pixels", "axes"], ["means"], keepdims=0),
-        helper.make_node("Softmax", ["means"], ["shares"], axis=-1),
-        helper.make_node(last or "Identity", ["shares"], ["changed"]),
-        helper.make_node("Mul", ["changed", "factor"], ["probabilities"]),
-    ]
-    entry = helper.make_tensor_value_info("pixels", TensorProto.FLOAT, shape)
-    output = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", 3])
-    axes = helper.make_tensor("axes", TensorProto.INT64, [2], [2, 3])
-    times = helper.make_tensor("factor", TensorProto.FLOAT, [], [factor])
-    graph = helper.make_graph(nodes, "means", [entry], [output], [axes, times])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    onnx.save(model, str(file))
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An export made by hand: its probabilities are a softmax of the mean of each colour."""
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime", reason="pip install 'rmadapter[export]'")
-    out = tmp_path_factory.mktemp("by hand")
-    write_graph(out / GRAPH)
-    (out / runtime.LABELS).write_text(json.dumps(["red", "=green", 3]))
-    facts = {"size": 8, "resize": "shortest", "interpolation": "bicubic"}
-    (out / runtime.TRANSFORM).write_text(json.dumps({**facts, "mean": [0] * 3, "std": [1] * 3}))
-    return out
+    return write_export(tmp_path_factory.mktemp("by hand"))
 
 
 @pytest.fixture

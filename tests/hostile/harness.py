@@ -28,9 +28,9 @@ from tests.hostile import valid
 
 # kind, which is a module of this folder -> how many of 100 inputs are of it
 KINDS = {
-    "sets": 14, "templates": 6, "configs": 14, "records": 14, "runs": 14, "backbones": 5,
-    "paths": 4, "special_files": 3, "names": 5, "matlab": 1, "images": 12, "tables": 6,
-    "pickles": 4, "bulky": 1,
+    "sets": 14, "templates": 6, "configs": 14, "records": 14, "runs": 10, "backbones": 5,
+    "exports": 4, "paths": 4, "special_files": 3, "names": 5, "matlab": 1, "images": 12,
+    "tables": 6, "pickles": 4, "bulky": 1,
 }  # fmt: skip
 SECONDS, MEGABYTES = 5.0, 300.0  # that an input may take
 LINE = 1200  # characters of a message at most

@@ -249,8 +249,8 @@ def test_zero_shot_from_names(session: Session, colors: Path) -> None:
     with pytest.raises(UserError, match="are both called"):
         session.add(["Red"])
     for names, hint in (
-        (["\ud800"], "must be text of"),
-        (["x" * 101], "must be text of"),
+        (["\ud800"], "its name"),
+        (["x" * 101], "its name"),
         (["a"] * 998, "at most 1,000 classes"),
     ):
         with pytest.raises(UserError, match=hint):
