@@ -86,10 +86,10 @@ def suspects(
 
     flags = {"backbone": backbone, "device": device}
     settings = {name: value for name, value in flags.items() if value} | parse_overrides(sets or [])
-    note_caveats(str(settings.get("backbone", Task().backbone)))
     result = find_suspects(
         data, method, settings, columns=columns, outside=outside, progress=not quiet
     )
+    note_caveats(str(settings.get("backbone", Task().backbone)))
     if not result.judged:
         note("no label was judged: judging takes two images per class that are not copies")
     if files:
