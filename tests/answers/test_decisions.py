@@ -106,6 +106,7 @@ def test_by_the_command_line(
     assert of_rows([json.loads(line) for line in lines]) == expected
 
 
+@pytest.mark.ci
 def test_by_parquet(
     expected: Decisions, calibrated: Path, tiny_clip: Backbone, images: list[Path],
     rmadapter: Command, tmp_path: Path,

@@ -89,6 +89,7 @@ def test_a_changed_custom_method_is_exported_again(
     assert len(stages) == 2
 
 
+@pytest.mark.ci
 def test_a_half_saved_run_is_refused_although_its_export_is_cached(
     finished: Path, tiny_clip: Backbone, tmp_path: Path, cache: Path, stages: list[Path]
 ) -> None:

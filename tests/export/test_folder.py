@@ -79,6 +79,7 @@ def test_files_of_an_export(exported: Path) -> None:
     assert "{" not in page.replace("{label}: {probability:.1%}", "")
 
 
+@pytest.mark.ci
 def test_answers_without_torch_equal_predict(
     exported: Path, saved: Saved, colors: Path, images: list[Path]
 ) -> None:

@@ -424,6 +424,7 @@ def promising(folder: Path, tmp_path: Path) -> Path:
     return copy
 
 
+@pytest.mark.ci
 def test_sets_of_an_export(promising: Path, folder: Path, tmp_path: Path) -> None:
     red, yellow = tmp_path / "red.png", tmp_path / "yellow.png"
     Image.new("RGB", (9, 9), "#ff0000").save(red)

@@ -27,6 +27,7 @@ def shots(tiny_clip: Backbone, colors: Path) -> Shots:
     return shots_of(tiny_clip, read_images(colors)["train"])
 
 
+@pytest.mark.ci
 def test_the_penalty_holds_weights_near_the_start(
     tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:

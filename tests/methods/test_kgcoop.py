@@ -38,6 +38,7 @@ def test_loss_and_gradient_are_the_plain_ones(name: str, request: pytest.Fixture
     assert_same_as_plain(KgCoOp(context=""), request.getfixturevalue(name), plain)
 
 
+@pytest.mark.ci
 def test_weight_zero_is_coop_and_a_large_one_stays_near_the_written_prompts(
     tiny_clip: Backbone,
 ) -> None:

@@ -114,6 +114,7 @@ def test_the_average_is_that_of_the_prompts_at_the_end_of_each_epoch(
         assert not torch.equal(before, after)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("iterations", [3, 30])
 def test_the_average_is_over_the_epochs_that_are_trained(
     tiny_clip: Backbone, iterations: int

@@ -150,6 +150,7 @@ def test_skipped_blocks_are_not_computed(
     assert 2 <= prompts[0] < 15
 
 
+@pytest.mark.ci
 def test_a_compiled_step_is_the_same(tiny_clip: Backbone) -> None:
     """Which tokens there are is not known when it is compiled."""
     start = untrained(
