@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from states import FROZEN_BLOCKS
 from torch import Tensor, nn
 
-import rmadapter_pocket
 from rmadapter.backbones import Backbone
+from rmadapter_pocket import POCKET
 
 SHARPNESS = 20  # of the softmax over texts near a label
 OWN_TEXTS = 0.7  # of a target over all texts, what is the label's own
@@ -176,7 +176,7 @@ def loss_terms(
 def write_model(student: Student, out: Path) -> None:
     """Write the folder `out`: the delta, and a whole model that open_clip and `load_backbone` can
     read."""
-    start = rmadapter_pocket.build()
+    start = POCKET.build()
     shutil.copytree(start, out, dirs_exist_ok=True)
     config, (old, new) = (
         (start / "open_clip_config.json"),

@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import rmadapter_pocket
 from rmadapter.backbones import load_backbone, numbers as module
 from rmadapter.backbones.load import check_vocabulary
 from rmadapter.backbones.numbers import check_numbers, read_headers
 from rmadapter.errors import UserError
+from rmadapter_pocket import POCKET
 
 WIDTH, LAYERS, WORDS = 64, 3, 5000
 CONFIG = {
@@ -113,12 +113,12 @@ def test_open_clips_own_configurations_pass() -> None:
             module._check(field, number, module.Headers(400, 1_000_000, 10**8))
 
 
-@pytest.mark.skipif(not rmadapter_pocket.place().is_dir(), reason="pocket is not built here")
+@pytest.mark.skipif(not POCKET.place().is_dir(), reason="pocket is not built here")
 def test_a_tokenizer_with_words_that_the_encoder_lacks(tmp_path: Path) -> None:
     folder = tmp_path / "model"
-    shutil.copytree(rmadapter_pocket.place(), folder)
+    shutil.copytree(POCKET.place(), folder)
     for file in ("open_clip_config.json", "tokenizer.json"):
-        text = (folder / file).read_text().replace(str(rmadapter_pocket.place()), str(folder))
+        text = (folder / file).read_text().replace(str(POCKET.place()), str(folder))
         (folder / file).write_text(text.replace('"photo":', '"photography_":99999999,"photo":'))
     with pytest.raises(UserError, match="photography_"):
         load_backbone(str(folder))

@@ -10,10 +10,10 @@ import open_clip
 import pytest
 import torch
 
-import rmadapter_pocket
 from rmadapter.artifacts.record import read_record
 from rmadapter.backbones import Backbone, published, speed
 from rmadapter.support.machine import processor
+from rmadapter_pocket import POCKET, Pocket
 from tests.helpers.shell import Command, refused, rmadapter
 
 __all__ = ["rmadapter"]  # a fixture
@@ -78,9 +78,9 @@ def test_only_a_small_backbone_of_a_package_has_a_caveat(monkeypatch: pytest.Mon
     text = published.caveat("pocket")
     assert "pocket" in text
     assert "ViT-B-16/openai" in text
-    assert rmadapter_pocket.PURPOSE in text
+    assert POCKET.PURPOSE in text
     assert published.caveat("ViT-B-16/openai") == published.caveat("nothing") == ""
-    monkeypatch.delattr(rmadapter_pocket, "PURPOSE")  # as that of a package of a large one
+    monkeypatch.delattr(Pocket, "PURPOSE")  # as that of a package of a large one
     assert published.caveat("pocket") == ""
 
 
@@ -124,7 +124,7 @@ def test_the_command_gets_one_and_lists_all(
 
 
 def test_a_licence_is_known_or_called_unknown() -> None:
-    assert published.licence_of("pocket") == rmadapter_pocket.LICENCE
+    assert published.licence_of("pocket") == POCKET.LICENCE
     assert published.licence_of("ViT-B-16/openai") == "Apache-2.0 (its card on the hub)"
     assert published.licence_of("hf-hub:imageomics/bioclip") == "MIT (its card on the hub)"
     assert "not known here" in published.licence_of("somewhere/else")
@@ -137,11 +137,11 @@ def test_pocket_is_listed_with_its_download_and_then_with_its_folder(
     rows = {row["name"]: row for row in published.listed()}
     assert rows["pocket"]["mb"] is None
     assert "174 MB to download" in rows["pocket"]["state"]
-    rmadapter_pocket.place().mkdir()
-    (rmadapter_pocket.place() / "open_clip_model.safetensors").write_bytes(bytes(3_000_000))
+    POCKET.place().mkdir()
+    (POCKET.place() / "open_clip_model.safetensors").write_bytes(bytes(3_000_000))
     rows = {row["name"]: row for row in published.listed()}
     assert (rows["pocket"]["state"], rows["pocket"]["mb"]) == ("ready", 3)
-    assert rows["pocket"]["folder"] == str(rmadapter_pocket.place())
+    assert rows["pocket"]["folder"] == str(POCKET.place())
     assert rows["pocket"]["about"].startswith("needs PyPI once")
 
 

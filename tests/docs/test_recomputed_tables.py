@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from rmadapter.methods import load_method
 from rmadapter.metrics import confidence_interval
 from rmadapter.settings import settings_of
-from rmadapter_pocket import DELTA_SHA256, DIGEST, TEXT, VISION
+from rmadapter_pocket import POCKET, TEXT, VISION
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "research/results"
@@ -152,6 +152,8 @@ def test_the_tables_of_the_model_card_show_every_line() -> None:
 
 
 def test_the_model_card_describes_the_shipped_weights() -> None:
-    assert {line["pocket"]["backbone"]["digest"] for line in pocket_lines().values()} == {DIGEST}
-    for digest in (DELTA_SHA256, DIGEST, VISION.sha256, TEXT.sha256):
+    assert {line["pocket"]["backbone"]["digest"] for line in pocket_lines().values()} == {
+        POCKET.digest
+    }
+    for digest in (POCKET.delta_sha256, POCKET.digest, VISION.sha256, TEXT.sha256):
         assert digest in page("docs/reference/pocket.md")

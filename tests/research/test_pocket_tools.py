@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 
 from rmadapter.backbones import Backbone
 from rmadapter.prompts import raw_text_features
-from rmadapter_pocket import DELTA
+from rmadapter_pocket import POCKET
 from tests.helpers.rounding import assert_same_float32
 
 # Sources
@@ -82,11 +82,11 @@ def test_the_student_is_the_end_of_the_model(pocket: Backbone) -> None:
         for block in trunk.blocks[: states.FROZEN_BLOCKS]:
             x = block(x)
         assert_same_float32(some.image(x), F.normalize(model.encode_image(images), dim=-1))
-    shipped, delta = load_file(DELTA), some.delta()
+    shipped, delta = load_file(POCKET.file), some.delta()
     assert delta.keys() == shipped.keys()
     assert all(torch.equal(delta[name], shipped[name]) for name in shipped)
     some.load_state_dict({name: torch.zeros_like(part) for name, part in some.state_dict().items()})
-    some.load(DELTA)
+    some.load(POCKET.file)
     assert all(torch.equal(some.delta()[name], shipped[name]) for name in shipped)
 
 
