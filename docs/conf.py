@@ -27,7 +27,7 @@ SHOWN = {
     ROOT / "SECURITY.md": "about/security.md",
     DOCS / "README.md": "index.md",
 }
-HELP = re.compile(r"(?<!\[)`rmadapter help ([a-z]+)`")
+HELP = re.compile(r"(?<!\[)`rmadapter help ((?!all`)[a-z]+)`")
 LINK = re.compile(r"\[([^\]]*)\]\((?!https?:|[#/])([^)#\s]+)(#[^)\s]*)?\)")
 PAGE = re.compile(r"docs/([\w/]+)\.md")  # as docstrings name it
 
