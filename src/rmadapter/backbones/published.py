@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from rmadapter.backbones.image_only import licence_of_timm
 from rmadapter.backbones.names import HF_HUB, TIMM
 from rmadapter.backbones.packaged import INSTALL, POCKET, load_package, packaged_names
 from rmadapter.support.files import JsonObject
@@ -75,6 +74,8 @@ def licence_of(name: str) -> str:
     if name in packaged_names():
         return load_package(name).LICENCE
     if name.startswith(TIMM):
+        from rmadapter.backbones.image_only import licence_of_timm  # takes torch
+
         stated = licence_of_timm(name)
         if stated:
             return f"{stated} (timm's table of weights)"
