@@ -629,6 +629,7 @@ def test_a_missing_file_is_refused_though_it_is_not_drawn(
             clone(fitted).set_params(shots=1).fit(some, labels)
 
 
+@pytest.mark.ci
 def test_progress_shows_notes_and_bars_or_nothing(
     fitted: FewShotClassifier,
     colors: Path,

@@ -73,6 +73,7 @@ def written(folder: Path, its: Record, evaluations: Sequence[Evaluation] = ()) -
     return Page(folder / "r.html")
 
 
+@pytest.mark.ci
 def test_the_page_loads_and_runs_nothing(page: Page) -> None:
     addresses = [v for a in ("src", "href", "xlink:href") for v in page.values(a)]
     assert len(addresses) > 20

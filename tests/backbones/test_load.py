@@ -52,6 +52,7 @@ def test_computes_what_plain_open_clip_computes(kind: str, request: pytest.Fixtu
     torch.testing.assert_close(white[:, 0, 0], torch.tensor(expected))
 
 
+@pytest.mark.ci
 def test_random_weights_are_always_the_same_and_come_back_from_a_file(tmp_path: Path) -> None:
     torch.manual_seed(7)
     expected = torch.rand(3)

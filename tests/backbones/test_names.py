@@ -13,6 +13,7 @@ from rmadapter.backbones.names import check_name
 from rmadapter.errors import UserError
 
 
+@pytest.mark.ci
 def test_every_architecture_is_known() -> None:
     for architecture in open_clip.list_models():
         check_name(f"{architecture}/none")

@@ -280,6 +280,7 @@ def test_a_missing_file_fails_one_method_only(bench: Bench, tmp_path: Path) -> N
     assert "gone.json" in bad.reason
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("kind", "status", "reason"),
     [
@@ -342,6 +343,7 @@ def test_a_folder_that_cannot_be_written_is_refused(
         bench.run(tmp_path / "out", bench.jobs(methods=["rmadapter"]))
 
 
+@pytest.mark.ci
 @pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="Windows cannot block signals")
 def test_workers_start_with_ctrl_c_blocked(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

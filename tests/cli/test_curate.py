@@ -77,6 +77,7 @@ def test_decisions_on_suspects_make_a_cleaned_copy(
     assert facts == {"cleaned": str(tmp_path / "again"), **counts}
 
 
+@pytest.mark.ci
 def test_suspects_are_printed_as_json_and_as_a_table(
     rmadapter: Command, data: Path, tmp_path: Path
 ) -> None:

@@ -157,6 +157,7 @@ def test_decoding_ahead_is_bounded() -> None:
     stream.close()
 
 
+@pytest.mark.ci
 def test_bad_images_are_left_out_or_raise(tmp_path: Path) -> None:
     nothing = np.zeros((0, 0), np.uint8)
     images = [nothing, noise(0), *[nothing] * 20, noise(1), noise(2), nothing]

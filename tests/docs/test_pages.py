@@ -223,6 +223,7 @@ def walks() -> list[list[list[str]]]:
     return [[re.findall(r"`(\w+(?:\.\w+)+)`", line) for line in lines] for lines in parts]
 
 
+@pytest.mark.ci
 def test_the_walks_are_walked(
     tiny_clip: Backbone, colors: Path, finished: Path, tmp_path: Path
 ) -> None:

@@ -32,6 +32,7 @@ from tests.helpers.shell import limited_file_size
 pytest.importorskip("onnxruntime", reason="pip install 'rmadapter[export]'")
 pytest.importorskip("onnxscript", reason="pip install 'rmadapter[export]'")
 
+pytestmark = pytest.mark.ci  # each worker makes the exports anew
 ADDED = {"labels.json", "preprocess.json", "SHA256SUMS"}
 ADDED |= {"export.json", "README.md", "predict.py", "requirements.txt"}
 TEXT_FILES = {"text.onnx", "tokenizer.json", "prompts.json", "weights.npy"}
@@ -58,7 +59,6 @@ def images(colors: Path) -> list[Path]:
     return sorted(colors.glob("test/*/*.png"))
 
 
-@pytest.mark.ci
 def test_files_of_an_export(exported: Path) -> None:
     assert names(exported) == ADDED | {"model.onnx"}
     assert names(exported.parent) == {"model"}
@@ -79,7 +79,6 @@ def test_files_of_an_export(exported: Path) -> None:
     assert "{" not in page.replace("{label}: {probability:.1%}", "")
 
 
-@pytest.mark.ci
 def test_answers_without_torch_equal_predict(
     exported: Path, saved: Saved, colors: Path, images: list[Path]
 ) -> None:
@@ -92,7 +91,6 @@ def test_answers_without_torch_equal_predict(
         assert float(row["probability"]) == pytest.approx(shares[best], abs=1e-4)
 
 
-@pytest.mark.ci
 def test_example_code_of_the_page(exported: Path, colors: Path) -> None:
     block = (exported / "README.md").read_text().split("```python\n")[1].split("```")[0]
     code = block.replace("cat.jpg", str(colors / "test/red/0.png"))
@@ -103,7 +101,6 @@ def test_example_code_of_the_page(exported: Path, colors: Path) -> None:
     assert len(done.stdout.splitlines()) == 3
 
 
-@pytest.mark.ci
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
 def test_openvino(
     precision: str, finished: Path, saved: Saved, colors: Path, images: list[Path], tmp_path: Path
@@ -235,7 +232,6 @@ def test_class_added_by_name(
         assert answers == pytest.approx(dict(zip(labels, shares, strict=True)), abs=1e-4)
 
 
-@pytest.mark.ci
 def test_the_same_sets_as_predict(
     calibrated: Path, tiny_clip: Backbone, blends: list[Path], colors: Path, tmp_path: Path
 ) -> None:
@@ -259,7 +255,6 @@ def test_the_same_sets_as_predict(
     assert json.loads(rows[0]["set"])
 
 
-@pytest.mark.ci
 @pytest.mark.parametrize("embeddings", [False, True])
 def test_the_same_images_are_rejected_as_by_predict(
     embeddings: bool,
@@ -332,7 +327,6 @@ def test_no_calibration_for_other_classes(calibrated: Path, tiny_clip: Backbone)
     assert other.decider().calibration is other.decider().rejection is None
 
 
-@pytest.mark.ci
 def test_int8_says_what_became_of_the_promises(
     calibrated: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -220,6 +220,7 @@ def test_connections_that_read_no_answers_are_closed() -> None:
         assert ended
 
 
+@pytest.mark.ci
 def test_an_answer_may_be_read_slowly() -> None:
     size = 8_000_000
 

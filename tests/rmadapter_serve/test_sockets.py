@@ -78,6 +78,7 @@ serve_until_stopped(uvicorn.Server(settings), listening)
 """
 
 
+@pytest.mark.ci
 @pytest.mark.skipif(os.name != "posix", reason="SIGTERM is of POSIX")
 def test_a_server_ends_though_the_thread_of_a_request_goes_on() -> None:
     with subprocess.Popen([sys.executable, "-c", STUCK], stdout=subprocess.PIPE, text=True) as one:

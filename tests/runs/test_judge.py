@@ -131,6 +131,7 @@ def test_intervals_allow_for_images_of_one_group(tiny_clip: Backbone) -> None:
     assert max(widths) > 5
 
 
+@pytest.mark.ci
 def test_undrawn_images_judge_where_enough_are_of_other_groups(tiny_clip: Backbone) -> None:
     undrawn = "on images that were not drawn"
     apart = grouped_noise("aaaaaabbbbbb", [*"pqrstu"] * 2)
@@ -151,6 +152,7 @@ def test_undrawn_images_judge_where_enough_are_of_other_groups(tiny_clip: Backbo
     assert "ignored 6 undrawn images that share a group" in record.notes[-1]
 
 
+@pytest.mark.ci
 def test_without_a_test_split_the_shots_judge(tiny_clip: Backbone, colors: Path) -> None:
     record = judged(tiny_clip, {"all": read_images(colors)["train"]})
     [score], judgement = record.scores, judgement_of(record)
