@@ -19,7 +19,7 @@ test: setup  # at most five minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
 
 test-rest: setup  # what `make test` leaves out for its time; .ci/run runs both
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal -m "ci and not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m "ci and not slow"
 
 test-all: setup  # also those marked slow
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal -m ""
