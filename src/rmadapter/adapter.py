@@ -336,22 +336,23 @@ class Adapters(nn.Module):
         cross = self.cross[height] if height in self.cross else None
         return getattr(self, side)[str(block)].scaled_base(x, self.alpha, cross, self.decouple)
 
-    def adapted(self, side: str, block: int, x: Tensor, output: Tensor) -> Tensor:
-        """Return what leaves an adapted block, [..., d], whose gradient reaches the adapter but, if
-        reconstruction is local, nothing below.
+    def leaving(self, side: str, block: int, x: Tensor, plain: Tensor, adapted: Tensor) -> Tensor:
+        """Return what leaves an adapted block as its reconstruction branch reads it, [..., d]: with
+        target="adapted" and local, its gradient reaches the adapter, but nothing below.
 
-        x: the adapter's input, [..., d]. output: of the block without the adapter, [..., d].
+        x: the adapter's input, [..., d]. plain, adapted: output of the block without the adapter's,
+        and with it, [..., d].
         """
-        if self.local:
-            x, output = x.detach(), output.detach()
-        return output + self.delta(side, block, x)
+        if self.target != "adapted" or not self.local:
+            return adapted
+        return plain.detach() + self.delta(side, block, x.detach())
 
     def reconstruction_error(
         self, side: str, block: int, x: Tensor, target: Tensor | None = None
     ) -> Tensor:
         """Return the error of every token, [..., d] -> [...] (Eq. 11, 12).
 
-        x: what the branch reads, the adapter's input or what `adapted` returns. target: [..., d],
+        x: what the branch reads, the adapter's input or what `leaving` returns. target: [..., d],
         None for x.
         """
         if self.target_norm:

@@ -48,10 +48,10 @@ class _Hook:
         if not silent:
             tokens = tokens + adapters.delta(self.side, self.block, x)
         if self.tape is not None:
-            read = tokens
-            if adapters.target == "adapted":
-                read = adapters.adapted(self.side, self.block, x, plain)
-            self.tape.append((self.block, self._as_read(read) if adapters.of_output else x))
+            read = x
+            if adapters.of_output:
+                read = self._as_read(adapters.leaving(self.side, self.block, x, plain, tokens))
+            self.tape.append((self.block, read))
         return (tokens, *output[1:]) if isinstance(output, tuple) else tokens
 
     def _as_read(self, x: Tensor) -> Tensor:
@@ -257,9 +257,7 @@ class AdaptedCLIP(nn.Module):
                 plain = y
                 y = y + adapters.delta(side, i, layout.read(source) if top else source)
                 if rebuilds and adapters.of_output:
-                    read = y
-                    if adapters.target == "adapted":
-                        read = adapters.adapted(side, i, source, plain)
+                    read = adapters.leaving(side, i, source, plain, y)
                     read = encoder.norm(i, read) if normed else read
                     errors.append(adapters.reconstruction_error(side, i, read))
                 elif rebuilds:
