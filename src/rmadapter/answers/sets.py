@@ -7,7 +7,6 @@ NumPy only, since exports hold this file.
 from __future__ import annotations
 
 import re
-from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -189,9 +188,9 @@ def in_sets(probabilities: np.ndarray, limits: np.ndarray) -> np.ndarray:
 def parse_share(text: str) -> float:
     """Parse a share such as 5% or 0.05, from 0 to below 1. Raises UserError for others."""
     word = text.strip()
-    plain = re.fullmatch(r"([0-9.]+(?:[eE]-?[0-9]+)?) ?(%?)", word)
-    with suppress(ValueError):
-        number = float(plain[1]) / (100 if plain[2] else 1) if plain else -1.0
-        if 0 <= number < 1:
+    written = re.fullmatch(r"((?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE]-?[0-9]+)?) ?(%?)", word)
+    if written:
+        number = float(written[1]) / (100 if written[2] else 1)
+        if number < 1:
             return number
     raise UserError(f"{word[:100]!r} is no share such as 5% or 0.05")
