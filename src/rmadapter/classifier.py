@@ -19,9 +19,9 @@ from rmadapter.data.decode import plain_image
 from rmadapter.data.fewshot import half
 from rmadapter.data.image_set import plain_labels, single_label, with_weights
 from rmadapter.data.names import Label, class_indices, nfc, prompt_names
-from rmadapter.data.read import ImageSource, check_files, image_list, image_set
+from rmadapter.data.read import ImageSource, check_exist, image_list, image_set
 from rmadapter.errors import UserError
-from rmadapter.support.terminal import hushed, is_watched
+from rmadapter.support.terminal import is_watched, without_notes
 from rmadapter.training.shots import Callback
 
 ARGUMENTS = ("backbone", "method", "shots", "seed", "progress", "class_names", "class_weight")
@@ -157,11 +157,11 @@ class FewShotClassifier(TransformerMixin, ClassifierMixin, BaseEstimator):
         common = {"backbone": joined(self.backbone), "shots": self.shots, "seed": self.seed}
         request = Request.make({**common, **self.settings}, self.method)
         data, shots = image_set(images, labels, names), request.task.shots
-        check_files(data.images)  # also those that are not drawn
+        check_exist(data.images)  # also those that are not drawn
         natural = request.task.draw == "natural"  # its counts are known only once it is drawn
         data = with_weights(data, sample_weight, None if natural else self.class_weight, shots)
         weight = self.class_weight if natural else None
-        with hushed(not self._shows):
+        with without_notes(not self._shows):
             learnt = fit_images(request, data, weight, self._shows, tuple(callbacks), self._keeps)
         _warn_once(learnt.fitted.backbone.name)
         self.fitted_, self._name = learnt.fitted, learnt.name

@@ -27,8 +27,9 @@ class Packaged(Protocol):
         MEGABYTES: Size of what is fetched on first use.
         ABOUT: What it is for, in a line.
 
-    One that is far weaker than a real CLIP has `PURPOSE`, too, what it is in a few words, such as
-    "a small offline model for teaching": users are told both (`rmadapter.backbones.published`).
+    A package whose backbone is far weaker than a real CLIP also has `PURPOSE`, which says in a few
+    words what the backbone is for, such as "a small offline model for teaching", and which
+    `rmadapter.backbones.published.caveat` tells users.
     """
 
     LICENCE: str

@@ -383,7 +383,7 @@ def image_list(data: object) -> list[ImageSource]:
     return [plain_image(image) for image in cast("Iterable[object]", data)]
 
 
-def check_files(images: Sequence[ImageSource]) -> None:
+def check_exist(images: Sequence[ImageSource]) -> None:
     """Look for the files among N images, before any is read.
 
     Args:

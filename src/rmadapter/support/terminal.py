@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 MAX_COLUMNS = 200  # of a table or a text
 NOTES = logging.getLogger("rmadapter.notes")  # its level decides whether notes and bars are shown
-_HUSHED = ContextVar("hushed", default=False)  # the same for the thread that runs a block
+_HIDDEN = ContextVar("hidden", default=False)  # whether a block of this thread hides them, too
 
 
 def set_quiet(on: bool) -> bool:
@@ -37,13 +37,13 @@ def set_quiet(on: bool) -> bool:
 
 
 @contextmanager
-def hushed(on: bool = True) -> Iterator[None]:
+def without_notes(on: bool = True) -> Iterator[None]:
     """Hide notes and bars of this thread within the block."""
-    token = _HUSHED.set(on or _HUSHED.get())
+    token = _HIDDEN.set(on or _HIDDEN.get())
     try:
         yield
     finally:
-        _HUSHED.reset(token)
+        _HIDDEN.reset(token)
 
 
 def is_watched() -> bool:
@@ -57,7 +57,7 @@ def is_watched() -> bool:
 
 
 def _quiet() -> bool:
-    return _HUSHED.get() or NOTES.level > logging.INFO
+    return _HIDDEN.get() or NOTES.level > logging.INFO
 
 
 def note(text: str) -> None:

@@ -30,10 +30,8 @@ GB = 1e9
 FEATURES_BYTES = 1e9  # of what is kept unasked, which holds no tokens: 500,000 images of width 512
 CLOCK_SKEW = 60.0  # seconds by which the clocks of machines that share the folder may differ
 SHARD_BYTES = 2**26  # bytes of a file, roughly; it is copied in memory while it is written
-SMALL_BYTES, MAX_SMALL_FILES = (
-    2**20,
-    32,
-)  # files of fewer bytes, which are joined beyond this number
+# files of fewer bytes, which are joined beyond this number
+SMALL_BYTES, MAX_SMALL_FILES = 2**20, 32
 TAG = "CACHEDIR.TAG"  # tells backup programs to leave this folder out (bford.info/cachedir)
 TAG_TEXT = (
     "Signature: 8a477f597d28d172789f06886806bc55\n"
@@ -131,9 +129,8 @@ class Store:
         if not each or each * len(rows) > self.limit or not self._make():
             return
         size = max(SHARD_BYTES // each, 1)
-        with suppress(
-            UserError, OSError
-        ):  # disk full, or the folder was cleared: computed again later
+        # disk full, or the folder was cleared: computed again later
+        with suppress(UserError, OSError):
             for start in range(0, len(rows), size):
                 batch = list(rows[start : start + size])
                 kept = {part: tensor[batch].contiguous() for part, tensor in parts.items()}
