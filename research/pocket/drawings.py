@@ -25,7 +25,8 @@ from rmadapter.data.read import load_image
 from rmadapter.errors import UserError
 
 BICUBIC = Image.Resampling.BICUBIC
-DRAWN = 144  # pixels, before a drawing is placed
+DRAWN = 288  # pixels, before a drawing is placed
+MAX_DRAWINGS = 7_500  # drawn at random from all
 UNSEEN = "fxemoji:"
 NO_THINGS = re.compile(
     r"/(shapes|special|buttons|computer/icons|computer/buttons|flags|led|callouts|arrows|logos|roadsigns|decorations|"
@@ -82,7 +83,7 @@ def squared(file: Path) -> Image.Image | None:
 def glyph(content: tuple[Path, str]) -> Image.Image | None:
     """Draw a character of a font; None if the font lacks it."""
     image = Image.new("RGB", (DRAWN, DRAWN), "white")
-    font = ImageFont.truetype(str(content[0]), 100)
+    font = ImageFont.truetype(str(content[0]), 200)
     ImageDraw.Draw(image).text((DRAWN / 2, DRAWN / 2), content[1], "black", font, anchor="mm")
     return image if np.asarray(image).mean() < 254 else None
 
@@ -139,7 +140,7 @@ def symbols(debian: Path, sources: Path) -> Iterator[Piece]:
 
 
 def placed(image: Image.Image, seed: int) -> np.ndarray:
-    """Return [112, 112, 3]: made smaller, moved, some turned, mirrored, inverted or in other
+    """Return [224, 224, 3]: made smaller, moved, some turned, mirrored, inverted or in other
     colours."""
     rng = random.Random(seed)
     side = round(IMAGE_SIZE * (rng.uniform(0.62, 1) if rng.random() < 0.8 else 1))
@@ -172,7 +173,8 @@ def pieces_of(sources: Path, debian: Path, nouns: Container[str]) -> list[Piece]
     rng = random.Random(0)
     vectors = [*emoji_drawings(sources, rng), *icon_drawings(sources, nouns, rng)]
     pieces = [Piece(drawing.style, drawing.key, rasterise, drawing.svg) for drawing in vectors]
-    return [*pieces, *clip_art(debian, nouns), *stamps(debian, nouns), *symbols(debian, sources)]
+    pieces += [*clip_art(debian, nouns), *stamps(debian, nouns), *symbols(debian, sources)]
+    return rng.sample(pieces, min(MAX_DRAWINGS, len(pieces)))
 
 
 def main() -> None:

@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument(
         "--leave-out",
         nargs="*",
-        default=["alignment"],
+        default=[],
         help="folders in it that are no evaluation sets",
     )
     parser.add_argument("--work", type=Path, required=True, help="folder of steps 2 to 4")

@@ -1,13 +1,12 @@
 """Step 2: read the photographs into one array a pool (minutes, 3 GB).
 
-Reads SOURCES/github/OWNER+NAME/ and SOURCES/alignment/; writes pools into WORK. Draws have a fixed
+Reads SOURCES/github/OWNER+NAME/; writes pools into WORK. Draws have a fixed
 seed.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import random
 import re
@@ -26,7 +25,7 @@ from rmadapter.errors import UserError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp"}
 BICUBIC = Image.Resampling.BICUBIC
-LARGEST = 320  # shortest side before views are cut, in pixels
+LARGEST = 448  # shortest side before views are cut, in pixels
 SCENES = {
     "Industrial": "industrial building",
     "InsideCity": "city street",
@@ -54,7 +53,7 @@ class Source:
     folder: str
     pattern: str
     kind: str
-    size: int = 144
+    size: int = 224
     views: int = 1
     most: int = 0
     spell: Callable[[str], str] = str
@@ -73,58 +72,47 @@ def vegetable_name(written: str) -> str:
 
 SOURCES = {
     "mini": Source(
-        "github/Deo0330+split_minidataset", r"(?:train|val)/(n\d{8})/", "wnid", size=84, most=330
+        "github/Deo0330+split_minidataset", r"(?:train|val)/(n\d{8})/", "wnid", size=84, most=30
     ),
-    "tiny": Source(
-        "github/seshuad+IMagenet", r"tiny-imagenet-200/train/(n\d{8})/", "wnid", size=64, most=150
-    ),
-    "samples": Source("alignment", r"imagenet_samples/(n\d{8})", "wnid", views=9),
-    "nette": Source("github/thunderInfy+imagenette", r"train/(n\d{8})/", "wnid", most=400),
+    "samples": Source("github/EliSchwartz+imagenet-sample-images", r"(n\d{8})_", "wnid", views=6),
+    "nette": Source("github/thunderInfy+imagenette", r"train/(n\d{8})/", "wnid", most=120),
     "imagen": Source(
         "github/ajschumacher+imagen",
         r"imagen/n\d+_\d+_(.+)\.\w+$",
         "word",
-        views=5,
+        views=4,
         spell=imagen_name,
     ),
     "mini2": Source(
         "github/pomatokyo+mini-imagenet", r"[^/]+/[^/]+/(n\d{8})/[^/]+$", "wnid", views=2
     ),
     "animals": Source(
-        "github/InputBlackBoxOutput+popular-animals-dataset", r"(?!_)([^/]+)/", "word", views=2
+        "github/InputBlackBoxOutput+popular-animals-dataset", r"(?!_)([^/]+)/", "word", views=1
     ),
     "scenes": Source(
         "github/lionelmessi6410+Scene-Recognition-with-Bag-of-Words",
         rf"[^/]+/[^/]+/({'|'.join(SCENES)})/[^/]+$",
         "word",
+        most=130,
         spell=SCENES.__getitem__,
     ),
     "vegetables": Source(
         "github/abhinav9444+Fruits-Vegetables-Image-Dataset",
         r".*/([^/]+)\.\w+$",
         "word",
-        views=6,
+        views=3,
         spell=vegetable_name,
     ),
-    "coco": Source("alignment", r"(coco/.+)", "caption", views=10),
     "flickr": Source(
-        "github/quantumnaan+sic_translator", r".*/images/([^/]+)$", "caption", views=4
-    ),
-    "cifar": Source(
-        "github/YoongiKim+CIFAR-10-images", r"train/([^/]+)/", "word", size=64, most=500
+        "github/quantumnaan+sic_translator", r".*/images/([^/]+)$", "caption", views=3
     ),
 }
 assert SOURCES.keys() == PHOTOGRAPHS.keys()
 
 
-def captions(pool: str, folder: Path) -> dict[str, list[str]]:
-    """Read captions: what the pattern of the pool matches -> five sentences."""
+def captions(folder: Path) -> dict[str, list[str]]:
+    """Read captions of Flickr8k: name of a file -> five sentences."""
     texts: dict[str, list[str]] = defaultdict(list)
-    if pool == "coco":
-        with open(folder / "pairs.csv", encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                texts[row["file"]].append(row["text"])
-        return texts
     files = (
         file
         for pattern in ("*caption*.txt", "*caption*.csv", "*token.txt")
@@ -143,7 +131,7 @@ def rows_of(pool: str, sources: Path) -> list[tuple[Path, list[object]]]:
     source = SOURCES[pool]
     groups: dict[str, list[tuple[Path, list[object]]]] = defaultdict(list)
     folder = sources / source.folder
-    sentences = captions(pool, folder) if source.kind == "caption" else {}
+    sentences = captions(folder) if source.kind == "caption" else {}
     for path in sorted(folder.rglob("*"), key=lambda path: path.as_posix()):
         match = re.match(source.pattern, path.relative_to(folder).as_posix())
         if match and path.suffix.lower() in SUFFIXES:

@@ -15,13 +15,13 @@ import numpy as np
 
 # Pools of photographs, and the weight with which a row of each is drawn in training.
 PHOTOGRAPHS = {
-    "mini": 0.8, "tiny": 0.6, "samples": 1.6, "nette": 0.5, "imagen": 1.3, "mini2": 1.0,
-    "animals": 1.0, "scenes": 0.7, "vegetables": 1.2, "coco": 1.0, "flickr": 1.2, "cifar": 0.4,
+    "mini": 0.8, "samples": 1.6, "nette": 0.5, "imagen": 1.3, "mini2": 1.0, "animals": 1.0,
+    "scenes": 0.7, "vegetables": 1.2, "flickr": 1.2,
 }  # fmt: skip
 TRAINED = (*PHOTOGRAPHS, "restyled", "drawings")
 HELD_OUT = "unseen_emoji"  # one designer's emoji, never trained on: watched in training
 POOLS = (*TRAINED, HELD_OUT)
-IMAGE_SIZE = 112  # pixels of the model
+IMAGE_SIZE = 224  # pixels of the model
 
 
 def save_pool(work: Path, pool: str, images: np.ndarray, keys: list[Any]) -> None:

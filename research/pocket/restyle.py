@@ -17,9 +17,10 @@ from pools import IMAGE_SIZE, images_of, read, save_pool, write
 from scipy import ndimage
 
 RESTYLED = {
-    "mini": 9000, "samples": 6000, "nette": 1200, "imagen": 2500, "animals": 2000, "tiny": 3000,
+    "mini": 800, "samples": 2500, "nette": 300, "imagen": 1000, "animals": 600,
 }  # fmt: skip
-RESTYLED |= {"mini2": 400, "vegetables": 400, "flickr": 600, "scenes": 500}
+RESTYLED |= {"mini2": 200, "vegetables": 100, "flickr": 300, "scenes": 200}
+SIDES = (112, 160, 224)  # pixels at which a style is applied: its strokes are as wide everywhere
 STYLES = {
     "ink": 16, "edges": 14, "pencil": 10, "cartoon": 18, "poster": 8, "painting": 16,
     "negative": 4, "grey": 4,
@@ -124,12 +125,15 @@ def restyled(pixels: np.ndarray, style: str, rng: random.Random) -> np.ndarray:
 
 
 def restyle(image: np.ndarray, seed: int) -> np.ndarray:
-    """Convert uint8 [S, S, 3] -> uint8 [112, 112, 3] in a style that the seed draws."""
+    """Convert uint8 [S, S, 3] -> uint8 [224, 224, 3] in a style that the seed draws."""
     rng = random.Random(seed)
-    picture = Image.fromarray(image).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
+    side = rng.choice(SIDES)
+    picture = Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)
     picture = ImageOps.mirror(picture) if rng.random() < 0.5 else picture
     [style] = rng.choices(list(STYLES), list(STYLES.values()))
-    return np.clip(restyled(np.asarray(picture, np.float32), style, rng), 0, 255).astype(np.uint8)
+    pixels = np.clip(restyled(np.asarray(picture, np.float32), style, rng), 0, 255)
+    drawn = Image.fromarray(pixels.astype(np.uint8))
+    return np.asarray(drawn.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC))
 
 
 def main() -> None:

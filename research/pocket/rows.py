@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from pools import HELD_OUT, PHOTOGRAPHS, TRAINED, read
 from student import Targets
 from torch import Tensor
 
-WATCHED = ("mini", "tiny")  # pools of which some rows a class are held out
-HELD_OUT_PER_CLASS = 15
+WATCHED = ("mini",)  # pools of which some rows a class are held out
+HELD_OUT_PER_CLASS = 4
 SHARES = (0.44, 0.16, 0.40)  # of a batch: photographs, restyled photographs, drawings
 
 
@@ -32,6 +33,9 @@ class Rows:
         self.logits = {
             pool: np.load(work / f"{pool}_logits.npy", mmap_mode="r") for pool in PHOTOGRAPHS
         }
+        untouched = {pool: np.load(work / f"{pool}_untouched.npy") for pool in TRAINED}
+        center = np.concatenate([*untouched.values()]).mean(0, dtype=np.float32)
+        self.untouched = {pool: table - center for pool, table in untouched.items()}
         labels = {pool: np.load(work / f"{pool}_labels.npy") for pool in (*TRAINED, HELD_OUT)}
         counts = [len(labels[pool]) for pool in TRAINED]
         self.pool = np.repeat(np.arange(len(TRAINED)), counts)
@@ -111,6 +115,12 @@ class Rows:
                 states if keep is None else states[:, keep]
             ).float()
         return tokens
+
+    def class_tokens(self, rows: np.ndarray) -> Tensor:
+        """Return the untouched encoder's class tokens less their mean, unit, [N, 384]."""
+        pairs = zip(self.pool[rows], self.row[rows], strict=True)
+        tokens = np.stack([self.untouched[TRAINED[pool]][row] for pool, row in pairs])
+        return F.normalize(torch.from_numpy(tokens), dim=-1)
 
     def targets(self, rows: np.ndarray) -> Targets:
         logits = np.zeros((len(rows), 1000), np.float32)

@@ -4,20 +4,16 @@ read."""
 from __future__ import annotations
 
 import copy
-import json
-import re
-import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from states import FROZEN_BLOCKS
 from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
-from rmadapter_pocket import POCKET
 
 SHARPNESS = 20  # of the softmax over texts near a label
 OWN_TEXTS = 0.7  # of a target over all texts, what is the label's own
@@ -25,36 +21,53 @@ NAMED, DRAWN = 0.7, 1.4  # weight of that loss for rows with a target over class
 TRUTH = 0.5  # of a target over class names, where both teacher and label are known
 CONSE = 0.75  # of the direction that features are drawn to, what the class names give
 COSINE = 3.0  # weight of that loss
+KEPT = 2.0  # weight of the loss that keeps the untouched class token readable
+MIX = 0.5  # of the weights at the start, what those of `pocket` are; the others are untouched
 
 
 class Student(nn.Module):
-    """The end of the image encoder and the frozen text projection, as they start: those of a
-    backbone."""
+    """The end of the image encoder, the projection and the scale, and the frozen text projection.
 
-    def __init__(self, backbone: Backbone) -> None:
+    They start between the untouched encoder and `pocket` (WiSE-FT, Wortsman et al., CVPR 2022):
+    blocks and norm are MIX of the latter's. The projection is that of `pocket`, with rows for what
+    it leaves out: features [N, 384] are aligned with texts in their first 256 numbers.
+
+    Args:
+        pocket: The backbone `pocket`.
+        untouched: Tensors of the image encoder in the wheel (`read_vision`).
+        mix: From 0 (untouched) to 1 (`pocket`).
+    """
+
+    def __init__(self, pocket: Backbone, untouched: dict[str, Tensor], mix: float = MIX) -> None:
         super().__init__()
-        model: Any = backbone.model
+        model: Any = pocket.model
         trunk = model.visual.trunk
         self.blocks = copy.deepcopy(trunk.blocks[FROZEN_BLOCKS:])
         self.norm = copy.deepcopy(trunk.norm)
-        self.proj = copy.deepcopy(model.visual.head.proj)
+        self._mix_in(untouched, mix)
+        aligned = model.visual.head.proj.weight.detach()
+        self.proj = nn.Linear(aligned.shape[1], aligned.shape[1], bias=False)
+        rest = torch.linalg.svd(aligned)[2][len(aligned) :]
+        self.proj.weight.data = torch.cat([aligned, rest])
         self.logit_scale = nn.Parameter(model.logit_scale.detach().clone())
         self.requires_grad_(True)
         self.text_proj: Tensor = model.text.proj.weight.detach().clone()
 
-    def load(self, delta: Path) -> None:
-        """Start from a file of the tensors that `delta` returns."""
-        tensors = {name: tensor.float() for name, tensor in load_file(delta).items()}
-        self.text_proj = tensors.pop("text.proj.weight")
-        prefix = re.compile(r"visual\.(trunk|head)\.")
-        self.load_state_dict({prefix.sub("", name): tensor for name, tensor in tensors.items()})
+    @torch.no_grad()
+    def _mix_in(self, untouched: dict[str, Tensor], mix: float) -> None:
+        for place, part in (("blocks", self.blocks), ("norm", self.norm)):
+            for name, tensor in part.state_dict().items():
+                tensor.lerp_(untouched[f"visual.trunk.{place}.{name}"], 1 - mix)
 
-    def image(self, x: Tensor) -> Tensor:
-        """Convert token states [N, 1 + patches, 384] -> unit features [N, 256] of the class
-        token."""
+    def whole(self, x: Tensor) -> Tensor:
+        """Convert token states [N, 1 + patches, 384] -> features [N, 384] of the class token."""
         for block in self.blocks:
             x = block(x)
-        return F.normalize(self.proj(self.norm(x)[:, 0]).float(), dim=-1)
+        return self.proj(self.norm(x)[:, 0]).float()
+
+    def aligned(self, features: Tensor) -> Tensor:
+        """Return the unit part of features that texts are compared with, [N, 256]."""
+        return F.normalize(features[:, : len(self.text_proj)], dim=-1)
 
     def text(self, states: Tensor) -> Tensor:
         """Convert MiniLM's states [..., 384] -> unit features [..., 256]."""
@@ -66,8 +79,12 @@ class Student(nn.Module):
 
     def delta(self) -> dict[str, Tensor]:
         """Return what is stored: float16 tensors under open_clip's names."""
-        tensors = {"text.proj.weight": self.text_proj, "visual.head.proj.weight": self.proj.weight}
-        tensors["logit_scale"] = self.logit_scale
+        more = torch.zeros(len(self.proj.weight) - len(self.text_proj), self.text_proj.shape[1])
+        tensors = {
+            "text.proj.weight": torch.cat([self.text_proj, more]),
+            "visual.head.proj.weight": self.proj.weight,
+            "logit_scale": self.logit_scale,
+        }
         tensors |= {
             f"visual.trunk.norm.{name}": tensor for name, tensor in self.norm.state_dict().items()
         }
@@ -173,21 +190,7 @@ def loss_terms(
     return (over_classes * named).mean(), over_texts.mean(), distance.mean()
 
 
-def write_model(student: Student, out: Path) -> None:
-    """Write the folder `out`: the delta, and a whole model that open_clip and `load_backbone` can
-    read."""
-    start = POCKET.build()
-    shutil.copytree(start, out, dirs_exist_ok=True)
-    config, (old, new) = (
-        (start / "open_clip_config.json"),
-        (json.dumps(str(p))[1:-1] for p in (start, out.absolute())),
-    )
-    (out / config.name).write_text(
-        config.read_text(encoding="utf-8").replace(old, new), encoding="utf-8"
-    )
-    delta = student.delta()
-    save_file(delta, out / "pocket_delta.safetensors")
-    weights = load_file(start / "open_clip_model.safetensors") | {
-        name: t.float() for name, t in delta.items()
-    }
-    save_file(weights, out / "open_clip_model.safetensors", metadata={"format": "pt"})
+def write_delta(student: Student, out: Path) -> None:
+    """Write the file that `Pocket.delta` names."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_file(student.delta(), out)

@@ -63,10 +63,10 @@ SHOWN = ("data", "seed", "variant", "test", "cpu_seconds")
 Scores: TypeAlias = dict[str, dict[str, list[float]]]  # accuracies by title, set and draw
 
 
-def regression(lab: Lab, data: str, seed: int) -> dict[str, Any]:
+def regression(lab: Lab, data: str, seed: int, backbone: str = "pocket") -> dict[str, Any]:
     """Fit scikit-learn's logistic regression to the untouched features of all images of a set, and
     return its line."""
-    task = Request.make({"shots": 0, "seed": seed}, METHOD, data=data).task
+    task = Request.make({"shots": 0, "seed": seed, "backbone": backbone}, METHOD, data=data).task
     few, test = lab.draw(task), lab.splits(data)["test"]
     features = [
         unit(cache.features(images)[0]).numpy()

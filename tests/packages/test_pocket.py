@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 
 from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.errors import UserError
-from rmadapter_pocket import POCKET, Wheel, model as module, weights as reader, wheels
+from rmadapter_pocket import POCKET, POCKET_3, Wheel, model as module, weights as reader, wheels
 from tests.helpers.rounding import assert_same_float32
 
 
@@ -34,6 +34,22 @@ def test_is_the_model_that_was_trained(pocket: Backbone) -> None:
     assert sum(p.numel() for p in pocket.model.parameters()) == 44_317_057
     assert pocket.digest == POCKET.digest
     assert (pocket.image_size, pocket.mean) == (112, (0.485, 0.456, 0.406))
+
+
+def test_pocket_3_is_the_model_that_was_trained(pocket: Backbone, pocket_3: Backbone) -> None:
+    """Its blocks up to the eighth are pocket's, which are those of the wheel."""
+    assert pocket_3.digest == POCKET_3.digest
+    assert (pocket_3.image_size, pocket_3.mean) == (224, (0.485, 0.456, 0.406))
+    first, second = (one.model.state_dict() for one in (pocket_3, pocket))
+    assert first.keys() == second.keys()
+    same = {name for name in first if torch.equal(first[name], second[name])}
+    trained = (*(f"visual.trunk.blocks.{number}." for number in range(8, 12)), "visual.trunk.norm.")
+    other = ("visual.trunk.pos_embed", "visual.head.proj.weight", "text.proj.weight", "logit_scale")
+    assert first.keys() - same == {name for name in first if name.startswith((*trained, *other))}
+    with torch.inference_mode():
+        texts = [one.model.encode_text(one.tokenizer(["a dog"])) for one in (pocket_3, pocket)]
+    assert_same_float32(texts[0][:, :256], texts[1])
+    assert not texts[0][:, 256:].any()
 
 
 def test_similar_texts_have_similar_features(pocket: Backbone) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import duplicates
 import evaluate
@@ -19,13 +20,16 @@ import student
 import texts
 import torch
 import torch.nn.functional as F
+import train
 import vector
 from PIL import Image
 from safetensors.torch import load_file
+from sklearn.linear_model import Ridge
+from torch import Tensor
 
 from rmadapter.backbones import Backbone
 from rmadapter.prompts import raw_text_features
-from rmadapter_pocket import POCKET
+from rmadapter_pocket import POCKET_3
 from tests.helpers.rounding import assert_same_float32
 
 # Sources
@@ -40,7 +44,7 @@ def test_every_source_is_pinned_and_names_a_licence() -> None:
     assert packages == {row["package"] for row in known["npm"] if "iconify" in row["package"]}
     checkouts = {sources.checkout(row, Path()).as_posix(): row["pool"] for row in known["github"]}
     folders = {source.folder: pool for pool, source in photographs.SOURCES.items()}
-    assert checkouts == {folder: pool for folder, pool in folders.items() if folder != "alignment"}
+    assert checkouts == folders
     used = {row["pool"] for part in known.values() for row in part if "pool" in row}
     assert used <= {*pools.POOLS}
 
@@ -71,30 +75,72 @@ def test_states_of_texts_are_those_of_the_library(pocket: Backbone) -> None:
 # Training
 
 
-def test_the_student_is_the_end_of_the_model(pocket: Backbone) -> None:
-    """From the frozen blocks on, its features are the model's, and what it stores is what is
-    shipped."""
+@pytest.fixture(scope="module")
+def untouched(pocket_3: Backbone) -> dict[str, Tensor]:
+    """What `read_untouched` returns, with weights of our own in the trained blocks."""
+    generator = torch.Generator().manual_seed(1)
+    return {
+        f"visual.trunk.{name}": torch.randn(tensor.shape, generator=generator)
+        for name, tensor in pocket_3.model.visual.trunk.state_dict().items()
+    }
+
+
+def test_the_student_starts_between_pocket_and_the_untouched_encoder(
+    pocket: Backbone, untouched: dict[str, Tensor]
+) -> None:
+    """Of pocket alone, its aligned features are pocket's; in the middle, weights are means."""
     model: Any = pocket.model
-    some, trunk = student.Student(pocket).eval(), model.visual.trunk
+    trunk = model.visual.trunk
+    same, mean = (student.Student(pocket, untouched, mix).eval() for mix in (1.0, 0.5))
     images = torch.randn(2, 3, 112, 112, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         x = trunk._pos_embed(trunk.patch_embed(images))
         for block in trunk.blocks[: states.FROZEN_BLOCKS]:
             x = block(x)
-        assert_same_float32(some.image(x), F.normalize(model.encode_image(images), dim=-1))
-    shipped, delta = load_file(POCKET.file), some.delta()
-    assert delta.keys() == shipped.keys()
-    assert all(torch.equal(delta[name], shipped[name]) for name in shipped)
-    some.load_state_dict({name: torch.zeros_like(part) for name, part in some.state_dict().items()})
-    some.load(POCKET.file)
-    assert all(torch.equal(some.delta()[name], shipped[name]) for name in shipped)
+        features = same.whole(x)
+        expected = F.normalize(model.encode_image(images), dim=-1)
+        assert_same_float32(same.aligned(features), expected)
+    assert features.shape == (2, 384)
+    assert torch.linalg.matrix_rank(same.proj.weight) == 384  # the class token can be read from it
+    for name in ("blocks.11.mlp.fc2.weight", "norm.bias"):
+        middle = (trunk.state_dict()[name] + untouched[f"visual.trunk.{name}"]) / 2
+        torch.testing.assert_close(mean.state_dict()[name], middle)
 
 
-def test_the_loss_is_what_its_terms_say(pocket: Backbone) -> None:
+def test_the_student_stores_what_is_shipped(pocket: Backbone, untouched: dict[str, Tensor]) -> None:
+    delta, shipped = student.Student(pocket, untouched).delta(), load_file(POCKET_3.file)
+    assert {name: part.shape for name, part in delta.items()} == {
+        name: part.shape for name, part in shipped.items()
+    }
+    assert torch.equal(delta["text.proj.weight"], shipped["text.proj.weight"])
+    assert not shipped["text.proj.weight"][256:].any()  # what the image encoder alone says
+
+
+def test_the_readout_is_the_ridge_regression(
+    pocket: Backbone, untouched: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against scikit-learn."""
+    torch.manual_seed(0)
+    x, y = torch.randn(40, 384), F.normalize(torch.randn(40, 384), dim=-1)
+    some = student.Student(pocket, untouched)
+    monkeypatch.setattr(some, "whole", lambda states: states)
+    rows = SimpleNamespace(
+        weight=np.ones(40), tokens=lambda drawn: x[drawn], class_tokens=lambda drawn: y[drawn]
+    )
+    readout = train.fit_readout(some, cast(Any, rows), 40, batch=16)
+    x = F.normalize(x, dim=-1)
+    ridge = train.RIDGE * float((x - x.mean(0)).square().sum()) / 384
+    oracle = Ridge(alpha=ridge).fit(x.double().numpy(), y.double().numpy())
+    np.testing.assert_allclose(
+        readout(x).detach().numpy(), oracle.predict(x.double().numpy()), atol=1e-4
+    )
+
+
+def test_the_loss_is_what_its_terms_say(pocket: Backbone, untouched: dict[str, Tensor]) -> None:
     """Against loops over rows in float64: a photograph with teacher and truth, one with a teacher
     alone, a drawing."""
     torch.manual_seed(0)
-    some = student.Student(pocket)
+    some = student.Student(pocket, untouched)
     listed = [{"texts": [(0, 0.75), (1, 0.25)]}, {"texts": [(2, 1.0)]}]
     every = student.Texts.of(some, torch.randn(6, 5, 384), listed, torch.tensor([False] * 5))
     features, classes = (F.normalize(torch.randn(n, 256), dim=-1) for n in (3, 1000))

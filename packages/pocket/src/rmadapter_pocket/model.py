@@ -37,6 +37,7 @@ TOKENIZER_DIGEST = "3ce0b35dea5350509f5aa8324da8f1b42afa0ea3706724b7f3be11cc4833
 WEIGHTS = "open_clip_model.safetensors"
 CHECKED = ".checked"  # holds the state of the files when their digests were compared
 PATCH = 14  # pixels
+ADDED = frozenset({"visual.head.proj.weight", "text.proj.weight", "logit_scale"})  # by the delta
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
@@ -51,8 +52,6 @@ class Pocket:
         digest: Digest of the whole model.
         image_size: Side of its images in pixels.
         features: Length C of its features.
-        text_projection: open_clip's name of the kind of its text projection.
-        added: Tensors of the delta that are not in the wheels.
         ABOUT: What it is for, in a line.
     """
 
@@ -62,8 +61,6 @@ class Pocket:
     digest: str
     image_size: int
     features: int
-    text_projection: str
-    added: frozenset[str]
     ABOUT: str
 
     MEGABYTES = VISION.megabytes + TEXT.megabytes  # to fetch on first use
@@ -167,7 +164,7 @@ class Pocket:
         if hashlib.sha256(data).hexdigest() != self.delta_sha256:
             raise UserError(f"{self.file} is damaged: reinstall rmadapter-pocket")
         for name, tensor in load(data).items():
-            assert name in self.added or weights[name].shape == tensor.shape, name
+            assert name in ADDED or weights[name].shape == tensor.shape, name
             weights[name] = tensor.float()
 
     def _configure(self, folder: Path, final: Path) -> None:
@@ -206,7 +203,7 @@ class Pocket:
             "hf_tokenizer_name": str(folder),
             "hf_model_pretrained": False,
             "hf_pooler_type": "mean_pooler",
-            "hf_proj_type": self.text_projection,
+            "hf_proj_type": "linear",
             "context_length": 64,
         }
         model = {
