@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,17 @@ def test_minus_one_is_unknown_only_where_classes_are_numbered(library: Any) -> N
     numbers = plain(library, image=[picture("cat"), picture("dog")], label=[-1, 1])
     assert labels(read_dataset(numbers).splits["all"]) == ["-1", "1"]
     assert labels(read_dataset(pets(library, (-1, 1))).splits["all"]) == ["dog"]
+
+
+def test_a_label_beyond_the_names_is_refused_with_its_row(library: Any, tmp_path: Path) -> None:
+    pets(library).save_to_disk(tmp_path / "pets")
+    info = tmp_path / "pets" / "dataset_info.json"
+    text = info.read_text()
+    facts = json.loads(text)
+    facts["features"]["label"]["names"] = ["house_cat"]
+    info.write_text(json.dumps(facts))
+    with pytest.raises(UserError, match=r"row 1: Invalid integer class label 1"):
+        split_labels(tmp_path / "pets")
 
 
 def test_missing_parts_are_named(library: Any) -> None:

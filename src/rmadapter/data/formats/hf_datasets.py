@@ -273,7 +273,10 @@ def _rows(part: Dataset, where: str, choose: Choice) -> Cells:
     plain = part.select_columns([*dict.fromkeys([*chosen.values(), *texts])])
     plain = plain.cast_column(image, library.Image(decode=False)).with_format(None)
     for number, row in enumerate(plain):
-        names = {label: _names(row[label], features[label])} if label else {}
+        try:
+            names = {label: _names(row[label], features[label])} if label else {}
+        except ValueError as error:  # of `int2str`
+            raise UserError(f"{where}: row {number}: {error}") from None
         yield f"row {number}", {**row, **names}
 
 
