@@ -68,6 +68,24 @@ def test_parquet_keeps_numbers_and_texts(tmp_path: Path) -> None:
     assert parquet.read_table(file.path).to_pylist() == rows
 
 
+def test_prediction_sets_are_lists_where_the_format_has_lists(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    sets = [["cat", "a, b"], ["cat"]]
+    rows = [row(f"{n}.png") | {"set": json.dumps(labels)} for n, labels in enumerate(sets)]
+    for suffix in (".csv", ".jsonl", ".parquet"):
+        file = AnswerFile(tmp_path / f"answers{suffix}", [*COLUMNS, "set"], "k")
+        file.open()
+        file.write(rows)
+        file.finish()
+    lines = (tmp_path / "answers.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(line)["set"] for line in lines] == sets
+    assert parquet.read_table(tmp_path / "answers.parquet")["set"].to_pylist() == sets
+    with open(tmp_path / "answers.csv", newline="", encoding="utf-8") as text:
+        assert [json.loads(line["set"]) for line in csv.DictReader(text)] == sets
+
+
 def test_interrupted_file_is_resumed(tmp_path: Path) -> None:
     out = tmp_path / "new" / "answers.csv"
     started(out).write([row("a.png"), row("a.png"), {"image": "bad.png", "bad": "bad.png: no"}])

@@ -262,6 +262,9 @@ def _writing(path: Path) -> Iterator[None]:
 # Formats
 
 
+LISTED = "set"  # the column that is a list where the format has lists
+
+
 def _csv(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
     with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         file.write(csv_text(columns, (), "\r\n"))
@@ -273,7 +276,9 @@ def _csv(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
 def _jsonl(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
     with open(path, "w", encoding="utf-8", errors="backslashreplace") as file:
         for row in rows:
-            line = {column: row[column] for column in columns}
+            line: dict[str, object] = {column: row[column] for column in columns}
+            if LISTED in line:
+                line[LISTED] = json.loads(str(line[LISTED]))
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
@@ -289,11 +294,19 @@ def _parquet(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
     from pyarrow.parquet import ParquetWriter
 
     types = {str: pa.string(), bool: pa.bool_(), float: pa.float64()}
-    schema = pa.schema([(column, types[kind_of(column)]) for column in columns])
+    kinds = {column: types[kind_of(column)] for column in columns}
+    if LISTED in kinds:
+        kinds[LISTED] = pa.list_(pa.string())
+    schema = pa.schema([*kinds.items()])
     rest = iter(rows)
     with ParquetWriter(path, schema) as writer:
         while part := [*islice(rest, 10_000)]:
-            table = [{column: _utf8(row[column]) for column in columns} for row in part]
+            table: list[dict[str, object]] = [
+                {column: _utf8(row[column]) for column in columns} for row in part
+            ]
+            for line in table:
+                if LISTED in line:
+                    line[LISTED] = json.loads(str(line[LISTED]))
             writer.write_table(pa.Table.from_pylist(table, schema))
 
 
