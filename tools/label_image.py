@@ -17,6 +17,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urljoin
 
 import numpy as np
 from browser import STATE, Tab, served, tab
@@ -63,13 +64,13 @@ def draw(folder: Path, count: int, seed: int) -> dict[str, str]:
 
 @contextmanager
 def app(folder: Path, backbone: str) -> Iterator[str]:
-    """Start the page on a folder; yield its address."""
+    """Start the page on a folder; yield the address of its page for labelling."""
     words = ["app", str(folder), "--backbone", backbone, "--port", "0", "--json"]
     command = [sys.executable, "-m", "rmadapter", *words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
-        yield json.loads(process.stdout.readline())["address"].removesuffix("label")
+        yield json.loads(process.stdout.readline())["address"]
     finally:
         process.terminate()
         process.communicate(timeout=60)
@@ -94,7 +95,7 @@ class Walk:
         """Name the classes, and label images until as many as wanted are; return how many have a
         label."""
         page, started = self.page, time.monotonic()
-        page.go(f"{address}label")
+        page.go(address)
         page.until("document.querySelectorAll('#grid > li').length")
         page.script("document.getElementById('names').focus()")
         page.write(", ".join(names))
@@ -130,7 +131,7 @@ class Walk:
     def deploy(self, address: str, method: str = "rmadapter-plus") -> Path:
         """Train, and take the classifier along as a page; returns its folder."""
         page, started = self.page, time.monotonic()
-        page.go(address)
+        page.go(urljoin(address, "/"))
         self.clicks += 1  # the link on the page for labelling
         page.until("document.getElementById('images').innerText.includes('Training uses these')")
         if method != "rmadapter-plus":  # which the page has chosen
@@ -167,7 +168,7 @@ class Guide:
 
     def name_classes(self) -> None:
         page = self.page
-        page.go(f"{self.address}label")
+        page.go(self.address)
         page.until("document.querySelectorAll('#grid > li').length")
         page.script("document.getElementById('names').focus()")
         page.write(", ".join(SHAPES))

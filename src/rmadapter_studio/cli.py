@@ -6,6 +6,7 @@ import ipaddress
 import json
 import os
 import re
+import secrets
 import signal
 import socket
 import sys
@@ -96,9 +97,11 @@ def app(
             stack.enter_context(project.alone())
         chosen = first_of(backbone, device or "auto")
         names = {host, socket.gethostname(), *others}
-        shared = Shared(chosen, Jobs(), runs and runs.expanduser(), project)
+        # programs of other users of this machine reach the port, too
+        secret = secrets.token_urlsafe(16) if project else ""
+        shared = Shared(chosen, Jobs(), runs and runs.expanduser(), project, secret)
         site = build(shared, keep_hours, names, frames)
-        where = f"{address(listening)}/{'label' if project else ''}"
+        where = f"{address(listening)}/{f'label?key={secret}' if project else ''}"
         if others or not is_loopback(host):
             addresses = " or ".join((where, *others))
             if not quiet:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import functools
 import json
+import secrets
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from pathlib import Path
@@ -19,7 +20,13 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
+from starlette.responses import (
+    FileResponse,
+    HTMLResponse,
+    JSONResponse,
+    RedirectResponse,
+    Response,
+)
 from starlette.routing import Route
 
 from rmadapter import UserError
@@ -34,6 +41,8 @@ from rmadapter_studio.words import ASSETS, page
 
 MAX_JSON_BYTES = 100_000  # of a request
 GONE = 410  # status, after which the page for labelling goes on as a new visitor
+KEY = "key"  # in the address, and at the end of the name of a cookie
+UNINVITED = "Open the address that rmadapter app printed: it ends in a key."
 EXPIRED = "This page was idle for too long, or the server was restarted: reload it."
 # A report may come from an uploaded run: it is shown, but nothing in it may run.
 SANDBOX = {
@@ -138,23 +147,42 @@ def _visit(request: Request) -> Visit:
 
 
 def _page(content: Callable[[Request], str]) -> Endpoint:
-    """Return an endpoint that sends a page, and begins a session for a new visitor."""
+    """Return an endpoint that sends a page, and begins a session for a new visitor. The secret goes
+    from the address into a cookie."""
 
     async def endpoint(request: Request) -> Response:
-        visitors = _visitors(request)
-        response = HTMLResponse(content(request))
-        cookie = _cookie(request)
-        if request.method == "GET" and visitors.visit(request.cookies.get(cookie)) is None:
+        visitors, cookie = _visitors(request), _cookie(request)
+        known = visitors.visit(request.cookies.get(cookie)) is not None
+        secret = visitors.shared.secret
+        given = request.query_params.get(KEY) or request.cookies.get(f"{cookie}-{KEY}", "")
+        if not known and not secrets.compare_digest(given.encode(), secret.encode()):
+            return HTMLResponse(UNINVITED, 403)
+        response: Response = (
+            RedirectResponse(request.url.path, 303)
+            if KEY in request.query_params
+            else HTMLResponse(content(request))
+        )
+        if not known and request.method == "GET" and _was_opened(request):
             address = request.client.host if request.client else ""
             number = await run_in_threadpool(visitors.add, address)
             # By hand: many browsers keep no cookie in a frame without Partitioned; Starlette writes
             # it from Python 3.14 on.
-            same_site = request.app.state.same_site
-            header = f"{cookie}={number}; HttpOnly; Path=/; SameSite={same_site}"
-            response.headers.append("Set-Cookie", header)
+            rest = f"HttpOnly; Path=/; SameSite={request.app.state.same_site}"
+            response.headers.append("Set-Cookie", f"{cookie}={number}; {rest}")
+            if secret:
+                response.headers.append("Set-Cookie", f"{cookie}-{KEY}={secret}; {rest}")
         return response
 
     return endpoint
+
+
+def _was_opened(request: Request) -> bool:
+    """Return whether a person opened the page, as far as the browser says it: what another site
+    embeds is no visitor, unless it may show the page in a frame."""
+    if request.headers.get("Sec-Fetch-Site", "none") in ("none", "same-origin"):
+        return True
+    framed = request.app.state.same_site != "Lax"
+    return request.headers.get("Sec-Fetch-Dest") in ("document", "iframe" if framed else "")
 
 
 # What visitors send

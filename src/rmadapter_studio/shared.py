@@ -54,6 +54,7 @@ class Shared:
         jobs: Commands that visitors started.
         runs: Folder of runs that any of them may open.
         project: Folder of images that they label together; without one, each may have their own.
+        secret: What the address has to hold that a browser opens first; "" if anyone may come.
         lock: Lock of the backbone, which serves one visitor at a time.
     """
 
@@ -61,6 +62,7 @@ class Shared:
     jobs: Jobs
     runs: Path | None = None
     project: Project | None = None
+    secret: str = ""
     lock: FairLock = field(default_factory=FairLock)
 
     def __post_init__(self) -> None:

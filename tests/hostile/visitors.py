@@ -21,6 +21,7 @@ import http.client
 import io
 import json
 import random
+import re
 import sys
 import tempfile
 import threading
@@ -56,6 +57,7 @@ VIEWS = ("suspects", "mistakes", "unfamiliar", "skipped", "labelled", "confused"
 FORMATS = ("csv", "csv", "coco", "label-studio", "folders")
 TURNS = {"label": 50, "clear": 4, "skip": 4, "undo": 10, "look": 14, "take": 5, "state": 13}
 GONE = 410  # status of a visitor whom the server does not know
+MOVED = 303  # status of the page that takes the key out of the address
 LATE = 120.0  # seconds for an answer
 EARLY = 0.6  # share of the time in which the server is restarted
 GROWTH = 1.3  # most times the memory of the first third of the time after the last start
@@ -107,15 +109,12 @@ class Visitor:
         """Return the body of an answer. Raises DownError; other failures are faults, and then b""
         is returned."""
         outcome, started = self.load.outcome, time.monotonic()
-        status, headers, data = self._send(method, path, body)
+        status, _, data = self._send(method, path, body)
         with self.load.lock:
             outcome.seconds.append(time.monotonic() - started)
         if status == GONE and again:
             self.visit()
             return self.request(method, path, body, again=False)
-        for name, value in headers:
-            if name.lower() == "set-cookie":
-                self.cookie = value.partition(";")[0]
         if status != 200:
             self.load.fault("statuses", (method, path, body[:200], status, data[:200]))
             return b""
@@ -151,12 +150,20 @@ class Visitor:
         self._connection.close()
 
     def visit(self) -> None:
-        """Begin as a new visitor, as the page does by itself."""
+        """Begin as a new visitor, with the key that the server printed."""
         self.cookie = ""
         self.steps.clear()
         with self.load.lock:
             self.load.outcome.visits += 1
-        self.request("GET", "/label", again=False)
+        path = self.load.path
+        status, headers, data = self._send("GET", path, b"")
+        self.cookie = "; ".join(
+            value.partition(";")[0] for name, value in headers if name.lower() == "set-cookie"
+        )
+        if path != self.load.path or self.load.down.is_set():
+            raise DownError(True)  # the key was that of the server before
+        if status != MOVED:
+            self.load.fault("statuses", ("GET", path, b"", status, data[:200]))
 
     def ask(self, name: str, **body: object) -> Any:
         found = self.request("POST", f"/api/{name}", json.dumps(body).encode())
@@ -300,6 +307,11 @@ class Load:
         self.host = self.server.address.removeprefix("http://")
         parts = [names[number :: options.visitors] for number in range(options.visitors)]
         self.visitors = [Visitor(number, part, self) for number, part in enumerate(parts)]
+
+    @property
+    def path(self) -> str:
+        """Return the path of the page for labelling, with its key."""
+        return re.findall(r"/label\?key=\S+", " ".join(self.server.said))[0]
 
     def fault(self, name: str, example: object) -> None:
         with self.lock:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -56,7 +57,8 @@ def test_app_prints_and_opens_its_address(rmadapter: Command, served: list[str])
 def test_app_opens_a_folder_to_label(rmadapter: Command, served: list[str], tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     done = rmadapter.done("app", tmp_path / "photos", "--port", 0, "--json")
-    assert json.loads(done.out)["address"] == f"{served[0]}label"
+    where = json.loads(done.out)["address"]
+    assert re.fullmatch(re.escape(f"{served[0]}label?key=") + r"[\w-]{22}", where)  # 128 bits
     assert not [*(tmp_path / "photos").iterdir()]
     with Project(tmp_path / "photos").alone():
         refused(rmadapter("app", tmp_path / "photos", "--port", 0), "photos: another process")

@@ -193,6 +193,8 @@ def test_resume_after_a_kill(
     photos: Path, tiny_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the server, by SIGKILL right after an answer."""
+    import http.cookiejar
+    import urllib.error
     import urllib.request
 
     monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path / "cache"))
@@ -201,20 +203,23 @@ def test_resume_after_a_kill(
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         address = json.loads(process.stdout.readline())["address"]
+        address, key = address.split("?")
         assert address.endswith("/label")
+        with pytest.raises(urllib.error.HTTPError, match="403"):  # no other program of the machine
+            urllib.request.urlopen(address)
         with pytest.raises(UserError, match="another process"), Project(photos).alone():
             pass
-        with urllib.request.urlopen(address) as page:
-            cookie = page.headers["set-cookie"].partition(";")[0]
+        jar = http.cookiejar.CookieJar()
+        browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(jar))
+        with browser.open(f"{address}?{key}") as page:
+            assert page.url == address  # the key does not stay in the address
         for name, body in (
             ("set", {"ids": ids("00.png", "01.png"), "label": "red"}),
             ("skip", {"ids": ids("02.png")}),
         ):
             data = json.dumps(body).encode()
-            request = urllib.request.Request(
-                address.replace("/label", f"/api/label/{name}"), data, {"Cookie": cookie}
-            )
-            urllib.request.urlopen(request).close()
+            request = urllib.request.Request(address.replace("/label", f"/api/label/{name}"), data)
+            browser.open(request).close()
         process.send_signal(signal.SIGKILL)
     with opened(tiny_clip, photos) as client:
         state = settled(client)
@@ -267,6 +272,38 @@ def test_visitors_undo_their_own_steps_and_outlive_the_servers_memory(
     other.get("/label")
     ask(other, "set", ids=[number_of("02.png")], label="red")
     assert Project(photos).labels == {"01.png": "blue", "02.png": "red"}
+
+
+def test_a_page_with_a_secret_is_for_who_was_told_it(photos: Path, tiny_clip: Backbone) -> None:
+    """It goes from the address into a cookie, with which a browser stays known."""
+    project = Project(photos)
+    with project.alone():
+        site = build(Shared(tiny_clip, Jobs(), None, project, "a secret"))
+        with TestClient(site, ADDRESS) as client:
+            for path in ("/label", "/", "/label?key=wrong", "/label?key=ä", "/label?key="):
+                denied = client.get(path)
+                assert (denied.status_code, "ends in a key" in denied.text) == (403, True)
+            assert not client.cookies
+            assert client.post("/api/label/state", json={}).status_code == 410
+            opened = client.get("/label", params={"key": "a secret"})
+            assert (opened.status_code, str(opened.url)) == (200, f"{ADDRESS}/label")
+            assert client.post("/api/label/state", json={}).status_code == 200
+            del client.cookies["rmadapter-app-8080"]  # as a visitor who was idle for too long
+            assert client.get("/label").status_code == 200
+            assert client.post("/api/label/state", json={}).status_code == 200
+
+
+def test_what_other_sites_embed_is_no_visitor(client: TestClient) -> None:
+    """Else an image of any site would use up the visitors of this address."""
+    other = TestClient(client.app, ADDRESS)
+    for site, kind, counts in (
+        ("cross-site", "image", False), ("cross-site", "iframe", False),
+        ("same-site", "empty", False), ("cross-site", "document", True),
+        ("same-origin", "empty", True), ("none", "document", True),
+    ):  # fmt: skip
+        other.cookies.clear()
+        other.get("/", headers={"Sec-Fetch-Site": site, "Sec-Fetch-Dest": kind})
+        assert bool(other.cookies) == counts, (site, kind)
 
 
 def test_undo_skip_and_none_of_these(client: TestClient, photos: Path) -> None:
