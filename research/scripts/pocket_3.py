@@ -88,7 +88,12 @@ def table(lines: Lines, sets: tuple[str, ...]) -> str:
 def tables(lines: Lines) -> Mapping[str, str]:
     """Return the tables by their names on the page."""
     halves = {"choosing": CHOOSE_ALL, "reporting": REPORT_ALL}
-    return {f"pocket-3: {name}": table(lines, sets) for name, sets in halves.items()}
+    asked = {line["data"] for line in lines}
+    return {
+        f"pocket-3: {name}": table(lines, sets)
+        for name, sets in halves.items()
+        if asked.intersection(sets)
+    }
 
 
 def main() -> None:

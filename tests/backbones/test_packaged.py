@@ -71,20 +71,22 @@ def test_without_its_package_pocket_is_refused_with_the_command_that_installs_it
     install(monkeypatch)
     for ask in (load_backbone, check_name):
         with pytest.raises(UserError, match="pip install rmadapter-pocket"):
-            ask("pocket")
+            ask("pocket-3")
     refused(rmadapter("fit", colors, "--out", tmp_path / "run"), "pip install rmadapter-pocket")
-    [row] = [row for row in published.listed() if row["name"] == "pocket"]
-    assert row["state"] == "not installed: pip install rmadapter-pocket"
-    assert "not installed" in str(machine.diagnose()["pocket"])
-    assert published.caveat("pocket") == ""
-    assert is_published("pocket")  # a run that names it can be read, and says what is missing
+    for name in packaged.OURS:
+        [row] = [row for row in published.listed() if row["name"] == name]
+        assert row["state"] == "not installed: pip install rmadapter-pocket"
+        assert "not installed" in str(machine.diagnose()[name])
+        assert published.caveat(name) == ""
+        assert is_published(name)  # a run that names it can be read, and says what is missing
 
 
-def test_the_entry_point_of_pocket_has_all_members() -> None:
-    package = packaged.load_package("pocket")
-    assert package is rmadapter_pocket.POCKET
-    for member in (*packaged.Packaged.__annotations__, "place", "build", "check"):
-        assert hasattr(package, member)
+def test_the_entry_points_of_our_package_have_all_members() -> None:
+    packages = [packaged.load_package(name) for name in packaged.OURS]
+    assert packages == [rmadapter_pocket.POCKET, rmadapter_pocket.POCKET_3]
+    for package in packages:
+        for member in (*packaged.Packaged.__annotations__, "place", "build", "check"):
+            assert hasattr(package, member)
 
 
 def test_the_package_itself_holds_no_weights_and_does_not_need_pocket() -> None:

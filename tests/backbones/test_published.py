@@ -13,7 +13,7 @@ import torch
 from rmadapter.artifacts.record import read_record
 from rmadapter.backbones import Backbone, published, speed
 from rmadapter.support.machine import processor
-from rmadapter_pocket import POCKET, Pocket
+from rmadapter_pocket import POCKET, POCKET_3
 from tests.helpers.shell import Command, refused, rmadapter
 
 __all__ = ["rmadapter"]  # a fixture
@@ -75,13 +75,14 @@ def test_the_page_has_the_listed_backbones() -> None:
 
 
 def test_only_a_small_backbone_of_a_package_has_a_caveat(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = published.caveat("pocket")
-    assert "pocket" in text
+    text = published.caveat("pocket-3")
+    assert "pocket-3" in text
     assert "ViT-B-16/openai" in text
-    assert POCKET.PURPOSE in text
+    assert POCKET_3.PURPOSE in text
+    assert f"{POCKET_3.PURPOSE}, and pocket-3 one at 224 pixels" in published.caveat("pocket")
     assert published.caveat("ViT-B-16/openai") == published.caveat("nothing") == ""
-    monkeypatch.delattr(Pocket, "PURPOSE")  # as that of a package of a large one
-    assert published.caveat("pocket") == ""
+    monkeypatch.setattr(published, "load_package", lambda name: object())  # of a large one
+    assert published.caveat("pocket-3") == ""
 
 
 def test_fit_names_the_backbone_that_it_takes_and_never_changes_a_run(
@@ -135,14 +136,14 @@ def test_pocket_is_listed_with_its_download_and_then_with_its_folder(
 ) -> None:
     monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path))
     rows = {row["name"]: row for row in published.listed()}
-    assert rows["pocket"]["mb"] is None
-    assert "174 MB to download" in rows["pocket"]["state"]
-    POCKET.place().mkdir()
-    (POCKET.place() / "open_clip_model.safetensors").write_bytes(bytes(3_000_000))
+    assert rows["pocket-3"]["mb"] is None
+    assert "174 MB to download" in rows["pocket-3"]["state"]
+    POCKET_3.place().mkdir()
+    (POCKET_3.place() / "open_clip_model.safetensors").write_bytes(bytes(3_000_000))
     rows = {row["name"]: row for row in published.listed()}
-    assert (rows["pocket"]["state"], rows["pocket"]["mb"]) == ("ready", 3)
-    assert rows["pocket"]["folder"] == str(POCKET.place())
-    assert rows["pocket"]["about"].startswith("needs PyPI once")
+    assert (rows["pocket-3"]["state"], rows["pocket-3"]["mb"]) == ("ready", 3)
+    assert rows["pocket-3"]["folder"] == str(POCKET_3.place())
+    assert "docs/reference/pocket.md" in rows["pocket-3"]["about"]
 
 
 def test_weights_in_the_hubs_cache_are_listed_under_the_name_that_loads_them(

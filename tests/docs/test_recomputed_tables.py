@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from rmadapter.methods import load_method
 from rmadapter.metrics import confidence_interval
 from rmadapter.settings import settings_of
-from rmadapter_pocket import POCKET, TEXT, VISION
+from rmadapter_pocket import POCKET, POCKET_3, TEXT, VISION
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "research/results"
@@ -157,3 +157,21 @@ def test_the_model_card_describes_the_shipped_weights() -> None:
     }
     for digest in (POCKET.delta_sha256, POCKET.digest, VISION.sha256, TEXT.sha256):
         assert digest in page("docs/reference/pocket.md")
+
+
+def test_the_table_of_pocket_3_shows_every_line() -> None:
+    text = page("docs/reference/pocket.md")
+    head = "| a photo of a {}. | classes | images | chance | `pocket` | `pocket-3` |"
+    rows = text[text.index(head) :].split("\n\n")[0].splitlines()[2:]
+    lines = {name: line for (_, name), line in pocket_lines().items() if "pocket-3" in line}
+    assert {line["pocket-3"]["backbone"]["digest"] for line in lines.values()} == {POCKET_3.digest}
+    expected = []
+    for name, line in lines.items():
+        old, new = line["pocket"], line["pocket-3"]
+        assert (new["classes"], new["images"]) == (old["classes"], old["images"])
+        figures = (100 / new["classes"], old["accuracy"], new["accuracy"])
+        counts = (str(new["classes"]), f"{new['images']:,}")
+        expected.append(row(name, *counts, *(f"{figure:.1f}" for figure in figures)).strip())
+    assert rows == expected
+    for digest in (POCKET_3.delta_sha256, POCKET_3.digest):
+        assert digest in text

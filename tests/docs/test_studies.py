@@ -23,6 +23,7 @@ import learning
 import parity
 import performance
 import plus
+import pocket_3
 import promises
 import pytest
 import reconstruction_tables
@@ -87,6 +88,7 @@ def answer_tables() -> dict[str, str]:
         ("studies/choice.md", lambda: marked(choice.tables(lines_of("choice"))), 6),
         ("studies/all_images.md",
          lambda: marked(all_images.tables(lines_of("all_images"), lines_of("choice"))), 4),
+        ("reference/pocket.md", lambda: marked(pocket_3.tables(lines_of("pocket_3"))), 1),
         ("studies/promises.md", lambda: marked(promises.tables(lines_of("promises"))), 7),
         ("studies/unfamiliar.md",
          lambda: marked({name: table for name, table in familiar.tables(
@@ -224,6 +226,7 @@ def test_the_default_share_is_the_chosen_one() -> None:
         ("keeping", answer.KEY, ()),
         ("learning", ("data", "shots", "seed", "method"), ()),
         ("plus", ("data", "shots", "seed"), ("precision",)),
+        ("pocket_3", ("data", "seed", "backbone_name", "shots", "variant"), ("weights",)),
         ("promises", ("data", "shots", "seed", "method"), ()),
         ("suspects", suspects.KEY, ("backbone",)),
         ("unfamiliar", ("data", "seed", "far"), ("digest",)),

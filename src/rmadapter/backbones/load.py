@@ -49,7 +49,7 @@ from rmadapter.backbones.names import (
     nearest,
 )
 from rmadapter.backbones.numbers import check_numbers
-from rmadapter.backbones.packaged import POCKET, is_packaged, load_package, packaged_names
+from rmadapter.backbones.packaged import OURS, is_packaged, load_package, packaged_names
 from rmadapter.backbones.trust import (
     CONFIG,
     PICKLE_SUFFIXES,
@@ -77,8 +77,9 @@ def load_backbone(name: str) -> Backbone:
 
     `name` is one of
 
-    - the name of a backbone that an installed package brings: `"pocket"`, the small offline default
-      (docs/reference/pocket.md), comes with rmadapter-pocket;
+    - the name of a backbone that an installed package brings: `"pocket"`, the small offline
+      default, and `"pocket-3"`, at 224 pixels in five times the time, come with rmadapter-pocket
+      (docs/reference/pocket.md);
     - `"ARCHITECTURE/TAG"`: an open_clip architecture and the tag of its weights, as in
       `"ViT-B-16/openai"`. Weights trained with QuickGELU get it, whether or not the architecture's
       name says `-quickgelu`;
@@ -188,7 +189,7 @@ def load_known(name: str) -> Backbone:
 def is_published(name: str) -> bool:
     """Return whether a name alone determines the weights: a package's or one of open_clip's, not a
     folder, file or hub name."""
-    if name in (POCKET, *packaged_names()):
+    if name in (*OURS, *packaged_names()):
         return True
     if name.startswith(TIMM):
         return is_published_timm(name)

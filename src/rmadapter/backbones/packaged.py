@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 GROUP = "rmadapter.backbones"
 POCKET = "pocket"  # the default: small, offline after its first use
+OURS = (POCKET, "pocket-3")
 INSTALL = "pip install rmadapter-pocket"
 
 
@@ -53,13 +54,13 @@ def packaged_names() -> list[str]:
 
 
 def is_packaged(name: str) -> bool:
-    """Return whether an installed package brings a backbone. Raises UserError for `pocket` without
-    its package."""
+    """Return whether an installed package brings a backbone. Raises UserError for our own without
+    their package."""
     if name in packaged_names():
         return True
-    if name == POCKET:
+    if name in OURS:
         raise UserError(
-            f"backbone {POCKET!r} is not installed: run `{INSTALL}`, or name another with "
+            f"backbone {name!r} is not installed: run `{INSTALL}`, or name another with "
             "--backbone, such as ViT-B-16/openai"
         )
     return False

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rmadapter.backbones.names import HF_HUB, TIMM
-from rmadapter.backbones.packaged import INSTALL, POCKET, load_package, packaged_names
+from rmadapter.backbones.packaged import INSTALL, OURS, POCKET, load_package, packaged_names
 from rmadapter.support.files import JsonObject
 
 
@@ -156,7 +156,7 @@ def _row(name: str, place: Path | None) -> JsonObject:
 
 
 def _packaged() -> list[JsonObject]:
-    """Return the rows of the backbones of installed packages, and of the default if its package is
+    """Return the rows of the backbones of installed packages, and of our own if their package is
     absent."""
     rows: list[JsonObject] = []
     for name in packaged_names():
@@ -168,9 +168,10 @@ def _packaged() -> list[JsonObject]:
             state = f"made when first used: {package.MEGABYTES} MB to download"
         row = {"name": name, "state": state, "mb": megabytes, "folder": str(place)}
         rows.append({**row, "about": package.ABOUT})
-    if all(row["name"] != POCKET for row in rows):
-        row = {"name": POCKET, "state": f"not installed: {INSTALL}", "mb": None, "folder": ""}
-        rows.append({**row, "about": ""})
+    for name in OURS:
+        if all(row["name"] != name for row in rows):
+            row = {"name": name, "state": f"not installed: {INSTALL}", "mb": None, "folder": ""}
+            rows.append({**row, "about": ""})
     return rows
 
 

@@ -484,25 +484,27 @@ def _has(need: Requirement) -> bool:
 
 
 def _backbones() -> dict[str, str]:
-    from rmadapter.backbones.packaged import POCKET, packaged_names
+    from rmadapter.backbones.packaged import OURS, packaged_names
     from rmadapter.backbones.published import licence_of, listed
     from rmadapter.backbones.trust import findings
 
     facts: dict[str, str] = {}
+    licences: dict[str, list[str]] = {}  # names by licence: our own have the same
     refused: list[str] = []
     packages = packaged_names()
     for one in listed():
         name, folder = one["name"], Path(one["folder"])
         own = name in packages
-        if name == POCKET or own:
+        if name in OURS or own:
             facts[name] = one["state"] if one["mb"] is None else one["folder"]
         if own or one["mb"] is not None:
-            facts[f"licence of {name}"] = licence_of(name) if own else _licence(folder)
+            licences.setdefault(licence_of(name) if own else _licence(folder), []).append(name)
         if one["mb"] is None:
             continue
         places = [folder] if own else sorted(folder.glob("snapshots/*"))
         refused += [finding for place in places for finding in findings(place)]
     code = f"refused: {'; '.join(refused)}" if refused else "none"
+    facts |= {f"licence of {', '.join(names)}": text for text, names in licences.items()}
     return {**facts, "files that would run code": code}
 
 

@@ -53,6 +53,7 @@ class Pocket:
         image_size: Side of its images in pixels.
         features: Length C of its features.
         ABOUT: What it is for, in a line.
+        PURPOSE: What it is, in a few words.
     """
 
     name: str
@@ -62,9 +63,9 @@ class Pocket:
     image_size: int
     features: int
     ABOUT: str
+    PURPOSE: str
 
     MEGABYTES = VISION.megabytes + TEXT.megabytes  # to fetch on first use
-    PURPOSE = "a small offline model for trying out, research and teaching"
     LICENCE = (
         "for research, teaching, tests and demonstrations (docs/reference/pocket.md says why); "
         f"each part has its publisher's: {VISION.project} {VISION.version} says MIT for the image "
