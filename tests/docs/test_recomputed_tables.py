@@ -123,9 +123,9 @@ HEADS = re.escape("| classes | images | chance | `pocket-1` | `pocket` |")
 
 
 def pocket_lines() -> dict[tuple[str, str], dict[str, Line]]:
-    """Return the lines of both versions by template and set."""
+    """Return the lines of all versions by template and set."""
     found: dict[tuple[str, str], dict[str, Line]] = {}
-    for line in lines_of("pocket"):
+    for line in (*lines_of("pocket"), *lines_of("pocket_3_zero_shot")):
         found.setdefault((line["template"], line["set"]), {})[line["backbone"]["name"]] = line
     return found
 

@@ -8,6 +8,8 @@ import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -60,6 +62,8 @@ def visitor(monkeypatch: pytest.MonkeyPatch) -> Iterator[Visitor]:
         load = object.__new__(Load)
         load.options, load.outcome, load.lock = options(), Outcome(), threading.Lock()
         load.host, load.down = f"127.0.0.1:{server.server_port}", threading.Event()
+        said: Any = SimpleNamespace(said=[f"http://{load.host}/label?key=k (Ctrl-C ends it)"])
+        load.server = said
         made = Visitor(0, ["a.png", "b.png"], load)
         yield made
         made.close()
