@@ -77,14 +77,18 @@ def without_shares(expected: Decisions) -> Decisions:
     return [(labels, None, "answer" if len(labels) == 1 else "unsure") for labels, *_ in expected]
 
 
-def of_rows(rows: list[dict[str, str]]) -> Decisions:
+def of_rows(rows: list[dict[str, Any]]) -> Decisions:
+    """Return the decisions of a file's rows, whose sets are lists, or in CSV JSON."""
+    decisions: Decisions = []
     for row in rows:
+        labels = json.loads(row["set"]) if isinstance(row["set"], str) else row["set"]
         is_answer = row["decision"] == "answer"
-        assert row["label"] == (json.loads(row["set"])[0] if is_answer else row["decision"])
-    return [(json.loads(row["set"]), familiar_of(row), row["decision"]) for row in rows]
+        assert row["label"] == (labels[0] if is_answer else row["decision"])
+        decisions.append((labels, familiar_of(row), row["decision"]))
+    return decisions
 
 
-def familiar_of(row: dict[str, str]) -> bool | None:
+def familiar_of(row: dict[str, Any]) -> bool | None:
     return json.loads(str(row["familiar"]).lower()) if "familiar" in row else None
 
 
