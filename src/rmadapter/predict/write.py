@@ -276,10 +276,15 @@ def _csv(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
 def _jsonl(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
     with open(path, "w", encoding="utf-8", errors="backslashreplace") as file:
         for row in rows:
-            line: dict[str, object] = {column: row[column] for column in columns}
-            if LISTED in line:
-                line[LISTED] = json.loads(str(line[LISTED]))
+            line = _with_list({column: row[column] for column in columns})
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _with_list(row: Row) -> dict[str, object]:
+    """Return a row for a format that has lists."""
+    if LISTED not in row:
+        return {**row}
+    return {**row, LISTED: json.loads(str(row[LISTED]))}
 
 
 def kind_of(column: str) -> type[str] | type[bool] | type[float]:
@@ -301,12 +306,7 @@ def _parquet(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
     rest = iter(rows)
     with ParquetWriter(path, schema) as writer:
         while part := [*islice(rest, 10_000)]:
-            table: list[dict[str, object]] = [
-                {column: _utf8(row[column]) for column in columns} for row in part
-            ]
-            for line in table:
-                if LISTED in line:
-                    line[LISTED] = json.loads(str(line[LISTED]))
+            table = [_with_list({column: _utf8(row[column]) for column in columns}) for row in part]
             writer.write_table(pa.Table.from_pylist(table, schema))
 
 
