@@ -181,8 +181,8 @@ def _was_opened(request: Request) -> bool:
     embeds is no visitor, unless it may show the page in a frame."""
     if request.headers.get("Sec-Fetch-Site", "none") in ("none", "same-origin"):
         return True
-    framed = request.app.state.same_site != "Lax"
-    return request.headers.get("Sec-Fetch-Dest") in ("document", "iframe" if framed else "")
+    opened = ["document"] if request.app.state.same_site == "Lax" else ["document", "iframe"]
+    return request.headers.get("Sec-Fetch-Dest") in opened
 
 
 # What visitors send
