@@ -69,29 +69,31 @@ def make_optimizer(
     return torch.optim.AdamW(groups, betas=(0.9, 0.98))
 
 
-@torch.no_grad()
-def share_of_aligned(student: Student, rows: Rows, number: int, batch: int = 64) -> float:
-    """Return the mean length of the aligned part of unit features, over rows drawn at random."""
-    rng = np.random.default_rng(1)
-    drawn = np.sort(rng.choice(np.flatnonzero(rows.weight > 0), number, replace=False))
-    lengths = []
-    for start in range(0, number, batch):
-        with torch.autocast("cpu", torch.bfloat16):
-            features = student.whole(rows.tokens(drawn[start : start + batch]))
-        lengths.append(F.normalize(features, dim=-1)[:, : len(student.text_proj)].norm(dim=1))
-    return float(torch.cat(lengths).mean())
-
-
-@torch.no_grad()
-def fit_readout(student: Student, rows: Rows, number: int, batch: int = 64) -> nn.Linear:
-    """Return the ridge regression from unit features to the untouched encoder's class tokens."""
-    rng = np.random.default_rng(2)
+def sampled(
+    student: Student, rows: Rows, number: int, seed: int, batch: int = 64
+) -> tuple[np.ndarray, Tensor]:
+    """Draw rows that are trained on; return them and their unit features, [number, 384]."""
+    rng = np.random.default_rng(seed)
     drawn = np.sort(rng.choice(np.flatnonzero(rows.weight > 0), number, replace=False))
     parts = []
     for start in range(0, number, batch):
         with torch.autocast("cpu", torch.bfloat16):
             parts.append(student.whole(rows.tokens(drawn[start : start + batch])))
-    x, y = F.normalize(torch.cat(parts), dim=-1), rows.class_tokens(drawn)
+    return drawn, F.normalize(torch.cat(parts), dim=-1)
+
+
+@torch.no_grad()
+def share_of_aligned(student: Student, rows: Rows, number: int) -> float:
+    """Return the mean length of the aligned part of unit features, over rows drawn at random."""
+    _, features = sampled(student, rows, number, seed=1)
+    return float(features[:, : len(student.text_proj)].norm(dim=1).mean())
+
+
+@torch.no_grad()
+def fit_readout(student: Student, rows: Rows, number: int, batch: int = 64) -> nn.Linear:
+    """Return the ridge regression from unit features to the untouched encoder's class tokens."""
+    drawn, x = sampled(student, rows, number, seed=2, batch=batch)
+    y = rows.class_tokens(drawn)
     center, gram = x.mean(0), (x - x.mean(0)).T @ (x - x.mean(0))
     readout = nn.Linear(x.shape[1], y.shape[1])
     ridge = RIDGE * gram.trace() / len(gram) * torch.eye(len(gram))

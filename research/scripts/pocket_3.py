@@ -1,4 +1,4 @@
-"""Compare `pocket-3` with `pocket`: RMAdapter+, logistic regression and zero-shot.
+"""Compare `pocket-3` with `pocket` where there are images to learn from.
 
     python research/scripts/pocket_3.py --root DATA --out research/results/pocket_3.jsonl --seeds 1
     python research/scripts/pocket_3.py --out research/results/pocket_3.jsonl --tables \\
@@ -6,8 +6,8 @@
 
 On each backbone, with 4, 16 and all training images of a class, RMAdapter+ trains as `fit` lets it:
 ten passes, and five at twice the rate over all images. Logistic regression is that of all_images.py
-with all images. Both backbones compute in bfloat16, to halve the time. Finished lines are kept:
-repeat the command to resume.
+with all images. Both backbones compute in bfloat16. Finished lines are kept: repeat the command to
+resume.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from all_images import HALF, LEFT_OUT, REGRESSION, regression
+from all_images import HALF, LEFT_OUT, REGRESSION, Scores, regression
 from families import against
 from fewer_steps import DEFAULT, measure
 from studies import (
@@ -42,10 +42,9 @@ from rmadapter.settings import Machine
 NEW, OLD = BACKBONES = ("pocket-3", "pocket")
 SHOTS = {4: "4 images", 16: "16 images", 0: "all images"}  # of a class
 WAYS = (
-    *((f"RMAdapter+, {text}", shots, None) for shots, text in SHOTS.items()),
-    (f"{REGRESSION}, {SHOTS[0]}", 0, REGRESSION),
-)
-Scores = dict[str, dict[str, list[float]]]  # accuracies by backbone, set and draw
+    *((f"RMAdapter+, {text}", shots, True) for shots, text in SHOTS.items()),
+    (f"{REGRESSION}, {SHOTS[0]}", 0, False),
+)  # title, shots, and whether it is RMAdapter+
 
 
 def lines_of(lab: Lab, data: str, seed: int, backbone: str, shots: int) -> list[dict[str, Any]]:
@@ -57,12 +56,11 @@ def lines_of(lab: Lab, data: str, seed: int, backbone: str, shots: int) -> list[
     return [{**line, "backbone_name": backbone, "shots": shots} for line in lines]
 
 
-def scores(lines: Lines, shots: int, variant: str | None) -> Scores:
-    """Return the accuracies of one way to learn. variant: that of the lines; None for training."""
+def scores(lines: Lines, shots: int, trained: bool) -> Scores:
+    """Return the accuracies of one of `WAYS` by backbone, set and draw."""
     found: Scores = defaultdict(lambda: defaultdict(list))
     for line in lines:
-        trained = line["variant"] != REGRESSION
-        if line["shots"] == shots and trained == (variant is None):
+        if line["shots"] == shots and trained == (line["variant"] != REGRESSION):
             found[line["backbone_name"]][line["data"]].append(line["test"])
     return found
 
@@ -75,7 +73,7 @@ def common(found: Scores, sets: tuple[str, ...]) -> Scores:
 
 def table(lines: Lines, sets: tuple[str, ...]) -> str:
     """Tabulate both backbones, and how far the new one is ahead."""
-    by_way = {title: common(scores(lines, shots, way), sets) for title, shots, way in WAYS}
+    by_way = {title: common(scores(lines, shots, trained), sets) for title, shots, trained in WAYS}
     known = {title: found for title, found in by_way.items() if found[NEW]}
     verdicts = with_verdicts({t: against(found, NEW, OLD) for t, found in known.items()}, 1)
     rows = []
