@@ -6,12 +6,17 @@ BIN := .venv/bin
 
 setup: .venv/.ready
 
-.venv/.ready: pyproject.toml packages/pocket/pyproject.toml
+# What runs is compiled when it runs: --no-compile halves the time of an installation.
+.venv/.demo: pyproject.toml packages/pocket/pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable packages/pocket --editable ".[dev]"
+	$(BIN)/pip install --quiet --no-compile --editable packages/pocket --editable ".[demo]"
 	touch $@
 
-demo: setup
+.venv/.ready: .venv/.demo
+	$(BIN)/pip install --quiet --no-compile --editable ".[dev]"
+	touch $@
+
+demo: .venv/.demo
 	$(BIN)/rmadapter demo --out runs/demo
 
 # Of the tests: a process a core, of one thread, as several threads slow tiny models down.
