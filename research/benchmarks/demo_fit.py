@@ -34,7 +34,7 @@ def main() -> None:
     options = parser.parse_args()
     set_up(options)
     backbone = load_backbone(options.backbone)
-    images = half(few_shot(load_openmoji(), 16, options.seed).train, "base")
+    images = half(few_shot(load_openmoji(112), 16, options.seed).train, "base")
     given = {"epochs": options.epochs} if options.epochs else {}
     result: dict[str, Any] = {"images": len(images), **setting(options)}
     for forward in ("reference", "lean"):

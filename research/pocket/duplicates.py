@@ -66,7 +66,7 @@ def evaluation_sets(data: Path, left_out: list[str]) -> dict[str, np.ndarray]:
     ]
     hashes = {folder.name: list(with_mirrored(photographs_below(folder))) for folder in folders}
     try:
-        styles = [load_openmoji(style=style) for style in get_args(Style)]
+        styles = [load_openmoji(112, style) for style in get_args(Style)]
         pictograms = (
             load_image(image)
             for splits in styles

@@ -4,6 +4,11 @@
     python research/scripts/demo_draws.py --out research/results/demo_draws.jsonl --tables \\
         --page research/studies/demo.md
 
+    python research/scripts/demo_draws.py --out research/results/demo_draws_pocket_3.jsonl \\
+        --backbone pocket-3 --shots 8 16 --methods rmadapter-plus
+    python research/scripts/demo_draws.py --out research/results/demo_draws_pocket_3.jsonl \\
+        --tables --page research/studies/demo.md
+
 A line is one method on one draw. Finished lines are kept: repeat the command to resume.
 """
 
@@ -15,7 +20,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from studies import Lines, append_lines, make_parser, markdown, read_lines, show
+from studies import Line, Lines, append_lines, make_parser, markdown, read_lines, show
 
 from rmadapter import metrics
 from rmadapter.data.catalog.openmoji import load_openmoji
@@ -26,14 +31,17 @@ from rmadapter.runs.run import run_task
 METHODS = ("rmadapter", "rmadapter-plus", "ridge")  # the last one trains no adapter
 DRAWS = (0, 1, 2, 3, 4)  # 0 is the demo's own
 FIGURES = ("base", "novel")
+BACKBONE, SHOTS = "pocket", 16  # of the first lines, and of those that do not name their shots
 
 
-def measure(lab: Lab, draw: int, name: str, backbone: str = "pocket") -> dict[str, Any]:
+def measure(
+    lab: Lab, draw: int, name: str, backbone: str = BACKBONE, shots: int = SHOTS
+) -> dict[str, Any]:
     """Run a method on a draw of the pictograms, which the lab holds by that name."""
-    values = {"classes": "base", "seed": 1, "backbone": backbone}
+    values = {"classes": "base", "seed": 1, "backbone": backbone, "shots": shots}
     run = Request.make(values, name, data=f"OpenMoji {draw}")
     record = run_task(run.task, run.method, lab, name).record
-    line: dict[str, Any] = {"draw": draw, "method": name}
+    line: dict[str, Any] = {"draw": draw, "method": name, "shots": shots}
     for figure in FIGURES:
         score = record.score(figure)
         assert score is not None
@@ -74,21 +82,42 @@ def table(lines: Lines, method: str) -> str:
     return markdown(head, rows)
 
 
+def tables(lines: Lines) -> dict[str, str]:
+    """Return a table by its name on the page for each backbone, number of shots and method."""
+    found = {}
+    for name, shots, backbone in sorted({key_of(line)[1:] for line in lines}):
+        some = [line for line in lines if key_of(line)[1:] == (name, shots, backbone)]
+        title = f"draws: {name}"
+        if (shots, backbone) != (SHOTS, BACKBONE):
+            title += f", {shots} images, {backbone}"
+        found[title] = table(some, name)
+    return found
+
+
+def key_of(line: Line) -> tuple[int, str, int, str]:
+    return line["draw"], line["method"], line.get("shots", SHOTS), line["backbone"]["name"]
+
+
 def main() -> None:
     parser = make_parser(__doc__, seeds=False)
+    parser.add_argument("--backbone", default=BACKBONE)
+    parser.add_argument("--shots", type=int, nargs="+", default=[SHOTS], help="of a class")
+    parser.add_argument("--methods", nargs="+", default=[*METHODS])
+    parser.add_argument("--draws", type=int, nargs="+", default=[*DRAWS])
     parser.add_argument("--page", type=Path, help="put the tables into this page")
     args = parser.parse_args()
     lines = read_lines(args.out)
     if args.tables:
-        show({f"draws: {name}": table(lines, name) for name in METHODS}, args.page)
+        show(tables(lines), args.page)
         return
-    done = {(line["draw"], line["method"]) for line in lines}
-    for draw, name in itertools.product(DRAWS, METHODS):
-        if (draw, name) in done:
+    done = {key_of(line) for line in lines}
+    for draw, name, shots in itertools.product(args.draws, args.methods, args.shots):
+        if (draw, name, shots, args.backbone) in done:
             continue
         lab = Lab(progress=False)
-        lab.add(f"OpenMoji {draw}", load_openmoji(seed=draw))
-        line = measure(lab, draw, name)
+        size = lab.backbone(args.backbone).image_size
+        lab.add(f"OpenMoji {draw}", load_openmoji(size, seed=draw))
+        line = measure(lab, draw, name, args.backbone, shots)
         append_lines(args.out, [line])
         print(json.dumps(line), flush=True)
 

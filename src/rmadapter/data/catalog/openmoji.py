@@ -97,7 +97,7 @@ class Pictogram(NamedTuple):
     label: int  # index into CLASSES
 
 
-def load_openmoji(size: int = 112, style: Style = "color", seed: int = 0) -> dict[str, ImageSet]:
+def load_openmoji(size: int = 224, style: Style = "color", seed: int = 0) -> dict[str, ImageSet]:
     """Return "train" (16 pictograms per class) and "test" (8 to 16 others), as RGB images [size,
     size] on white.
 
@@ -119,7 +119,7 @@ def load_openmoji(size: int = 112, style: Style = "color", seed: int = 0) -> dic
     return sets
 
 
-def write_folder(out: Path, size: int = 112, style: Style = "color", seed: int = 0) -> None:
+def write_folder(out: Path, size: int = 224, style: Style = "color", seed: int = 0) -> None:
     """Write the set of `load_openmoji` as out/{train,test}/CLASS/NAME.png with out/ATTRIBUTION.txt;
     `out` appears complete or never.
 
