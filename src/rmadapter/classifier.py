@@ -71,7 +71,7 @@ class FewShotClassifier(TransformerMixin, ClassifierMixin, BaseEstimator):
 
     def __init__(
         self,
-        backbone: str | Sequence[str] = "pocket",
+        backbone: str | Sequence[str] = "pocket-3",
         *,
         method: str = "auto",
         shots: int = 0,

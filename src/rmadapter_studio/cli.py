@@ -48,7 +48,7 @@ def app(
     backbone: Annotated[
         str,
         typer.Option(help="Name or folder of the backbone; every classifier on the page uses it."),
-    ] = "pocket",
+    ] = "pocket-3",
     device: Device = None,
     runs: Annotated[
         Path | None, typer.Option(help="Folder of runs that the page may open.")

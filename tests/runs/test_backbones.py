@@ -149,7 +149,7 @@ def test_auto_stands_for_what_is_on_this_disk(
     tiny_timm: Backbone, colors: Path, empty_hub: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RMADAPTER_CACHE", str(empty_hub))  # nothing is on the disk
-    assert on_disk(empty_hub) == ["pocket"]
+    assert on_disk(empty_hub) == ["pocket-3"]
     monkeypatch.setattr(choosing, "on_disk", lambda: [tiny_timm.name])
     request, lab = asked(tiny_timm, colors, "linear-probe", "auto")
     request, own, choice = prepare_backbone(request, lab)

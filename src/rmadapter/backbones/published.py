@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rmadapter.backbones.names import HF_HUB, TIMM
-from rmadapter.backbones.packaged import INSTALL, OURS, POCKET, load_package, packaged_names
+from rmadapter.backbones.packaged import INSTALL, OURS, POCKET_3, load_package, packaged_names
 from rmadapter.support.files import JsonObject
 
 
@@ -93,7 +93,7 @@ def on_disk(hub_cache: Path | None = None) -> list[str]:
         hub_cache: As for `listed`.
     """
     ready = [row["name"] for row in listed(hub_cache) if row["state"] == READY]
-    return [name for name in ready if not name.startswith(HF_HUB)] or [POCKET]
+    return [name for name in ready if not name.startswith(HF_HUB)] or [POCKET_3]
 
 
 def listed(hub_cache: Path | None = None) -> list[JsonObject]:

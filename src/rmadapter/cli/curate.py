@@ -79,17 +79,17 @@ def suspects(
         return
     files = _suspects_files(out, data) if out else None
     check_backbones(backbone, sets)
+    from rmadapter.backbones.packaged import POCKET_3
     from rmadapter.cli.checks import note_caveats
     from rmadapter.curate.apply import cleaned_name
     from rmadapter.curate.suspects import find_suspects
-    from rmadapter.task import Task
 
     flags = {"backbone": backbone, "device": device}
     settings = {name: value for name, value in flags.items() if value} | parse_overrides(sets or [])
     result = find_suspects(
         data, method, settings, columns=columns, outside=outside, progress=not quiet
     )
-    note_caveats(str(settings.get("backbone", Task().backbone)))
+    note_caveats(str(settings.get("backbone", POCKET_3)))
     if not result.judged:
         note("no label was judged: judging takes two images per class that are not copies")
     if files:

@@ -22,7 +22,7 @@ def demo(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Adapt `pocket` to OpenMoji pictograms; needs no data of yours.
+    """Adapt `pocket-3` to OpenMoji pictograms; needs no data of yours.
 
     It trains what `fit --half base` takes by itself; the report shows what that gains and keeps.
     """
@@ -53,6 +53,7 @@ def run_demo(
     Raises:
         UserError: The demo's packages are missing.
     """
+    from rmadapter.backbones.packaged import POCKET_3
     from rmadapter.data.catalog.openmoji import ATTRIBUTION, load_openmoji
     from rmadapter.methods import PREFERRED
     from rmadapter.runs.fit import Origin, fit
@@ -62,7 +63,7 @@ def run_demo(
     from rmadapter.task import Question
 
     line_art = "OpenMoji line art"
-    values = {"classes": "base", "seed": seed, **settings}
+    values = {"backbone": POCKET_3, "classes": "base", "seed": seed, **settings}
     request = Request.make(values, PREFERRED, data="OpenMoji")
     lab = Lab(request.machine, progress=progress)
     lab.add("OpenMoji", load_openmoji())

@@ -290,7 +290,7 @@ def backbones(
     if words and (len(words) != 2 or action not in ("get", "convert")):
         raise UserError(
             f"{' '.join(words)[:100]!r}: write `rmadapter backbones get NAME` or `rmadapter "
-            "backbones convert FILE`, as in get pocket"
+            "backbones convert FILE`, as in get pocket-3"
         )
     if action != "convert" and (architecture or out or digest):
         raise UserError("--architecture, --out and --digest are options of `backbones convert`")

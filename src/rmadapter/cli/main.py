@@ -157,7 +157,7 @@ COMMANDS = (
         "This machine",
         (
             "rmadapter backbones",
-            "rmadapter backbones get pocket",
+            "rmadapter backbones get pocket-3",
             "rmadapter backbones convert clip.pt --architecture ViT-B-32 --out my-clip",
         ),
     ),

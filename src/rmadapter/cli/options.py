@@ -71,9 +71,9 @@ Backbone = Annotated[
     str | None,
     typer.Option(
         "--backbone",
-        help="Name or folder of the backbone; pocket by default; ViT-B-16/openai, hf-hub:..., "
-        "timm:...; A,B: in fit the better on your images (auto: of all on this disk), else B if A "
-        "is unavailable.",
+        help="Name or folder of the backbone; pocket-3 by default, in bench pocket; "
+        "ViT-B-16/openai, hf-hub:..., timm:...; A,B: in fit the better on your images (auto: of "
+        "all on this disk), else B if A is unavailable.",
     ),
 ]
 Device = Annotated[

@@ -131,12 +131,12 @@ def fit(
     as_json: Json = False,
 ) -> None:
     """Train a model on images; write it, its record and report.html."""
-    from rmadapter.backbones.packaged import POCKET
+    from rmadapter.backbones.packaged import POCKET_3
     from rmadapter.cli.checks import check_backbones, check_folder, note_caveats
     from rmadapter.data.label_files import check_known, read_names
 
     trackers = trackers_in(track)
-    check_backbones(options.backbone, settings.sets, settings.config, POCKET, choosing=True)
+    check_backbones(options.backbone, settings.sets, settings.config, POCKET_3, choosing=True)
     check_folder(out)
     known = read_names(names_from) if names_from else {}
     located = files.locate(data, images, images.crops)

@@ -19,6 +19,7 @@ from PIL import Image
 
 from rmadapter.artifacts.page import neighbour_cards, thumbnail, write_html
 from rmadapter.artifacts.predictions import Nearest, Neighbour, nearest
+from rmadapter.backbones.packaged import POCKET_3
 from rmadapter.data.decode import ImageSource, image_error, load_image
 from rmadapter.data.duplicates import groups, pairs
 from rmadapter.data.formats.registry import locate
@@ -169,7 +170,9 @@ def find_suspects(
         path = user_path(data)
         images = training(read(path, check=False), path)
     probe = PROBE if method == METHOD else {}
-    request = Request.make({**probe, **(settings or {}), "shots": 0}, method, data="it")
+    request = Request.make(
+        {"backbone": POCKET_3, **probe, **(settings or {}), "shots": 0}, method, data="it"
+    )
     lab = lab or Lab(request.machine, progress=progress)
     transform = lab.backbone(request.task.backbone).preprocess
     if isinstance(data, ImageSet):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rmadapter.backbones import Backbone
 from rmadapter.backbones.names import is_choice
-from rmadapter.backbones.packaged import POCKET
+from rmadapter.backbones.packaged import POCKET_3
 from rmadapter.errors import UserError, did_you_mean, quoted
 from rmadapter.methods import (
     AUTO,
@@ -150,15 +150,16 @@ def requested(
     data: str = "",
 ) -> Request:
     """Build a request from a command line: a file of settings, overridden by flags, which --set
-    overrides. Without a method, it is `AUTO`; without a number of shots, all images are taken."""
+    overrides. Without a method, it is `AUTO`; without a backbone, `POCKET_3`; without a number of
+    shots, all images are taken."""
     named, values = read_config(config, (method,))
     given = {flag: value for flag, value in flags.items() if value is not None}
     given |= parse_overrides(sets or [])
     name = method or named or AUTO
     if effort != "normal":
         values = without_length(values, name)
-    values = {"shots": 0, **values, **given}
-    if flags.get("minutes") is not None and not is_choice(str(values.get("backbone", POCKET))):
+    values = {"backbone": POCKET_3, "shots": 0, **values, **given}
+    if flags.get("minutes") is not None and not is_choice(str(values["backbone"])):
         raise UserError(
             "--minutes limits the choice of one of several backbones; methods train as long as "
             "--effort says"
