@@ -62,6 +62,18 @@ def test_loss_and_gradient_are_the_plain_ones(
     )
 
 
+@pytest.mark.parametrize("length", [1e-7, 1e-2])
+def test_what_is_nothing_but_rounding_has_no_direction(length: float) -> None:
+    """The second gradient of a prompt that is still zero-shot CLIP's own is zero but for rounding,
+    which differs between processors; what they remove of the first would, too."""
+    ours, other = torch.tensor([3.0, 4.0, 0.0]), torch.tensor([-0.6, 0.0, 0.8])
+    start = torch.zeros(3, requires_grad=True)
+    both = Aligned.apply(start, lambda x: x.clone(), 1.0)
+    [found] = torch.autograd.grad(both, start, [ours, length * other])
+    removed = 0 if length < 1e-6 else (ours @ other) * other
+    torch.testing.assert_close(found, ours - removed)
+
+
 def test_several_processes_project_by_the_sum_of_their_gradients(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -60,7 +60,9 @@ class Aligned(Function):
             add_up(a)
             add_up(b)
             a = a / dist.get_world_size()  # as the loop sums what all processes return
-        unit = F.normalize(b.flatten(), dim=0).view_as(b)
+        # Of a prompt that is still zero-shot CLIP's own, b is nothing but rounding, 1e-7 of a's
+        # length, and has no direction: what is removed along it fades out below 1e-4.
+        unit = b / torch.maximum(b.norm(), 1e-4 * a.norm()).clamp(min=1e-12)
         return a - ctx.strength * (a * unit).sum().clamp(max=0) * unit, None, None
 
 
