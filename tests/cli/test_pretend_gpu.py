@@ -1,0 +1,126 @@
+"""Every verb that computes, on a pretend GPU: it uses that device, and its answers are those of the
+processor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rmadapter.artifacts.record import read_record
+from rmadapter.backbones import Backbone
+from rmadapter.export.runtime import Model
+from tests.helpers.pretend_gpu import limited, plugged_in
+from tests.helpers.shell import Command, backbone_option, rmadapter
+
+__all__ = ["rmadapter"]  # a fixture
+
+SETTINGS = ("first_block=3", "rank=4", "epochs=2", "learning_rate=0.02")
+SMALL = ["--method", "rmadapter", "--shots", 2, *(f"--set={one}" for one in SETTINGS)]
+
+
+class Both:
+    """Runs a verb on the processor and on the pretend GPU."""
+
+    def __init__(self, rmadapter: Command) -> None:
+        self.run = rmadapter
+
+    def on_gpu(self, *words: object) -> Any:
+        """Return what a verb prints with --json; it must have used the GPU."""
+        with plugged_in(), limited() as memory:
+            found = self.run.json(*words)
+        assert memory.peak > 0
+        return found
+
+    def same(self, *words: object) -> Any:
+        """Check that a verb prints the same on both devices, but for rounding; return it."""
+        there, here = self.on_gpu(*words), self.run.json(*words)
+        assert leaves(there) == pytest.approx(leaves(here), abs=2e-5)
+        return there
+
+
+def leaves(value: Any, place: str = "") -> dict[str, Any]:
+    """Return numbers and texts of a JSON value by their places in it."""
+    if isinstance(value, dict):
+        parts = [leaves(one, f"{place}/{name}") for name, one in value.items()]
+    elif isinstance(value, list):
+        parts = [leaves(one, f"{place}/{number}") for number, one in enumerate(value)]
+    else:
+        return {place: value}
+    return {name: one for part in parts for name, one in part.items()}
+
+
+@pytest.fixture
+def both(rmadapter: Command) -> Both:
+    return Both(rmadapter)
+
+
+def test_a_model_fitted_on_a_gpu_answers_as_that_of_the_processor(
+    both: Both, tiny_clip: Backbone, colors: Path, tmp_path: Path
+) -> None:
+    """The folder of the one is read on the other."""
+    fit = ["fit", colors, "--backbone", tiny_clip.name, *SMALL, "--out"]
+    both.on_gpu(*fit, tmp_path / "gpu")
+    both.run.done(*fit, tmp_path / "cpu")
+    ours, theirs = (read_record(tmp_path / one / "run.json") for one in ("gpu", "cpu"))
+    assert ours.scores == theirs.scores
+    words = [*sorted(colors.glob("test/*/0.png")), "--backbone", tiny_clip.name]
+    found = [both.same("predict", tmp_path / one, *words) for one in ("gpu", "cpu")]
+    assert leaves(found[0]) == pytest.approx(leaves(found[1]), abs=1e-4)
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("verb", ["eval", "suspects", "explain", "add"])
+def test_a_verb_answers_as_on_the_processor(
+    verb: str, both: Both, finished: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path
+) -> None:
+    its, image = backbone_option(finished), colors / "test/red/0.png"
+    if verb == "eval":
+        assert both.same("eval", finished, colors, *its)["accuracy"] > 50
+    elif verb == "suspects":
+        both.same("suspects", colors, *its, "--method", "rmadapter", *SMALL[4:])
+    elif verb == "explain":
+        found = [
+            one("explain", finished, image, *its, "--out", tmp_path / name)["images"]
+            for name, one in (("gpu", both.on_gpu), ("cpu", both.run.json))
+        ]
+        assert leaves(found[0]) == pytest.approx(leaves(found[1]), abs=2e-5)
+    else:
+        for name, one in (("gpu", both.on_gpu), ("cpu", both.run.json)):
+            one("add", finished, "cat,dog", *its, "--out", tmp_path / name)
+        wider = [both.same("predict", tmp_path / name, image, *its) for name in ("gpu", "cpu")]
+        assert leaves(wider[0]) == pytest.approx(leaves(wider[1]), abs=2e-5)
+        assert {one["class"] for one in wider[0][0]["classes"]} >= {"cat", "dog"}
+
+
+@pytest.mark.ci
+def test_a_bench_measures_what_the_processor_measures(
+    both: Both, tiny_clip: Backbone, colors: Path, tmp_path: Path
+) -> None:
+    data = ["--datasets", colors.name, "--root", colors.parent, "--backbone", tiny_clip.name]
+    which = ["--methods", "zero-shot,rmadapter", "--shots", 2, "--seeds", 1]
+    own = [f"--set=rmadapter.{one}" for one in SETTINGS]
+    command = ["bench", "base-to-novel", *data, *which, *own, "--out"]
+    found = both.on_gpu(*command, tmp_path / "a"), both.run.json(*command, tmp_path / "b")
+    scores = [[run["scores"] for run in runs] for runs in found]
+    assert scores[0] == scores[1]
+    assert len(scores[0]) == 2
+
+
+@pytest.mark.ci
+def test_what_was_fitted_on_a_gpu_is_exported(
+    both: Both, tiny_clip: Backbone, colors: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxscript", reason="pip install 'rmadapter[export]'")
+    its = ["--backbone", tiny_clip.name]
+    both.on_gpu("fit", colors, *its, *SMALL, "--out", tmp_path / "run")
+    exported = tmp_path / "model"
+    with plugged_in():
+        done = both.run.json("export", tmp_path / "run", "--data", colors, *its, "--out", exported)
+    assert done["files"] == ["model.onnx"]
+    image = colors / "test/red/0.png"
+    [here] = both.on_gpu("predict", tmp_path / "run", image, *its)
+    [exact] = Model(exported).predict([image])
+    probabilities = {one["class"]: one["probability"] for one in here["classes"]}
+    assert probabilities == pytest.approx(dict(exact), abs=1e-5)
