@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-rest test-all coverage lint docs links audit hostile fuzz kills load visitors scale trackers lowest dist smoke sbom bench clean
+.PHONY: setup demo test test-rest test-all coverage lint docs links audit hostile fuzz kills load visitors scale trackers lowest dist smoke sbom bench gpu clean
 
 setup: .venv/.ready
 
@@ -114,6 +114,10 @@ sbom: setup  # what is installed in .venv, in the format of CycloneDX, in build/
 
 bench: setup
 	$(BIN)/python benchmarks/train_step.py --backbone ViT-B-16/none --classes 50 200 --json
+
+gpu: setup  # on a machine with a GPU: its rates and rows, then the tests that need one; ARGS as `--minutes 8`
+	$(BIN)/python benchmarks/gpu.py $(ARGS)
+	$(BIN)/pytest -n 0 -m gpu
 
 clean:
 	rm -rf .venv build dist runs/demo

@@ -1,38 +1,47 @@
 """Measure training and inference of RMAdapter on a GPU: eager, as CUDA graphs and compiled, by
 number format, against the card's own rates.
 
-    python benchmarks/gpu.py --json > research/results/benchmarks/gpu.json
+    python benchmarks/gpu.py                # or `make gpu`, which also runs the tests marked gpu
 
-A training step (forward, backward, optimizer; 16, 128 and 1,024 images, 50 and 1,000 classes) by
+A training step (forward, backward, optimizer; 128, 16 and 1,024 images, 50 and 1,000 classes) by
 the backbone's own forward in float32 with hooks, by the lean one in float32, bfloat16 and float16
 (scaled), the lean one as one CUDA graph, and with its loss compiled, as by the settings
-compile=default and compile=reduce-overhead, the latter by torch's own CUDA graphs; and encoding
-images with adapters in these ways. Each row has seconds (median and least), images per second,
-memory on the card, the share that its necessary work (work.py; of encoding, torch's count) reaches
-of the rate of large square products of that format in the same run, and the roofline: the seconds
-that the products take at that rate, or the necessary bytes at the measured bandwidth, whichever is
-more. The row of what does not fit, or of what the card lacks, says so. After 20 minutes it ends
-with what it has.
+compile=default and compile=reduce-overhead, the latter by torch's own CUDA graphs; encoding images
+with adapters in these ways; and a whole `fit` of an image of each of 1,000 classes. Each row has
+seconds (median and least), images per second, memory on the card, the share that its necessary work
+(work.py; of encoding, torch's count) reaches of the rate of large square products of that format in
+the same run, and the roofline: the seconds that the products take at that rate, or the necessary
+bytes at the measured bandwidth, whichever is more. The row of what does not fit, or of what the
+card lacks, says so.
 
---page FILE gets the same as a page, by default research/results/gpu.md. Without a GPU it says so
-and exits with 2; `--device cpu` tries the script. No GPU has run it yet.
+Each row runs in a process of its own, so that one that breaks the card's state, hangs or dies takes
+no other with it. The rows that say most come first, compiled ones last, and the page and the JSON
+file are written after each row: whatever ends the script leaves the rows until then. The first
+failure is told in full. After --minutes it ends with what it has.
+
+The files are research/results/gpu.md (--page) and research/results/benchmarks/gpu.json (--out).
+Without a GPU it says so and exits with 2; `--device cpu` tries the script. No GPU has run it yet.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
+import multiprocessing
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import arguments, machine, set_up, show
+from common import arguments, machine, noise, set_up, show
 from figures import ROOT, table
 from step import Step
 from torch import Tensor
@@ -42,17 +51,24 @@ from work import step_work
 from rmadapter.backbones import load_backbone
 from rmadapter.encoders import States
 from rmadapter.errors import UserError
+from rmadapter.runs.lab import Lab
+from rmadapter.runs.request import Request
+from rmadapter.runs.run import run_task
 from rmadapter.support.files import write_text
-from rmadapter.support.machine import describe, find_device, peak, reset_peak
+from rmadapter.support.machine import describe, end_with_parent, find_device, peak, reset_peak
 from rmadapter.support.terminal import note
 from rmadapter.training.loop import compiled
 
 FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SQUARES = (1024, 4096, 8192)  # sides of the products; the best of them is the card's rate
 MODES = ("compiled", "reduce-overhead")
-BUDGET = 20 * 60.0  # seconds of the whole script; what would begin later is left out
+# The order of rows: eager, whole fits, CUDA graphs, compiled.
+STAGES = {"lean": 0, "reference": 0, "fit": 1, "graph": 2, "compiled": 3, "reduce-overhead": 3}
+FIRST_BATCH = 128
+ROW_MINUTES = 5.0  # after which a row is given up
 COPIED = 1024  # MB that are copied to measure the bandwidth
 PAGE = ROOT / "research/results/gpu.md"
+OUT = ROOT / "research/results/benchmarks/gpu.json"
 KEYS = (
     "what", "classes", "batch", "seconds", "roofline_seconds", "images_per_second", "peak_mb",
     "share_of_rate", "note",
@@ -74,39 +90,133 @@ def main() -> None:
     )
     parser.add_argument("--copied", type=int, default=COPIED, help="MB copied for the bandwidth")
     parser.add_argument("--page", type=Path, default=PAGE, help="file for the page")
+    parser.add_argument("--out", type=Path, default=OUT, help="file for the figures as JSON")
+    parser.add_argument("--minutes", type=float, default=20, help="when to end with what it has")
     parser.add_argument(
         "--no-compile",
         dest="compile",
         action="store_false",
         help="leave torch.compile out: minutes",
     )
+    parser.add_argument("--fit", type=int, default=1000, help="classes of the whole fit; 0: none")
     options = parser.parse_args()
-    set_up(options)
     try:
         device = find_device(options.device)
     except UserError:
         print(f"gpu.py: no GPU {options.device} here; --device cpu tries it", file=sys.stderr)
         raise SystemExit(2) from None
-    begun = time.monotonic()
-    peaks = {name: rate(device, kind, options) for name, kind in FORMATS.items()}
-    bytes_a_second = bandwidth(device, options)
-    rows = []
-    for row in every(options, Card(device, peaks, bytes_a_second)):
+    end = time.monotonic() + 60 * options.minutes
+    card, about = apart(look, options, device, seconds=60 * options.minutes)
+    rows: list[Row] = []
+    ways = lineup(options)
+    result: dict[str, Any] = {
+        "gflops": card.gflops, "gb_a_second": card.bandwidth / 1e9, "rows": rows, **about,
+        "backbone": options.backbone, "seed": options.seed, "repeat": options.repeat,
+        "planned": len(ways), "first_failure": None, "machine": machine(),
+    }  # fmt: skip
+    for way in ways:
+        left = min(60 * ROW_MINUTES, end - time.monotonic())
+        if left <= 0:
+            break
+        row, failure = one_row(options, card, way, left)
         rows.append(row)
         note(" ".join(f"{key}={row[key]}" for key in KEYS if row.get(key) is not None))
-        if time.monotonic() - begun > BUDGET:
-            break
-    about = {
-        "backbone": options.backbone,
-        "seed": options.seed,
-        "repeat": options.repeat,
-        "finished": len(rows),
-    }
-    about |= {"device": describe(device)["device"], "tf32": torch.backends.cuda.matmul.allow_tf32}
-    rates = {"gflops": peaks, "gb_a_second": bytes_a_second / 1e9}
-    result = {**rates, "rows": rows, **about, "machine": machine()}
-    write_text(options.page, page_of(result))
+        if failure and not result["first_failure"]:
+            result["first_failure"] = {"what": row["what"], "text": failure}
+            print(f"gpu.py: the first failure, {row['what']}:\n{failure}", file=sys.stderr)
+        write_text(options.out, json.dumps(result, indent=1) + "\n")
+        write_text(options.page, page_of(result))
     show(options, result, KEYS, [{key: row.get(key) for key in KEYS} for row in rows])
+
+
+@dataclass(frozen=True)
+class Way:
+    """What a row measures: a step, encoding of images, or a fit, by a variant in a format."""
+
+    what: str
+    variant: str
+    name: str
+    batch: int
+    classes: int | None = None
+
+    @property
+    def about(self) -> Row:
+        parts = dict.fromkeys((self.what, self.variant, self.name))  # a fit has no variants
+        return {"what": ", ".join(parts), "classes": self.classes, "batch": self.batch}
+
+
+def lineup(options: argparse.Namespace) -> list[Way]:
+    """Return the rows, those that say most first: eager before compiled, 128 images before
+    others."""
+    found = []
+    for batch in options.batch:
+        for variant, name in [*ways_of(options), ("reference", "fp32")]:
+            found += [Way("step", variant, name, batch, classes) for classes in options.classes]
+        found += [Way("images", variant, name, batch) for variant, name in ways_of(options)]
+    if options.fit:
+        found += [Way("fit", "fit", name, 16, options.fit) for name in ("fp32", "bf16")]
+    return sorted(found, key=lambda way: (STAGES[way.variant], way.batch != FIRST_BATCH))
+
+
+def one_row(options: argparse.Namespace, card: Card, way: Way, seconds: float) -> tuple[Row, str]:
+    """Return the row of a way, and the text of its failure, if it failed or its process died."""
+    try:
+        row, failure = apart(measure, options, card, way, seconds=seconds)
+    except (ChildProcessError, TimeoutError) as error:
+        row, failure = {"note": f"{type(error).__name__}: {error}"}, str(error)
+    return way.about | row, failure
+
+
+# ---- a process of its own ----
+
+
+def apart(function: Callable[..., Any], *inputs: object, seconds: float) -> Any:
+    """Return what a function returns in a process of its own.
+
+    Raises ChildProcessError if that died, and TimeoutError if it did not end in time.
+    """
+    forks = "forkserver" in multiprocessing.get_all_start_methods()
+    context: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
+    if forks:
+        context.set_forkserver_preload(["torch", "open_clip", "rmadapter.methods.rmadapter"])
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(theirs, function, inputs), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        if not ours.poll(seconds):
+            raise TimeoutError(f"no end after {seconds:.0f} seconds")
+        return ours.recv()
+    except EOFError:
+        process.join()
+        raise ChildProcessError(f"its process ended with {process.exitcode}") from None
+    finally:
+        process.kill()
+        process.join()
+
+
+def _answer(pipe: Connection, function: Callable[..., Any], inputs: Sequence[object]) -> None:
+    end_with_parent()
+    pipe.send(function(*inputs))
+
+
+def look(options: argparse.Namespace, device: torch.device) -> tuple[Card, Row]:
+    """Measure what the card reaches, and say which one it is."""
+    set_up(options)
+    peaks = {name: rate(device, kind, options) for name, kind in FORMATS.items()}
+    about = {"device": describe(device)["device"], "tf32": torch.backends.cuda.matmul.allow_tf32}
+    return Card(device, peaks, bandwidth(device, options)), about
+
+
+def measure(options: argparse.Namespace, card: Card, way: Way) -> tuple[Row, str]:
+    """Return the figures of a row, and the text of its failure: too little memory, a format or a
+    kernel that the card lacks, no compiler."""
+    set_up(options)
+    try:
+        return (fitted if way.what == "fit" else row_of)(options, card, way), ""
+    except Exception as error:
+        line = str(error).partition("\n")[0][:120]
+        return {"note": f"{type(error).__name__}: {line}"}, traceback.format_exc()
 
 
 @dataclass(frozen=True)
@@ -134,31 +244,47 @@ class Cost:
     bytes: int
 
 
-def every(options: argparse.Namespace, card: Card) -> Iterator[Row]:
-    device = card.device
-    backbone = load_backbone(options.backbone).to(device)
-    for batch in options.batch:
-        for classes in options.classes:
-            step = Step(backbone, classes, batch, options.seed)
-            step.images = step.images.to(device)
-            step.labels = step.labels.to(device)
-            states = frozen(step)
-            operations = sum(step_work(step.model, *states).values())
-            for variant, name in [*ways(options), ("reference", "fp32")]:
-                cost = Cost(operations, step_bytes(step, FORMATS[name], states))
-                about = {"what": f"step, {variant}, {name}", "classes": classes, "batch": batch}
-                make = partial(training, step, variant, name)
-                yield about | timed(options, card, batch, name, cost, make)
-        operations = counted(encoding(step, "lean", "fp32"))
-        for variant, name in ways(options):
-            size = nbytes(backbone.image.visual.parameters(), FORMATS[name])
-            cost = Cost(operations, size + step.images.nbytes)
-            about = {"what": f"images, {variant}, {name}", "classes": None, "batch": batch}
-            make = partial(encoding, step, variant, name)
-            yield about | timed(options, card, batch, name, cost, make)
+def row_of(options: argparse.Namespace, card: Card, way: Way) -> Row:
+    """Measure a step, or the encoding of images."""
+    backbone = load_backbone(options.backbone).to(card.device)
+    step = Step(backbone, way.classes or min(options.classes), way.batch, options.seed)
+    step.images, step.labels = step.images.to(card.device), step.labels.to(card.device)
+    if way.what == "step":
+        states = frozen(step)
+        operations = sum(step_work(step.model, *states).values())
+        cost = Cost(operations, step_bytes(step, FORMATS[way.name], states))
+        return timed(options, card, way, cost, partial(training, step, way.variant, way.name))
+    operations = counted(encoding(step, "lean", "fp32"))
+    size = nbytes(backbone.image.visual.parameters(), FORMATS[way.name])
+    cost = Cost(operations, size + step.images.nbytes)
+    return timed(options, card, way, cost, partial(encoding, step, way.variant, way.name))
 
 
-def ways(options: argparse.Namespace) -> list[tuple[str, str]]:
+def fitted(options: argparse.Namespace, card: Card, way: Way) -> Row:
+    """Fit the default method for an epoch on images of noise, one of each class, as `fit` does."""
+    classes = way.classes or 0
+    backbone = load_backbone(options.backbone)
+    images = noise(classes, classes, backbone.image_size, options.seed)
+    values = {"shots": 1, "device": str(card.device), "precision": way.name, "epochs": 1}
+    values |= {"backbone": backbone.name, "batch_size": way.batch}
+    request = Request.make(values, "rmadapter", data="noise").on(backbone)
+    lab = Lab(request.machine, progress=False)
+    lab.add_backbone(backbone)
+    lab.add("noise", {"all": images})
+    reset_peak(card.device)
+    begun = time.perf_counter()
+    record = run_task(request.task, request.method, lab, request.name).record
+    seconds = record.step_seconds
+    assert seconds
+    memory = peak(card.device)
+    return {
+        "seconds": seconds, "whole_seconds": time.perf_counter() - begun,
+        "images_per_second": way.batch / seconds, "share_of_rate": None,
+        "peak_mb": memory["peak_gpu_mb"] or memory["peak_mb"],
+    }  # fmt: skip
+
+
+def ways_of(options: argparse.Namespace) -> list[tuple[str, str]]:
     """Return ways to run the lean pass, each with a format: float16 only eagerly, since scaling
     reads whether a step overflowed. The eager ones come first, as they cast the frozen weights."""
     found = [("lean", name) for name in FORMATS]
@@ -287,40 +413,31 @@ def encoding(step: Step, variant: str, name: str) -> Callable[[], object]:
 
 
 def timed(
-    options: argparse.Namespace, card: Card, batch: int, name: str, cost: Cost,
+    options: argparse.Namespace, card: Card, way: Way, cost: Cost,
     make: Callable[[], Callable[[], object]],
 ) -> Row:  # fmt: skip
-    """Time a call, or say why it failed. The first two calls, which may compile, do not
-    count."""
-    device = card.device
-    try:
-        run = make()
-        spent = []
+    """Time a call. The first two, which may compile, do not count."""
+    device, run, spent = card.device, make(), []
+    begun = time.perf_counter()
+    for _ in range(2):
+        run()
+    wait(device)
+    first = time.perf_counter() - begun
+    reset_peak(device)
+    for _ in range(options.repeat):
         begun = time.perf_counter()
-        for _ in range(2):
-            run()
+        run()
         wait(device)
-        first = time.perf_counter() - begun
-        reset_peak(device)
-        for _ in range(options.repeat):
-            begun = time.perf_counter()
-            run()
-            wait(device)
-            spent.append(time.perf_counter() - begun)
-    except (
-        Exception
-    ) as error:  # too little memory, a format or a kernel that the card lacks, no compiler
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-        return {"note": f"{type(error).__name__}: {str(error).partition(chr(10))[0][:120]}"}
+        spent.append(time.perf_counter() - begun)
     seconds = statistics.median(spent)
     memory = peak(device)
-    gflops = card.gflops[name]
+    gflops = card.gflops[way.name]
     share = cost.operations / seconds / 1e9 / gflops if gflops else None
     return {
         "seconds": seconds, "least_seconds": min(spent), "first_two_seconds": first,
-        "share_of_rate": share, "roofline_seconds": card.least(cost, name),
-        "images_per_second": batch / seconds, "peak_mb": memory["peak_gpu_mb"] or memory["peak_mb"],
+        "share_of_rate": share, "roofline_seconds": card.least(cost, way.name),
+        "images_per_second": way.batch / seconds,
+        "peak_mb": memory["peak_gpu_mb"] or memory["peak_mb"],
     }  # fmt: skip
 
 
@@ -369,7 +486,12 @@ def page_of(result: dict[str, Any]) -> str:
         f"{result['gb_a_second']:,.0f} GB a second read and written by a copy.",
         "The roofline is the time of a row's necessary products or bytes at these rates, whichever "
         "is more.",
+        f"{len(result['rows'])} of {result['planned']} rows were measured, each in a process of "
+        "its own.",
     ]
+    if failure := result["first_failure"]:
+        lines += ["", f"The first failure, {failure['what']}:", ""]
+        lines += [f"    {line}" for line in failure["text"].splitlines()]
     heads = [key.replace("_", " ") for key in KEYS]
     return "\n".join(lines) + "\n" + table("Ways", heads, [*map(cells_of, result["rows"])])
 

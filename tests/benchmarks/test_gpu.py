@@ -3,7 +3,12 @@ same step; on a GPU, that a captured step is the eager one."""
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +67,7 @@ def test_a_compiled_step_is_the_same(
     assert [one.get("triton.cudagraphs", False) for one in given] == [graphs] * 2
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: captures a CUDA graph")
 @pytest.mark.parametrize(("variant", "times"), [("graph", 4), ("reduce-overhead", 7)])
 def test_a_captured_step_is_the_eager_one(  # pragma: no cover: needs a GPU
@@ -81,30 +87,139 @@ def test_a_captured_step_is_the_eager_one(  # pragma: no cover: needs a GPU
     torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
 
 
+def small(folder: Path, *more: str) -> list[str]:
+    """Return the options of a quick run on the processor, which leaves its files in a folder."""
+    sizes = ["--device", "cpu", "--classes", "3", "--batch", "2", "--squares", "16", "--fit", "3"]
+    files = ["--page", str(folder / "gpu.md"), "--out", str(folder / "gpu.json")]
+    model = ["--backbone", tiny_model(folder), "--copied", "1"]
+    return [*ONCE, *sizes, *files, *model, "--no-compile", *more]
+
+
+def rows_of(folder: Path) -> tuple[list[str], dict[str, Any]]:
+    """Return what the rows of the page are about, and the JSON file."""
+    lines = (folder / "gpu.md").read_text("utf-8").splitlines()
+    cells = [line.split(" | ")[0].removeprefix("| ") for line in lines if line.startswith("| ")]
+    return cells[2:], json.loads((folder / "gpu.json").read_text("utf-8"))
+
+
+def here(function: Any, *inputs: object, seconds: float) -> Any:
+    """Stand in for `gpu.apart`: a process takes seconds to start."""
+    assert seconds > 0
+    return function(*inputs)
+
+
 @pytest.mark.ci
 def test_all_of_it_runs_and_writes_its_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Printed
 ) -> None:
-    page = tmp_path / "gpu.md"
-    sizes = ["--device", "cpu", "--classes", "3", "--batch", "2", "--squares", "16"]
-    more = ["--copied", "1", "--no-compile", "--page", str(page), "--json"]
-    printed = run(
-        gpu, monkeypatch, capsys, *ONCE, "--backbone", tiny_model(tmp_path), *sizes, *more
-    )
+    monkeypatch.setattr(gpu, "apart", here)
+    printed = run(gpu, monkeypatch, capsys, *small(tmp_path, "--json"))
     result = json.loads(printed)
     rows = {row["what"]: row for row in result["rows"]}
-    names = ["lean, fp32", "lean, bf16", "lean, fp16", "graph, fp32", "graph, bf16"]
-    steps = [f"step, {name}" for name in names]
-    images = [f"images, {name}" for name in names]
-    assert list(rows) == [*steps, "step, reference, fp32", *images]
+    eager = ["lean, fp32", "lean, bf16", "lean, fp16"]
+    steps = [f"step, {name}" for name in [*eager, "reference, fp32"]]
+    fits = ["fit, fp32", "fit, bf16"]
+    graphs = [f"{what}, graph, {name}" for what in ("step", "images") for name in ("fp32", "bf16")]
+    assert sorted(list(rows)[:7]) == sorted([*steps, *(f"images, {name}" for name in eager)])
+    assert list(rows)[7:9] == fits
+    assert sorted(list(rows)[9:]) == sorted(graphs)
     for name, row in rows.items():
         if "graph" in name:
             assert row["note"] == "RuntimeError: CUDA graphs need a GPU"
         else:
-            assert row["roofline_seconds"] > 0
-            assert row["images_per_second"] == pytest.approx(2 / row["seconds"])
-    table = [line for line in page.read_text("utf-8").splitlines() if line.startswith("| ")]
-    assert [line.split(" | ")[0].removeprefix("| ") for line in table[-len(rows) :]] == list(rows)
+            assert row["images_per_second"] == pytest.approx(row["batch"] / row["seconds"])
+            assert row["peak_mb"] is None or row["peak_mb"] > 0
+    assert all(rows[name]["roofline_seconds"] > 0 for name in steps)
+    assert rows_of(tmp_path) == ([*rows], result)
+    failure = result["first_failure"]
+    assert failure["what"] in graphs
+    assert "in captured" in failure["text"]  # where it was raised
+    assert failure["text"].splitlines()[-1] in (tmp_path / "gpu.md").read_text("utf-8")
+
+
+def test_rows_that_say_most_come_first() -> None:
+    options = argparse.Namespace(batch=[16, 128], classes=[50, 1000], fit=1000, compile=True)
+    ways = gpu.lineup(options)
+    assert [way.batch for way in ways[:11]] == [128] * 11
+    late = [way.variant in gpu.MODES for way in ways]
+    assert late == sorted(late)
+    assert len({*ways}) == len(ways) == 2 * 2 * (3 + 1 + 6) + 2 * (3 + 6) + 2
+
+
+class Killed(BaseException):
+    """A stand-in for SIGKILL, after which nothing runs."""
+
+
+def test_killed_after_three_rows_it_leaves_a_page_with_three(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Printed
+) -> None:
+    measured: list[gpu.Way] = []
+
+    def dies(function: Any, *inputs: Any, seconds: float) -> Any:
+        if function is gpu.look:
+            return here(function, *inputs, seconds=seconds)
+        if len(measured) == 3:
+            raise Killed
+        measured.append(inputs[-1])
+        return {"seconds": 1.0}, "its process died" if len(measured) == 2 else ""
+
+    monkeypatch.setattr(gpu, "apart", dies)
+    with pytest.raises(Killed):
+        run(gpu, monkeypatch, capsys, *small(tmp_path))
+    names, result = rows_of(tmp_path)
+    assert names == [row["what"] for row in result["rows"]]
+    assert names == [way.about["what"] for way in measured]
+    assert len(names) == 3
+    assert result["first_failure"] == {"what": names[1], "text": "its process died"}
+    assert f"the first failure, {names[1]}:\nits process died" in capsys.readouterr().err
+
+
+@pytest.mark.ci
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+def test_a_killed_script_leaves_its_rows(tmp_path: Path) -> None:
+    """A real one, with a process for each row."""
+    command = [sys.executable, str(gpu.__file__), *small(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as script:
+        end = time.monotonic() + 300
+        while time.monotonic() < end and script.poll() is None:
+            time.sleep(0.1)
+            if (tmp_path / "gpu.md").exists() and len(rows_of(tmp_path)[0]) >= 3:
+                break
+        assert script.poll() is None
+        script.kill()
+    names, result = rows_of(tmp_path)
+    assert names == [row["what"] for row in result["rows"]][: len(names)]
+    assert 3 <= len(names) < result["planned"]
+    assert result["rows"][0]["seconds"] > 0
+
+
+def test_minutes_end_it_with_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Printed
+) -> None:
+    now = [0.0]
+
+    def slow(function: Any, *inputs: Any, seconds: float) -> Any:
+        now[0] += 100
+        return here(function, *inputs, seconds=seconds) if function is gpu.look else ({}, "")
+
+    monkeypatch.setattr(gpu, "apart", slow)
+    monkeypatch.setattr(gpu.time, "monotonic", lambda: now[0])
+    run(gpu, monkeypatch, capsys, *small(tmp_path, "--minutes", "5"))
+    assert len(rows_of(tmp_path)[0]) == 2  # of 100 seconds each, after as many for the rates
+
+
+@pytest.mark.ci
+def test_a_process_that_dies_or_hangs_is_told_and_takes_no_other_with_it() -> None:
+    with pytest.raises(ChildProcessError, match="ended with 3"):
+        gpu.apart(os._exit, 3, seconds=60)
+    with pytest.raises(TimeoutError, match="1 seconds"):
+        gpu.apart(time.sleep, 600, seconds=1)
+    assert gpu.apart(os.getpid, seconds=60) != os.getpid()
+    assert gpu.apart(abs, -2, seconds=60) == 2
+    died = gpu.Way("step", "lean", "fp32", 2, 3)
+    options = argparse.Namespace(allocator="keep", threads=0, seed="no number")
+    row, failure = gpu.one_row(options, gpu.Card(torch.device("cpu"), {}, 1.0), died, 1e-3)
+    assert row == died.about | {"note": f"TimeoutError: {failure}"}
 
 
 def test_the_roofline_is_the_larger_of_products_and_bytes() -> None:

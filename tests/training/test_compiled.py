@@ -193,6 +193,7 @@ def test_a_compiled_training_equals_an_eager_one(tiny_clip: Backbone, inductor: 
 
 
 @dynamo
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: replays CUDA graphs")
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 5e-2)])
 @pytest.mark.parametrize("mode", MODES)
