@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rmadapter.backbones import Backbone
+from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.encoders import Grid
 from rmadapter.methods.two_stages import FIRST, Norms
 from rmadapter.prompts import class_weights, stems, tokenize
@@ -18,6 +18,7 @@ from rmadapter.training.cache import Held
 from rmadapter.training.loop import Trainer
 from tests.helpers.methods import quick_method
 from tests.helpers.passes import NAMES, PHOTO, noise
+from tests.helpers.pretend_gpu import plugged_in
 from tests.helpers.shots import noisy_colors, shots_of
 from tests.helpers.syncs import Storages
 
@@ -122,6 +123,17 @@ def test_trained_norms_have_the_gradients_of_autocasts_own_casts(
         own = gradients(f, w)
     assert any(gradient.abs().max() > 0 for gradient in own)
     assert all(torch.equal(a, b) for a, b in zip(found, own, strict=True))
+
+
+def test_casts_are_those_of_the_device(tiny_clip: Backbone) -> None:
+    """Of a backbone that took a step in bfloat16 before it moved."""
+    backbone = load_backbone(tiny_clip.name)
+    quick_method("rmadapter").fit(backbone, shots_of(backbone, noisy_colors(2), precision="bf16"))
+    with plugged_in() as device:
+        backbone.to(device)
+        shots = shots_of(backbone, noisy_colors(2), precision="bf16", device=device.type)
+        fitted = quick_method("rmadapter").fit(backbone, shots)
+    assert {tensor.device.type for tensor in fitted.tensors.values()} == {device.type}
 
 
 def test_states_are_on_the_device_if_it_has_room() -> None:

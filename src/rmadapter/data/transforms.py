@@ -53,8 +53,9 @@ class TrainTransform:
             self.size, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), interpolation=bicubic
         )
         flip = tv.RandomHorizontalFlip()
-        steps: Callable[[Image.Image], Tensor]
-        steps = tv.Compose([crop, flip, tv.ToTensor(), tv.Normalize(self.mean, self.std)])
+        steps: Callable[[Image.Image], Tensor] = tv.Compose(
+            [crop, flip, tv.ToTensor(), tv.Normalize(self.mean, self.std)]
+        )
         return steps
 
     def __call__(self, image: Image.Image, seed: int) -> Tensor:

@@ -85,7 +85,7 @@ class Encoder(ABC, Generic[Layout]):
     def __init__(self, blocks: Sequence[nn.Module], width: int) -> None:
         self.blocks: list[nn.Module] = list(blocks)
         self.views: list[View | Opaque] = [view_of(block) for block in blocks]
-        self._cast: dict[tuple[int, torch.dtype], View | Opaque] = {}
+        self._cast: dict[tuple[int, torch.dtype, torch.device], View | Opaque] = {}
         self._cast_weights: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
         self.width, self.depth = width, len(self.blocks)
 
@@ -152,9 +152,10 @@ class Encoder(ABC, Generic[Layout]):
         view = self.views[block - 1]
         if isinstance(view, Opaque) or kind not in (torch.bfloat16, torch.float16):
             return view
-        if (block, kind) not in self._cast:
-            self._cast[block, kind] = view_of(cast(self.blocks[block - 1], kind))
-        return self._cast[block, kind]
+        key = (block, kind, next(self.blocks[block - 1].parameters()).device)
+        if key not in self._cast:
+            self._cast[key] = view_of(cast(self.blocks[block - 1], kind))
+        return self._cast[key]
 
     def step(
         self,
