@@ -46,10 +46,15 @@ def one_line(text: str) -> str:
 
 
 def user_message(error: Exception) -> str:
-    """Return the line on stderr for a UserError or a mistake in the command line; "" if help was
-    printed instead. Raises any other error again, since it is a bug."""
+    """Return the line on stderr for a UserError, a full GPU or a mistake in the command line; ""
+    if help was printed instead. Raises any other error again, since it is a bug."""
     if isinstance(error, UserError):
         return " ".join(str(error).split())
+    if type(error).__name__ == "OutOfMemoryError":  # of torch, which takes long to import
+        return (
+            "the GPU's memory ended: end what else uses it, take a smaller backbone, or set "
+            "device=cpu"
+        )
     # Typer's errors have this method; their class depends on its version.
     if not hasattr(error, "format_message"):
         raise error

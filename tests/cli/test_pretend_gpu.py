@@ -12,7 +12,7 @@ from rmadapter.artifacts.record import read_record
 from rmadapter.backbones import Backbone
 from rmadapter.export.runtime import Model
 from tests.helpers.pretend_gpu import limited, plugged_in
-from tests.helpers.shell import Command, backbone_option, rmadapter
+from tests.helpers.shell import Command, backbone_option, refused, rmadapter
 
 __all__ = ["rmadapter"]  # a fixture
 
@@ -124,3 +124,23 @@ def test_what_was_fitted_on_a_gpu_is_exported(
     [exact] = Model(exported).predict([image])
     probabilities = {one["class"]: one["probability"] for one in here["classes"]}
     assert probabilities == pytest.approx(dict(exact), abs=1e-5)
+
+
+@pytest.mark.parametrize("verb", ["fit", "predict"])
+def test_a_full_gpu_is_told_in_one_line(
+    verb: str, rmadapter: Command, finished: Path, tiny_clip: Backbone, colors: Path, tmp_path: Path
+) -> None:
+    words = ["predict", finished, colors / "test/red/0.png", *backbone_option(finished)]
+    if verb == "fit":
+        words = [
+            "fit",
+            colors,
+            "--backbone",
+            tiny_clip.name,
+            *SMALL,
+            "--out",
+            tmp_path / "run",
+            "-q",
+        ]
+    with plugged_in(), limited(10_000):
+        refused(rmadapter(*words), "memory ended", "set device=cpu")

@@ -64,13 +64,9 @@ class Explanation:
         return {
             "image": str(self.image),
             **self.answer.json(),
-            "zero_shot": classes_json(self.zero_shot),
+            "zero_shot": [{"class": label, "probability": p} for label, p in self.zero_shot],
             "neighbours": [near.json() for near in self.neighbours],
         }
-
-
-def classes_json(classes: Sequence[tuple[str, float]]) -> list[dict[str, str | float]]:
-    return [{"class": label, "probability": probability} for label, probability in classes]
 
 
 def explain_images(  # noqa: PLR0913  # one for each option of the verb

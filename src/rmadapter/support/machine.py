@@ -125,12 +125,9 @@ def find_device(name: str = "auto") -> torch.device:
     if name == "auto":
         apple = torch.backends.mps.is_available()
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if apple else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"device={name!r}: write auto, cpu, cuda or cuda:0") from None
-    if device.type not in ("cpu", "cuda", "mps"):
+    if not re.fullmatch(r"(cpu|cuda|mps)(:(0|[1-9]\d?))?", name):
         raise UserError(f"device={name!r}: write auto, cpu, cuda or cuda:0")
+    device = torch.device(name)
     counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if (device.index or 0) >= counts.get(device.type, 1):
         raise UserError(

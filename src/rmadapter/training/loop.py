@@ -147,7 +147,14 @@ def minimise(
                 begun = time.perf_counter()
                 rates = [one.rate(trained.step, per_epoch, epochs) for one in trainer.recipes]
                 batch = Batch(epoch, part, labels[send(part, device)], images, trainer.generator)
-                trainer.step(call, batch, rates, share)
+                try:
+                    trainer.step(call, batch, rates, share)
+                except torch.OutOfMemoryError:
+                    raise UserError(
+                        f"{device}: its memory ended in a step of {len(part)} images and "
+                        f"{len(shots.classes)} classes: set batch_size={max(1, len(part) // 2)} or "
+                        "precision=bf16, or take a smaller backbone or fewer classes"
+                    ) from None
                 if trained.step % per_epoch == 0:
                     after_epoch(epoch)
                 now = time.monotonic()
