@@ -74,6 +74,9 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	for system in win32 darwin; do \
+	  $(BIN)/mypy --platform $$system --cache-dir .mypy_cache/$$system src || exit 1; \
+	done  # nothing that a system lacks is used without a question
 	$(BIN)/lint-imports
 	$(BIN)/python tools/statements.py
 

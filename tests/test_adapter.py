@@ -336,7 +336,7 @@ def test_loss_is_the_sum_of_its_weighted_terms() -> None:
 
 
 def test_only_torch_is_imported_by_the_method() -> None:
-    tree = ast.parse(Path(rmadapter.adapter.__file__).read_text())
+    tree = ast.parse(Path(rmadapter.adapter.__file__).read_text(encoding="utf-8"))
     names = {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
     names |= {alias.name for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names}
     third_party = {name.split(".")[0] for name in names} - {*sys.stdlib_module_names}

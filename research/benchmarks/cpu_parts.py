@@ -122,7 +122,7 @@ def main() -> None:
         whole = time.process_time()
         rest = whole - sum(clock.seconds.values())
         seconds = {part: clock.seconds[part] for part in PARTS}
-        Path(out).write_text(json.dumps({"cpu": whole, **seconds, REST: rest}))
+        Path(out).write_text(json.dumps({"cpu": whole, **seconds, REST: rest}), encoding="utf-8")
 
 
 if __name__ == "__main__":

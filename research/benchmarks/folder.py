@@ -99,7 +99,7 @@ def run(
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(source.resolve())},
         )  # fmt: skip
         record = json.loads((place / "run.json").read_text())
-        return json.loads(seconds.read_text()), json.dumps(record["scores"])
+        return json.loads(seconds.read_text(encoding="utf-8")), json.dumps(record["scores"])
 
 
 def row(name: str, found: Sequence[dict[str, float]]) -> dict[str, Any]:

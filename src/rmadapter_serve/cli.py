@@ -148,7 +148,7 @@ def _listen(
         opened.clear()
         run(service, models, listening, ready, access)
     else:
-        from rmadapter_serve.workers import run_workers
+        from rmadapter_serve.workers import run_workers  # type: ignore[attr-defined, unused-ignore]
 
         run_workers(opened, models, limits, listening, ready, access)
 

@@ -65,7 +65,10 @@ def run(
         reloader = Reloader(service, options)
         # fails on Windows and outside the main thread
         with suppress(AttributeError, NotImplementedError, ValueError, RuntimeError):
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.reload_all)
+            asyncio.get_running_loop().add_signal_handler(
+                signal.SIGHUP,  # type: ignore[attr-defined, unused-ignore]
+                reloader.reload_all,
+            )
         ready()
         await reloader.run()
 

@@ -52,12 +52,12 @@ def share(bound: socket.socket, count: int) -> list[socket.socket]:
     """Return listening sockets of one address, the given one first; the system spreads connections
     among them (Linux). As the first one was bound without sharing and listens, a second server is
     still refused."""
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # type: ignore[attr-defined, unused-ignore]
     shared = [bound]
     for _ in range(count - 1):
         shared.append(socket.socket(bound.family, socket.SOCK_STREAM))
         shared[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        shared[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        shared[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # type: ignore[attr-defined, unused-ignore]
         shared[-1].bind(bound.getsockname())
         shared[-1].listen(BACKLOG)
     return shared

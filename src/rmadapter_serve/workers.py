@@ -30,11 +30,9 @@ from rmadapter_serve.server import EVERY, Access, Watch, make_server, reload, sa
 from rmadapter_serve.service import Service
 from rmadapter_serve.sockets import serve_until_stopped, share
 
-SIGNALS = (
-    {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1}
-    if sys.platform != "win32"
-    else set()
-)
+assert sys.platform == "linux"  # as the command line has made sure
+
+SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1}
 ENGINES = ("torch", "onnx")  # which a copy of a process can use, if they have no threads
 YOUNG = 10.0  # seconds after its start in which the end of a worker means that none can work
 MAX_DEATHS = 3  # of young workers, one after the other

@@ -58,9 +58,9 @@ def model(built_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def edit_json(file: Path, edit: Callable[[Any], object]) -> None:
     """Change a JSON file; `edit` changes its content in place."""
-    content = json.loads(file.read_text())
+    content = json.loads(file.read_text(encoding="utf-8"))
     edit(content)
-    file.write_text(json.dumps(content))
+    file.write_text(json.dumps(content), encoding="utf-8")
 
 
 def text(folder: Path, **fields: Any) -> None:

@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -31,7 +32,7 @@ __all__ = ["bench", "finished_bench"]  # fixtures
 
 def start(command: list[str], log: Path) -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with open(log, "w") as file:
+    with open(log, "w", encoding="utf-8") as file:
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file, env=environment)
 
 
@@ -44,7 +45,7 @@ def wait_for(out: Path, count: int, process: subprocess.Popen) -> None:
 
 def done_by(log: Path) -> list[str]:
     """The runs that a process did itself, one a line on stderr."""
-    return re.findall(r"^(base-to-novel .+): finished ", log.read_text(), re.M)
+    return re.findall(r"^(base-to-novel .+): finished ", log.read_text(encoding="utf-8"), re.M)
 
 
 @pytest.mark.slow
@@ -71,9 +72,10 @@ def test_a_killed_bench_starts_again(bench: Bench, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_workers_end_with_their_parent(bench: Bench, tmp_path: Path, number: int) -> None:
-    log = tmp_path / "log"
+@pytest.mark.skipif(sys.platform == "win32", reason="no signals")
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGINT"])
+def test_workers_end_with_their_parent(bench: Bench, tmp_path: Path, name: str) -> None:
+    number, log = signal.Signals[name], tmp_path / "log"
     parent = start(bench_command(bench, tmp_path / "out", "--jobs", "2"), log)
     wait_for(tmp_path / "out", 1, parent)
     workers = [

@@ -60,7 +60,7 @@ def test_questions_are_answered_measured_and_used(
     assert facts["answers"]["missing"] == facts["answers"]["unknown"] == []
     assert facts["measured"]["images"] == 4 * len(names)
     assert facts["measured"]["shots"] == 4
-    stored = json.loads(out.read_text())
+    stored = json.loads(out.read_text(encoding="utf-8"))
     assert stored["measured"] == facts["measured"]
     assert [one["who"] for one in stored["sources"]] == ["Q"]
     assert {*read_texts(str(out))} == {*names}
@@ -112,7 +112,7 @@ def test_asking_goes_on_where_it_stopped(
     assert ['"cat"' in text for text in asked] == [True, False, False]
     assert read_texts(str(out)) == {"cat": ["it purrs", "it sleeps"], "sea horse": ["It swims."]}
     assert [one.name for one in out.parent.iterdir()] == ["texts.json"]
-    stored = out.read_text()
+    stored = out.read_text(encoding="utf-8")
     assert "secret" not in stored
     assert json.loads(stored)["sources"][0]["who"] == f"m at {model.url}"
     refused(rmadapter(*words), "every class has texts already")

@@ -50,7 +50,7 @@ def test_a_zip_file_gives_the_run_and_the_answers_of_its_folder(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(colors, "colors")
-    Path("colors/train/red/notes.txt").write_text("")
+    Path("colors/train/red/notes.txt").write_text("", encoding="utf-8")
     with zipfile.ZipFile("colors.zip", "w") as file:
         for path in sorted(Path("colors").rglob("*")):
             file.write(path)

@@ -108,7 +108,9 @@ def test_a_table_shows_the_first_of_many_images(
 def test_paths_are_read_from_stdin(
     rmadapter: Command, finished: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    listed = io.TextIOWrapper(io.BytesIO(f"{photos / '1/red.png'}\n{photos / '0'}\n".encode()))
+    listed = io.TextIOWrapper(
+        io.BytesIO(f"{photos / '1/red.png'}\n{photos / '0'}\n".encode()), encoding="utf-8"
+    )
     monkeypatch.setattr(sys, "stdin", listed)
     assert len(rmadapter.json("predict", finished, "-", *backbone_option(finished))) == 5
 

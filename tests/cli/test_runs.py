@@ -362,7 +362,7 @@ def test_columns_of_any_name_are_repeated_evaluated_and_extended(
     images = [path.relative_to("data") for path in sorted(Path("data").glob("*/*/*.png"))]
     lines = [f"{one.as_posix()};{one.parts[1]};{one.parts[0]};p{one.stem}" for one in images]
     table = Path("data/all of it.csv")
-    table.write_text("\n".join(["foto;class;part of;patient", *lines]))
+    table.write_text("\n".join(["foto;class;part of;patient", *lines]), encoding="utf-8")
     columns = ["--image-column", "foto", "--split-column", "part of", "--group-column", "patient"]
     rmadapter.done(*fit_command(table, tiny_clip, Path("run"), *columns, *QUICK))
     first = read_record(Path("run/run.json"))
@@ -381,14 +381,16 @@ def test_columns_of_any_name_are_repeated_evaluated_and_extended(
     refused(unnamed, "(foto, class, part of, patient)", "--image-column")
     refused(rmadapter("eval", "run", "data", *its, "--label-column", "class"), "has no columns")
     header = "foto\tclass\tpart of\tpatient\n"
-    Path("data/new.tsv").write_text(f"{header}train/red/5.png\tpink\ttrain\tq\n")
+    Path("data/new.tsv").write_text(f"{header}train/red/5.png\tpink\ttrain\tq\n", encoding="utf-8")
     rmadapter.done("add", "run", "data/new.tsv", *columns, "--out", "grown", *its)
     grown = read_images("grown/images.csv", outside=True)
     assert grown["train"].groups[-1] == "q"
     old = grown["train"].subset(range(4))
     for part in (old, grown["test"]):  # the old ones are called p and their number
         assert part.groups == tuple(f"p{Path(str(image)).stem}" for image in part.images)
-    Path("data/more.tsv").write_text(f"{header}train/red/4.png\tmauve\ttrain\tq\n")
+    Path("data/more.tsv").write_text(
+        f"{header}train/red/4.png\tmauve\ttrain\tq\n", encoding="utf-8"
+    )
     # the list of the grown run has the usual names
     more = ["data/more.tsv", *columns, "--allow-outside", "--out", "more"]
     rmadapter.done("add", "grown", *more, *its)

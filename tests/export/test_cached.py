@@ -84,7 +84,9 @@ def test_a_changed_custom_method_is_exported_again(
     save(run, load_method(name).fit(tiny_clip, shots_of(tiny_clip)), name)
     first = cached_export(run, "onnx", tiny_clip.name, name)
     assert cached_export(run, "onnx", tiny_clip.name, name) == first
-    code.write_text(code.read_text() + "# answers otherwise now\n")
+    code.write_text(
+        code.read_text(encoding="utf-8") + "# answers otherwise now\n", encoding="utf-8"
+    )
     assert cached_export(run, "onnx", tiny_clip.name, name) != first
     assert len(stages) == 2
 

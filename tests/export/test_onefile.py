@@ -89,7 +89,7 @@ def test_only_used_definitions_are_copied(package: Path, tmp_path: Path) -> None
 
 
 def test_two_meanings_of_a_name_are_refused(package: Path) -> None:
-    with open(package / "high.py", "a") as file:
+    with open(package / "high.py", "a", encoding="utf-8") as file:
         file.write("\n\ndef _same(text: str) -> str:\n    return text\n")
     with pytest.raises(ValueError, match=r"small_package\.high .*small_package\.low .*_same"):
         one_file("small_package.high", "made")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import signal
 import subprocess
 import sys
@@ -58,7 +57,8 @@ def rmadapter(
     before = signal.getsignal(signal.SIGINT)
     yield Command(monkeypatch, capsys)
     signal.signal(signal.SIGINT, before)
-    signal.alarm(0)
+    if hasattr(signal, "alarm"):
+        signal.alarm(0)
 
 
 def run_process(*words: object) -> Answer:
@@ -87,6 +87,7 @@ def refused(answer: Answer, *hints: str) -> None:
 def limited_file_size(limit: int = 1000) -> Iterator[None]:
     """No file may grow beyond `limit` bytes: the kernel ends a write in its middle, as a full disk
     does."""
+    resource = pytest.importorskip("resource", reason="Windows has no such limits")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:

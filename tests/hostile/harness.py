@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import resource
 import signal
 import tempfile
 import time
@@ -180,7 +179,7 @@ def _resident(reset: bool = False) -> float:
     """Return the resident memory in MB; with `reset`, restart the measurement of `_peak`."""
     if reset:
         with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     return _status("VmRSS:")
 
 
@@ -190,9 +189,11 @@ def _peak() -> float:
 
 def _status(name: str) -> float:
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return int(next(line for line in lines if line.startswith(name)).split()[1]) * 1024 / 1e6
     except (OSError, StopIteration):  # no Linux: a high-water mark that only grows
+        import resource
+
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 

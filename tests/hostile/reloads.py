@@ -41,7 +41,9 @@ def changing_run(
         shutil.copytree(old, run)
         sys.argv.append(str(run))
         said = log.stat().st_size if log.exists() else 0
-        work = partial(change, run, new, out / "answers.json", lambda: log.read_text()[said:])
+        work = partial(
+            change, run, new, out / "answers.json", lambda: log.read_text(encoding="utf-8")[said:]
+        )
         threading.Thread(target=work, daemon=True).start()
 
     words = ("serve", "--port", "0", "--engine", "onnx", "--backbone", str(backbone))
@@ -60,7 +62,7 @@ def change(run: Path, new: Path, answers: Path, said: Callable[[], str]) -> None
             for size in (len(content) // 2, len(content)):
                 (run / file.name).write_bytes(content[:size])
                 seen.append(reloaded(address, said))
-        answers.write_text(json.dumps(seen))
+        answers.write_text(json.dumps(seen), encoding="utf-8")
         os.kill(os.getpid(), signal.SIGTERM)
     except OSError:  # the server was stopped
         pass

@@ -110,7 +110,7 @@ class Server:
 
 def pss(process: psutil.Process) -> float:
     try:
-        lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+        lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text(encoding="utf-8")
     except FileNotFoundError:
         return float(process.memory_info().rss / MB)
     return int(re.findall(r"^Pss: +(\d+) kB", lines, re.M)[0]) * 1024 / MB

@@ -55,7 +55,7 @@ def images(colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 
 def rows(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="") as file:
+    with open(path, encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -85,7 +85,8 @@ def test_levels_of_a_taxonomy_come_from_the_cluster_too(
     ray_session: None, finished: Path, tiny_clip: Backbone, images: Path, monkeypatch: Any
 ) -> None:
     Path("parents.csv").write_text(
-        "label,parent\nred,warm\nblue,cool\ngreen,cool\nnight_sky,cool\ncool,colour\nwarm,colour\n"
+        "label,parent\nred,warm\nblue,cool\ngreen,cool\nnight_sky,cool\ncool,colour\nwarm,colour\n",
+        encoding="utf-8",
     )
     run: list[Any] = [finished, "images", "--taxonomy", "parents.csv", "--backbone", tiny_clip.name]
     run += ["--quiet", "--wrong", "10%"]
@@ -119,7 +120,7 @@ def test_bytes_in_parquet_are_decoded_like_files(
     ray = ["--ray", "--backbone", tiny_clip.name, "--quiet"]
     assert predict(monkeypatch, finished, *files, "--out", "files.jsonl", *ray) == 0
     assert predict(monkeypatch, finished, "packed.parquet", "--out", "packed.jsonl", *ray) == 0
-    plain, packed = ([json.loads(line) for line in Path(name).read_text().splitlines()]
+    plain, packed = ([json.loads(line) for line in Path(name).read_text("utf-8").splitlines()]
                      for name in ("files.jsonl", "packed.jsonl"))  # fmt: skip
     assert [row.pop("image") for row in packed] == [f"packed.parquet#{i}" for i in range(4)]
     assert [row.pop("image") for row in plain] == files
@@ -143,7 +144,7 @@ def test_restart_answers_only_what_is_left(
         patched.setattr("rmadapter.predict.write.AnswerFile.finish", stopped)
         assert predict(patched, *words, "a.csv") == 2
     ten = [kept[0], *(line.replace('"guess": "', '"guess": "kept ') for line in kept[1:11])]
-    Path("a.csv.partial").write_text("\n".join(ten) + "\n")
+    Path("a.csv.partial").write_text("\n".join(ten) + "\n", encoding="utf-8")
     assert predict(monkeypatch, *words, "a.csv") == 0
     found = rows(Path("a.csv"))
     assert len(found) == 18

@@ -89,7 +89,7 @@ def test_prediction_sets_are_lists_where_the_format_has_lists(tmp_path: Path) ->
 def test_interrupted_file_is_resumed(tmp_path: Path) -> None:
     out = tmp_path / "new" / "answers.csv"
     started(out).write([row("a.png"), row("a.png"), {"image": "bad.png", "bad": "bad.png: no"}])
-    with open(out.with_name("answers.csv.partial"), "a") as file:
+    with open(out.with_name("answers.csv.partial"), "a", encoding="utf-8") as file:
         file.write('{"image": "b.png", "lab')  # what a kill leaves
     again = started(out)
     wanted = [Path(name) for name in ("a.png", "b.png", "a.png", "bad.png", "a.png")]
@@ -109,7 +109,7 @@ def test_unusable_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     started(out).write([row("a.png")])
     with pytest.raises(UserError, match=r"answers\.csv\.partial"):
         started(out, "other")
-    with open(out.with_name("answers.csv.partial"), "a") as file:
+    with open(out.with_name("answers.csv.partial"), "a", encoding="utf-8") as file:
         file.write('{"image": 3}\n')
     with pytest.raises(UserError, match="line 3"):
         started(out)
@@ -139,7 +139,7 @@ def test_a_row_with_a_cell_of_another_type_is_refused(
     """Before any image is read, in every format."""
     file = started(tmp_path / "answers.parquet")
     file.write([row("a.png")])
-    with open(file.partial, "a") as lines:
+    with open(file.partial, "a", encoding="utf-8") as lines:
         lines.write(json.dumps({**row("b.png"), column: value}) + "\n")
     with pytest.raises(UserError, match=r"answers\.parquet\.partial, line 3"):
         started(tmp_path / "answers.parquet")
@@ -172,7 +172,7 @@ def test_file_is_locked_for_one_process(tmp_path: Path) -> None:
 
 def image(path: Path, text: str = "") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text or path.as_posix())
+    path.write_text(text or path.as_posix(), encoding="utf-8")
     return path
 
 

@@ -113,7 +113,7 @@ def test_a_table_is_run_judged_and_kept(
     off = one["ours"] - one["paper"]
     assert one["verdict"] == ("within" if abs(off) <= 1 else f"off by {off:+.2f}")
     assert {row["verdict"] for row in judged if row["ours"] is None} == {"not run"}
-    with open(tmp_path / "out/verdict.csv", newline="") as file:
+    with open(tmp_path / "out/verdict.csv", encoding="utf-8", newline="") as file:
         verdicts = [row["verdict"] for row in csv.DictReader(file)]
     assert verdicts == [row["verdict"] for row in judged]
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.json")}

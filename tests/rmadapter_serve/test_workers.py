@@ -15,10 +15,12 @@ from rmadapter.errors import UserError
 from tests.helpers.serving import Process, Toy, colour_image, post, wait_for
 from tests.helpers.shell import backbone_option
 
+if sys.platform != "linux":
+    pytest.skip("workers need Linux", allow_module_level=True)
+
 from rmadapter_serve import workers  # isort: skip
 from rmadapter_serve.limits import Limits  # isort: skip
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers need Linux")
 IMAGE = [("a.png", colour_image(1, 2, 3))]
 
 

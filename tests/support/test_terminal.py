@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import signal
 import struct
 import subprocess
 import sys
-import termios
 
 import pytest
 
@@ -153,6 +151,9 @@ def test_a_table_is_as_wide_as_columns_says_and_cuts_nothing(
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="no terminals")
 def test_a_table_in_a_pager_is_as_wide_as_the_terminal() -> None:
+    import fcntl
+    import termios
+
     leader, follower = os.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("4H", 24, 70, 0, 0))
     code = "from rmadapter.support.terminal import table; table(['a'], [['x' * 500]])"

@@ -95,11 +95,11 @@ def uninterrupted() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # type: ignore[attr-defined, unused-ignore]
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)  # type: ignore[attr-defined, unused-ignore]
 
 
 def end_with_parent() -> None:
@@ -258,7 +258,7 @@ def reset_peak(device: torch.device) -> None:
     if device.type == "cuda":  # pragma: no cover: needs a GPU
         torch.cuda.reset_peak_memory_stats(device)
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", "utf-8")
 
 
 def peak(device: torch.device) -> dict[str, float | None]:
@@ -266,7 +266,7 @@ def peak(device: torch.device) -> dict[str, float | None]:
     import torch
 
     try:
-        status = Path("/proc/self/status").read_text()
+        status = Path("/proc/self/status").read_text("utf-8")
         resident: float | None = int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) * 1024 / 1e6
     except (OSError, IndexError):
         resident = None
@@ -277,7 +277,7 @@ def peak(device: torch.device) -> dict[str, float | None]:
 def processor() -> str:
     """Return the name of the processor."""
     try:
-        match = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+        match = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text("utf-8"))
     except OSError:
         match = None
     return match[1] if match else platform.processor()

@@ -32,7 +32,7 @@ def stoppable() -> Iterator[None]:
         # Typer swallows a KeyboardInterrupt or says "Aborted", by version.
         nonlocal stopped
         stopped = True
-        if hasattr(signal, "SIGALRM"):
+        if sys.platform != "win32":
             signal.signal(signal.SIGALRM, leave)
             signal.alarm(GRACE_SECONDS)
         sys.exit(STOPPED)
@@ -50,7 +50,7 @@ def stoppable() -> Iterator[None]:
 
     sys.unraisablehook = lost
     signal.signal(signal.SIGINT, stop)
-    if hasattr(signal, "SIGALRM"):  # Python restores handlers at its end; an alarm would kill it
+    if sys.platform != "win32":  # Python restores handlers at its end; an alarm would kill it
         atexit.register(signal.alarm, 0)
     try:
         try:

@@ -15,7 +15,7 @@ from tests.helpers.small_images import write_images
 
 
 def read(file: Path) -> Marks:
-    return read_coco(file, json.loads(file.read_text()))
+    return read_coco(file, json.loads(file.read_text(encoding="utf-8")))
 
 
 def test_images_beside_the_file_have_labels_and_boxes(tmp_path: Path) -> None:

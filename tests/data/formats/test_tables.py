@@ -26,7 +26,7 @@ def test_the_delimiter_gives_the_most_columns(tmp_path: Path, mark: str, name: s
 
 
 def cells(path: Path, text: str, **named: str) -> dict[str, str]:
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     [(_, found)] = read_rows(path, ["image", "label"], ["split", "group"], named)
     return found
 

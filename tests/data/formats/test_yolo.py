@@ -108,7 +108,7 @@ def test_the_file_is_recognised_among_others(pets: Path) -> None:
     ],
 )
 def test_invalid_yaml_is_refused(pets: Path, yaml: str, words: str) -> None:
-    pets.write_text(yaml)
+    pets.write_text(yaml, encoding="utf-8")
     with pytest.raises(UserError, match=words) as caught:
         read_yolo(pets, Budget())
     assert str(pets.parent) in str(caught.value)
