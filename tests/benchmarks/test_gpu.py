@@ -67,6 +67,30 @@ def test_a_compiled_step_is_the_same(
     assert [one.get("triton.cudagraphs", False) for one in given] == [graphs] * 2
 
 
+@pytest.mark.ci
+@pytest.mark.parametrize("what", [gpu.training, gpu.encoding])
+def test_nothing_is_compiled_twice(
+    what: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though each call hooks the blocks of the encoder anew."""
+    graphs: list[Any] = []
+
+    def counting(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    compile = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda function, options: compile(function, backend=counting)
+    )
+    run = what(Step(load_backbone(tiny_model(tmp_path)), 3, 2, 0), "compiled", "fp32")
+    run()
+    first = len(graphs)
+    for _ in range(11):
+        run()
+    assert len(graphs) == first > 0
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: captures a CUDA graph")
 @pytest.mark.parametrize(("variant", "times"), [("graph", 4), ("reduce-overhead", 7)])
