@@ -46,8 +46,9 @@ def one_line(text: str) -> str:
 
 
 def user_message(error: Exception) -> str:
-    """Return the line on stderr for a UserError, a full GPU or a mistake in the command line; ""
-    if help was printed instead. Raises any other error again, since it is a bug."""
+    """Return the line on stderr for a UserError, a full GPU, a compiler that is not there or a
+    mistake in the command line; "" if help was printed instead. Raises any other error again, since
+    it is a bug."""
     if isinstance(error, UserError):
         return " ".join(str(error).split())
     if type(error).__name__ == "OutOfMemoryError":  # of torch, which takes long to import
@@ -55,6 +56,9 @@ def user_message(error: Exception) -> str:
             "the GPU's memory ended: end what else uses it, take a smaller backbone, or set "
             "device=cpu"
         )
+    # of torch.compile on a processor, and of its Triton on a GPU
+    if "InvalidCxxCompiler" in str(error) or "Failed to find C compiler" in str(error):
+        return "torch.compile found no C++ compiler: install one, such as g++, or set compile=none"
     # Typer's errors have this method; their class depends on its version.
     if not hasattr(error, "format_message"):
         raise error
@@ -66,9 +70,11 @@ def user_message(error: Exception) -> str:
     parameters = getattr(getattr(context, "command", None), "params", ())
     takes_settings = any("--set" in parameter.opts for parameter in parameters)
     unknown = str(getattr(error, "option_name", None) or "").lstrip("-").replace("-", "_")
-    hint = ""
-    if unknown and takes_settings:
-        hint = f"a setting of the method is given as --set {unknown}=VALUE; "
+    hint = (
+        f"a setting of the method is given as --set {unknown}=VALUE; "
+        if unknown and takes_settings
+        else ""
+    )
     return f"{text[0].lower()}{text[1:]} ({hint}`{path} -h` lists arguments and options)"
 
 

@@ -34,6 +34,7 @@ from tests.helpers.shell import (
     quick_options,
     refused,
     rmadapter,
+    run_process,
 )
 from tests.helpers.shots import REQUIRED_SETTINGS, write_tiny_images
 from tests.helpers.slow import slow_except
@@ -53,6 +54,20 @@ def small_options(method: str, **more: object) -> list[object]:
 
 
 # Fit and eval
+
+
+@pytest.mark.ci
+@pytest.mark.skipif(sys.platform == "win32", reason="finds its compiler by another way than PATH")
+def test_no_compiler_is_told_in_one_line(
+    colors: Path, tiny_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a process of its own, since torch keeps what it found."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.delenv("CXX", raising=False)
+    sets = ["--set=compile=default", "--set=batch_size=4", "--quiet"]
+    words = fit_command(colors, tiny_clip, tmp_path / "run", *quick_options(4), *sets)
+    refused(run_process(*words), "no C++ compiler", "compile=none")
 
 
 @pytest.mark.parametrize(
