@@ -128,6 +128,9 @@ class PretendTensor(torch.Tensor):
         Tensor.data.__set__(self, value)  # type: ignore[attr-defined]
         self.twin = value.twin
 
+    def __repr__(self, *_: Any, **__: Any) -> str:
+        return f"{NAME}({self.twin!r})"
+
     def tolist(self) -> Any:
         return self.twin.tolist()
 
