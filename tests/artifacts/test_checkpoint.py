@@ -209,13 +209,6 @@ def test_damaged_files_are_refused(
     refused(copy, words, tiny_clip)
 
 
-def test_a_model_of_several_labels_per_image_is_refused(copy: Path, tiny_clip: Backbone) -> None:
-    edit_model(copy, lambda content: content.update(several=False, threshold=0.5))
-    load(copy, tiny_clip)
-    edit_model(copy, lambda content: content.update(several=True, threshold=0.3))
-    refused(copy, r"model\.json: .*several labels per image", tiny_clip)
-
-
 def edit_model(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Change model.json as somebody does who knows of SHA256SUMS."""
     (folder / "SHA256SUMS").unlink(missing_ok=True)

@@ -197,17 +197,6 @@ def test_a_judgement_is_of_one_method_and_its_classes(
         parse_record(line, "run.json")
 
 
-@pytest.mark.parametrize(("several", "accepted"), [(None, True), ({"threshold": 0.5}, False)])
-def test_a_score_on_several_labels_per_image_is_refused(several: Any, accepted: bool) -> None:
-    content = json.loads(record().line())
-    content["scores"] = [{"name": "all", "images": 3, "classes": 3, "several": several}]
-    if accepted:
-        assert parse_record(json.dumps(content), "run.json").scores[0].name == "all"
-        return
-    with pytest.raises(UserError, match=r"run\.json: .*several labels per image"):
-        parse_record(json.dumps(content), "run.json")
-
-
 def test_only_the_first_of_many_faults_is_reported(tmp_path: Path) -> None:
     """Each fault takes a kilobyte to tell."""
     notes = f'"notes": [{",".join(["1"] * 10**6)}]'

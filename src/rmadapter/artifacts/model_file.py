@@ -114,14 +114,8 @@ class Model(BaseModel):
 
 
 def read_model(file: Path) -> Model:
-    """Read a model.json. Raises UserError if it is missing, damaged or no such file, and for a
-    model of several labels per image, as earlier versions could fit."""
+    """Read a model.json. Raises UserError if it is missing, damaged or no such file."""
     values = read_json(file, MAX_RECORD_BYTES)
-    if isinstance(values, dict) and values.get("several"):
-        raise UserError(
-            f"{file}: fitted to several labels per image, which is no longer supported: fit again "
-            "with one each"
-        )
     try:
         return Model.model_validate(values)
     except ValidationError as error:

@@ -127,17 +127,6 @@ class Score(Value):
     balanced: Balanced | None = None
     levels: tuple[Level, ...] = Field(default=(), max_length=MAX_DEPTH)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _of_one_label_per_image(cls, values: object) -> object:
-        """Drop an empty field of earlier versions; refuse what they measured on several labels per
-        image."""
-        if not isinstance(values, dict) or "several" not in values:
-            return values
-        if values["several"] is not None:
-            raise ValueError("several labels per image, which is no longer supported")
-        return {name: value for name, value in values.items() if name != "several"}
-
     @property
     def chance(self) -> float:
         return 100 / self.classes

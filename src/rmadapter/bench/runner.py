@@ -203,13 +203,13 @@ def _changes(
         drawn: Whether to compare the training images.
         tested: Whether to compare the test images: it may be averaged with new runs.
     """
-    from rmadapter.data.fewshot import has_digest
+    from rmadapter.data.fewshot import split_digest
     from rmadapter.runs.run import run_key
 
     backbone, data = lab.backbone(job.task.backbone), job.task.data
     if record.backbone.digest != backbone.digest:
         yield f"used different weights of {backbone.name} from the current ones"
-    if drawn and not has_digest(lab.draw(job.task), record.split_digest):
+    if drawn and split_digest(lab.draw(job.task)) != record.split_digest:
         yield f"used different images of {data} from the current ones"
     for name in record.other_images(lab.tests(job.task)) if tested else ():
         yield f"was tested on different {name} images from the current ones"

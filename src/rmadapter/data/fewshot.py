@@ -224,12 +224,6 @@ def order_digest(few: FewShot) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def has_digest(few: FewShot, digest: str) -> bool:
-    """Return whether `digest` belongs to these images; the first versions stored what is now
-    `order_digest`."""
-    return digest in (split_digest(few), order_digest(few))
-
-
 def save_split(few: FewShot, path: Path, others: Collection[bytes] = ()) -> None:
     """Write the draw as JSON, atomically; rows are [path, label, class name], as in CoOp's own
     split files, and `sha256` is of each row's image, those of train first.
@@ -312,7 +306,7 @@ class Split(BaseModel):
         val = None if self.val is None else self._part(self.val, root)
         few = FewShot(train, val, train.subset([]), 0, 0, (), self.draw)
         try:
-            same = has_digest(few, self.digest)
+            same = split_digest(few) == self.digest
         except UserError as error:
             what = "an image the model was trained on can no longer be read"
             raise UserError(f"{what} ({error})") from None

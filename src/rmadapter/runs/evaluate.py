@@ -18,7 +18,7 @@ from rmadapter.artifacts.predictions import Evaluation
 from rmadapter.artifacts.record import Score
 from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.artifacts.value import Balanced, Level, Split
-from rmadapter.data.fewshot import few_shot, half, has_digest, read_split
+from rmadapter.data.fewshot import few_shot, half, read_split, split_digest
 from rmadapter.data.names import custom_names, nfc
 from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError
@@ -294,7 +294,7 @@ def _heldout(folder: Path, fitted: Fitted, splits: Splits, classes: Half) -> Ima
         )
     task, digest = read_draw(folder)
     few = few_shot(splits, task.shots, task.seed, task.draw)
-    if not has_digest(few, digest):
+    if split_digest(few) != digest:
         raise UserError(
             f"{folder} was trained on different images: --split heldout needs the data it was "
             "fitted to"
