@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import random
 import re
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -126,13 +127,9 @@ def write_folder(out: Path, size: int = 224, style: Style = "color", seed: int =
     Raises:
         UserError: As for `load_openmoji`, and if `out` already exists.
     """
-    _check_new(out)
-    font = _font(size, style)
-    with staged_folder(Path(out)) as root:
-        for split, pictograms in split_pictograms(seed).items():
-            for p in pictograms:
-                _save(p, root / split / list(CLASSES)[p.label], font, size)
-        _attribute(root)
+    splits, classes = split_pictograms(seed), [*CLASSES]
+    places = [(p, f"{split}/{classes[p.label]}") for split in splits for p in splits[split]]
+    _write(out, size, style, places)
 
 
 def write_tutorial(out: Path, size: int = 224) -> None:
@@ -145,37 +142,30 @@ def write_tutorial(out: Path, size: int = 224) -> None:
     Raises:
         UserError: As for `load_openmoji`, and if `out` already exists.
     """
-    _check_new(out)
-    font = _font(size, "color")
-    splits = split_pictograms()
-    with staged_folder(Path(out)) as root:
-        for name in (*LEARNED, ADDED):
-            train, test = (
-                [p for p in splits[split] if p.label == list(CLASSES).index(name)]
-                for split in ("train", "test")
-            )
-            folder = root / ("more" if name == ADDED else "photos")
-            for number, p in enumerate(train[:PER_CLASS]):
-                wrong = name == MISPLACED[0] and number == 0
-                _save(p, folder / (MISPLACED[1] if wrong else name), font, size)
-            for p in test[:TO_SORT]:
-                _save(p, root / "inbox", font, size)
-        _attribute(root)
+    splits, places = split_pictograms(), list[tuple[Pictogram, str]]()
+    for name in (*LEARNED, ADDED):
+        train, test = (
+            [p for p in splits[split] if p.label == list(CLASSES).index(name)]
+            for split in ("train", "test")
+        )
+        folders = [f"{'more' if name == ADDED else 'photos'}/{name}"] * PER_CLASS
+        if name == MISPLACED[0]:
+            folders[0] = f"photos/{MISPLACED[1]}"
+        places += [*zip(train, folders, strict=False), *((p, "inbox") for p in test[:TO_SORT])]
+    _write(out, size, "color", places)
 
 
-def _check_new(out: Path) -> None:
+def _write(out: Path, size: int, style: Style, places: Sequence[tuple[Pictogram, str]]) -> None:
+    """Write pictograms, each into its folder below a new one."""
     if Path(out).exists():
         raise UserError(f"{out} already exists; choose a new folder for the images")
-
-
-def _save(pictogram: Pictogram, folder: Path, font: ImageFont.FreeTypeFont, size: int) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    name = re.sub(r"[^a-z0-9]+", "-", pictogram.name.casefold()).strip("-")
-    _draw(pictogram.character, font, size).save(folder / f"{name}.png")
-
-
-def _attribute(root: Path) -> None:
-    (root / "ATTRIBUTION.txt").write_text(ATTRIBUTION + "\n", encoding="utf-8")
+    font = _font(size, style)
+    with staged_folder(Path(out)) as root:
+        for pictogram, folder in places:
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            name = re.sub(r"[^a-z0-9]+", "-", pictogram.name.casefold()).strip("-")
+            _draw(pictogram.character, font, size).save(root / folder / f"{name}.png")
+        (root / "ATTRIBUTION.txt").write_text(ATTRIBUTION + "\n", encoding="utf-8")
 
 
 def split_pictograms(seed: int = 0) -> dict[str, list[Pictogram]]:
