@@ -53,6 +53,13 @@ def fitted(tiny_clip: Backbone, colors: Path) -> FewShotClassifier:
     )
 
 
+def test_minutes_bound_a_training(tiny_clip: Backbone, colors: Path) -> None:
+    settings = {"method": "clip-adapter", "epochs": 4, "batch_size": 32}  # a step is a pass
+    for minutes, steps in ((1e-9, 1), (1000, 4)):
+        model = FewShotClassifier(tiny_clip.name, minutes=minutes, **settings)
+        assert len(model.fit(colors).history_) == steps
+
+
 def test_parameters_follow_scikit_learn() -> None:
     classifier = FewShotClassifier("x", method="mma", shots=3, rank=5, templates=("a {}.",))
     expected = {"backbone": "x", "method": "mma", "shots": 3, "seed": 1, "progress": None}

@@ -65,7 +65,9 @@ def measure(lab: Lab, data: str, shots: int, seed: int, whole: bool) -> list[dic
     for name in (*methods, DEFAULT):
         run = Request.make({"shots": shots, "seed": seed}, name, data=data)
         counted = folds.answered(run.method, name)
-        temperature = folds.temperature(run.method, name, counted or folds.free(run.method))
+        temperature = folds.temperature(
+            run.method, name, counted or folds.wanted(run.method, promise=False)
+        )
         tempered = folds.tempered(run.method, name, temperature or 1)
         held_out = HeldOut.of(tempered.table, tempered.labels) if tempered else None
         outcome = run_task(run.task, run.method, lab, name)

@@ -14,7 +14,7 @@ import numpy as np
 
 from rmadapter.errors import UserError
 from rmadapter.methods import load_method
-from rmadapter.runs.folds import CHEAP_COSTS, Folds, OutOfTime
+from rmadapter.runs.folds import CHEAP_COSTS, Folds
 from rmadapter.training.contract import Method, NotApplicable
 from rmadapter.training.traits import COSTS
 
@@ -60,7 +60,7 @@ def choose(folds: Folds, methods: Mapping[str, Method], minutes: float) -> str:
     for name in order:
         try:
             hits[name] = _judge(folds, methods, name, hits, deadline)
-        except (OutOfTime, NotApplicable, UserError) as error:
+        except (TimeoutError, NotApplicable, UserError) as error:
             print(f"{name} was left out: {error or 'would not finish in time'}")
     judged = {name: hits[name] for name in methods if name in hits}
     return [*judged][pick([*judged.values()])]
@@ -77,7 +77,9 @@ def _judge(
     labels, method = np.array(folds.judged.labels), methods[name]
     cheap = method.traits.cost in CHEAP_COSTS and not method.test_views
     for count in range(len(folds) if cheap else 1, len(folds) + 1):
-        answers = folds.answers(method, name, deadline=deadline, count=count)
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        answers = folds.answers(method, name, count=count)
         right = answers.table.argmax(1) == labels[: len(answers.table)]
         if others and _settled(right, others, [*methods], name):
             break

@@ -114,10 +114,8 @@ class FewShotClassifier(TransformerMixin, ClassifierMixin, BaseEstimator):
 
         arguments = {name: value for name, value in params.items() if name in ARGUMENTS}
         settings = {name: value for name, value in params.items() if name not in ARGUMENTS}
-        method = arguments.get("method", self.method)
         if settings:
-            backbone: Any = arguments.get("backbone", self.backbone)
-            check_names(settings, str(method), joined(backbone))
+            check_names(settings, str(arguments.get("method", self.method)))
         for name, value in arguments.items():
             setattr(self, name, value)
         self.settings = {**self.settings, **settings}

@@ -122,7 +122,9 @@ def _compile_of(value: object) -> object:
 
 @dataclass(frozen=True, config=STRICT)
 class Machine:
-    """The device and the number format; only the format may change results by more than rounding.
+    """Where to compute, in which number format, and how long.
+
+    Only the last two may change results by more than rounding.
 
     Example:
         >>> from rmadapter import Lab, Machine
@@ -153,14 +155,11 @@ class Machine:
         le=1e6,
     )
     workers: int = option(0, "processes that decode and augment images", ge=0, le=1024)
-
-
-@dataclass(frozen=True, config=STRICT)
-class BackboneSearch:
-    """How one of several backbones is chosen."""
-
     minutes: float = option(
-        10.0, "minutes to choose in; a backbone that would need longer is left out", gt=0
+        0.0,
+        "minutes in which a fit should end, with fewer passes over the images if need be; 0: as "
+        "long as it takes",
+        ge=0,
     )
 
 

@@ -22,10 +22,11 @@ from rmadapter.methods import (
     EFFORTS,
     METHODS,
     entry_points,
-    explain_effort,
     is_outside,
     load_method,
+    with_passes,
 )
+from rmadapter.settings import settings_of
 from rmadapter.task import COMMON_SETTINGS
 from rmadapter.training.contract import Fitted, Known, NotApplicable
 from tests.helpers.gpu_rules import GpuRules
@@ -277,19 +278,27 @@ def test_unknown_methods_and_fields_are_named() -> None:
             load_method("rmadapter", {field: 1})
 
 
-def test_efforts_are_explained() -> None:
+def test_an_effort_scales_what_counts_steps() -> None:
     assert load_method("coop", effort="normal") == load_method("coop")
-    assert explain_effort("coop", "fast") == "effort fast: 60 epochs instead of 200"
-    assert (
-        explain_effort("clip-lora", "thorough") == "effort thorough: 1500 iterations instead of 500"
-    )
-    assert "nothing changes" in explain_effort("tip-adapter", "fast")
-    own = load_method("coop", {"epochs": 40})
-    assert explain_effort("coop", "fast", own) == "effort fast: epochs=40 is set, which counts more"
-    assert explain_effort("coop", "fast", load_method("coop", effort="fast")) == explain_effort(
-        "coop", "fast"
-    )
+    for name, effort, setting, value in (
+        ("coop", "fast", "epochs", 60),  # of 200
+        ("clip-lora", "thorough", "iterations", 1500),  # of 500
+    ):
+        assert settings_of(load_method(name, effort=effort))[setting] == value
+    assert load_method("tip-adapter", effort="fast") == load_method("tip-adapter")
     assert list(EFFORTS) == ["fast", "normal", "thorough"]
+
+
+def test_fewer_passes_scale_all_that_counts_them() -> None:
+    lora = with_passes(load_method("clip-lora"), 3, 25).recipe
+    assert lora is not None
+    assert (lora.epochs, lora.iterations) == (3, 0)
+    coop = with_passes(load_method("coop"), 50, 200).recipe
+    assert coop is not None
+    assert (coop.epochs, coop.warmup_epochs) == (50, 0.25)  # of 1 in 200
+    averaged: Any = with_passes(load_method("promptsrc"), 4, 20)  # around 15 of 20
+    assert (averaged.recipe.epochs, averaged.mean, averaged.std) == (4, 3.0, pytest.approx(0.2))
+    assert with_passes(load_method("mma"), 5, 5) == load_method("mma")
 
 
 # ---- from outside ----

@@ -27,6 +27,7 @@ from rmadapter.data.fewshot import few_shot
 from rmadapter.data.read import ImageSet, read_images
 from rmadapter.errors import UserError
 from rmadapter.runs.fit import Origin, fit
+from rmadapter.runs.folds import Folds
 from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
 from rmadapter.settings import read_yaml
@@ -216,6 +217,39 @@ def test_killed_and_started_again_it_ends_the_same(
     assert content(out) == content(whole)
     assert {path.name for path in out.iterdir()} == DONE
     assert (out / "history.csv").read_text() == (whole / "history.csv").read_text()
+
+
+@pytest.mark.ci
+def test_too_few_minutes_leave_one_pass_that_can_be_repeated(
+    finished: Path, colors: Path, tmp_path: Path
+) -> None:
+    splits = read_images(colors)
+    short = again(finished, splits, tmp_path / "short", minutes=1e-9)
+    assert short.method.settings["epochs"] == 1
+    assert any("epochs=1" in text for text in short.notes)
+    again(finished, splits, tmp_path / "repeated", epochs=1)
+    assert content(tmp_path / "short") == content(tmp_path / "repeated")
+    # asked again, the clock does not count
+    assert again(finished, splits, tmp_path / "short", minutes=1e-9) == short
+    with pytest.raises(UserError, match="holds another run"):
+        again(finished, splits, tmp_path / "short")
+    long = again(finished, splits, tmp_path / "long", minutes=1000)
+    assert content(tmp_path / "long") == content(finished)
+    assert not any("epochs=" in text for text in long.notes)
+
+
+@pytest.mark.ci
+def test_a_killed_run_keeps_the_passes_that_its_minutes_allowed(
+    finished: Path, colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = json.dumps({**read_yaml(finished / "config.yaml"), "device": "cpu", "minutes": 1000})
+    out, script = tmp_path / "killed", KILLED.replace("step == 5", "step == 7")  # six are measured
+    done = subprocess.run([sys.executable, "-c", script, given, colors, out], capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    assert steps_saved(out) == 7
+    monkeypatch.setattr(Folds, "passes", lambda *_: 1)  # as on a machine that is busy now
+    again(finished, read_images(colors), out, minutes=1000)
+    assert content(out) == content(finished)
 
 
 LEFT = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,12 @@ from rmadapter.backbones import Backbone
 from rmadapter.data.read import ImageSet, read_images
 from rmadapter.methods import load_method
 from rmadapter.methods.linear_probe import LinearProbe
-from rmadapter.runs.folds import (
-    Folds,
-    OutOfTime,
-    fitted_temperature,
-    split,
-)
+from rmadapter.runs.folds import Folds, fitted_temperature, split
 from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
 from rmadapter.runs.run import learn
-from rmadapter.training.contract import answers
+from rmadapter.training.contract import Method, answers
+from rmadapter.training.shots import Callback
 from rmadapter.training.traits import Expected
 from tests.helpers.labs import prepare
 from tests.helpers.shots import grouped_noise
@@ -169,11 +166,11 @@ def test_a_slow_method_is_calibrated_by_enough_images_and_no_more_folds(
     sizes = np.cumsum([len(part) for part in folds.parts]).tolist()
     for images, expected in ((1, 1), (sizes[0], 1), (sizes[0] + 1, 2), (sizes[1] + 1, 3)):
         monkeypatch.setattr("rmadapter.runs.folds.CALIBRATION_IMAGES", images)
-        assert folds.needed(wanted.method) == expected
-        assert folds.needed(LinearProbe()) == folds.free(LinearProbe()) == 3
+        assert folds.wanted(wanted.method, promise=True) == expected
+        assert {folds.wanted(LinearProbe(), promise) for promise in (True, False)} == {3}
     monkeypatch.setattr("rmadapter.runs.folds.CALIBRATION_IMAGES", sizes[-1] + 1)
-    assert folds.needed(wanted.method) == 3  # all that there are
-    assert folds.free(wanted.method) == 0
+    assert folds.wanted(wanted.method, promise=True) == 3  # all that there are
+    assert folds.wanted(wanted.method, promise=False) == 0
 
 
 def test_a_temperature_is_that_of_the_answered_folds(
@@ -220,26 +217,43 @@ def test_answers_in_the_labs_folder_are_not_computed_again(
     assert len(fits) == 4  # the torn fold alone
 
 
-@pytest.mark.ci
-def test_folds_that_will_be_late_are_not_computed(
-    tiny_clip: Backbone, colors: Path, monkeypatch: pytest.MonkeyPatch, fits: list[str]
-) -> None:
-    train = read_images(colors)["train"]
-    wanted, _, folds = folds_of(tiny_clip, train)
-    clock = iter(range(0, 1000, 10))  # every fold takes ten seconds
-    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    probe = LinearProbe(search_steps=0)
-    with pytest.raises(OutOfTime):
-        folds.answers(probe, "linear-probe", deadline=25)
-    assert len(fits) == 1
-    # ten seconds for a step: the first ones show that it will be late
-    with pytest.raises(OutOfTime):
-        folds.answers(wanted.method, wanted.name, deadline=time.monotonic() + 100)
-    assert len(fits) == 2
-    # the training on all shots would take another 15 seconds
-    folds.answers(probe, "linear-probe", count=1, deadline=time.monotonic() + 30)
-    with pytest.raises(OutOfTime):
-        folds.answers(probe, "linear-probe", count=2, deadline=time.monotonic() + 20)
+@pytest.mark.parametrize(
+    ("minutes", "folds", "passes"),
+    [
+        # 24 images in 3 steps a pass: 12 s of encoding, 5 s before the first step, which takes 2 s
+        # as the others do; six are measured, in 29 s.
+        (0.1, 0, 0),
+        # Without folds: 7 s before the steps, 10 images to answer besides in 7.5 s, and 6 s a pass.
+        (1.1, 0, 3),  # 22.5 s are left
+        (1.15, 0, 4),  # 25.5 s
+        (1.15, 1, 1),  # 8 images less to train on and 8 more to answer: 10 s a pass, 16.5 s left
+        (100, 1, 40),  # as many as it wants
+    ],
+)
+def test_as_many_passes_as_the_minutes_allow(
+    tiny_clip: Backbone, colors: Path, monkeypatch: pytest.MonkeyPatch, minutes: float,
+    folds: int, passes: int,
+) -> None:  # fmt: skip
+    wanted, lab, parts = folds_of(
+        tiny_clip, read_images(colors)["train"], minutes=minutes, epochs=40
+    )
+    clock = lab.begun
+
+    def follow(
+        method: Method, images: ImageSet, *rest: object, callbacks: Sequence[Callback]
+    ) -> None:
+        nonlocal clock
+        lab.train_cache(wanted.task).seconds += 12
+        clock += 12 + 5
+        for step in range(1, 121):
+            clock += 2
+            for callback in callbacks:
+                callback.on_step({"step": step})
+
+    monkeypatch.setattr("rmadapter.runs.folds.learn", follow)
+    monkeypatch.setattr(time, "monotonic", lambda: clock)
+    assert parts.passes(wanted.method, folds, 10) == passes
+    assert clock == lab.begun + 29  # and no step more
 
 
 def test_answers_of_other_folds_are_computed_anew(tiny_clip: Backbone, tmp_path: Path) -> None:

@@ -135,8 +135,8 @@ def test_flags_come_before_the_file_and_set_before_both(tmp_path: Path) -> None:
     found = requested("", tmp_path / "c.yaml", flags, ["rank=9"], data="x")
     assert (found.name, found.task.shots, found.task.seed, found.task.data) == ("mma", 7, 4, "x")
     assert settings_of(found.method)["rank"] == 9
-    with pytest.raises(UserError, match="--minutes limits the choice of one of several backbones"):
-        requested("", None, {"minutes": 2}, None)
+    for flags, sets in (({"minutes": 2}, None), ({"minutes": 1}, ["minutes=2"])):
+        assert requested("", None, flags, sets).machine.minutes == 2
 
 
 def test_a_method_that_is_not_named_suits_the_backbone(

@@ -48,7 +48,8 @@ ALL_IMAGES_SHOTS, EVALUATION_SHOTS = 64, 16
 CHOOSE = "choose another --out, or delete that file"
 CHANGED = "is of a method that has changed since, or that reads a file that has"
 
-PLANNED_SETTINGS = ("shots", "seed", "classes")  # set by the protocol, by --shots and by --seeds
+# set by the protocol, by --shots and by --seeds; and what would make runs depend on the clock
+PLANNED_SETTINGS = ("shots", "seed", "classes", "minutes")
 Settings: TypeAlias = dict[str, object]  # by name
 MethodSettings: TypeAlias = "Mapping[str, Mapping[str, object]]"  # {method: {setting: value}}
 Tune: TypeAlias = "Callable[[Method, Job, Lab], tuple[Method, str, float]]"

@@ -88,13 +88,14 @@ class FitOptions:
     ] = "normal"
     minutes: Annotated[
         float | None,
-        typer.Option(help="Minutes to choose one of several backbones in; 10 by default."),
+        typer.Option(help="Minutes in which all should end, with fewer passes if need be."),
     ] = None
 
     def request(self, data: Path, settings: SettingOptions) -> Request:
         """Return the run to do; note what an effort changes."""
-        from rmadapter.methods import explain_effort
+        from rmadapter.methods import changed_settings, name_with_settings
         from rmadapter.runs.request import requested
+        from rmadapter.settings import settings_of
 
         names = ("backbone", "shots", "draw", "seed", "device", "precision", "minutes")
         flags = {"classes": self.half, **{name: getattr(self, name) for name in names}}
@@ -102,7 +103,8 @@ class FitOptions:
             self.method, settings.config, flags, settings.sets, self.effort, str(data)
         )
         if self.effort != "normal":
-            note(explain_effort(request.name, self.effort, request.method))
+            changed = changed_settings(request.name, settings_of(request.method))
+            note(f"effort {self.effort}: {name_with_settings(request.name, changed)}")
         return request
 
 

@@ -12,7 +12,6 @@ from rmadapter.methods.registry import (
     check_named,
     check_text,
     entry_points,
-    explain_effort,
     is_outside,
     load_method,
     may_run,
@@ -20,6 +19,7 @@ from rmadapter.methods.registry import (
     need_text,
     published_settings,
     traits_of,
+    with_passes,
 )
 
 __all__ = [
@@ -33,7 +33,6 @@ __all__ = [
     "check_named",
     "check_text",
     "entry_points",
-    "explain_effort",
     "is_outside",
     "load_method",
     "may_run",
@@ -41,4 +40,5 @@ __all__ = [
     "need_text",
     "published_settings",
     "traits_of",
+    "with_passes",
 ]

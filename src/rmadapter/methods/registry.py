@@ -16,7 +16,7 @@ from functools import cache
 from importlib import import_module, metadata
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from rmadapter.errors import UserError, did_you_mean, quoted
 from rmadapter.settings import configured, settings_of
@@ -286,7 +286,31 @@ def _with_effort(method: Method, effort: str) -> Method:
     """Return the method with its numbers of epochs and iterations scaled."""
     if effort not in EFFORTS:
         raise UserError(f"effort={effort!r}{did_you_mean(effort, EFFORTS)}")
-    factor, recipe = EFFORTS[effort], method.recipe
+    return _scaled(method, EFFORTS[effort])
+
+
+def with_passes(method: Method, passes: int, of: int) -> Method:
+    """Return a method that trains fewer passes over its images.
+
+    Args:
+        method: Method that trains step by step.
+        passes: Number of passes.
+        of: Number of passes that it trains by itself.
+    """
+    fewer = _scaled(method, passes / of)
+    assert fewer.recipe is not None
+    recipe = replace(
+        fewer.recipe,
+        epochs=passes,
+        iterations=0,
+        warmup_epochs=fewer.recipe.warmup_epochs * passes / of,
+    )
+    return replace(fewer, recipe=recipe)  # type: ignore[type-var]
+
+
+def _scaled(method: Method, factor: float) -> Method:
+    """Return the method with what counts its epochs and iterations scaled."""
+    recipe = method.recipe
     if factor == 1 or recipe is None:
         return method
     longer = replace(
@@ -299,23 +323,3 @@ def _with_effort(method: Method, effort: str) -> Method:
         value = getattr(method, name)
         others[name] = factor * value if isinstance(value, float) else math.ceil(factor * value)
     return replace(method, recipe=longer, **others)  # type: ignore[type-var]
-
-
-def explain_effort(name: str, effort: str, method: Method | None = None) -> str:
-    """Describe in a sentence what an effort changes.
-
-    Args:
-        name: Name that `load_method` accepts.
-        effort: "fast", "normal" or "thorough".
-        method: Method to be trained, if its settings may say otherwise.
-    """
-    published, scaled = load_method(name).recipe, load_method(name, effort=effort).recipe
-    if published is None or scaled is None:
-        return f"effort {effort}: {name} is not trained step by step, so nothing changes"
-    what: Literal["epochs", "iterations"] = "iterations" if published.iterations else "epochs"
-    before, after = getattr(published, what), getattr(scaled, what)
-    if method is not None and method.recipe:
-        chosen = getattr(method.recipe, what)
-        if chosen != after:
-            return f"effort {effort}: {what}={chosen} is set, which counts more"
-    return f"effort {effort}: {after} {what} instead of {before}"

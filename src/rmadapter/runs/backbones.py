@@ -18,16 +18,16 @@ from rmadapter.backbones.speed import megabytes_of, speed_of
 from rmadapter.data.fewshot import half
 from rmadapter.errors import UserError
 from rmadapter.methods.linear_probe import LinearProbe
-from rmadapter.runs.folds import FOLDS, Folds, OutOfTime, split
+from rmadapter.runs.folds import FOLDS, Folds, split
 from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
-from rmadapter.settings import BackboneSearch
 from rmadapter.support.distributed import launched
 from rmadapter.support.hub import Unreachable
 from rmadapter.support.machine import find_device
 from rmadapter.support.terminal import note
 
 PROBE, PROBE_NAME = LinearProbe(), "linear-probe"
+MINUTES = 10.0  # to choose in, where the user gave none
 
 
 def prepare_backbone(request: Request, lab: Lab) -> tuple[Request, Lab, BackboneChoice | None]:
@@ -64,7 +64,7 @@ def choose_backbone(request: Request, lab: Lab) -> tuple[Lab, BackboneChoice]:
     Args:
         request: What to do. Its task names the backbones, separated by commas; `auto` stands for
             those that need no download. A backbone that its method cannot use is left out, and so
-            is one that would need longer than its minutes for all.
+            is one for which half of its minutes, or ten, will not do.
         lab: Lab with the images.
 
     Returns:
@@ -73,8 +73,8 @@ def choose_backbone(request: Request, lab: Lab) -> tuple[Lab, BackboneChoice]:
     Raises:
         UserError: None can be used, or a name is wrong.
     """
-    task, minutes = request.task, request.minutes or BackboneSearch().minutes
-    few, deadline = lab.draw(task), time.monotonic() + 60 * minutes
+    task, minutes = request.task, lab.machine.minutes / 2 or MINUTES
+    few, deadline = lab.draw(task), lab.begun + 60 * minutes
     images = half(few.train, task.classes)
     parts = split(images, FOLDS, task.seed, lab.progress)
     names = _expanded(task.backbone)
@@ -130,18 +130,17 @@ def _usable(name: str, request: Request, lab: Lab) -> Backbone:
 def _judged(folds: Folds, backbone: Backbone, deadline: float) -> BackboneRow:
     """Judge a backbone by the probe on folds of the shots."""
     started = time.monotonic()
-    device = folds.lab.backbone(backbone.name).device
+    speed = speed_of(backbone, folds.lab.backbone(backbone.name).device)
     facts: dict[str, object] = {
-        "images_per_second": round(speed_of(backbone, device), 1),
+        "images_per_second": round(speed, 1),
         "megabytes": megabytes_of(backbone),
         "licence": licence_of(backbone.name),
     }
     if not folds:
         return _row(backbone.name, facts, started, "too few images per class to judge by")
-    try:
-        answers = folds.answers(PROBE, PROBE_NAME, deadline=deadline)
-    except OutOfTime:
+    if started + len(folds.images) / speed > deadline:
         return _row(backbone.name, facts, started, "would not finish in time")
+    answers = folds.answers(PROBE, PROBE_NAME)
     facts["accuracy"] = _accuracy(answers.table, folds.judged.labels)
     return _row(backbone.name, facts, started)
 

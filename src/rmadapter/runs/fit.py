@@ -27,6 +27,7 @@ from rmadapter.data.fewshot import FewShot, half, read_split, save_split
 from rmadapter.data.names import Label
 from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError
+from rmadapter.methods import with_passes
 from rmadapter.runs.backbones import prepare_backbone
 from rmadapter.runs.features import with_means
 from rmadapter.runs.folds import FOLDS, Folds
@@ -41,6 +42,7 @@ from rmadapter.support.terminal import note
 from rmadapter.task import Task
 from rmadapter.training.cache import Cache
 from rmadapter.training.contract import NO_PROMISES, Fitted, Method
+from rmadapter.training.loop import key_of
 from rmadapter.training.shots import Callback, Unfinished
 
 
@@ -102,6 +104,8 @@ def fit(
             leftover.unlink()
         few, backbone = lab.draw(task), lab.backbone(task.backbone)
         training_key = run_key(task, method, name, lab.machine, backbone, few)
+        if lab.machine.minutes and method.recipe:
+            training_key += f"-in {lab.machine.minutes:g} minutes"
         key = training_key if folds is None else f"{training_key}-{folds}"
         record = find_finished(out, key)
         if record is not None:
@@ -142,14 +146,15 @@ class _Run:
         tests = lab.tests(task, few)
         judging = self.judged and not enough(tests, few.train)
         validation = self._validation(judging)
-        temperature = None
-        if validation:
-            count = len(validation)
-            if not judging and not self.folds:
-                undrawn = any(split == "held out" for _, _, split in tests)
-                wanted = origin.by_default and self.judged and not undrawn
-                count = validation.needed(method) if wanted else validation.free(method)
-            temperature = validation.temperature(method, name, count)
+        count = len(validation)
+        if not judging and not self.folds:
+            undrawn = any(split == "held out" for _, _, split in tests)
+            wanted = origin.by_default and self.judged and not undrawn
+            count = validation.wanted(method, promise=wanted)
+        others = sum(len(images) for _, images, _ in tests)
+        limited = _in_time(method, validation, count, others, self.unfinished)
+        method, unfinished, shorter = limited
+        temperature = validation.temperature(method, name, count)
         begun = describe_run(task, method, lab, name, few, command=origin.command)
         tracking = Tracking(
             trackers,
@@ -164,7 +169,7 @@ class _Run:
                 method,
                 lab,
                 name,
-                self.unfinished,
+                unfinished,
                 BASELINES if self.judged else None,
                 temperature,
                 tracked.callbacks,
@@ -184,6 +189,7 @@ class _Run:
                 notes=(
                     *filter(None, [caveat(backbone.name)]),
                     *outcome.record.notes,
+                    *shorter,
                     *_unused(few),
                     *promised,
                     *origin.notes,
@@ -195,15 +201,13 @@ class _Run:
             tracked.add_record(outcome.record, files.page)
         return outcome.record
 
-    def _validation(self, judging: bool) -> Folds | None:
-        """Return folds; None if none are wanted.
+    def _validation(self, judging: bool) -> Folds:
+        """Return folds, none if none are wanted.
 
         Args:
             judging: Whether the run is judged by them.
         """
-        if self.folds == 0:
-            return None
-        folds = Folds.make(self.task, self.few, self.lab, self.folds or FOLDS)
+        folds = Folds.make(self.task, self.few, self.lab, self.folds)
         if folds and judging:
             note(
                 f"no full test split: judging by {len(folds)}-fold cross-validation of the "
@@ -256,8 +260,9 @@ def fit_images(
     if class_weight is not None:
         few = few.weighed(class_weight)
     train = half(few.train, task.classes)
-    folds = Folds.make(task, few, lab, FOLDS)
-    count = folds.needed(method) if request.by_default else folds.free(method)
+    folds = Folds.make(task, few, lab)
+    count = folds.wanted(method, promise=request.by_default)
+    method, _, _ = _in_time(method, folds, count, 0, Unfinished(Path(), "in memory"))
     temperature = folds.temperature(method, name, count)
     held_out = temperature and folds.tempered(method, name, temperature)
     fitted = learn(method, train, task, few, lab, callbacks=tuple(callbacks))
@@ -267,6 +272,35 @@ def fit_images(
         fitted = held_out.calibrate(fitted, "folds", task.seed)
     fitted = fitted.fitted_to(lab.train_cache(task).features(train)[0])
     return Learnt(fitted, name, backbones)
+
+
+def _in_time(
+    method: Method, folds: Folds, count: int, others: int, kept: Unfinished
+) -> tuple[Method, Unfinished, list[str]]:
+    """Return a method with as many passes as its minutes allow, or as an unfinished training of the
+    same run has; where the training is kept; and a note if these are fewer than usual.
+
+    Args:
+        method: Method that the user asked for.
+        folds: Folds of the run.
+        count: Number of folds that the method will answer.
+        others: Number of images that it will answer besides.
+        kept: Where the training is kept, with the key of the method that the user asked for.
+    """
+    recipe, limit = method.recipe, folds.lab.machine.minutes
+    if recipe is None or not limit:
+        return method, kept, []
+    wanted = recipe.length(folds.images.labels)[0]
+    key, _, number = key_of(kept).rpartition(", passes ")
+    possible = int(number) if key == kept.key else folds.passes(method, count, others)
+    passes = max(possible, 1)
+    kept = replace(kept, key=f"{kept.key}, passes {passes}")
+    if possible >= wanted:
+        return method, kept, []
+    allowed = f"{limit:g} minutes allow" if possible else f"even one takes over {limit:g} minutes"
+    text = f"{passes} instead of {wanted} passes over the images (epochs={passes}), as {allowed}"
+    note(text)
+    return with_passes(method, passes, wanted), kept, [text]
 
 
 def _with_answers(outcome: Outcome, method: Method, folds: Folds | None) -> Outcome:

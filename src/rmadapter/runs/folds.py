@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import random
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -45,8 +45,8 @@ CALIBRATION_IMAGES = 100  # answers by which an error of 1 % can be promised
 MAX_TEMPERATURE = 20.0  # the highest temperature, and one over the lowest
 
 
-class OutOfTime(Exception):
-    """The remaining folds would not be done in time."""
+class _Measured(Exception):
+    """The pace of a training is known."""
 
 
 @dataclass(frozen=True)
@@ -103,11 +103,12 @@ class Folds:
     _known: dict[str, list[Answers]] = field(default_factory=dict)
 
     @classmethod
-    def make(cls, task: Task, few: FewShot, lab: Lab, count: int) -> Folds:
+    def make(cls, task: Task, few: FewShot, lab: Lab, count: int | None = None) -> Folds:
         """Make at most `count` folds: fewer if classes are small, none if no class can spare an
-        image."""
+        image, or for 0. By default make 4."""
         images = half(few.train, task.classes)
-        return cls(task, few, lab, images, split(images, count, task.seed, lab.progress))
+        parts = split(images, count or FOLDS, task.seed, lab.progress) if count != 0 else []
+        return cls(task, few, lab, images, parts)
 
     def __len__(self) -> int:
         return len(self.parts)
@@ -128,27 +129,21 @@ class Folds:
         name: str,
         *,
         baseline: bool = False,
-        deadline: float = float("inf"),
         count: int | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> Answers:
         """Return the answers of a method on the first `count` folds, by default on all; each fold
         is computed once.
 
-        name: as `load_method` accepts it. baseline: fit as `fit_baseline` does. deadline: on the
-        clock `time.monotonic`; raises OutOfTime as soon as the finished steps and folds show that
-        the others, and then a training on all shots, will be late. callbacks: follow the trainings.
+        name: as `load_method` accepts it. baseline: fit as `fit_baseline` does. callbacks: follow
+        the trainings.
         """
         plain = baseline and self.task.augmentation != "none"
         key = self._key(method, name, plain)
         done = self._known.setdefault(key, [])
         wanted = self.parts[:count]
         while len(done) < len(wanted):
-            done.append(self._fold(method, plain, key, len(done), deadline, callbacks))
-            seconds = sum(one.seconds for one in done) / len(done)
-            training = seconds * len(self) / (len(self) - 1)
-            if time.monotonic() + seconds * (len(wanted) - len(done)) + training > deadline:
-                raise OutOfTime
+            done.append(self._fold(method, plain, key, len(done), callbacks))
         used = done[: len(wanted)]
         return Answers(
             np.concatenate([one.table for one in used]),
@@ -169,7 +164,6 @@ class Folds:
         plain: bool,
         key: str,
         number: int,
-        deadline: float,
         callbacks: Sequence[Callback],
     ) -> Answers:
         """Return the answers on one fold, which are saved if the lab has a folder."""
@@ -186,8 +180,14 @@ class Folds:
         if plain:
             fitted = fit_baseline(method, rest, self.task, self.few, self.lab)
         else:
-            watch = (*self.lab.callbacks, *callbacks, self._watch(method, rest, deadline))
-            fitted = learn(method, rest, self.task, self.few, self.lab, callbacks=watch)
+            fitted = learn(
+                method,
+                rest,
+                self.task,
+                self.few,
+                self.lab,
+                callbacks=(*self.lab.callbacks, *callbacks),
+            )
         models, judged = {method.title: fitted.score()}, self.images.subset(part)
         table = predict_all(models, fitted, cache, judged, self.task.seed)[method.title]
         far = torch.empty(0) if plain else _distances(fitted, rest, judged, cache)
@@ -197,24 +197,44 @@ class Folds:
             write_tensors(file, kept)
         return Answers(table.numpy(), seconds, far.numpy())
 
-    def _watch(self, method: Method, images: ImageSet, deadline: float) -> Callback:
-        """Return what ends a training on some of the shots when its first steps show that it, and
-        then one on all shots, would be late."""
-        if method.recipe is None or math.isinf(deadline):
-            return Callback()
-        epochs, per_epoch = method.recipe.length(images.labels)
-        steps = epochs * per_epoch * (1 + len(self.images) / len(images))
-        begun: list[float] = []  # not with the first step, which computes what others reuse
+    def passes(self, method: Method, count: int, others: int) -> int:
+        """Return how many passes over the images a method may train, so that a training on all
+        shots and those on folds end in the minutes of the lab: from 0 to as many as the method
+        wants.
 
-        def check(figures: Figures) -> None:
-            now, step = time.monotonic(), figures["step"]
-            begun.append(now)
-            if step > FIRST_STEPS:
-                pace = (now - begun[0]) / (len(begun) - 1)
-                if now + pace * (steps - step) > deadline:
-                    raise OutOfTime
+        Measures the first steps of a training. An answer counts as an image of a step, and takes
+        less.
 
-        return Callback(on_step=check)
+        Args:
+            method: Method that trains step by step.
+            count: Number of folds that it will answer.
+            others: Number of images that it will answer besides.
+        """
+        assert method.recipe is not None
+        cache, images, times = self.lab.train_cache(self.task), self.images, [time.monotonic()]
+        encoding = -cache.seconds
+
+        def follow(figures: Figures) -> None:
+            times.append(time.monotonic())
+            if figures["step"] > FIRST_STEPS:
+                raise _Measured
+
+        watch = (Callback(on_step=follow),)
+        with suppress(_Measured):
+            learn(method, images, self.task, self.few, self.lab, callbacks=watch)
+        encoding += cache.seconds
+        wanted, per_pass = method.recipe.length(images.labels)
+        if len(times) == 1:  # a method from outside that reports no step
+            return wanted
+        steps = times[1:] if len(times) > 2 else times  # the first computes what others reuse
+        pace = (steps[-1] - steps[0]) / (len(steps) - 1) * per_pass / len(images)
+        held_out = sum(map(len, self.parts[:count]))
+        before = (times[1] - times[0] - encoding) * (count + 1)
+        answers = encoding / len(images) * others + pace * (others + held_out)
+        end = self.lab.begun + 60 * self.lab.machine.minutes
+        possible = end - time.monotonic() - before - answers
+        seen = len(images) * (count + 1) - held_out
+        return min(max(int(possible / max(pace * seen, 1e-9)), 0), wanted)
 
     def answered(self, method: Method, name: str) -> int:
         """Return on how many folds the answers of a method are known."""
@@ -230,17 +250,12 @@ class Folds:
         """Return where the answers on one fold are kept, if anywhere."""
         return self.lab.folder and self.lab.folder / f"folds-{key}-{number}.safetensors"
 
-    def free(self, method: Method) -> int:
-        """Return the number of folds that a method answers in little time: all or none."""
-        return len(self) if _is_cheap(method) else 0
-
-    def needed(self, method: Method) -> int:
+    def wanted(self, method: Method, promise: bool) -> int:
         """Return the number of folds by which a method is calibrated: all if it trains in little
-        time, otherwise as many as hold `CALIBRATION_IMAGES`."""
-        if not self.parts or _is_cheap(method):
+        time, otherwise as many as hold `CALIBRATION_IMAGES` to promise an error, or none."""
+        if _is_cheap(method):
             return len(self)
-        images = np.cumsum([len(part) for part in self.parts])
-        return min(int(np.searchsorted(images, CALIBRATION_IMAGES)) + 1, len(self))
+        return _holding(self.parts, CALIBRATION_IMAGES) if promise else 0
 
     def temperature(self, method: Method, name: str, count: int) -> float | None:
         """Return the temperature that calibrates models of this method; None without folds.
@@ -345,6 +360,13 @@ def fitted_temperature(table: np.ndarray, labels: ArrayLike, expected: Expected)
     """Return the temperature that suits answers [N, C] on held-out images and what is expected of
     their method."""
     return metrics.temperature(table, labels, MAX_TEMPERATURE, *expected)
+
+
+def _holding(parts: Sequence[Sequence[int]], count: int) -> int:
+    """Return the number of parts, from the first, that hold `count` rows; all if they hold
+    fewer."""
+    rows = np.cumsum([len(part) for part in parts])
+    return min(int(np.searchsorted(rows, count)) + 1, len(parts))
 
 
 def _is_cheap(method: Method) -> bool:

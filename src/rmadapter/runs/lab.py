@@ -4,6 +4,7 @@ training."""
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -48,6 +49,7 @@ class Lab:
         callbacks: Functions that are called at every step of a training.
         team: The processes that train with this one.
         keep_features: Whether to keep features on disk, as for `Cache`.
+        begun: When its minutes begin, on the clock `time.monotonic`.
 
     Example:
         >>> from rmadapter import Lab, Task
@@ -67,6 +69,7 @@ class Lab:
     callbacks: Sequence[Callback] = ()
     team: Team | None = None
     keep_features: bool = False
+    begun: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         self._backbone: Backbone | None = None
@@ -299,6 +302,8 @@ class Team:
         """
         if not distributed.launched():
             return cls(machine)
+        if machine.minutes:
+            raise UserError("minutes: leave them out where several processes train one model")
         _check(name, method, int(os.environ["WORLD_SIZE"]))
         machine = replace(machine, device=_device(machine.device, int(os.environ["LOCAL_RANK"])))
         # `auto` may have chosen different formats in the processes

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rmadapter.backbones import Backbone
-from rmadapter.backbones.names import is_choice
 from rmadapter.backbones.packaged import POCKET_3
 from rmadapter.errors import UserError, did_you_mean, quoted
 from rmadapter.methods import (
@@ -21,7 +20,6 @@ from rmadapter.methods import (
     load_method,
 )
 from rmadapter.settings import (
-    BackboneSearch,
     Machine,
     configured,
     parse_overrides,
@@ -52,7 +50,6 @@ class Request:
         machine: Where to compute.
         method: Method with its settings.
         name: Name of the method, for `load_method`.
-        minutes: Minutes to choose one of several backbones in; None for as many as usual.
         instead: How to make the method for a backbone without text, where the user left the method
             to this package: its effort and settings.
     """
@@ -61,7 +58,6 @@ class Request:
     machine: Machine
     method: Method
     name: str = DEFAULT
-    minutes: float | None = None
     instead: tuple[str, Mapping[str, object]] | None = field(default=None, repr=False)
 
     @classmethod
@@ -88,12 +84,11 @@ class Request:
         for_task, for_machine, for_method = split(values or {}, name)
         published = load_method(name, {}, effort)
         task = check_views(configured(Task(data=data), for_task))
-        minutes = _minutes(for_method, published, task.backbone)
         _check_method_settings(for_method, published)
         machine = machine_of(for_machine)
         changed = configured(published, for_method)
         instead = (effort, for_method) if method == AUTO else None
-        return cls(task, machine, changed, name, minutes, instead)
+        return cls(task, machine, changed, name, instead)
 
     @property
     def by_default(self) -> bool:
@@ -159,11 +154,6 @@ def requested(
     if effort != "normal":
         values = without_length(values, name)
     values = {"backbone": POCKET_3, "shots": 0, **values, **given}
-    if flags.get("minutes") is not None and not is_choice(str(values["backbone"])):
-        raise UserError(
-            "--minutes limits the choice of one of several backbones; methods train as long as "
-            "--effort says"
-        )
     return Request.make(values, name, effort, data)
 
 
@@ -181,30 +171,15 @@ def machine_of(values: Mapping[str, object]) -> Machine:
     return replace(machine, precision=precision)
 
 
-def check_names(values: Mapping[str, object], name: str, backbone: str) -> None:
-    """Raise UserError for a setting unknown to the task, the machine, the method and the choice of
-    a backbone.
+def check_names(values: Mapping[str, object], name: str) -> None:
+    """Raise UserError for a setting unknown to the task, the machine and the method.
 
     Args:
         values: Settings by flat name.
         name: Name of the method, as for `Request.make`.
-        backbone: One backbone or several.
     """
     name = PREFERRED if name == AUTO else name
-    for_method, method = split(values, name)[2], load_method(name)
-    _minutes(for_method, method, backbone)
-    _check_method_settings(for_method, method)
-
-
-def _minutes(values: dict[str, object], method: Method, backbone: str) -> float | None:
-    """Return the minutes to choose one of several backbones in, if values set them; they remain
-    there only for a method that has such a setting, too. Raises UserError as `configured`."""
-    if "minutes" not in values or not is_choice(backbone):
-        return None
-    minutes = configured(BackboneSearch(), {"minutes": values["minutes"]}).minutes
-    if "minutes" not in settings_of(method):
-        del values["minutes"]
-    return minutes
+    _check_method_settings(split(values, name)[2], load_method(name))
 
 
 def _check_method_settings(values: Mapping[str, object], method: Method) -> None:
