@@ -504,7 +504,7 @@ def test_very_uneven_classes(rmadapter: Command, tmp_path: Path, tiny_clip: Back
     data, out = write(tmp_path / "data", cat=60, dog=1, owl=2), tmp_path / "run"
     err = rmadapter.done(*fit_command(data, tiny_clip, out, *quick_options(4))).err
     assert [re.sub(r",.*| from .* %", "", line) for line in err.splitlines()] == [
-        "note: no full test split: judging by 3-fold cross-validation of the 7 training images",
+        "note: no full test split: judging by 3-fold cross-validation of the training images",
         "note: class 'dog' has 1 image", "note: class 'owl' has 2 images",
         "note: trained on 7 of 63 images: --shots 0 takes all",
         "note: an error of 14.3 % or more can be promised",

@@ -16,7 +16,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.data.read import ImageSet, read_images
 from rmadapter.methods import load_method
 from rmadapter.methods.linear_probe import LinearProbe
-from rmadapter.runs.folds import Folds, fitted_temperature, split
+from rmadapter.runs.folds import JUDGING_IMAGES, Folds, fitted_temperature, split
 from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
 from rmadapter.runs.run import learn
@@ -254,6 +254,35 @@ def test_as_many_passes_as_the_minutes_allow(
     monkeypatch.setattr(time, "monotonic", lambda: clock)
     assert parts.passes(wanted.method, folds, 10) == passes
     assert clock == lab.begun + 29  # and no step more
+
+
+@pytest.mark.ci
+def test_many_images_judge_by_as_few_folds_as_tell_enough(
+    tiny_clip: Backbone, colors: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = read_images(colors)["train"]
+    wanted, lab, _ = folds_of(tiny_clip, train)
+    few = lab.draw(wanted.task)
+    whole = Folds.make(wanted.task, few, lab)
+    assert whole.parts == split(train, 4, wanted.task.seed)
+    assert whole.how == "by 4-fold cross-validation of the training images"
+    sizes = np.cumsum([len(part) for part in whole.parts]).tolist()
+    for images, kept in ((sizes[0], 1), (sizes[0] + 1, 2), (sizes[-1] + 1, 4)):
+        monkeypatch.setattr("rmadapter.runs.folds.JUDGING_IMAGES", images)
+        some = Folds.make(wanted.task, few, lab)
+        assert some.parts == whole.parts[:kept]
+        assert (f"on {sizes[kept - 1]} training images" in some.how) == (kept < 4)
+        # what calibrates an image is never the image itself
+        assert len(np.unique(some.places)) == max(kept, 2)
+    assert Folds.make(wanted.task, few, lab, 4).parts == whole.parts
+    assert not Folds.make(wanted.task, few, lab, 0)
+
+
+def test_enough_images_tell_an_accuracy_within_two_points() -> None:
+    for share in (0.5, 0.8):
+        right = np.arange(JUDGING_IMAGES) < share * JUDGING_IMAGES
+        low, high = metrics.interval(right, np.arange(JUDGING_IMAGES))
+        assert (high - low) / 2 <= 2
 
 
 def test_answers_of_other_folds_are_computed_anew(tiny_clip: Backbone, tmp_path: Path) -> None:

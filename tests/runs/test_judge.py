@@ -339,6 +339,36 @@ def test_the_shots_promise_fold_by_fold(tiny_clip: Backbone, colors: Path) -> No
     assert (ten.error, ten.calibrated) == (10, 16)  # 24 images in 3 folds
 
 
+@pytest.mark.ci
+def test_one_part_of_many_images_judges(
+    tiny_clip: Backbone, colors: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its halves calibrate each other, and measure what they promise."""
+    monkeypatch.setattr("rmadapter.runs.folds.JUDGING_IMAGES", 8)
+    train = read_images(colors)["train"]
+    many = {"all": train.subset([*range(24)] * 2)}
+    wanted, lab = prepare(tiny_clip, many)
+    few = lab.draw(wanted.task)
+    folds = Folds.make(wanted.task, few, lab)
+    [part] = folds.parts
+    temperature = folds.temperature(wanted.method, wanted.name, 1)
+    done = run_task(wanted.task, wanted.method, lab, wanted.name, baselines=BASELINES)
+    held_out = folds.tempered(wanted.method, wanted.name, temperature or 1.0)
+    assert held_out is not None
+    done = replace(done, fitted=held_out.calibrate(done.fitted, "folds", 1))
+    judgement = judgement_of(judge(wanted.task, wanted.method, lab, done, few, folds).record)
+    assert judgement.images == len(part) < len(train)
+    assert f"on {len(part)} training images" in judgement.how
+    assert all(promise.calibrated < len(part) for promise in judgement.promises)
+    table = np.random.default_rng(0).dirichlet([0.3] * 4, len(part))
+    labels, which = np.array(folds.judged.labels), folds.places
+    found = calibrated(table, folds, Expected())
+    for number in (0, 1):
+        others = which != number
+        expected = fitted_temperature(table[others], labels[others], Expected())
+        np.testing.assert_allclose(found[~others], metrics.tempered(table[~others], expected))
+
+
 def test_a_method_that_is_a_baseline_has_one_row() -> None:
     evaluation, _ = outcome([[0] * 40, [2] * 40, [0] * 40], [0, 1] * 20)
     found = judging._judgement("here", evaluation, range(40), "linear probe", "linear-probe")

@@ -89,8 +89,9 @@ def fit(
         lab: Lab that holds the data and the backbone.
         name: Name of the method, which `load_method` accepts.
         folds: Number of folds of the cross-validation that calibrates, and judges if there are too
-            few other images. None for 4, on which a method that trains through an encoder is fitted
-            only as far as that needs it; 0 for no judgement.
+            few other images. None for 4, of which as many are kept as an accuracy within two points
+            needs, and a method that trains through an encoder is fitted only to those that judging
+            or calibrating needs; 0 for no judgement.
         trackers: Trackers to log to, as for `Tracking`.
         origin: What the record says of how the run came about.
 
@@ -209,10 +210,7 @@ class _Run:
         """
         folds = Folds.make(self.task, self.few, self.lab, self.folds)
         if folds and judging:
-            note(
-                f"no full test split: judging by {len(folds)}-fold cross-validation of the "
-                f"{len(folds.images):,} training images"
-            )
+            note(f"no full test split: judging {folds.how}")
         return folds
 
 

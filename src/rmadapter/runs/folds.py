@@ -29,6 +29,7 @@ from rmadapter.data.read import ImageSet
 from rmadapter.runs.evaluate import predict_all
 from rmadapter.runs.features import class_means, distances, features_of, image_features
 from rmadapter.runs.lab import Lab
+from rmadapter.runs.promises import halves
 from rmadapter.runs.run import fit_baseline, learn, run_key
 from rmadapter.support.files import write_tensors
 from rmadapter.task import Task
@@ -42,6 +43,8 @@ CHEAP_COSTS: tuple[Cost, ...] = ("nothing", "features")  # to train: judged on a
 
 FIRST_STEPS = 5  # by which the pace of a training is known
 CALIBRATION_IMAGES = 100  # answers by which an error of 1 % can be promised
+# Answers by which an accuracy is known within two points, whatever it is: 1.96 ** 2 / 4 / 0.02 ** 2
+JUDGING_IMAGES = 2401
 MAX_TEMPERATURE = 20.0  # the highest temperature, and one over the lowest
 
 
@@ -105,10 +108,12 @@ class Folds:
     @classmethod
     def make(cls, task: Task, few: FewShot, lab: Lab, count: int | None = None) -> Folds:
         """Make at most `count` folds: fewer if classes are small, none if no class can spare an
-        image, or for 0. By default make 4."""
+        image, or for 0. By default make 4, and keep as many as hold `JUDGING_IMAGES`: one or two of
+        many images."""
         images = half(few.train, task.classes)
         parts = split(images, count or FOLDS, task.seed, lab.progress) if count != 0 else []
-        return cls(task, few, lab, images, parts)
+        kept = _holding(parts, JUDGING_IMAGES) if count is None else len(parts)
+        return cls(task, few, lab, images, parts[:kept])
 
     def __len__(self) -> int:
         return len(self.parts)
@@ -122,6 +127,21 @@ class Folds:
     def judged(self) -> ImageSet:
         """Return the M images to judge by."""
         return self.images.subset(self.rows)
+
+    @property
+    def how(self) -> str:
+        """Return by what the folds judge, in words."""
+        if len(self.rows) < JUDGING_IMAGES:
+            return f"by {len(self)}-fold cross-validation of the training images"
+        return f"on {len(self.rows):,} training images, by models that had not seen them"
+
+    @property
+    def places(self) -> np.ndarray:
+        """Return a number [M] for each image to judge by, such that images of one number can be
+        judged by what the others calibrate: of its fold, or its half of the only one."""
+        if len(self) == 1:
+            return halves(self.judged.group_numbers, seed=0)
+        return np.repeat(np.arange(len(self)), [len(part) for part in self.parts])
 
     def answers(
         self,

@@ -67,7 +67,7 @@ def judge(
         rows, without = _unseen_rows(evaluation.images, known, lab.progress)
         how = UNSEEN[split] + without
     else:
-        how = f"by {len(folds or ())}-fold cross-validation of the training images"
+        how = folds.how if folds else ""
     if not rows:
         return outcome.with_facts(judgement=None, notes=(*record.notes, NO_IMAGES))
     judgement = _judgement(how, evaluation, rows, record.method.title, record.method.name)
@@ -127,8 +127,7 @@ def _promises(
     if split == "held out":
         return answers.cross_measured(halves(answers.groups, seed=0), calibration.source, seed)
     if folds and split == "cross-validated":
-        parts = np.repeat(np.arange(len(folds)), [len(part) for part in folds.parts])
-        return answers.cross_measured(parts, calibration.source, seed)
+        return answers.cross_measured(folds.places, calibration.source, seed)
     return answers.measured(calibration)
 
 
@@ -171,12 +170,11 @@ def cross_validated(folds: Folds, method: Method, name: str) -> Evaluation:
 
 
 def calibrated(table: np.ndarray, folds: Folds, expected: Expected) -> np.ndarray:
-    """Return probabilities [M, C] over the folds, each fold at the temperature that suits the
-    others best and what is expected of the method."""
-    labels = np.array(folds.judged.labels)
+    """Return probabilities [M, C] over the folds, those of each of `Folds.places` at the
+    temperature that suits the others best and what is expected of the method."""
+    labels, which = np.array(folds.judged.labels), folds.places
     result: np.ndarray = table.copy()
-    which = np.repeat(np.arange(len(folds)), [len(part) for part in folds.parts])
-    for number in range(len(folds)):
+    for number in np.unique(which):
         held_out = which == number
         best = fitted_temperature(table[~held_out], labels[~held_out], expected)
         result[held_out] = metrics.tempered(table[held_out], best)
