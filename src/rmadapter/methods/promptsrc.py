@@ -1,4 +1,5 @@
-"""PromptSRC: Khattak et al., "Self-regulating Prompts", ICCV 2023 (arXiv 2307.06948).
+"""PromptSRC: Khattak et al., "Self-regulating Prompts: Foundational Model Adaptation without
+Forgetting", ICCV 2023 (arXiv 2307.06948).
 
 Independent deep prompts in both encoders. With prompted features f, w, frozen ones f_0 and w_0 (w_0
 averaged over many templates), and the logits of either pair, the loss is

@@ -1,4 +1,5 @@
-"""CLIP itself, with prompts: Radford et al., "Learning Transferable Visual Models", ICML 2021."""
+"""CLIP itself, with prompts: Radford et al., "Learning Transferable Visual Models From Natural
+Language Supervision", ICML 2021."""
 
 from __future__ import annotations
 
