@@ -11,7 +11,9 @@ import re
 import resource
 import shlex
 import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,12 +56,15 @@ def run_all(text: str, folder: Path, run: Run) -> tuple[list[str], Path]:
 
 
 def in_a_shell(words: list[str], folder: Path) -> str:
-    """Run a command as a reader does, and return what it prints to stdout."""
+    """Run a command as a reader does, say how many lines and seconds it took, and return what it
+    prints to stdout."""
     print("$", shlex.join(words), flush=True)
-    environ = {**os.environ, "COLUMNS": "100", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        words, cwd=folder, env=environ, stdout=subprocess.PIPE, text=True, check=True
-    )
+    environ, started = {**os.environ, "COLUMNS": "100", "OMP_NUM_THREADS": "1"}, time.monotonic()
+    done = subprocess.run(words, cwd=folder, env=environ, capture_output=True, text=True)
+    sys.stderr.write(done.stderr)
+    done.check_returncode()
+    lines = len(done.stdout.splitlines()) + len(done.stderr.splitlines())
+    print(f"{lines} lines, {time.monotonic() - started:.0f} s")
     return done.stdout
 
 

@@ -20,6 +20,7 @@ __all__ = ["rmadapter"]  # a fixture
 DOCS = tutorial.PAGE.parent
 TEXT = tutorial.PAGE.read_text(encoding="utf-8")
 Run = Callable[[list[str], Path], str]
+MOST_LINES = 25  # that a beginner reads
 
 
 @pytest.fixture
@@ -34,7 +35,10 @@ def run(rmadapter: Command, pocket_3: Backbone, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.chdir(folder)
         program, *arguments = words
         if program == "rmadapter":
-            return rmadapter.done(*arguments).out
+            done = rmadapter.done(*arguments)
+            lines = (done.out + done.err).splitlines()
+            assert arguments[0] not in ("fit", "add", "suspects") or len(lines) <= MOST_LINES
+            return done.out
         if program == "python":
             exec(compile(arguments[1], "a page", "exec"), {})
         else:
