@@ -181,6 +181,7 @@ def test_report_of_a_run_writes_its_page_again(
         (["--set", "coop.epochs=4"], "no run uses the method 'coop'"),
         (["--templates", "a photo"], "needs exactly one {}"),
         (["--set", "shots=3"], "write METHOD.shots"),
+        (["--set", "minutes=3"], "--set minutes"),  # a run would depend on the clock
         (["--datasets", "colours"], "colours"),
         (["--backbone", "pokket"], "'pokket'"),
         (["--shard", "3/2"], "write the part and the number of parts, such as 1/8, or auto"),

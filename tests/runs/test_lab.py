@@ -259,6 +259,13 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(variable, value)
 
 
+@pytest.mark.usefixtures("launched")
+def test_minutes_are_refused_in_several_processes() -> None:
+    """Each would measure its own pace."""
+    with pytest.raises(UserError, match="minutes"):
+        Team.of("mma", load_method("mma"), Machine(device="cpu", minutes=5))
+
+
 def test_a_world_size_without_a_launcher_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in LAUNCHED:
         monkeypatch.delenv(name, raising=False)
