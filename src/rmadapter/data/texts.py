@@ -37,7 +37,7 @@ def parse_texts(value: object, where: str) -> dict[str, list[str]]:
         raise UserError(f'{where}: write it as {{"class name": ["text", ...], ...}}')
     by_key: dict[str, list[str]] = {}
     for name, texts in (value[TEXTS] if _has_sources(value) else value).items():
-        if not isinstance(texts, list) or not all(map(_is_filled, texts)):
+        if not isinstance(texts, list) or not all(isinstance(x, str) and x.strip() for x in texts):
             what = f"class {quoted(name)} needs a list of texts, none of them empty"
             raise UserError(f"{where}: {what}")
         if key(name) in by_key:
@@ -50,10 +50,6 @@ def parse_texts(value: object, where: str) -> dict[str, list[str]]:
 def _has_sources(value: JsonObject) -> bool:
     """Return whether the texts stand in an object of their own; a class "texts" has a list."""
     return isinstance(value.get(TEXTS), dict)
-
-
-def _is_filled(text: object) -> bool:
-    return isinstance(text, str) and bool(text.strip())
 
 
 def texts_of(texts: Mapping[str, list[str]], name: str) -> list[str]:
