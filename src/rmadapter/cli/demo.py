@@ -53,18 +53,17 @@ def run_demo(
     Raises:
         UserError: The demo's packages are missing.
     """
-    from rmadapter.backbones.packaged import POCKET_3
     from rmadapter.data.catalog.openmoji import ATTRIBUTION, load_openmoji
     from rmadapter.methods import PREFERRED
     from rmadapter.runs.fit import Origin, fit
     from rmadapter.runs.lab import Lab
-    from rmadapter.runs.request import Request
+    from rmadapter.runs.request import requested
     from rmadapter.settings import configured
     from rmadapter.task import Question
 
     line_art = "OpenMoji line art"
-    values = {"backbone": POCKET_3, "classes": "base", "seed": seed, **settings}
-    request = Request.make(values, PREFERRED, data="OpenMoji")
+    flags = {"classes": "base", "shots": 16, "seed": seed, **settings}
+    request = requested(PREFERRED, None, flags, None, data="OpenMoji")
     lab = Lab(request.machine, progress=progress)
     lab.add("OpenMoji", load_openmoji())
     lab.add(line_art, {"test": load_openmoji(style="black")["test"]})
