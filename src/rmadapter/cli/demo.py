@@ -22,7 +22,7 @@ def demo(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Adapt `pocket-3` to OpenMoji pictograms; needs no data of yours.
+    """Adapt `pocket-3` to OpenMoji pictograms; needs no data.
 
     It trains what `fit --half base` takes by itself; the report shows what that gains and keeps.
     """
