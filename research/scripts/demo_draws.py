@@ -5,7 +5,7 @@
         --page research/studies/demo.md
 
     python research/scripts/demo_draws.py --out research/results/demo_draws_pocket_3.jsonl \\
-        --backbone pocket-3 --shots 8 16 --methods rmadapter-plus
+        --backbone pocket-3 --methods rmadapter-plus
     python research/scripts/demo_draws.py --out research/results/demo_draws_pocket_3.jsonl \\
         --tables --page research/studies/demo.md
 

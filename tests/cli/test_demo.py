@@ -47,17 +47,18 @@ def test_demo(tiny_clip: Backbone, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.real_plots
 def test_the_demo_improves_on_trained_classes_and_keeps_others(
-    pocket: Backbone, tmp_path: Path
+    pocket_3: Backbone, tmp_path: Path
 ) -> None:
     """As its first screen says; before training it is far above chance."""
-    record = run_demo(tmp_path, progress=False, backbone=pocket.name)
+    record = run_demo(tmp_path, progress=False)
+    assert record.backbone.name == pocket_3.name
     before, after = (
         {half: record.metric(half, zero) or 0 for half in ("base", "novel")}
         for zero in (True, False)
     )
     assert min(before.values()) >= 2 * 100 / (len(CLASSES) // 2)
     assert after["base"] - before["base"] >= 3
-    assert before["novel"] - after["novel"] <= 4
+    assert before["novel"] - after["novel"] <= 5
 
 
 def test_a_missing_package_of_the_demo_is_named(

@@ -88,7 +88,7 @@ def answer_tables() -> dict[str, str]:
         ("studies/choice.md", lambda: marked(choice.tables(lines_of("choice"))), 6),
         ("studies/all_images.md",
          lambda: marked(all_images.tables(lines_of("all_images"), lines_of("choice"))), 4),
-        ("reference/pocket.md", lambda: marked(pocket_3.tables(lines_of("pocket_3"))), 1),
+        ("reference/pocket.md", lambda: marked(pocket_3.tables(lines_of("pocket_3"))), 2),
         ("studies/promises.md", lambda: marked(promises.tables(lines_of("promises"))), 7),
         ("studies/unfamiliar.md",
          lambda: marked({name: table for name, table in familiar.tables(

@@ -71,8 +71,8 @@ def step_tables() -> dict[str, str]:
                  lines_of("families"), [*lines_of("choice"), *lines_of("learning")]))
              | at_test_time.tables(lines_of("at_test_time"))), 7),
         ("studies/demo.md",
-         lambda: marked({f"draws: {name}": demo_draws.table(lines_of("demo_draws"), name)
-                         for name in demo_draws.METHODS}), 3),
+         lambda: marked(demo_draws.tables(lines_of("demo_draws"))
+                        | demo_draws.tables(lines_of("demo_draws_pocket_3"))), 4),
         ("studies/label.md",
          lambda: marked({"labels": label_curve.table(lines_of("label_curve")),
                          "walk": label_walk.table(lines_of("label_walk"))}), 2),
@@ -132,6 +132,7 @@ def test_the_figure_of_a_study_shows_its_lines(name: str, drawn: Callable[[], st
         ("at_test_time", ("data", "shots", "seed", "method"), ()),
         ("auto", ("data", "shots", "seed", "candidate"), ()),
         ("demo_draws", ("draw", "method"), ()),
+        ("demo_draws_pocket_3", ("draw", "method", "shots"), ()),
         ("explain", ("data", "row"), ("backbone",)),
         ("families", ("data", "shots", "seed", "method"), ()),
         ("label_curve", label_curve.KEY, ()),
