@@ -7,12 +7,12 @@ A training step (forward, backward, optimizer; 128, 16 and 1,024 images, 50 and 
 the backbone's own forward in float32 with hooks, by the lean one in float32, bfloat16 and float16
 (scaled), the lean one as one CUDA graph, and with its loss compiled, as by the settings
 compile=default and compile=reduce-overhead, the latter by torch's own CUDA graphs; encoding images
-with adapters in these ways; and a whole `fit` of an image of each of 1,000 classes. Each row has
-seconds (median and least), images per second, memory on the card, the share that its necessary work
-(work.py; of encoding, torch's count) reaches of the rate of large square products of that format in
-the same run, and the roofline: the seconds that the products take at that rate, or the necessary
-bytes at the measured bandwidth, whichever is more. The row of what does not fit, or of what the
-card lacks, says so.
+with adapters in these ways; and a whole training of RMAdapter on an image of each of 1,000 classes.
+Each row has seconds (median and least), images per second, memory on the card, the share that its
+necessary work (work.py; of encoding, torch's count) reaches of the rate of large square products of
+that format in the same run, and the roofline: the seconds that the products take at that rate, or
+the necessary bytes at the measured bandwidth, whichever is more. The row of what does not fit, or
+of what the card lacks, says so.
 
 Each row runs in a process of its own, so that one that breaks the card's state, hangs or dies takes
 no other with it. The rows that say most come first, compiled ones last, and the page and the JSON
@@ -264,7 +264,7 @@ def row_of(options: argparse.Namespace, card: Card, way: Way) -> Row:
 
 
 def fitted(options: argparse.Namespace, card: Card, way: Way) -> Row:
-    """Fit the default method for an epoch on images of noise, one of each class, as `fit` does."""
+    """Fit RMAdapter for an epoch on images of noise, one of each class."""
     classes = way.classes or 0
     backbone = load_backbone(options.backbone)
     images = noise(classes, classes, backbone.image_size, options.seed)
