@@ -40,8 +40,8 @@ PROBE = {"search_steps": 0, "C": 3.0}
 WRONG = "wrong label"
 # docs/studies/suspects.md, mean of four sets: of the labels called wrong, where these were random
 RIGHT_ALARMS = (
-    "of such alarms, about half were right where 10 % of the labels had been made wrong, and 4 of "
-    "10 where 5 % had; the fewer labels are wrong, the fewer alarms are right"
+    "of such alarms, with pocket, about half were right where 10 % of the labels had been made "
+    "wrong, and 4 of 10 where 5 % had; the fewer labels are wrong, the fewer alarms are right"
 )
 MEANINGS = {  # kinds of reasons, the worst first
     "broken": "Files that cannot be read.",
