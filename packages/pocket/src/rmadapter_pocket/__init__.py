@@ -28,6 +28,8 @@ POCKET_3 = Pocket(
     digest="ef677a503ccf0ddd9148ce3c7ccd371a715f4b547f7101c890cc293bf32349d8",
     image_size=224,
     features=384,
-    ABOUT="needs PyPI once; 1,000 images in some 95 s on two cores (docs/reference/pocket.md)",
-    PURPOSE=f"{PURPOSE}; pocket takes a fifth to a third of the time, at 112 pixels",
+    ABOUT="for trying out, research and teaching; 1,000 images in some 95 s on two cores "
+    "(docs/reference/pocket.md)",
+    PURPOSE=f"{PURPOSE}; pocket takes a fifth to a third of the time to encode and train, at 112 "
+    "pixels",
 )
