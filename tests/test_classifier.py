@@ -453,7 +453,7 @@ def test_an_error_is_promised_for_the_classes_of_the_fit(
     noise = np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8)
     assert familiar.mean() > 0.5
     assert not model.is_familiar(noise, turn_away=0.2)
-    with pytest.raises(UserError, match="needs 999 images"):
+    with pytest.raises(UserError, match="needs 2,302 images"):
         model.predict(test, error=0.001)
     model.set_classes(["red", "blue"])
     with pytest.raises(UserError, match="fitted to"):

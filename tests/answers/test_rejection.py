@@ -7,9 +7,10 @@ import json
 import numpy as np
 import pytest
 from scipy.special import logit
-from scipy.stats import zscore
+from scipy.stats import beta, zscore
 from sklearn.metrics import roc_auc_score
 
+from rmadapter.answers.held_out import rank
 from rmadapter.answers.rejection import ODDS_WEIGHT, RejectionScore
 from rmadapter.errors import UserError
 
@@ -41,17 +42,32 @@ def test_certain_answers_stay_finite() -> None:
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize(("images", "share"), [(9, 0.1), (3, 0.25), (19, 0.05), (60, 0.1)])
+@pytest.mark.parametrize(("images", "share"), [(22, 0.1), (9, 0.25), (45, 0.05), (60, 0.1)])
 def test_the_promised_share_of_own_images_is_rejected(images: int, share: float) -> None:
-    """On average over draws of the own images: k / (N + 1), k = floor((N + 1) share)."""
+    """On average over draws of the own images, k / (N + 1) with the k of `rank`."""
     rng = np.random.default_rng(4)
     away = []
     for _ in range(2000):
         own = RejectionScore.of(*draw(images, rng), "held out")
         table, far = draw(20, rng)
         away.append((~own.accepts(table, far, share)).mean())
-    expected = int((images + 1) * share + 1e-9) / (images + 1)
+    expected = rank(images, share) / (images + 1)
     assert np.mean(away) == pytest.approx(expected, abs=4 * np.std(away) / 2000**0.5)
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize(("images", "share"), [(22, 0.1), (45, 0.05), (100, 0.1)])
+def test_more_is_rejected_in_one_draw_of_ten_at_most(images: int, share: float) -> None:
+    """Of a score in fixed deviations it is the tail of Beta(k, N + 1 - k)."""
+    rng = np.random.default_rng(4)
+    broken = 0
+    for _ in range(400):
+        own = RejectionScore.of(*draw(images, rng), "held out")
+        table, far = draw(1000, rng)
+        broken += (~own.accepts(table, far, share)).mean() > share
+    k = rank(images, share)
+    assert broken / 400 == pytest.approx(beta.sf(share, k, images + 1 - k), abs=0.06)
+    assert broken / 400 <= 0.1 + 0.03
 
 
 def test_an_image_is_rejected_if_its_score_is_among_the_highest_of_all() -> None:
@@ -60,25 +76,26 @@ def test_an_image_is_rejected_if_its_score_is_among_the_highest_of_all() -> None
     table, far = draw(30, rng)
     own = RejectionScore.of(table, far, "folds")
     new, new_far = draw(200, rng, other=True)
-    found = own.accepts(new, new_far, 0.1)  # k = 3
+    found = own.accepts(new, new_far, 0.1)
+    places = rank(30, 0.1)
     for row, distance, is_accepted in zip(new, new_far, found, strict=True):
         doubts = zscore(logit(np.r_[np.array(own.sure), row.max()]))
         scores = zscore(np.r_[np.array(own.distances), distance]) - ODDS_WEIGHT * doubts
-        assert is_accepted == ((scores[:-1] >= scores[-1]).sum() >= 3)
+        assert is_accepted == ((scores[:-1] >= scores[-1]).sum() >= places)
     assert 0 < found.sum() < 200
 
 
 def test_an_image_with_the_highest_score_of_the_own_ones_is_accepted() -> None:
-    own = RejectionScore((0.5, 0.75, 0.75), (0.5, 0.25, 0.25), "folds")
+    own = RejectionScore((0.5, *[0.75] * 8), (0.5, *[0.25] * 8), "folds")
     table = np.array([[0.5, 0.5], [0.5, 0.5]])
     assert own.accepts(table, np.array([0.5, 0.75]), 0.25).tolist() == [True, False]
-    alike = RejectionScore((0.5,) * 9, (0.0,) * 9, "folds")
+    alike = RejectionScore((0.5,) * 22, (0.0,) * 22, "folds")
     assert alike.accepts(table, np.array([0.0, 0.1]), 0.1).tolist() == [True, False]
 
 
 def test_a_share_needs_images() -> None:
-    own = RejectionScore.of(*draw(18, np.random.default_rng(5)), "folds")
-    with pytest.raises(UserError, match=r"5 % needs 19 images .* there are 18"):
+    own = RejectionScore.of(*draw(44, np.random.default_rng(5)), "folds")
+    with pytest.raises(UserError, match=r"5 % needs 45 images .* there are 44"):
         own.rank(0.05)
     own.rank(0.1)
     for share in (0.0, 1.0, -0.1, float("nan")):
@@ -88,7 +105,7 @@ def test_a_share_needs_images() -> None:
 
 def test_possible_shares() -> None:
     rng = np.random.default_rng(7)
-    for images, shares in ((8, []), (9, [0.1]), (19, [0.05, 0.1]), (99, [0.01, 0.05, 0.1])):
+    for images, shares in ((21, []), (22, [0.1]), (45, [0.05, 0.1]), (230, [0.01, 0.05, 0.1])):
         assert RejectionScore.of(*draw(images, rng), "folds").possible() == shares
 
 

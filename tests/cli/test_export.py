@@ -47,8 +47,8 @@ def test_export_shows_what_it_changed_in_decisions(
 ) -> None:
     run = Path(shutil.copytree(finished, tmp_path / "run"))
     facts = json.loads((run / "model.json").read_text())
-    shares = [*np.linspace(0.2, 0.9, 20).round(6).tolist()]
-    calibration = Calibration((*shares,), (*range(4),) * 5, 4, "folds").json()
+    shares = [*np.linspace(0.2, 0.9, 48).round(6).tolist()]
+    calibration = Calibration((*shares,), (*range(4),) * 12, 4, "folds").json()
     (run / "model.json").write_text(json.dumps({**facts, "calibration": calibration}))
     (run / "SHA256SUMS").unlink()
     command = ["export", run, "--data", colors, *backbone_option(run)]

@@ -237,7 +237,7 @@ def test_the_same_sets_as_predict(
 ) -> None:
     saved, out = load(calibrated, tiny_clip), tmp_path / "model"
     facts = export(calibrated, saved, out, data=colors)
-    assert facts["calibration"] == {"images": 40, "source": "held out", "grouped": False}
+    assert facts["calibration"] == {"images": 48, "source": "held out", "grouped": False}
     check_sums(out, ["calibration.json"])
     assert "--error 5%" in (out / "README.md").read_text()
     command = [out / PREDICT, *blends, "--error", "10%", "--top", "2"]
@@ -267,7 +267,7 @@ def test_the_same_images_are_rejected_as_by_predict(
 ) -> None:
     saved, out = load(calibrated, tiny_clip), tmp_path / "model"
     facts = export(calibrated, saved, out, ExportOptions(embeddings=embeddings), data=colors)
-    assert facts["familiarity"] == {"images": 40, "source": "held out", "grouped": False}
+    assert facts["familiarity"] == {"images": 48, "source": "held out", "grouped": False}
     assert facts["parity"]["distances"] < 1e-4
     check_sums(out, ["familiarity.json"])
     assert "--turn-away 5%" in (out / "README.md").read_text()
@@ -290,7 +290,7 @@ def test_the_same_images_are_rejected_as_by_predict(
             assert row[name] == str(cell(name, answer.row()[name]))
     assert {row["decision"] for row in rows} == {"answer", "unsure", "none of these"}
     assert rows[-1]["label"] == "none of these"
-    with pytest.raises(UserError, match="needs 99 images"):
+    with pytest.raises(UserError, match="needs 230 images"):
         model.is_familiar(images, turn_away=0.01)
 
 

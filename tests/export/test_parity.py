@@ -72,7 +72,7 @@ def test_changed_decisions(calibrated: Path, tiny_clip: Backbone) -> None:
     own = RejectionScore((0.9,) * 4, (0.1, 0.2, 0.3, 0.4), "folds")
     small = saved._replace(fitted=replace(saved.fitted, calibration=few, familiarity=own))
     found = [row["share"] for row in decisions(small, before, after, labels)]
-    assert found == [0.334, 0.2]
+    assert found == [0.684, 0.438]
     bare = saved._replace(fitted=replace(saved.fitted, calibration=None, familiarity=None))
     assert not [*decisions(bare, before, after, labels)]
 

@@ -105,7 +105,7 @@ return cards.map((card) => card.hidden ? "" : card.textContent); })()"""
 
 @needs_browser
 def test_sets_at_the_chosen_error(browser: tuple[Tab, str], pictures: list[str]) -> None:
-    """Of 40 images the limit of 10 % is the fourth, 0.06, and that of 5 % the second, 0.02."""
+    """Of 60 images the limit of 10 % is the third, 0.06, and that of 5 % the first, 0.02."""
     page, address = browser
     page.go(address)
     choose(page, [path for path in pictures if path.endswith(("red.png", "pixel.png"))])
@@ -117,7 +117,7 @@ def test_sets_at_the_chosen_error(browser: tuple[Tab, str], pictures: list[str])
     assert blue == "answer"
     assert "At 10 %: answers for 2 of 2 images." in page.script(STATE)
     text = page.script("document.getElementById('promised').textContent")
-    assert "at most 10 % of images like these 40 training images" in text
+    assert "at most 10 % of images like these 60 training images" in text
     assert page.script(chosen.replace("VALUE", "0")) == ["", ""]
 
 
@@ -136,7 +136,7 @@ def test_strange_images_at_the_chosen_share(
     said = "Turning away 10 %: answers for 1 of 2 images, 1 is none of these."
     assert page.script(STATE) == said
     text = page.script("document.getElementById('kept').textContent")
-    assert "Estimated on folds, at most 10 % of images like these 40 training images" in text
+    assert "Estimated on folds, at most 10 % of images like these 60 training images" in text
     page.script(CHOOSE.replace("ID", "error").replace("VALUE", "0.1"))
     both = page.script(chosen.replace("VALUE", "0.1"))[::-1]
     assert both == ["answer", "none of these"]

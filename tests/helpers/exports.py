@@ -25,8 +25,8 @@ def write_export(folder: Path, deciding: bool = False) -> Path:
     facts = {"size": 8, "resize": "shortest", "interpolation": "bicubic"}
     (folder / TRANSFORM).write_text(json.dumps({**facts, "mean": [0] * 3, "std": [1] * 3}))
     if deciding:
-        shares = np.linspace(0.2, 0.9, 40).round(6).tolist()
-        calibration = Calibration((*shares,), tuple(i % 3 for i in range(40)), 3, "held out")
+        shares = np.linspace(0.2, 0.9, 48).round(6).tolist()
+        calibration = Calibration((*shares,), tuple(i % 3 for i in range(48)), 3, "held out")
         rejection = RejectionScore((*shares,), (*shares,), "held out")
         tree = Taxonomy.of({"red": "warm", "=green": "cold", "3": "cold"}, NAMES)
         write_decider(folder, Decider(NAMES, 3, calibration, rejection, tree))

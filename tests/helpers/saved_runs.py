@@ -39,16 +39,16 @@ def exported(
 
 @pytest.fixture(scope="session")
 def calibrated(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the run with 40 images that it was not fitted to: at an error of 10 %, classes of a
+    """A copy of the run with 48 images that it was not fitted to: at an error of 10 %, classes of a
     probability of 0.2 or more are in the sets; of the colours, 10 % are turned away from a distance
     of about 0.4."""
     folder = tmp_path_factory.mktemp("calibrated") / "run"
     shutil.copytree(finished, folder)
     facts = json.loads((folder / "model.json").read_text())
-    shares = [0.05, 0.1, 0.15, *np.linspace(0.2, 0.99, 37).round(6).tolist()]
-    calibration = Calibration((*shares,), (*range(4),) * 10, 4, "held out")
-    sure, far = np.linspace(0.9, 0.99, 36), np.linspace(0, 0.3, 36)
-    own = RejectionScore((*sure.tolist(), *[0.6] * 4), (*far.tolist(), *[0.39] * 4), "held out")
+    shares = [0.05, *np.linspace(0.2, 0.99, 47).round(6).tolist()]
+    calibration = Calibration((*shares,), (*range(4),) * 12, 4, "held out")
+    sure, far = np.linspace(0.9, 0.99, 46), np.linspace(0, 0.3, 46)
+    own = RejectionScore((*sure.tolist(), *[0.6] * 2), (*far.tolist(), *[0.39] * 2), "held out")
     facts |= {"calibration": calibration.json(), "familiarity": own.json()}
     (folder / "model.json").write_text(json.dumps(facts))
     lines = (folder / "SHA256SUMS").read_text().splitlines()

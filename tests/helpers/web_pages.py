@@ -79,9 +79,9 @@ def write_site(out: Path) -> Path:
     (out / LABELS).write_text(json.dumps(NAMES))
     numbers = {"size": 32, "resize": "shortest", "interpolation": "bicubic", "fill": 0}
     (out / TRANSFORM).write_text(json.dumps(numbers | {"mean": [0, 0, 0], "std": [1, 1, 1]}))
-    shares = [0.01, 0.02, 0.05, *np.linspace(0.06, 0.99, 37).round(6).tolist()]
-    calibration = Calibration((*shares,), (*range(len(NAMES)),) * 2, len(NAMES), "folds")
-    sure, far = np.linspace(0.5, 0.99, 40).round(6), np.linspace(0, 0.45, 40).round(6)
+    shares = [0.02, 0.05, *np.linspace(0.06, 0.99, 58).round(6).tolist()]
+    calibration = Calibration((*shares,), (*range(len(NAMES)),) * 3, len(NAMES), "folds")
+    sure, far = np.linspace(0.5, 0.99, 60).round(6), np.linspace(0, 0.45, 60).round(6)
     rejection = RejectionScore((*sure.tolist(),), (*far.tolist(),), "folds")
     tree = Taxonomy.of({NAMES[1]: "warm", NAMES[18]: "warm"}, NAMES)
     write_decider(out, Decider(NAMES, len(NAMES), calibration, rejection, tree))

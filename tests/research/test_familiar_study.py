@@ -28,7 +28,7 @@ def test_rates_by_hand() -> None:
 
 
 def test_images_that_are_turned_away() -> None:
-    own = RejectionScore((0.9,) * 39, (*np.linspace(0.1, 0.2, 39),), "folds")
+    own = RejectionScore((0.9,) * 78, (*np.linspace(0.1, 0.2, 78),), "folds")
     found = {"doubt": np.full(4, 0.1), "distance": np.array([0.15, 0.196, 0.199, 0.5])}
     assert familiar.turned_away(own, found) == 50  # k is 2
 

@@ -179,8 +179,8 @@ def test_only_listed_origins_are_allowed(
 
 # A promised error
 
-SHARES = (0.1, 0.2, 0.3, 0.4, *np.linspace(0.5, 0.99, 36).round(6).tolist())
-CALIBRATION = Calibration((*SHARES,), (0, 1, 2, 0) * 10, 3, "folds")  # limit at 10 %: 0.4
+SHARES = (0.2, 0.4, *np.linspace(0.5, 0.99, 46).round(6).tolist())
+CALIBRATION = Calibration((*SHARES,), (0, 1, 2, 0) * 12, 3, "folds")  # limit at 10 %: 0.4
 MIXED = ("mixed.png", colour_image(200, 160, 0))
 
 
@@ -208,13 +208,13 @@ def test_sets_and_decisions(promising: TestClient) -> None:
     assert 'rmadapter_decisions_total{decision="answer",model="toy"} 5.0' in text
     assert 'rmadapter_decisions_total{decision="unsure",model="toy"} 4.0' in text
     facts = promising.get("/info").json()["models"]["toy"]
-    assert facts["calibration"] == {"images": 40, "source": "folds", "grouped": False}
+    assert facts["calibration"] == {"images": 48, "source": "folds", "grouped": False}
 
 
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        ("0.01", "an error of 1 % needs 99 images"),
+        ("0.01", "an error of 1 % needs 230 images"),
         ("x", "'x' is no share such as 5%"),
         ("-1", "'-1' is no share"),
         ("nan", "'nan' is no share"),
@@ -252,12 +252,12 @@ def test_page_offers_possible_errors(promising: TestClient) -> None:
     assert "<strong>answer</strong></p>" in page
     answer = promising.post("/?model=toy", files=form(RED), data={"error": "0.01"})
     assert answer.status_code == 422
-    assert "needs 99 images" in answer.text
+    assert "needs 230 images" in answer.text
 
 
 # None of these
 
-OWN = RejectionScore((*np.linspace(0.5, 0.99, 40),), (*np.linspace(0, 0.3, 40),), "held out")
+OWN = RejectionScore((*np.linspace(0.5, 0.99, 48),), (*np.linspace(0, 0.3, 48),), "held out")
 BLUE = ("blue.png", colour_image(0, 50, 250))
 
 
@@ -288,7 +288,7 @@ def test_strange_images(knowing: TestClient) -> None:
     assert 'rmadapter_decisions_total{decision="none of these",model="toy"} 4.0' in text
     assert 'rmadapter_decisions_total{decision="answer",model="toy"} 4.0' in text
     facts = knowing.get("/info").json()["models"]["toy"]
-    assert facts["familiarity"] == {"images": 40, "source": "held out", "grouped": False}
+    assert facts["familiarity"] == {"images": 48, "source": "held out", "grouped": False}
 
 
 def test_an_image_of_an_added_class_is_not_strange() -> None:
@@ -300,7 +300,7 @@ def test_an_image_of_an_added_class_is_not_strange() -> None:
 @pytest.mark.parametrize(
     ("share", "message"),
     [
-        ("0.01", "to turn away 1 % needs 99 images"),
+        ("0.01", "to turn away 1 % needs 230 images"),
         ("x", "'x' is no share such as 5%"),
         ("100%", "'100%' is no share"),
         ("5e-324", "needs"),

@@ -300,7 +300,7 @@ def test_sets_and_strange_images_at_chosen_shares(
     open_run(page, "with a calibration")
     assert page.script("document.getElementById('error').value") == "0.05"
     promised = "document.getElementById('promised').textContent"
-    assert "on at most 5\xa0% of images like these 40 images" in page.script(promised)
+    assert "on at most 5\xa0% of images like these 48 images" in page.script(promised)
     choose(page, "#files", *map(str, blends[:12]))
     until_count(page, "#answers > li", 12)
     decisions = "[...document.querySelectorAll('.decision')].map((e) => e.textContent)"
@@ -322,7 +322,7 @@ def test_sets_and_strange_images_at_chosen_shares(
     assert page.script(decisions)[0] == "none of these"
     assert "answer" in page.script(decisions)
     kept = "document.getElementById('kept').textContent"
-    assert "At most 10\xa0% of images like these 40 images" in page.script(kept)
+    assert "At most 10\xa0% of images like these 48 images" in page.script(kept)
     check_both_layouts(page)
     page.script(f"{share}.value = '0'; {changed}")
     assert page.script(decisions) == [""] * 13

@@ -195,7 +195,7 @@ def test_sets_at_each_error_that_can_be_promised(
     shutil.copytree(calibrated, tmp_path / "runs/calibrated")
     session.open("calibrated")
     model = session.state()["model"]
-    assert model["calibration"] == {"images": 40, "source": "held out", "grouped": False}
+    assert model["calibration"] == {"images": 48, "source": "held out", "grouped": False}
     assert (model["errors"], model["added"]) == ([0.05, 0.1], 0)
     saved = load(calibrated, session.shared.backbone)
     predictor = Predictor(saved.fitted, saved.names, [*map(str, saved.labels)], error=0.1)
@@ -217,7 +217,7 @@ def test_images_are_rejected_at_each_share(
     shutil.copytree(calibrated, tmp_path / "runs/calibrated")
     session.open("calibrated")
     model = session.state()["model"]
-    assert model["familiarity"] == {"images": 40, "source": "held out", "grouped": False}
+    assert model["familiarity"] == {"images": 48, "source": "held out", "grouped": False}
     assert model["shares"] == [0.05, 0.1]
     saved, images = load(calibrated, session.shared.backbone), [*blends, noise]
     predictor = Predictor(saved.fitted, saved.names, saved.names, reject_rate=0.1)

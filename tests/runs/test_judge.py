@@ -266,7 +266,7 @@ def test_balanced_accuracy_stands_beside_where_classes_have_unequal_numbers(
 
 def test_undrawn_images_calibrate_by_halves(tiny_clip: Backbone) -> None:
     """Half of them calibrate the sets of the others, and all of them the model."""
-    images = grouped_noise("ab" * 40, [""] * 80)
+    images = grouped_noise("ab" * 60, [""] * 120)
     wanted, lab = prepare(tiny_clip, {"all": images}, shots=8)
     few = lab.draw(wanted.task)
     done = run_task(wanted.task, wanted.method, lab, wanted.name, baselines=BASELINES)
@@ -313,7 +313,7 @@ def test_groups_of_shots_calibrate_by_one_image_each(tiny_clip: Backbone) -> Non
 
 
 def test_answers_that_depend_on_those_before_calibrate_nothing(tiny_clip: Backbone) -> None:
-    images = grouped_noise("ab" * 40, [""] * 80)
+    images = grouped_noise("ab" * 60, [""] * 120)
     wanted, lab = prepare(tiny_clip, {"all": images}, "tda", shots=8)
     few = lab.draw(wanted.task)
     done = run_task(wanted.task, wanted.method, lab, wanted.name, baselines=BASELINES)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rmadapter.answers.held_out import most_missed
 from rmadapter.answers.sets import Calibration
 from rmadapter.answers.taxonomy import Taxonomy
 from rmadapter.metrics import wilson
@@ -26,11 +25,11 @@ def table_of(own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_a_promise_is_measured_on_other_images() -> None:
-    calibration = Calibration.of(*table_of(np.linspace(0.31, 0.49, 19)), "folds")
-    table, labels = table_of(np.array([0.2, 0.3, 0.4, 0.6, 0.65, 0.9]))  # the limits are 0.31
-    five, ten = answered(table, labels).measured(calibration)  # 1 % needs 99 images
+    calibration = Calibration.of(*table_of(np.linspace(0.31, 0.49, 45)), "folds")
+    table, labels = table_of(np.array([0.2, 0.3, 0.4, 0.6, 0.65, 0.9]))  # at 5 %: 0.31
+    five, ten = answered(table, labels).measured(calibration)  # 1 % needs 230 images
     assert (five.error, ten.error) == (5, 10)
-    assert (five.calibrated, five.most) == (19, 100 * most_missed(19, 0.05))
+    assert (five.calibrated, five.most) == (45, None)
     assert five.missed == pytest.approx(100 * 2 / 6)
     assert (five.low, five.high) == wilson(2, 6)
     # two are answered wrongly, one rightly, and three have both classes
@@ -43,8 +42,8 @@ def test_a_promise_is_measured_on_other_images() -> None:
 
 def test_parents_answer_where_a_label_cannot() -> None:
     tree = Taxonomy.of({"a": "x", "b": "x", "c": "y"}, "abc")
-    shares = np.array([0.31] * 19)
-    calibration = Calibration(tuple(shares), (0,) * 19, 3, "folds")  # all limits are 0.31
+    shares = np.array([0.31] * 45)
+    calibration = Calibration(tuple(shares), (0,) * 45, 3, "folds")  # all limits are 0.31
     table = np.array([
         [0.9, 0.05, 0.05], [0.5, 0.4, 0.1], [0.5, 0.4, 0.1], [0.5, 0.1, 0.4], [0.1, 0.1, 0.8],
     ])  # fmt: skip
@@ -64,32 +63,22 @@ def test_nothing_is_measured_where_nothing_can_be_promised() -> None:
     table, labels = table_of(np.linspace(0.1, 0.9, 8))
     assert answered(table, labels).measured(Calibration.of(table, labels, "folds")) == ()
     assert answered(table, labels).cross_measured(np.arange(8) % 2, "folds") == ()
-    assert answered(*table_of(np.ones(30))).cross_measured(np.zeros(30), "folds") == ()
+    assert answered(*table_of(np.ones(60))).cross_measured(np.zeros(60), "folds") == ()
 
 
 def test_each_part_is_measured_by_the_others() -> None:
     """Images of a part that is worse than the other are missed, and those of the other are not."""
-    table, labels = table_of(np.repeat([0.9, 0.2], 30))
-    [five, _] = answered(table, labels).cross_measured(np.repeat([0, 1], 30), "held out")
-    assert (five.missed, five.calibrated) == (50, 30)
+    table, labels = table_of(np.repeat([0.9, 0.2], 60))
+    [five, _] = answered(table, labels).cross_measured(np.repeat([0, 1], 60), "held out")
+    assert (five.missed, five.calibrated) == (50, 60)
 
 
-def test_the_bound_is_that_of_the_smallest_class_where_each_has_a_limit() -> None:
-    """The share that is missed of one class follows the distribution of its own images alone."""
-    labels = np.repeat([0, 1], [240, 108])
-    table = np.random.default_rng(0).dirichlet([1, 1], 348)
+def test_limits_of_each_class_are_measured() -> None:
+    labels = np.repeat([0, 1], [240, 208])
+    table = np.random.default_rng(0).dirichlet([1, 1], 448)
     calibration = Calibration.of(table, labels, "held out")
-    assert calibration.by_class(0.05)
-    assert calibration.bound(0.05) == most_missed(108, 0.05) > most_missed(240, 0.05)
-    [_, five, ten] = answered(table, labels).measured(calibration)
-    assert (five.most, ten.most) == (100 * most_missed(108, 0.05), 100 * most_missed(108, 0.1))
-    assert five.by_class
-    # 118 images have the stricter limit, as 0.05 * 119 is rounded down: the bound is of 119
-    labels = np.repeat([0, 1], [119, 118])
-    calibration = Calibration.of(table[:237], labels, "held out")
-    assert calibration.bound(0.05) == most_missed(119, 0.05) > most_missed(118, 0.05)
-    one = Calibration.of(table, np.zeros(348, int), "held out")  # the other class has no image
-    assert one.bound(0.05) == most_missed(348, 0.05)
+    measured = answered(table, labels).measured(calibration)
+    assert [one.by_class for one in measured] == [False, True, True]  # at 1, 5 and 10 %
 
 
 def test_halves_are_of_equal_size_and_random() -> None:
@@ -107,13 +96,13 @@ def test_a_group_is_in_one_half() -> None:
 
 
 def test_one_image_of_each_group_calibrates_and_all_are_measured() -> None:
-    """Of 40 groups, each of five images that are alike, half calibrate the other half."""
-    own = np.repeat(np.random.default_rng(0).uniform(0.05, 0.45, 40), 5)
+    """Of 100 groups, each of five images that are alike, half calibrate the other half."""
+    own = np.repeat(np.random.default_rng(0).uniform(0.05, 0.45, 100), 5)
     table, labels = table_of(own)
-    groups = np.arange(200) // 5
-    [five, _] = answered(table, labels, groups).cross_measured(halves(groups, 0), "held out")
-    assert five.calibrated == 20
+    groups = np.arange(500) // 5
+    five, _ = answered(table, labels, groups).cross_measured(halves(groups, 0), "held out")
+    assert five.calibrated == 50
     assert five.misses == (five.missed, None)
     alone = answered(table, labels).cross_measured(halves(groups, 0), "held out")[0]
-    assert alone.calibrated == 100
+    assert alone.calibrated == 250
     assert five.high - five.low > alone.high - alone.low

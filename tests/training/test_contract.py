@@ -133,8 +133,8 @@ def test_unfamiliar_is_far_from_the_nearest_training_image(
 
 def test_promises_are_for_the_classes_of_the_fit_and_further_ones(tiny_clip: Backbone) -> None:
     known = Known(("cat", "dog"), ("a {}.",))
-    calibration = Calibration((0.5,) * 40, (0, 1) * 20, 2, "held out")
-    rejection = RejectionScore((0.9,) * 40, (*np.linspace(0, 0.3, 40).tolist(),), "held out")
+    calibration = Calibration((0.5,) * 48, (0, 1) * 24, 2, "held out")
+    rejection = RejectionScore((0.9,) * 48, (*np.linspace(0, 0.3, 48).tolist(),), "held out")
     fitted = replace(
         load_method("zero-shot").restore(tiny_clip, known, {}),
         calibration=calibration, familiarity=rejection, means=torch.eye(2, 40),

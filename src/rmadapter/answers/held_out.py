@@ -19,11 +19,9 @@ Origin: TypeAlias = Literal["folds", "held out"]
 HeldOutType = TypeVar("HeldOutType", bound="HeldOut")
 SHARES = (0.01, 0.05, 0.1)  # that are measured, and offered where there is a choice
 MAX_CALIBRATION_IMAGES = 10_000
-CONFIDENCE = 0.95  # of a bound
-BOUND_STEPS = 50  # halvings of 0 to 1, after which a bound is as exact as a float
+CONFIDENCE = 0.9  # share of draws of the images by which a promise is kept
 # before what is promised: the models of folds are not the one that promises
 ESTIMATED: dict[Origin, str] = {"folds": "estimated on folds, ", "held out": ""}
-IF_EXACT: dict[Origin, str] = {"folds": ", if the folds were such a draw", "held out": ""}
 
 
 class HeldOutFacts(TypedDict):
@@ -94,8 +92,7 @@ class HeldOut(ABC):
         return least_share(self.images)
 
     def rank(self, share: float) -> int:
-        """Return k = floor((N + 1) share), the number of places among N + 1 images that a promised
-        share allows.
+        """Return the number k of the N images that a promised share allows, as `rank`.
 
         Raises:
             UserError: The share is not between 0 and 1, or there are fewer images than it needs.
@@ -113,11 +110,6 @@ class HeldOut(ABC):
                 f"{100 * self.least:g} % or more, or fit again to more images{folds}"
             )
         return places
-
-    def bound(self, share: float) -> float:
-        """Return the share that stands for the promised one in 95 % of draws of the images, as from
-        `most_missed`."""
-        return most_missed(self.images, share)
 
     @abstractmethod
     def promise(self, share: float) -> str:
@@ -152,40 +144,25 @@ def describe_images(images: int, source: Origin, grouped: bool = False) -> str:
 
 
 def needed(share: float) -> int:
-    """Return how many images a share above 0 needs."""
-    return math.ceil(round(min(1 / share, 1e12), 9)) - 1  # 1 / share may be infinite
+    """Return how many images a share between 0 and 1 needs: the smallest N with a `rank`."""
+    images = math.log(1 - CONFIDENCE) / math.log1p(-share)  # infinite for the tiniest shares
+    return math.ceil(round(min(images, 1e12), 9))
 
 
 def least_share(images: int) -> float:
     """Return the smallest share that so many images allow, rounded up to a tenth of a percent."""
-    return math.ceil(round(1000 / (images + 1), 9)) / 1000
+    share = 1 - math.exp(math.log(1 - CONFIDENCE) / images)
+    return math.ceil(round(1000 * share, 9)) / 1000
 
 
 def rank(images: int, share: float) -> int:
-    """Return k = floor((N + 1) share), the place of a limit among N images, from 1; 0 if they are
-    too few."""
-    return math.floor(round((images + 1) * share, 9))
+    """Return the place k of a limit among N images, from 1, by which at most a share of new images
+    is missed for nine of ten draws of the N images; 0 if they are too few.
 
-
-def most_missed(images: int, share: float) -> float:
-    """Return the share of new images below the k-th smallest of N numbers, at most, with 95 %
-    confidence (Vovk, 2012).
-
-    It follows Beta(k, N + 1 - k), k = floor((N + 1) share), whose mean is at most `share`, and is
-    below x with the probability that at least k of N uniform numbers are. Raises ValueError if k is
-    0.
+    What lies below the k-th smallest of N numbers follows Beta(k, N + 1 - k), and is at most
+    `share` with the probability that at least k of N uniform numbers are (Vovk, 2012).
     """
-    k = rank(images, share)
-    if not k:
-        raise ValueError(f"{images} images for a share of {share}")
-    fewer = np.arange(k)  # numbers below x: fewer than k
+    fewer = np.arange(math.ceil(images * share) + 1)  # numbers below the share; the median is here
     ways = np.cumsum(np.log(np.append(1, (images - fewer[:-1]) / (fewer[:-1] + 1))))
-    low, high = 0.0, 1.0
-    for _ in range(BOUND_STEPS):
-        x = (low + high) / 2
-        chances = np.exp(ways + fewer * math.log(x) + (images - fewer) * math.log1p(-x))
-        if chances.sum() > 1 - CONFIDENCE:
-            low = x
-        else:
-            high = x
-    return high
+    chances = np.exp(ways + fewer * math.log(share) + (images - fewer) * math.log1p(-share))
+    return int(np.count_nonzero(chances.cumsum() <= 1 - CONFIDENCE))

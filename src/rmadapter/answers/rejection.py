@@ -12,7 +12,6 @@ import numpy as np
 
 from rmadapter.answers.held_out import (
     ESTIMATED,
-    IF_EXACT,
     MAX_CALIBRATION_IMAGES,
     HeldOut,
     Origin,
@@ -100,9 +99,9 @@ class RejectionScore(HeldOut):
     def accepts(self, probabilities: np.ndarray, distances: np.ndarray, share: float) -> np.ndarray:
         """Return whether each of B images is in distribution, [B] bool.
 
-        An image is rejected if it is among the k of the highest scores of itself and the N held-out
-        images, k = floor((N + 1) share). Of new images of the model's classes that are like these,
-        at most `share` are, on average over draws of the N images.
+        An image is rejected if fewer than k of the N held-out images have as high a score, with the
+        k of `rank`. Of new images of the model's classes that are like these, at most `share` are,
+        for about nine of ten draws of the N images.
 
         Args:
             probabilities: Table [B, C].
@@ -125,11 +124,10 @@ class RejectionScore(HeldOut):
         return np.array(accepted, bool)
 
     def promise(self, share: float) -> str:
-        images = describe_images(**self.facts) + "," * (self.source == "folds")
         return (
-            f"{ESTIMATED[self.source]}at most {100 * share:g} % of images like these {images} are "
-            f"called {NONE_OF_THESE}, on average; for 95 % of such draws of images it is at most "
-            f"{100 * self.bound(share):.1f} %{IF_EXACT[self.source]}"
+            f"{ESTIMATED[self.source]}at most {100 * share:g} % of images like these "
+            f"{describe_images(**self.facts)}, are called {NONE_OF_THESE}, in nine of ten draws "
+            "like this one"
         )
 
 

@@ -102,8 +102,8 @@ class Promise(Value):
         error: Share of images whose sets may miss the right class.
         calibrated: Number of images of the calibration, or of their groups; of the smallest, if
             there were several.
-        most: Share that one such calibration misses at most, with 95 % confidence; with `by_class`,
-            of the images of any one class.
+        most: In earlier records, when an error was promised on average over calibrations: share
+            that 95 % of calibrations miss at most.
         by_class: Whether every class has a limit of its own.
         missed: Share of the judged images whose sets miss the right class.
         low, high: 95 % interval of that share, as `metrics.interval`.
@@ -118,7 +118,7 @@ class Promise(Value):
 
     error: Percent
     calibrated: int = Field(ge=1, le=10**9)
-    most: Percent
+    most: Percent | None = None
     by_class: bool
     missed: Percent
     low: Percent

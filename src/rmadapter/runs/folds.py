@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from rmadapter import metrics
-from rmadapter.answers.held_out import Origin
+from rmadapter.answers.held_out import SHARES, Origin, needed
 from rmadapter.answers.rejection import RejectionScore
 from rmadapter.answers.sets import Calibration
 from rmadapter.data.duplicates import groups
@@ -42,7 +42,7 @@ FOLDS = 4  # divides 4, 8 and 16 shots per class evenly
 CHEAP_COSTS: tuple[Cost, ...] = ("nothing", "features")  # to train: judged on all folds
 
 FIRST_STEPS = 5  # by which the pace of a training is known
-CALIBRATION_IMAGES = 100  # answers by which an error of 1 % can be promised
+CALIBRATION_IMAGES = needed(SHARES[0])  # answers by which an error of 1 % can be promised
 # Answers by which an accuracy is known within two points, whatever it is: 1.96 ** 2 / 4 / 0.02 ** 2
 JUDGING_IMAGES = 2401
 MAX_TEMPERATURE = 20.0  # the highest temperature, and one over the lowest

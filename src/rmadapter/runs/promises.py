@@ -88,7 +88,6 @@ class Answered:
         return Promise(
             error=100 * error,
             calibrated=min(calibration.images for _, calibration in parts),
-            most=100 * max(calibration.bound(error) for _, calibration in parts),
             by_class=all(calibration.by_class(error) for _, calibration in parts),
             missed=100 * float(missed.mean()),
             low=low,

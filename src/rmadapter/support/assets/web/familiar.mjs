@@ -1,14 +1,14 @@
 // Images that are none of the classes, and no more than a promised share of those that are: answers/rejection.py, number by number.
 
+import { rank } from "./sets.mjs";
+
 const ODDS_WEIGHT = 0.5; // of the log-odds beside the distance
 const MIN_DOUBT = 1e-6; // a smaller one is rounding
 const MAX_CALIBRATION_IMAGES = 10000;
 export const NONE = "none of these";
 
-const place = (images, share) => Math.floor(Math.round((images + 1) * share * 1e9) / 1e9);
-
 // Whether so many images are enough for a share.
-export const possible = ({ sure }, share) => place(sure.length, share) > 0;
+export const possible = ({ sure }, share) => rank(sure.length, share) > 0;
 
 // The familiarity of a model with so many classes. Raises an Error for anything else.
 export function checked(familiarity, count) {
@@ -34,14 +34,14 @@ function deviation(values, one) {
 }
 
 // A function that says of rows {probability, place} of an image, the most probable first, and of its distance whether it is
-// none of the classes: its score is among the highest of the own images and itself. An image of a class that was added by name, which
-// come last, never is.
+// none of the classes: too few of the own images have as high a score. An image of a class that was added by name, which come last,
+// never is.
 export function judge({ sure, distances, known }, share) {
-  const most = place(sure.length, share), own = sure.map(odds);
+  const least = rank(sure.length, share), own = sure.map(odds);
   return (rows, distance) => {
     if (rows[0].place >= known) return false;
     const certain = odds(rows[0].probability), far = deviation(distances, distance), doubt = deviation(own, certain);
     const higher = own.filter((each, i) => (distances[i] - distance) / far - ODDS_WEIGHT * ((each - certain) / doubt) >= 0);
-    return higher.length < most;
+    return higher.length < least;
   };
 }

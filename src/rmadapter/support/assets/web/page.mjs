@@ -2,7 +2,7 @@
 
 import { load } from "./answer.mjs";
 import { judge, NONE, possible } from "./familiar.mjs";
-import { chosen, decide, ERRORS, limits, needed } from "./sets.mjs";
+import { chosen, decide, ERRORS, limits, rank } from "./sets.mjs";
 import { best, common } from "./taxonomy.mjs";
 
 const SHOWN = 5; // answers on a card
@@ -92,11 +92,11 @@ const opening = ({ source }, word) => source === "folds" ? `Estimated on folds, 
 // Offers the errors for which the calibration has enough images.
 function offerErrors(calibration, labels) {
   const images = calibration?.shares.length ?? 0;
-  offer(error, promise, ERRORS.filter((each) => images >= needed(each)), (chosenError) => {
+  offer(error, promise, ERRORS.filter((each) => rank(images, each)), (chosenError) => {
     const more = labels.length - calibration.known;
     bounds = chosenError ? limits(calibration, chosenError, labels.length) : null;
     promised.textContent = chosenError ? `${opening(calibration, "The")} right class is missing on at most ` +
-      `${100 * chosenError} % of ${named(images, calibration)}.` +
+      `${100 * chosenError} % of ${named(images, calibration)}, in nine of ten calibrations like this one.` +
       `${more ? ` More may be missed, as classes were added by name (${more}).` : ""}` : "";
     decideAll(chosenError && `At ${100 * chosenError} %`);
   });
@@ -108,7 +108,7 @@ function offerShares(familiarity) {
   offer(share, away, shares, (chosenShare) => {
     isNone = chosenShare ? judge(familiarity, chosenShare) : null;
     kept.textContent = chosenShare ? `${opening(familiarity, "At")} most ${100 * chosenShare} % of ` +
-      `${named(familiarity.sure.length, familiarity)}${familiarity.source === "folds" ? "," : ""} are called so.` : "";
+      `${named(familiarity.sure.length, familiarity)}, are called so, in nine of ten draws like this one.` : "";
     decideAll(chosenShare && `Turning away ${100 * chosenShare} %`);
   });
 }
