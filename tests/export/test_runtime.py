@@ -450,7 +450,7 @@ def test_sets_of_an_export(promising: Path, folder: Path, tmp_path: Path) -> Non
         )
 
     done = call("--error", "40%", "--top", 1)
-    assert "at most 20 % of images like these 5 training images" in done.stderr
+    assert "at most 40 % of images like these 5 training images" in done.stderr
     assert done.stdout.splitlines() == [
         "image,label,probability,guess,unsure,set,decision",
         f'{red},red,0.576117,red,false,"[""red""]",answer',

@@ -180,6 +180,24 @@ def _count_files(folder: Path, ignored: Counter[str]) -> None:
 FORMAT = Format("class folders", os.path.isdir, read, check=check_layout)
 
 
+# Images of one class
+
+
+def is_one_class(folder: Path) -> bool:
+    """Return whether a folder holds images and no class folders."""
+    return folder.is_dir() and _holds_image(folder) and not _folders(folder)
+
+
+def _read_class(folder: Path, options: ReadOptions) -> Listing:
+    """List the images of a folder as one class, which has the folder's name."""
+    ignored: Counter[str] = Counter()
+    images = image_files(folder, ignored=ignored)
+    return Listing(folder, {"all": [Row(folder.resolve().name, one) for one in images]}, ignored)
+
+
+ONE_CLASS = Format("images of one class", is_one_class, _read_class)  # where a class is added
+
+
 # Writing
 
 
