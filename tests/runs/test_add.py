@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from rmadapter.artifacts.checkpoint import Saved, load
+from rmadapter.artifacts.model_file import read_model
 from rmadapter.artifacts.record import Record, read_record
 from rmadapter.backbones import Backbone
 from rmadapter.data.fewshot import read_split
@@ -261,6 +262,18 @@ def test_the_verb_add(rmadapter: Command, run: Path, tmp_path: Path) -> None:
     assert table.err == ""
     assert "judged on the test split" in table.out
     assert read_record(tmp_path / "new/run.json").command.startswith("rmadapter add ")
+
+
+def test_the_verb_add_takes_images_of_one_class(
+    rmadapter: Command, run: Path, tmp_path: Path
+) -> None:
+    """The class has the folder's name; a run made of this folder alone has none."""
+    folder = write(tmp_path / "photos", yellow=(YELLOW, 5)) / "yellow"
+    out = tmp_path / "new"
+    rmadapter.done("add", run, folder, "--out", out, *backbone_option(run))
+    assert read_split(out / "split.json").counts("all") == (2, 2, 2, 2, 2)  # shots of each
+    assert read_model(out / "model.json").labels[-1] == "yellow"
+    refused(rmadapter("fit", folder, "--out", tmp_path / "run"), "no class folders")
 
 
 def test_the_verb_compare(
