@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from rmadapter.artifacts.record import read_record
-from rmadapter.backbones import Backbone, published, speed
+from rmadapter.backbones import Backbone, load_backbone, published, speed
+from rmadapter.backbones.names import PRESETS, check_name
+from rmadapter.runs.request import Request
 from rmadapter.support.machine import processor
 from rmadapter_pocket import POCKET, POCKET_3
 from tests.helpers.shell import Command, refused, rmadapter
@@ -20,12 +22,16 @@ __all__ = ["rmadapter"]  # a fixture
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize("name", [one for one in published.PUBLISHED if one.endswith("/openai")])
+@pytest.mark.parametrize(
+    "name", [one for one in published.PUBLISHED if "/" in one and ":" not in one]
+)
 def test_sizes_are_those_of_the_weights(name: str) -> None:
     architecture, tag = name.split("/")
-    assert open_clip.get_pretrained_cfg(architecture, tag)["hf_hub"].startswith("timm/")
+    assert open_clip.get_pretrained_cfg(architecture, tag)["hf_hub"].startswith(("timm/", "laion/"))
+    config = {**open_clip.get_model_config(architecture)}  # type: ignore[dict-item]
+    kind = open_clip.CustomTextCLIP if config.pop("custom_text", False) else open_clip.CLIP
     with torch.device("meta"):
-        model = open_clip.CLIP(**open_clip.get_model_config(architecture))  # type: ignore[arg-type]
+        model = kind(**config)
     megabytes = sum(p.numel() for p in model.parameters()) * 4 / 1e6
     assert round(megabytes) == published.PUBLISHED[name].megabytes
 
@@ -77,7 +83,7 @@ def test_the_page_has_the_listed_backbones() -> None:
 def test_only_a_small_backbone_of_a_package_has_a_caveat(monkeypatch: pytest.MonkeyPatch) -> None:
     text = published.caveat("pocket-3")
     assert "pocket-3" in text
-    assert "ViT-B-16/openai" in text
+    assert PRESETS["laptop"] in text
     assert POCKET_3.PURPOSE in text
     assert "pocket takes" in text
     assert f"{POCKET.PURPOSE};" in published.caveat("pocket")
@@ -111,18 +117,42 @@ def test_the_command_gets_one_and_lists_all(
     for wrong in (["get"], ["fetch", "pocket"]):
         refused(rmadapter("backbones", *wrong), "`rmadapter backbones get NAME`")
     refused(rmadapter("backbones", "get", "ViT-B-16/openai"), "cannot be reached")
-    speeds = {"ViT-B-16/openai": 12.34, speed.SMALL_BACKBONE: 50.0}
-    monkeypatch.setattr(speed, "cost_of", lambda name, device: (speeds.get(name, 1.0), 598.5))
-    rows = {row["name"]: row for row in json.loads(rmadapter("backbones", "--speed", "--json").out)}
-    assert [rows["ViT-B-16/openai"][key] for key in speed.SPEED_FIELDS] == [12.3, 598.5]
+    monkeypatch.setattr(speed, "cost_of", lambda name, device: (12.34, 598.5))
+    every = rmadapter("backbones", "--all", "--speed", "--json")
+    rows = {row["name"]: row for row in json.loads(every.out)}
+    for name in ("ViT-B-16/openai", *PRESETS.values()):
+        assert [rows[name][key] for key in speed.SPEED_FIELDS] == [12.3, 598.5]
     assert "598 MB" in rows["ViT-B-16/openai"]["state"]
-    assert speed.SMALL_BACKBONE not in {
-        row["name"] for row in json.loads(rmadapter("backbones", "--json").out)
-    }
     shown = rmadapter("backbones", "--speed").out
     assert "images/s here" in shown
-    assert shown.index("MobileCLIP2-S0") < shown.index("ViT-B-16/openai")  # the fastest first
     assert processor() in shown
+
+
+def test_three_come_first_and_others_that_are_not_here_only_with_all(
+    rmadapter: Command, empty_hub: Path
+) -> None:
+    rows = json.loads(rmadapter("backbones", "--json").out)
+    assert [row["name"] for row in rows[:3]] == [*PRESETS.values()]
+    assert {row["state"] for row in rows[3:]} <= {published.READY}
+    every = json.loads(rmadapter("backbones", "--all", "--json").out)
+    assert len(every) > len(rows)
+    shown = rmadapter("backbones").out
+    assert all(f"{preset} (" in shown for preset in PRESETS)
+
+
+def test_a_preset_is_recorded_by_the_name_that_it_stands_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for given, name in (
+        ("laptop", PRESETS["laptop"]),
+        ("pocket,phone", "pocket,PE-Core-S-16-384/meta"),
+    ):
+        assert Request.make({"backbone": given}).task.backbone == name
+    check_name("accuracy")
+    asked: list[str] = []
+    monkeypatch.setattr("rmadapter.backbones.load._from_architecture", asked.append)
+    load_backbone("phone")
+    assert asked == [PRESETS["phone"]]
 
 
 def test_a_licence_is_known_or_called_unknown() -> None:

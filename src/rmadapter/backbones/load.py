@@ -45,6 +45,7 @@ from rmadapter.backbones.names import (
     WEIGHTS_SUFFIXES,
     check_architecture,
     check_name,
+    full_name,
     names_in,
     nearest,
 )
@@ -80,6 +81,8 @@ def load_backbone(name: str) -> Backbone:
     - the name of a backbone that an installed package brings: `"pocket-3"`, the small offline
       default, and `"pocket"`, at 112 pixels in a fifth of the time, come with rmadapter-pocket
       (docs/reference/pocket.md);
+    - `"laptop"`, `"accuracy"` or `"phone"`: a published model for that use, as `rmadapter
+      backbones` lists them;
     - `"ARCHITECTURE/TAG"`: an open_clip architecture and the tag of its weights, as in
       `"ViT-B-16/openai"`. Weights trained with QuickGELU get it, whether or not the architecture's
       name says `-quickgelu`;
@@ -116,6 +119,7 @@ def load_backbone(name: str) -> Backbone:
         >>> backbone.image_size, len(backbone.digest)
         (32, 64)
     """
+    name = full_name(name)
     folder = user_path(name)
     if name.startswith(HF_HUB):
         repository = name.removeprefix(HF_HUB)

@@ -16,6 +16,12 @@ from rmadapter.support.files import user_path
 HF_HUB = "hf-hub:"  # before OWNER/NAME, for a backbone on the Hugging Face hub
 TIMM = "timm:"  # before what `TimmName` reads, for an image encoder alone
 AUTO = "auto"  # instead of a name, for those that are on this disk
+# names for what a user wants, which stand for backbones whose licences allow commercial use
+PRESETS = {
+    "laptop": "ViT-B-32/datacomp_xl_s13b_b90k",
+    "accuracy": "ViT-L-16-SigLIP2-256/webli",
+    "phone": "PE-Core-S-16-384/meta",
+}
 NO_WEIGHTS = "none"  # instead of a tag, for random weights
 WEIGHTS_SUFFIXES = (".safetensors", *PICKLE_SUFFIXES)
 
@@ -53,12 +59,17 @@ class TimmName(NamedTuple):
 
 
 def names_in(text: str) -> list[str]:
-    """Return the backbones that a text names: a folder, or names separated by commas. Raises
-    UserError for an empty name."""
+    """Return the backbones that a text names: a folder, or names separated by commas, of which
+    those of `PRESETS` are resolved. Raises UserError for an empty name."""
     names = [text] if user_path(text).exists() else [name.strip() for name in text.split(",")]
     if not all(names):
         raise UserError(f"backbone {text!r}: separate names with single commas")
-    return names
+    return [full_name(name) for name in names]
+
+
+def full_name(name: str) -> str:
+    """Return the backbone that a name of `PRESETS` stands for; any other name, as it is."""
+    return PRESETS.get(name, name)
 
 
 def joined(names: str | Sequence[str]) -> str:
@@ -79,6 +90,7 @@ def check_name(name: str) -> None:
 
     Tags of weights and architectures of timm are checked when they are loaded.
     """
+    name = full_name(name)
     if name.startswith(HF_HUB) or user_path(name).is_dir() or is_packaged(name):
         return
     if name.startswith(TIMM):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from rmadapter.backbones.names import HF_HUB, TIMM
+from rmadapter.backbones.names import HF_HUB, PRESETS, TIMM
 from rmadapter.backbones.packaged import INSTALL, OURS, POCKET_3, load_package, packaged_names
 from rmadapter.support.files import JsonObject
 
@@ -14,11 +14,10 @@ class Published(NamedTuple):
     """A published backbone of which something is known before it is downloaded.
 
     Attributes:
-        use: What its images are of.
+        use: What it is for.
         megabytes: Size of the download, in float32.
         licence: Of the weights: from the model's card on the hub or, of timm's, from timm's table.
         imagenet: Zero-shot accuracy in percent from open_clip's README, not measured here.
-        listed: Whether it is listed where it is not on the disk.
         architecture: open_clip's name of the architecture of a model on the hub, if it has one.
         weights: How the weights are published.
     """
@@ -27,7 +26,6 @@ class Published(NamedTuple):
     megabytes: int
     licence: str
     imagenet: float | None = None
-    listed: bool = True
     architecture: str = ""
     weights: str = "safetensors, from the hub"
 
@@ -36,8 +34,11 @@ AS_ITS_CARD = "as its card on the hub says"
 PICKLED = "pickled, as last looked at"
 BIOMED_CLIP = "hf-hub:microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224"
 PUBLISHED = {
+    PRESETS["laptop"]: Published("general, at a quarter of ViT-B-16's cost", 605, "MIT", 69.2),
+    PRESETS["accuracy"]: Published("general, for a GPU", 3526, "Apache-2.0", 82.5),
+    PRESETS["phone"]: Published("small", 349, "Apache-2.0"),
     "ViT-B-32/openai": Published("general", 605, "Apache-2.0", 63.2),
-    "ViT-B-16/openai": Published("general", 598, "Apache-2.0", 68.3),
+    "ViT-B-16/openai": Published("as in papers", 598, "Apache-2.0", 68.3),
     "ViT-L-14/openai": Published("general", 1710, AS_ITS_CARD, 75.5),
     "timm:vit_small_patch14_dinov2.lvd142m": Published("general", 88, "apache-2.0"),
     "timm:vit_small_patch16_dinov3.lvd1689m": Published("general", 86, "dinov3-license"),
@@ -45,14 +46,13 @@ PUBLISHED = {
     "timm:mobilenetv4_conv_small.e2400_r224_in1k": Published("small", 10, "apache-2.0"),
     "timm:vit_large_patch16_dinov3.sat493m": Published("remote sensing", 1212, "dinov3-license"),
     "hf-hub:imageomics/bioclip": Published(
-        "species", 598, "MIT", listed=False, architecture="ViT-B-16", weights=PICKLED
+        "species", 598, "MIT", architecture="ViT-B-16", weights=PICKLED
     ),
     "hf-hub:imageomics/bioclip-2": Published(
-        "species", 1710, "MIT", listed=False, architecture="ViT-L-14", weights="not stated"
+        "species", 1710, "MIT", architecture="ViT-L-14", weights="not stated"
     ),
-    BIOMED_CLIP: Published("medicine", 784, "MIT", listed=False, weights=PICKLED),
+    BIOMED_CLIP: Published("medicine", 784, "MIT", weights=PICKLED),
 }
-ADVISED_BACKBONE = "ViT-B-16/openai"
 READY = "ready"
 
 
@@ -62,10 +62,11 @@ def caveat(name: str) -> str:
     purpose = getattr(load_package(name), "PURPOSE", "") if name in packaged_names() else ""
     if not purpose:
         return ""
-    download = f"{PUBLISHED[ADVISED_BACKBONE].megabytes} MB from the Hugging Face hub, once"
+    known = PUBLISHED[PRESETS["laptop"]]
     return (
-        f"backbone {name} is {purpose}; on photographs a real CLIP, such as {ADVISED_BACKBONE} "
-        f"({download}), is far better"
+        f"backbone {name} is {purpose}; on photographs a real CLIP is far better, such as "
+        f"--backbone laptop ({PRESETS['laptop']}, {known.megabytes} MB from the Hugging Face hub, "
+        f"once; licence: {known.licence})"
     )
 
 
@@ -145,12 +146,11 @@ def _row(name: str, place: Path | None) -> JsonObject:
         megabytes = _size(place)
     elif known:
         state = f"{known.megabytes:,} MB from the Hugging Face hub when first used"
+    if known:
+        encoder = "; image encoder without text, not tested here" * name.startswith(TIMM)
+        about = f"{known.use}{encoder}; licence: {known.licence}"
     if known and known.imagenet is not None:
-        published = f"published: {known.imagenet} % zero-shot on ImageNet"
-        about = f"needs the hub once; {published}; licence: {known.licence}"
-    elif known and known.listed:
-        encoder = "image encoder without text, not tested here"
-        about = f"{known.use}; {encoder}; licence: {known.licence}"
+        about += f"; published: {known.imagenet} % zero-shot on ImageNet"
     folder = str(place) if place else ""
     return {"name": name, "state": state, "mb": megabytes, "folder": folder, "about": about}
 

@@ -10,28 +10,23 @@ import torch
 
 from rmadapter.backbones.backbone import Backbone
 from rmadapter.backbones.load import load_backbone
+from rmadapter.backbones.names import HF_HUB, TIMM
 from rmadapter.backbones.packaged import packaged_names
 from rmadapter.backbones.published import PUBLISHED
 from rmadapter.support.files import JsonObject
 
 BATCH_SIZE, REPEATS = 8, 5
-# A small model that is measured beside the listed ones, with random weights.
-SMALL_BACKBONE = "MobileCLIP2-S0/none"
 SPEED_FIELDS = ("images_per_second", "megabytes_in_memory")
 
 
 def measured(rows: Sequence[JsonObject], device: torch.device) -> list[JsonObject]:
-    """Add SPEED_FIELDS to the rows of `listed`, for models that can be measured without a download,
-    and add a row of SMALL_BACKBONE."""
-    about = "random weights, for its speed alone"
-    small = {"name": SMALL_BACKBONE, "state": about, "mb": None, "folder": "", "about": ""}
+    """Add SPEED_FIELDS to the rows of `listed`, for models that can be measured without a
+    download."""
     found = []
-    for row in [*rows, small]:
+    for row in rows:
         name = row["name"]
         is_ready = name in packaged_names() and row["mb"] is not None
-        is_open_clip = name == SMALL_BACKBONE or (
-            name in PUBLISHED and PUBLISHED[name].imagenet is not None
-        )
+        is_open_clip = name in PUBLISHED and not name.startswith((TIMM, HF_HUB))
         if is_ready or is_open_clip:
             speed, size = cost_of(name, device)
             row = {**row, **dict(zip(SPEED_FIELDS, (round(speed, 1), size), strict=True))}

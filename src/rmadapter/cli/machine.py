@@ -280,11 +280,15 @@ def backbones(
         bool,
         typer.Option("--speed", help="Measure the speed of the listed ones; takes about a minute."),
     ] = False,
+    every: Annotated[
+        bool, typer.Option("--all", help="Also list others that can be downloaded.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """List the backbones on this disk, and what can be downloaded.
+    """List a backbone for a laptop, for accuracy and for a phone, and those on disk.
 
-    Most models of open_clip can be named, too. `convert` runs no code that a checkpoint asks for.
+    The licences of the three allow commercial use; `--backbone laptop` takes one. Most models of
+    open_clip can be named, too. `convert` runs no code that a checkpoint asks for.
     """
     action = words[0] if words else ""
     if words and (len(words) != 2 or action not in ("get", "convert")):
@@ -301,7 +305,7 @@ def backbones(
             raise UserError("`backbones convert` needs --architecture and --out")
         _convert_checkpoint(Path(words[1]), architecture, out, digest, as_json)
     else:
-        _list_backbones(speed, as_json)
+        _list_backbones(speed, every, as_json)
 
 
 def _get_backbone(name: str, as_json: bool) -> None:
@@ -326,25 +330,30 @@ def _convert_checkpoint(
     print(f"{out} is ready: --backbone {out}; made from the file with SHA-256 {done['sha256']}")
 
 
-def _list_backbones(speed: bool, as_json: bool) -> None:
-    from rmadapter.backbones.published import listed
+def _list_backbones(speed: bool, every: bool, as_json: bool) -> None:
+    from rmadapter.backbones.names import PRESETS
+    from rmadapter.backbones.published import READY, listed
     from rmadapter.backbones.speed import BATCH_SIZE, SPEED_FIELDS, measured
     from rmadapter.support.machine import find_device, named
 
     device = find_device("auto")
-    found = measured(listed(), device) if speed else listed()
+    presets = {name: preset for preset, name in PRESETS.items()}
+    shown = [row for row in listed() if every or row["name"] in presets or row["state"] == READY]
+    found = sorted(shown, key=lambda row: row["name"] not in presets)
+    if speed:
+        found = measured(found, device)
     if as_json:
         print(json.dumps(found))
         return
-    header = ["name", "state", "on disk", "about"]
+    header = ["--backbone", "state", "on disk", "about"]
     if speed:
         header += ["images/s here", "MB in memory"]
-        found.sort(key=lambda row: -row.get("images_per_second", 0.0))
     cells = []
     for row in found:
+        name = f"{presets[row['name']]} ({row['name']})" if row["name"] in presets else row["name"]
         on_disk = "" if row["mb"] is None else f"{row['mb']} MB"
         speeds = [str(row.get(key, "")) for key in SPEED_FIELDS] if speed else []
-        cells.append([row["name"], row["state"], on_disk, row["about"], *speeds])
+        cells.append([name, row["state"], on_disk, row["about"], *speeds])
     table(header, cells)
     if speed:
         print(f"images/s: encoded in batches of {BATCH_SIZE} on {named(device)}")

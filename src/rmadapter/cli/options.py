@@ -72,8 +72,8 @@ Backbone = Annotated[
     typer.Option(
         "--backbone",
         help="Name or folder of the backbone; pocket-3 by default, in bench pocket; "
-        "ViT-B-16/openai, hf-hub:..., timm:...; A,B: in fit the better on your images (auto: of "
-        "all on this disk), else B if A is unavailable.",
+        "laptop, accuracy, phone, ViT-B-16/openai, hf-hub:..., timm:...; A,B: in fit the better on "
+        "your images (auto: of all on this disk), else B if A is unavailable.",
     ),
 ]
 Device = Annotated[

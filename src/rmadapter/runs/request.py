@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rmadapter.backbones import Backbone
+from rmadapter.backbones.names import joined, names_in
 from rmadapter.backbones.packaged import POCKET_3
 from rmadapter.errors import UserError, did_you_mean, quoted
 from rmadapter.methods import (
@@ -84,6 +85,7 @@ class Request:
         for_task, for_machine, for_method = split(values or {}, name)
         published = load_method(name, {}, effort)
         task = check_views(configured(Task(data=data), for_task))
+        task = replace(task, backbone=joined(names_in(task.backbone)))
         _check_method_settings(for_method, published)
         machine = machine_of(for_machine)
         changed = configured(published, for_method)
