@@ -157,6 +157,18 @@ def test_a_method_that_is_not_named_suits_the_backbone(
         load_method("auto")
 
 
+def test_the_default_method_is_it_also_by_its_name_and_from_its_own_settings(
+    tmp_path: Path,
+) -> None:
+    """A run's config.yaml names the method, and a run of it promises as much."""
+    (tmp_path / "config.yaml").write_text("method: rmadapter-plus\n")
+    again = requested("", tmp_path / "config.yaml", {}, None)
+    assert again.by_default
+    assert requested("", None, {}, None).by_default
+    assert requested(PREFERRED, None, {}, None).by_default
+    assert not requested("rmadapter", None, {}, None).by_default
+
+
 @pytest.mark.parametrize(
     ("images", "passes", "rate"),
     [

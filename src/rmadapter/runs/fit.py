@@ -56,8 +56,8 @@ class Origin:
         columns: Columns of the table of images, as for `read_images`.
         crops: Whether boxes were read as images, as for `read_images`.
         backbones: How the backbone of the task was chosen.
-        by_default: Whether the user left the method to this package, which then answers as many
-            folds as it needs to promise an error.
+        by_default: Whether the method is the default one, which answers as many folds as it needs
+            to promise an error.
     """
 
     command: str = ""

@@ -94,8 +94,8 @@ class Request:
 
     @property
     def by_default(self) -> bool:
-        """Whether the user left the method to this package."""
-        return self.instead is not None
+        """Whether the method is the one that this package takes by itself, named or not."""
+        return self.name == PREFERRED
 
     def on(self, backbone: Backbone, labels: Sequence[int] = ()) -> Request:
         """Return the request with the method for a backbone and images.
