@@ -43,6 +43,7 @@ from studies import (
 )
 from torch import Tensor
 
+from rmadapter.answers.held_out import needed
 from rmadapter.answers.rejection import RejectionScore
 from rmadapter.data.fewshot import half, split_digest
 from rmadapter.data.image_set import ImageSet
@@ -207,7 +208,7 @@ def trial(
     for kind, part in {"near": near, "far": far}.items():
         line[f"apart {kind}"] = {name: apart(known[name], part[name]) for name in known}
     assert fitted.familiarity is not None
-    if line["calibrated"] >= 1 / SHARE - 1:
+    if line["calibrated"] >= needed(SHARE):
         kinds = {"known": known, "near": near, "far": far}
         line["away"] = {kind: turned_away(fitted.familiarity, part) for kind, part in kinds.items()}
     line["added"] = with_added(fitted, test, cache)
