@@ -102,6 +102,46 @@ def test_what_windows_lacks_is_found(source: str, found: list[str]) -> None:
     assert lacking(source) == found
 
 
+def untold(source: str) -> list[int]:
+    """Return the lines that write text and leave the ends of its lines to the system."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else ""
+        if isinstance(node.func, ast.Name):
+            name = f"{node.func.id}()"
+        words = [one.value for one in node.args if isinstance(one, ast.Constant)]
+        words += [one.value.value for one in node.keywords if isinstance(one.value, ast.Constant)]
+        writes = name == "open()" and {*words} & {"w", "a", "x", "wt", "at", "xt", "w+", "r+"}
+        is_told = any(one.arg == "newline" for one in node.keywords) or len(node.args) > 3
+        if (writes or name == "write_text") and not is_told:
+            found.append(node.lineno)
+    return found
+
+
+@pytest.mark.parametrize("folder", ["src", "packages"])
+def test_text_has_the_same_ends_of_lines_on_every_system(folder: str) -> None:
+    files = {path.relative_to(ROOT).as_posix(): path for path in (ROOT / folder).rglob("*.py")}
+    lines = {name: untold(path.read_text("utf-8")) for name, path in files.items()}
+    assert {name: found for name, found in lines.items() if found} == {}
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("open(path, 'w')", [1]),
+        ("open(path, mode='a', encoding='utf-8')", [1]),
+        ("path.write_text(text, 'utf-8')", [1]),
+        ("open(path, 'wb')\nopen(path)\nwrite_text(path, text)", []),
+        ("open(path, 'w', newline='')\npath.write_text(text, newline='\\n')", []),
+        ("path.write_text(text, 'utf-8', 'strict', '\\n')", []),
+    ],
+)
+def test_untold_ends_of_lines_are_found(source: str, found: list[int]) -> None:
+    assert untold(source) == found
+
+
 def test_ci_runs_on_all_three_systems() -> None:
     jobs = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text("utf-8"))["jobs"]
     systems = set()

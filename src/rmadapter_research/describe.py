@@ -143,12 +143,12 @@ def ask_all(
     known = [answered[key(one.name)] for one in classes if key(one.name) in answered]
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("".join(known), encoding="utf-8")
+        file.write_text("".join(known), encoding="utf-8", newline="\n")
         left = [one for one in classes if key(one.name) not in answered]
         for one in track(left, len(left), "asking", progress):
             answer = ask(ask_about(question, descriptions(one.name)[0]))
             facts = {"class": one.name, "answer": answer, "who": who, "question": question}
-            with open(file, "a", encoding="utf-8") as opened_file:
+            with open(file, "a", encoding="utf-8", newline="\n") as opened_file:
                 opened_file.write(json.dumps(facts) + "\n")
     except OSError as error:
         reason = error.strerror or error

@@ -311,7 +311,7 @@ class Project:
         facts = {"project": VERSION, "classes": self.classes, "skipped": sorted(self.skipped)}
         text = json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
         with atomic(self.folder / FACTS) as part:
-            part.write_text(text, encoding="utf-8", errors="backslashreplace")
+            part.write_text(text, "utf-8", "backslashreplace", "\n")
 
     def _stamp(self) -> list[object]:
         """Return what changes when another program writes one of the files."""

@@ -207,7 +207,9 @@ def _chinese_clip(config: Config, file: Path, scratch: Path) -> Built:
     from rmadapter.backbones.importing import import_needed
 
     text = config.text_config
-    (scratch / "config.json").write_text(json.dumps({**text.to_dict(), "model_type": "bert"}))
+    (scratch / "config.json").write_text(
+        json.dumps({**text.to_dict(), "model_type": "bert"}), newline="\n"
+    )
     named = {"hf_model_name": str(scratch), "hf_model_pretrained": False, "hf_proj_type": "linear"}
     named["hf_pooler_type"] = "cls_last_hidden_state_pooler"
     import_needed({"text_cfg": named})
@@ -376,7 +378,7 @@ def _build_siglip(config: Config, file: Path, scratch: Path, image_size: int) ->
         "architecture": "vit_base_patch16_siglip_224", "num_classes": 0, "model_args": args,
         "pretrained_cfg": {"input_size": [3, image_size, image_size], "num_classes": 0},
     }  # fmt: skip
-    (scratch / "config.json").write_text(json.dumps(trunk))
+    (scratch / "config.json").write_text(json.dumps(trunk), newline="\n")
     image = {
         "timm_model_name": f"local-dir:{scratch}", "timm_model_pretrained": False,
         "timm_pool": "map", "timm_proj": "none", "image_size": image_size,

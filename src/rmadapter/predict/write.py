@@ -159,7 +159,10 @@ class AnswerFile:
 
     def write(self, rows: Iterable[Row]) -> None:
         """Append rows; they stay if this process is killed later."""
-        with _writing(self.partial), open(self.partial, "a", encoding="utf-8") as file:
+        with (
+            _writing(self.partial),
+            open(self.partial, "a", encoding="utf-8", newline="\n") as file,
+        ):
             file.writelines(json.dumps(row) + "\n" for row in rows)
 
     def open(self) -> None:
@@ -274,7 +277,7 @@ def _csv(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
 
 
 def _jsonl(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
-    with open(path, "w", encoding="utf-8", errors="backslashreplace") as file:
+    with open(path, "w", newline="\n", encoding="utf-8", errors="backslashreplace") as file:
         for row in rows:
             line = _with_list({column: row[column] for column in columns})
             file.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -101,10 +101,10 @@ _umask_lock = threading.Lock()
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text atomically. Lone surrogates, which stand for bytes of file names that are
-    not UTF-8, become \\udcXX, as in JSON."""
+    """Write UTF-8 text atomically, with the same ends of lines on every system. Lone surrogates,
+    which stand for bytes of file names that are not UTF-8, become \\udcXX, as in JSON."""
     with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        temporary.write_text(text, "utf-8", "backslashreplace", "\n")
 
 
 def write_json(path: Path, value: object) -> None:

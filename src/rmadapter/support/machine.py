@@ -258,7 +258,7 @@ def reset_peak(device: torch.device) -> None:
     if device.type == "cuda":  # pragma: no cover: needs a GPU
         torch.cuda.reset_peak_memory_stats(device)
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", "utf-8")
+        Path("/proc/self/clear_refs").write_text("5", "utf-8", newline="\n")
 
 
 def peak(device: torch.device) -> dict[str, float | None]:

@@ -97,7 +97,7 @@ def streams(words: Sequence[str] = ()) -> Iterator[None]:
 def _open_stream(stream: TextIO | None) -> TextIO:
     """Return a stream that can encode every character; one to nowhere if there is none."""
     if stream is None:
-        return open(os.devnull, "w", encoding="utf-8")
+        return open(os.devnull, "w", encoding="utf-8", newline="\n")
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="backslashreplace")
     return stream

@@ -186,9 +186,11 @@ class Pocket:
             "pretrained_cfg": pretrained | {"interpolation": "bicubic", "crop_pct": 1.0},
         }
         (folder / "vit").mkdir(exist_ok=True)
-        (folder / "vit" / "config.json").write_text(json.dumps(vit, indent=2), encoding="utf-8")
+        (folder / "vit" / "config.json").write_text(
+            json.dumps(vit, indent=2), "utf-8", newline="\n"
+        )
         temporary = folder / "open_clip_config.json.part"
-        temporary.write_text(self._config_of(final), encoding="utf-8")
+        temporary.write_text(self._config_of(final), "utf-8", newline="\n")
         os.replace(temporary, folder / "open_clip_config.json")
 
     def _config_of(self, folder: Path) -> str:

@@ -165,7 +165,7 @@ def _write(out: Path, size: int, style: Style, places: Sequence[tuple[Pictogram,
             (root / folder).mkdir(parents=True, exist_ok=True)
             name = re.sub(r"[^a-z0-9]+", "-", pictogram.name.casefold()).strip("-")
             _draw(pictogram.character, font, size).save(root / folder / f"{name}.png")
-        (root / "ATTRIBUTION.txt").write_text(ATTRIBUTION + "\n", encoding="utf-8")
+        (root / "ATTRIBUTION.txt").write_text(ATTRIBUTION + "\n", "utf-8", newline="\n")
 
 
 def split_pictograms(seed: int = 0) -> dict[str, list[Pictogram]]:
