@@ -65,7 +65,7 @@ def test_a_pipe_gets_a_line_at_intervals(
     assert capsys.readouterr().err == "".join(f"{text}{line}\n" for line in lines)
 
 
-@pytest.mark.parametrize(("often", "seconds"), [("", 10), ("1", 0.5)])
+@pytest.mark.parametrize(("often", "seconds"), [("", 20), ("1", 0.5)])
 def test_a_program_may_ask_for_more_lines(often: str, seconds: float) -> None:
     code = "from rmadapter.support import progress_lines as lines; print(lines.LINE_SECONDS)"
     environment = {**os.environ, "RMADAPTER_OFTEN": often}

@@ -13,8 +13,8 @@ from rich.progress import Progress, TaskID
 
 from rmadapter.support.escape import escape
 
-# between two lines
-LINE_SECONDS = 0.5 if os.environ.get("RMADAPTER_OFTEN") else 10.0
+# between two lines: a fit of some minutes is to fit on a screen
+LINE_SECONDS = 0.5 if os.environ.get("RMADAPTER_OFTEN") else 20.0
 
 
 class ProgressLines(Progress):
