@@ -143,7 +143,7 @@ def main() -> None:
     sets = [name for name in (*CHOOSE_ALL, *REPORT_ALL) if name not in LEFT_OUT]
     parser = make_parser(__doc__, sets)
     parser.add_argument("--shots", type=int, nargs="+", default=[*SHOTS], help="of a class")
-    parser.add_argument("--backbones", nargs="+", default=[*BACKBONES])
+    parser.add_argument("--backbones", nargs="*", default=[*BACKBONES])
     parser.add_argument("--untouched", type=Path, metavar="FOLDER", help="a new folder")
     parser.add_argument("--page", type=Path, help="put the tables into this page")
     args = parser.parse_args()

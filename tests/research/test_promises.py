@@ -61,7 +61,7 @@ def test_tables_of_lines() -> None:
     broken = line | {"seed": 2, "folds": {"5": [6.0, 30.0, 90.0, 1.5]}, "rejected": {"5": 5.0}}
     found = tables([line, broken])
     kept = found["choosing: linear-probe-pair"].splitlines()[-1]
-    assert kept == "| 4 | 5 % | 0 of 1 | 1 of 2 | 50 | 5.0 | 1.50 | 30.0 | 2 | 90.0 | 90.0 |"
+    assert kept == "| 4 | 5 % | 0 of 1 | 1 of 2 | 50 | 90 | 5.0 | 1.50 | 30.0 | 2 | 90.0 | 90.0 |"
     away = found["choosing: rejected"].splitlines()[-1]
     assert away == "| both probes | 4 | 5 % | 1 of 2 | 50 | 5.5 |"
     assert rejected([line])[0][3:] == ["0 of 1", "0", "6.0"]
