@@ -551,7 +551,7 @@ def test_no_image_is_encoded_twice(tiny_clip: Backbone, colors: Path, encoded: l
     assert sum(encoded) == 24
     tests, _ = files(colors, "test")
     first.predict(tests)
-    first.is_familiar(tests)
+    first.is_familiar(tests, turn_away=0.1)
     assert sum(encoded) == 24 + 16
     clone(probe).set_params(disk_cache=0).fit(images, labels)
     assert sum(encoded) > 24 + 16

@@ -285,7 +285,7 @@ def backbones(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """List a backbone for a laptop, for accuracy and for a phone, and those on disk.
+    """List backbones for laptop, accuracy and phone, and those here.
 
     The licences of the three allow commercial use; `--backbone laptop` takes one. Most models of
     open_clip can be named, too. `convert` runs no code that a checkpoint asks for.
