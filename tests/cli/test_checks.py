@@ -87,7 +87,6 @@ def mistakes(run: Path, colors: Path, other: Path) -> list[tuple[list[object], s
         (["serve", run, *backbone], "'ViT-B'"),
         (["add", gone, "zebra", "--out", new], "gone"),
         (["add", run, web, "--out", new], web),
-        (["add", run, in_class, "--out", new], repr(str(colors))),
         (["add", run, "zebra", "--out", run], run.name),
         (["add", run, "zebra", "--out", taken], "taken.csv"),
         (["add", run, colors, "--out", new, "--run-data", gone], "gone"),

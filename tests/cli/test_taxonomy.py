@@ -137,8 +137,8 @@ def test_an_export_answers_as_predict_does(
     check_sums(tmp_path / "export", ["taxonomy.json"])
     assert "Levels of the taxonomy" in (tmp_path / "export/README.md").read_text()
     images, out = colors / "test", tmp_path / "answers.csv"
-    rmadapter.done("predict", run, images, *own, "--no-zero-shot", "--error", "10%", "--out", out)
-    script = [sys.executable, tmp_path / "export/predict.py", images, "--error", "10%"]
+    rmadapter.done("predict", run, images, *own, "--no-zero-shot", "--error", "20%", "--out", out)
+    script = [sys.executable, tmp_path / "export/predict.py", images, "--error", "20%"]
     done = subprocess.run(script, capture_output=True, text=True, check=True)
     ours, theirs = (
         list(csv.DictReader(text.splitlines())) for text in (out.read_text(), done.stdout)
@@ -152,7 +152,7 @@ def test_an_export_answers_as_predict_does(
                 assert other[column] == text
     model = Model(tmp_path / "export")
     paths = [row["image"] for row in ours]
-    assert model.predict_common(paths, 0.1) == [row["label"] for row in ours]
+    assert model.predict_common(paths, 0.2) == [row["label"] for row in ours]
     assert [line[0][0] for line in model.predict_levels(paths)] == [row["parent"] for row in ours]
     for text in ('{"blue": "cold", "cold": "blue"}', '{"blue": 3}', "[]"):
         (tmp_path / "export/taxonomy.json").write_text(text)

@@ -356,18 +356,18 @@ def test_a_run_says_how_small_an_error_it_can_promise(
 
     images, text = run("linear-probe")
     assert images == 24
-    assert text.startswith("an error of 4 % or more can be promised, by 24 training images, each")
-    assert text.endswith("had not seen it: predict --error 4%")
+    assert text.startswith("an error of 9.2 % or more can be promised, by 24 training images, each")
+    assert text.endswith("had not seen it: predict --error 9.2%")
     images, text = run("rmadapter")
     assert images == 0
     assert text.startswith("no error can be promised")
-    assert text.endswith("; --folds 4 trains 4 more models and allows 4 %")
+    assert text.endswith("; --folds 4 trains 4 more models and allows 9.2 %")
     assert run("rmadapter", by_default=True)[0] == 24  # all of them are fewer than enough
     monkeypatch.setattr("rmadapter.runs.folds.CALIBRATION_IMAGES", 1)
     images, text = run("rmadapter", by_default=True)
     assert images in (6, 7, 8)
     assert f"by {images} training images, each" in text
-    assert text.endswith("; --folds 4 trains 3 more models and allows 4 %")
+    assert text.endswith("; --folds 4 trains 3 more models and allows 9.2 %")
 
 
 @pytest.mark.parametrize("kind", ["file", "below a file", "read only"])
