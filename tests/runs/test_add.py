@@ -274,6 +274,12 @@ def test_the_verb_add_takes_images_of_one_class(
     assert read_split(out / "split.json").counts("all") == (2, 2, 2, 2, 2)  # shots of each
     assert read_model(out / "model.json").labels[-1] == "yellow"
     refused(rmadapter("fit", folder, "--out", tmp_path / "run"), "no class folders")
+    again = ["add", run, folder, "--out", tmp_path / "x", *backbone_option(run)]
+    refused(rmadapter(*again, "--crops"), "needs boxes")
+    rows = [f"{number}.png,{'yellow' if number % 2 else 'ochre'}" for number in range(5)]
+    (folder / "metadata.csv").write_text("\n".join(["file_name,label", *rows]) + "\n")
+    rmadapter.done(*again)  # whose labels a table has
+    assert {"yellow", "ochre"} <= {*read_model(tmp_path / "x/model.json").labels}
 
 
 def test_the_verb_compare(

@@ -8,7 +8,7 @@ import inspect
 import shlex
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple, cast, get_args, get_type_hints
 
@@ -181,15 +181,27 @@ class FileOptions:
     skip_bad: SkipBad = False
     outside: Outside = False
 
-    def locate(self, data: Path, columns: Columns, crops: bool = False) -> Located:
+    def locate(
+        self, data: Path, columns: Columns, crops: bool = False, one_class: bool = False
+    ) -> Located:
         """Find the format of a data set.
+
+        Args:
+            data: Its file or folder.
+            columns: Columns of a table.
+            crops: Whether to read boxes.
+            one_class: Whether a folder of images without class folders is one class.
 
         Raises:
             UserError: What can be seen without a search for images.
         """
+        from rmadapter.data.formats.class_folders import FORMAT, ONE_CLASS
         from rmadapter.data.formats.registry import locate
 
-        return locate(data, columns.named(), crops, self.outside).check()
+        found = locate(data, columns.named(), crops, self.outside)
+        if one_class and found.format is FORMAT and ONE_CLASS.detects(found.path):
+            return replace(found, format=ONE_CLASS)
+        return found.check()
 
     def read(
         self, data: Located, names: Mapping[str, str] | None = None, check: bool | None = None

@@ -303,9 +303,7 @@ def add(
     New classes need only a name; with images, the model is trained again.
     """
     from rmadapter.cli.checks import check_backbones, check_folder, check_runs
-    from rmadapter.data.formats.base import ReadOptions
-    from rmadapter.data.formats.class_folders import ONE_CLASS
-    from rmadapter.data.formats.registry import Located, is_data_file, locate
+    from rmadapter.data.formats.registry import is_data_file, locate
 
     check_runs(run)
     check_backbones(options.backbone)
@@ -313,10 +311,7 @@ def add(
     data = Path(what[0])
     trains = len(what) == 1 and (data.is_dir() or is_data_file(data))
     if trains:
-        if ONE_CLASS.detects(data):
-            located = Located(data, ONE_CLASS, ReadOptions())
-        else:
-            located = files.locate(data, images, images.crops)
+        located = files.locate(data, images, images.crops, one_class=True)
         if run_data:
             locate(run_data).check()
     else:
