@@ -14,6 +14,7 @@ from rmadapter.artifacts.record import read_record
 from rmadapter.backbones import Backbone, load_backbone, published, speed
 from rmadapter.backbones.names import PRESETS, check_name
 from rmadapter.runs.request import Request
+from rmadapter.support.hub import Unreachable
 from rmadapter.support.machine import processor
 from rmadapter_pocket import POCKET, POCKET_3
 from tests.helpers.shell import Command, refused, rmadapter
@@ -126,6 +127,22 @@ def test_the_command_gets_one_and_lists_all(
     shown = rmadapter("backbones", "--speed").out
     assert "images/s here" in shown
     assert processor() in shown
+
+
+def test_a_tokenizer_that_cannot_be_fetched_leaves_the_others_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Random weights are made here, but SigLIP's tokenizer is on the hub."""
+
+    def cost(name: str, device: torch.device) -> tuple[float, float]:
+        if name == PRESETS["accuracy"]:
+            raise Unreachable(name)
+        return 2.0, 1.0
+
+    monkeypatch.setattr(speed, "cost_of", cost)
+    rows = [{"name": name, "mb": None} for name in PRESETS.values()]
+    found = speed.measured(rows, torch.device("cpu"))
+    assert [row.get("images_per_second") for row in found] == [2.0, None, 2.0]
 
 
 def test_three_come_first_and_others_that_are_not_here_only_with_all(

@@ -64,8 +64,8 @@ def caveat(name: str) -> str:
         return ""
     known = PUBLISHED[PRESETS["laptop"]]
     return (
-        f"backbone {name} is {purpose}; on photographs a real CLIP is far better, such as "
-        f"--backbone laptop ({PRESETS['laptop']}, {known.megabytes} MB from the Hugging Face hub, "
+        f"backbone {name} is {purpose}; on photographs a real CLIP is far better, such as the "
+        f"backbone laptop ({PRESETS['laptop']}, {known.megabytes} MB from the Hugging Face hub, "
         f"once; licence: {known.licence})"
     )
 
@@ -148,9 +148,8 @@ def _row(name: str, place: Path | None) -> JsonObject:
         state = f"{known.megabytes:,} MB from the Hugging Face hub when first used"
     if known:
         encoder = "; image encoder without text, not tested here" * name.startswith(TIMM)
-        about = f"{known.use}{encoder}; licence: {known.licence}"
-    if known and known.imagenet is not None:
-        about += f"; published: {known.imagenet} % zero-shot on ImageNet"
+        shown = f"; published: {known.imagenet} % zero-shot on ImageNet" if known.imagenet else ""
+        about = f"{known.use}{encoder}; licence: {known.licence}{shown}"
     folder = str(place) if place else ""
     return {"name": name, "state": state, "mb": megabytes, "folder": folder, "about": about}
 
@@ -168,10 +167,8 @@ def _packaged() -> list[JsonObject]:
             state = f"made when first used: {package.MEGABYTES} MB to download"
         row = {"name": name, "state": state, "mb": megabytes, "folder": str(place)}
         rows.append({**row, "about": package.ABOUT})
-    for name in OURS:
-        if all(row["name"] != name for row in rows):
-            row = {"name": name, "state": f"not installed: {INSTALL}", "mb": None, "folder": ""}
-            rows.append({**row, "about": ""})
+    blank = {"state": f"not installed: {INSTALL}", "mb": None, "folder": "", "about": ""}
+    rows += [{"name": name, **blank} for name in OURS if name not in packaged_names()]
     return rows
 
 

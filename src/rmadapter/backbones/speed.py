@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 
@@ -14,22 +15,24 @@ from rmadapter.backbones.names import HF_HUB, TIMM
 from rmadapter.backbones.packaged import packaged_names
 from rmadapter.backbones.published import PUBLISHED
 from rmadapter.support.files import JsonObject
+from rmadapter.support.hub import Unreachable
 
 BATCH_SIZE, REPEATS = 8, 5
 SPEED_FIELDS = ("images_per_second", "megabytes_in_memory")
 
 
 def measured(rows: Sequence[JsonObject], device: torch.device) -> list[JsonObject]:
-    """Add SPEED_FIELDS to the rows of `listed`, for models that can be measured without a
-    download."""
+    """Add SPEED_FIELDS to the rows of `listed`, for models that can be measured without a download,
+    and for those whose tokenizer can be fetched."""
     found = []
     for row in rows:
         name = row["name"]
         is_ready = name in packaged_names() and row["mb"] is not None
         is_open_clip = name in PUBLISHED and not name.startswith((TIMM, HF_HUB))
         if is_ready or is_open_clip:
-            speed, size = cost_of(name, device)
-            row = {**row, **dict(zip(SPEED_FIELDS, (round(speed, 1), size), strict=True))}
+            with suppress(Unreachable):
+                speed, size = cost_of(name, device)
+                row = {**row, **dict(zip(SPEED_FIELDS, (round(speed, 1), size), strict=True))}
         found.append(row)
     return found
 
