@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,13 +38,11 @@ from studies import (
     show,
     with_verdicts,
 )
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from rmadapter.backbones.image_only import CONFIG, WEIGHTS
 from rmadapter.backbones.names import TIMM
 from rmadapter.runs.lab import Lab
 from rmadapter.settings import Machine
-from rmadapter.support.files import write_json
 from rmadapter_pocket import POCKET_3, VISION, fetch_wheel
 from rmadapter_pocket.weights import read_vision
 
@@ -65,21 +64,7 @@ def write_untouched(folder: Path) -> str:
         tensors = read_vision(fetch_wheel(VISION, folder.parent), POCKET_3.image_size // PATCH)
         named = {name.removeprefix("visual.trunk."): one for name, one in tensors.items()}
         save_file({name: one.contiguous() for name, one in named.items()}, folder / WEIGHTS)
-        transform = {
-            "input_size": [3, POCKET_3.image_size, POCKET_3.image_size],
-            "interpolation": "bicubic",
-            "crop_pct": 1.0,
-            "mean": IMAGENET_DEFAULT_MEAN,
-            "std": IMAGENET_DEFAULT_STD,
-        }
-        config = {
-            "architecture": "vit_small_patch14_dinov2",
-            "num_classes": 0,
-            "global_pool": "token",
-            "model_args": {"img_size": POCKET_3.image_size},
-            "pretrained_cfg": transform,
-        }
-        write_json(folder / CONFIG, config)
+        shutil.copyfile(POCKET_3.build() / "vit" / CONFIG, folder / CONFIG)  # as pocket-3 has it
     return f"timm:{folder}"
 
 
