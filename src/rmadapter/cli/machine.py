@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rmadapter.cli.options import Json, Sets, numbers
+from rmadapter.cli.options import Json, Sets
 from rmadapter.errors import UserError, did_you_mean
 from rmadapter.support.files import cache_folder, read_text
 from rmadapter.support.terminal import note, table, wrapped
@@ -210,9 +210,6 @@ def data(
         bool, typer.Option("--status", help="Report what is there below --root.")
     ] = False,
     download: Annotated[bool, typer.Option("--download", help="Download NAME.")] = False,
-    shots: Annotated[
-        str, typer.Option("--list", help="16,1: write 2SFS's list of 16 shots, seed 1, as a table.")
-    ] = "",
     as_json: Json = False,
 ) -> None:
     """List public data sets and how to get each.
@@ -221,22 +218,16 @@ def data(
     """
     from rmadapter.data.catalog import sets as catalog
 
-    if (download or shots) and not name:
-        raise UserError(f"{'--download' if download else '--list'} needs the name of one data set")
+    if download and not name:
+        raise UserError("--download needs the name of one data set")
     if status and not root.is_dir():
         raise UserError(f"{root}: no such folder")
     chosen = [catalog.get(name)] if name else [*catalog.CATALOG.values()]
-    drawn = numbers("list", shots) if shots else []
-    if shots and len(drawn) != 2:
-        raise UserError(f"--list {shots}: write shots and seed, such as 16,1")
-    if name and not (as_json or shots):
+    if name and not as_json:
         print(wrapped(catalog.describe(chosen[0], root)), end="\n\n")
     if download:
         catalog.download(chosen[0], root)
-    if shots:
-        written = str(catalog.write_list(chosen[0], root, *drawn))
-        print(json.dumps({"table": written}) if as_json else f"table: {written}")
-    elif name or status:
+    if name or status:
         states = [asdict(catalog.check(dataset, root)) for dataset in chosen]
         _show_facts(states, ["name", "status", "missing", "how"], as_json)
     else:

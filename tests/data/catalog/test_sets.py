@@ -3,7 +3,6 @@ checks, downloads."""
 
 from __future__ import annotations
 
-import json
 import random
 import re
 import shutil
@@ -14,7 +13,6 @@ import pytest
 import torchvision.datasets
 from PIL import Image
 
-from rmadapter.data.catalog import sets
 from rmadapter.data.catalog.readers import READERS, SPELLINGS
 from rmadapter.data.catalog.sets import (
     CATALOG,
@@ -24,10 +22,9 @@ from rmadapter.data.catalog.sets import (
     get,
     load_dataset,
     table_of,
-    write_list,
 )
 from rmadapter.data.fewshot import few_shot, half
-from rmadapter.data.read import ImageSet, read_images
+from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError
 from tests.helpers import archives
 from tests.helpers.shell import Command, refused, rmadapter
@@ -262,100 +259,3 @@ def test_paths_outside_the_folder_must_be_allowed(tmp_path: Path) -> None:
         ):
             load_dataset("dtd", tmp_path)
         assert len(load_dataset("dtd", tmp_path, outside=True)["train"]) == 2
-
-
-# The few-shot lists of 2SFS
-
-THEIRS = "/leonardo/work/data/caltech-101/101_ObjectCategories/"
-LISTED = (
-    (THEIRS, "accordion", "accordion"),
-    ("101_ObjectCategories/", "airplanes", "airplane"),
-    (THEIRS, "Faces", "face"),
-    (THEIRS, "Leopards", "leopard"),
-    (THEIRS, "car_side", "car_side"),
-)
-
-
-def entry(path: str, name: str) -> str:
-    return json.dumps({"_impath": path, "_label": 0, "_domain": 0, "_classname": name})
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    """A miniature with lists of one shot a class."""
-    home = tmp_path / "caltech-101"
-    archives.caltech101(home)
-    for number, path in enumerate(sorted(home.rglob("*.jpg"))):
-        Image.new("RGB", (8, 8), (number, 0, 0)).save(path)
-    tested = {Path(path).parts[-2:] for path, *_ in table_of(CATALOG["caltech101"], home)["test"]}
-    lines: dict[str, list[str]] = {"train": [], "val": []}
-    for where, folder, name in LISTED:
-        files = sorted(path.name for path in (home / "101_ObjectCategories" / folder).glob("*.jpg"))
-        untested = [file for file in files if (folder, file) not in tested]
-        for split, file in zip(lines, untested, strict=False):
-            lines[split].append(entry(f"{where}{folder}/{file}", name))
-    for split, rows in lines.items():
-        archives.write_text(home / f"split_fewshot/shot_1-seed_3_{split}.jsonl", rows)
-    return home
-
-
-def test_the_table_holds_their_images_and_the_whole_test_split(home: Path, tmp_path: Path) -> None:
-    out = write_list(CATALOG["caltech101"], tmp_path, 1, 3)
-    assert out == home / "shots_1-seed_3.csv"
-    splits = read_images(out)
-    train, val, test = (splits[name] for name in ("train", "val", "test"))
-    folder = home / "101_ObjectCategories"
-    labels = [train.classes[label] for label in train.labels]
-    found = dict(zip(labels, train.images, strict=True))
-    assert {*found.values()} == {folder / row[1] / "image_0001.jpg" for row in LISTED}
-    assert found["face"] == folder / "Faces/image_0001.jpg"
-    assert len(val) == len(LISTED)
-    assert len(test) == len(table_of(CATALOG["caltech101"], home)["test"])
-    assert train.classes == test.classes
-    assert not (home / "classnames.json").exists()
-
-
-def test_hyphens_in_names_stay(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the catalogue has them, and so as they are in the authors' prompts."""
-    renamed = {"accordion": "MD-11", "car_side": "car_side-1"}
-    for file in (home / "split_fewshot").glob("*.jsonl"):
-        text = file.read_text()
-        for name, other in renamed.items():
-            text = text.replace(f'"_classname": "{name}"', f'"_classname": "{other}"')
-        file.write_text(text)
-    own = {
-        split: [(path, number, renamed.get(name, name)) for path, number, name in rows]
-        for split, rows in table_of(CATALOG["caltech101"], home).items()
-    }
-    monkeypatch.setattr(sets, "table_of", lambda *_: own)
-    found = read_images(write_list(CATALOG["caltech101"], tmp_path, 1, 3))["train"]
-    assert {*found.classes} == {"MD-11", "airplane", "face", "leopard", "car side-1"}
-
-
-def test_the_command_writes_a_list(rmadapter: Command, home: Path, tmp_path: Path) -> None:
-    words = ("data", "caltech101", "--root", tmp_path, "--list")
-    code, out, _ = rmadapter(*words, "1,3")
-    assert (code, out.strip()) == (0, f"table: {home / 'shots_1-seed_3.csv'}")
-    refused(rmadapter("data", "--list", "1,3"), "--list needs the name of one data set")
-    refused(rmadapter(*words, "1"), "write shots and seed, such as 16,1")
-    refused(rmadapter(*words, "2,3"), "shot_2-seed_3_train.jsonl: not found")
-    other = ("data", "dtd", "--root", tmp_path, "--list", "1,3")
-    refused(rmadapter(*other), "Describable Textures is not in")
-
-
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        ("[]", "line 1: .*write"),
-        ("not JSON", "line 1: not readable JSON lines"),
-        ('{"_impath": "a.jpg"}', "_classname"),
-        (entry(f"{THEIRS}accordion/none.jpg", "accordion"), "none.jpg is missing"),
-        (entry("../../etc/passwd", "x"), "lies outside"),
-        (entry("/etc/passwd", "x"), "lies outside"),
-    ],
-)
-def test_unsuitable_lists_are_refused(home: Path, tmp_path: Path, line: str, words: str) -> None:
-    archives.write_text(home / "split_fewshot" / "shot_1-seed_3_train.jsonl", [line])
-    with pytest.raises(UserError, match=words):
-        write_list(CATALOG["caltech101"], tmp_path, 1, 3)
-    assert not (home / "shots_1-seed_3.csv").exists()

@@ -15,8 +15,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import yaml
 
@@ -32,16 +31,12 @@ from rmadapter.data.catalog.readers import (
 )
 from rmadapter.data.formats.base import check_inside
 from rmadapter.data.formats.registry import refuse_crops
-from rmadapter.data.formats.tables import read_rows
-from rmadapter.data.names import CLASSNAMES, SPLITS, default_name, prompt_name
+from rmadapter.data.names import SPLITS, prompt_name
 from rmadapter.data.read import ImageSet, read_images
 from rmadapter.errors import UserError, did_you_mean
-from rmadapter.support.files import csv_text, user_path, write_json, write_text
+from rmadapter.support.files import user_path, write_json
 from rmadapter.support.locks import exclusive
 from rmadapter.support.terminal import bar
-
-if TYPE_CHECKING:
-    pass
 
 MIRRORS_HEADING = (
     "Mirrors, not checked by us (parquet and webdataset may lack the file names that published "
@@ -364,66 +359,3 @@ def _fetch(dataset: Dataset, url: str, archive: Path) -> None:
         show = partial(display.update, task)
         digest = dataset.archives[url]
         fetch(url, archive, digest, dataset.most, lambda size: show(completed=size))
-
-
-# The few-shot lists of 2SFS (Farina et al., CVPR 2025): the exact images its authors drew.
-#
-# github.com/FarinaMatteo/rethinking_fewshot_vlms shares 165 of them: 11 data sets, 3 seeds, and 1,
-# 2, 4, 8 and 16 shots. They are JSON lines of `_impath` and `_classname`, in
-# `split_fewshot/shot_16-seed_1_train.jsonl` and so on.
-
-
-def write_list(dataset: Dataset, root: Path, shots: int, seed: int) -> Path:
-    """Write a table of path, label and split beside the images, from a published list, for `fit`
-    and `bench` with --shots 0; return its path.
-
-    Train and val come from the lists, test from the data set itself. Names that the table's reader
-    would change (707-320) go into classnames.json, unless that file exists.
-
-    Raises:
-        UserError: The data set, a list or one of its images is missing.
-    """
-    home = home_of(dataset, root)
-    if home is None:
-        command = f"rmadapter data {dataset.key} --root {root}"
-        raise UserError(f"{dataset.title} is not in {root}: `{command}` says how to get it")
-    rows: list[tuple[str, str, str]] = []
-    for split in ("train", "val"):
-        rows += [(*row, split) for row in _read_list(dataset, home, shots, seed, split)]
-    images = PurePosixPath(dataset.images)
-    for name, _, label in table_of(dataset, home)["test"]:
-        rows.append((str(images / name), label, "test"))
-    out = home / f"shots_{shots}-seed_{seed}.csv"
-    write_text(out, csv_text(("path", "label", "split"), rows))
-    names = {label: label.replace("_", " ") for _, label, _ in rows}  # as in `image_sets`
-    custom = {label: name for label, name in names.items() if default_name(label) != name}
-    if custom and not (home / CLASSNAMES).exists():
-        write_json(home / CLASSNAMES, custom)
-    return out
-
-
-def _read_list(
-    dataset: Dataset, home: Path, shots: int, seed: int, split: str
-) -> list[tuple[str, str]]:
-    """Return (path relative to the data set's folder, class name) of each entry of a list."""
-    file = home / "split_fewshot" / f"shot_{shots}-seed_{seed}_{split}.jsonl"
-    if not file.is_file():
-        advice = "2SFS's scripts/download_splits.sh puts it there (see docs/reference/data_sets.md)"
-        raise UserError(f"{file}: not found; {advice}")
-    entries = read_rows(file, ("image", "label"), named={"image": "_impath", "label": "_classname"})
-    return [
-        (_listed_path(dataset, home, cells["image"], where), cells["label"])
-        for where, cells in entries
-    ]
-
-
-def _listed_path(dataset: Dataset, home: Path, path: str, where: str) -> str:
-    """Return the path relative to `home`; the listed one may be of another machine, up to the data
-    set's folder."""
-    parts = PurePosixPath(path).parts
-    last = max((i for i, part in enumerate(parts) if part == dataset.folder), default=-1)
-    name = str(PurePosixPath(*parts[last + 1 :]))
-    check_inside(name, where, False)
-    if not (home / name).is_file():
-        raise UserError(f"{where}: {home / name} is missing")
-    return name
