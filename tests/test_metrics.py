@@ -254,6 +254,42 @@ def test_the_paired_interval_has_its_nominal_coverage() -> None:
     assert 930 <= covered <= 975
 
 
+def test_groups_of_images_are_compared_as_wholes() -> None:
+    rng = np.random.default_rng(3)
+    first, second = rng.random(11) < 0.4, rng.random(11) < 0.7
+    groups = np.array([0, 0, 0, 1, 1, 2, 3, 3, 4, 5, 5])
+    change = second.astype(int) - first
+    sums = [int(change[groups == group].sum()) for group in range(6)]
+    signs = itertools.product((-1, 1), repeat=6)
+    far = [abs(np.dot(sign, sums)) >= abs(sum(sums)) for sign in signs]
+    assert metrics.paired(first, second, groups)[3] == pytest.approx(np.mean(far))
+    # each image three times tells as much as once
+    alone, thrice = metrics.paired(first, second), np.repeat(np.arange(11), 3)
+    again = metrics.paired(first[thrice], second[thrice], thrice)
+    assert (again[0], again[3]) == pytest.approx((alone[0], alone[3]))
+    assert again[1:3] == pytest.approx(alone[1:3], abs=3)  # by ten degrees of freedom, not eleven
+    counted = metrics.paired(first[thrice], second[thrice])
+    assert counted[2] - counted[1] < 0.8 * (again[2] - again[1])
+    assert metrics.paired(first, second, np.arange(11)[::-1]) == pytest.approx(alone)
+    assert metrics.paired(first, second, np.zeros(11))[3] == 1  # one group proves nothing
+
+
+def test_the_paired_interval_of_groups_has_its_nominal_coverage() -> None:
+    """18 groups of 12 images, as alike as those of a burst are."""
+    rng = np.random.default_rng(0)
+    groups, covered, counted = np.repeat(np.arange(18), 12), 0, 0
+    for _ in range(500):
+        gain = rng.choice(3, size=18, p=(0.6, 0.25, 0.15))[groups]  # 1: gained, 2: lost
+        gain = np.where(rng.random(len(groups)) < 0.9, gain, 0)
+        one, two = gain == 2, gain == 1
+        for by in (groups, None):
+            _, low, high, _ = metrics.paired(one, two, by)
+            covered += by is not None and low <= 9 <= high
+            counted += by is None and low <= 9 <= high
+    assert covered >= 450
+    assert counted <= 350
+
+
 def test_a_known_temperature_is_recovered() -> None:
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(20_000, 4))

@@ -96,23 +96,24 @@ def interval(right: ArrayLike, groups: ArrayLike | None = None) -> tuple[float, 
     count, rate = len(correct), float(correct.mean())
     if groups is None or len(np.unique(groups)) == count:
         return wilson(int(correct.sum()), count)
-    low, high = _wilson(rate, _effective(rate, (correct - rate) / count, groups, count))
+    parts = (correct - rate) / count
+    low, high = _wilson(rate, _effective(rate * (1 - rate), parts, groups, count))
     return 100 * low, 100 * high
 
 
-def _effective(rate: float, parts: np.ndarray, groups: ArrayLike, most: float) -> float:
-    """Return how many images that stand alone would tell as much about a rate as images of groups:
-    rate (1 - rate) over the cluster-robust variance, at most `most`; where all images agree, the
-    number of groups.
+def _effective(variance: float, parts: np.ndarray, groups: ArrayLike, most: float) -> float:
+    """Return how many images that stand alone would tell as much about a mean as images of groups:
+    the variance of one image over the cluster-robust variance of the mean, at most `most`; where
+    all images agree, the number of groups.
 
-    rate: From 0 to 1. parts: [N], what each image adds to the error of the rate; they sum to 0.
+    parts: [N], what each image adds to the error of the mean; they sum to 0.
     """
     _, which = np.unique(groups, return_inverse=True)
     count = int(which.max()) + 1
-    if count == 1 or not 0 < rate < 1:
+    if count == 1 or not variance:
         return min(count, most)
-    variance = float((np.bincount(which, parts) ** 2).sum()) * count / (count - 1)
-    return min(rate * (1 - rate) / variance, most) if variance else most
+    robust = float((np.bincount(which, parts) ** 2).sum()) * count / (count - 1)
+    return min(variance / robust, most) if robust else most
 
 
 def balanced_accuracy(
@@ -135,7 +136,8 @@ def balanced_accuracy(
     classes = int(present.sum())
     rate, images = float(recalls[present].mean()), classes**2 / float((1 / counts[present]).sum())
     if groups is not None and len(np.unique(groups)) < len(true):
-        images = _effective(rate, (right - recalls[true]) / counts[true] / classes, groups, images)
+        parts = (right - recalls[true]) / counts[true] / classes
+        images = _effective(rate * (1 - rate), parts, groups, images)
     low, high = _wilson(rate, images)
     return 100 * rate, 100 * low, 100 * high
 
@@ -150,27 +152,51 @@ def _wilson(rate: float, images: float) -> tuple[float, float]:
     return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
-def paired(first: ArrayLike, second: ArrayLike) -> tuple[float, float, float, float]:
+def paired(
+    first: ArrayLike, second: ArrayLike, groups: ArrayLike | None = None
+) -> tuple[float, float, float, float]:
     """Compare two models on the same images: return how much more often the second is right, in
     percentage points, the low and high end of that difference's 95 % interval, and the p value of
     McNemar's exact test.
 
     The interval is that of Agresti and Min (2005), who add half an image to each of the four cells.
-    first, second: [N] bool, which images each model gets right. Raises ValueError for none or
-    unequal lengths.
+    With groups it is for as many images as would tell as much if each stood alone, as in
+    `interval`, and p is that of the exact test that changes the signs of whole groups, which is
+    McNemar's where each image stands alone.
+
+    first, second: [N] bool, which images each model gets right. groups: as for `interval`. Raises
+    ValueError for none or unequal lengths.
     """
-    from scipy.stats import binomtest, norm
+    from scipy.stats import norm
 
     one, two = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
     if not one.size or one.shape != two.shape:
         raise ValueError(f"{one.size} answers beside {two.size}")
-    gained, lost = int((~one & two).sum()), int((one & ~two).sum())
-    count = one.size + 2
-    middle = (gained - lost) / count
-    half = norm.ppf(0.975) * np.sqrt(((gained + lost + 1) / count - middle**2) / count)
-    p = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
+    change = two.astype(int) - one
+    sums, images = change, float(len(change))  # sums by group
+    if groups is not None and len(np.unique(groups)) < len(change):
+        sums = np.bincount(np.unique(groups, return_inverse=True)[1], change).astype(int)
+        parts = (change - change.mean()) / len(change)
+        images = _effective(float(change.var()), parts, groups, images)
+    share = images / len(change)
+    count = images + 2
+    middle = share * change.sum() / count
+    other = share * np.abs(change).sum() + 1
+    half = norm.ppf(0.975) * np.sqrt((other / count - middle**2) / count)
     low, high = (float(np.clip(100 * end, -100, 100)) for end in (middle - half, middle + half))
-    return 100 * (gained - lost) / one.size, low, high, float(p)
+    return 100 * float(change.mean()), low, high, _by_signs(sums)
+
+
+def _by_signs(sums: np.ndarray) -> float:
+    """Return the two-sided p value of the sum of some whole numbers [G] if each had its sign by
+    chance."""
+    total = int(np.abs(sums).sum())
+    chances = np.zeros(total + 1)  # of each sum of the magnitudes of the positive ones
+    chances[0] = 1
+    for size in np.abs(sums[sums != 0]):
+        chances = (chances + np.roll(chances, size)) / 2
+    far = np.abs(2 * np.arange(total + 1) - total) >= abs(int(sums.sum()))
+    return min(float(chances[far].sum()), 1.0)
 
 
 def calibration_error(confidence: ArrayLike, right: ArrayLike) -> float:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from rmadapter import metrics
+from rmadapter.artifacts.record import HeldOut
 from rmadapter.backbones import Backbone
 from rmadapter.data.read import ImageSet, read_images
 from rmadapter.methods import load_method
@@ -156,6 +157,21 @@ def test_few_images_do_not_overrule_what_is_expected() -> None:
         few = fitted_temperature(table[:4], labels[:4], expected)
         assert metrics.temperature(table[:4], labels[:4]) < few < expected.temperature
         assert few > expected.temperature * np.exp(-2 * expected.deviation)
+
+
+def test_one_image_of_each_group_counts_for_the_temperature_and_for_answers_kept() -> None:
+    """A burst of fifty copies of one wrong answer says as much as one of them."""
+    labels = np.arange(40) % 2
+    table = np.where(np.eye(2)[labels] > 0, 0.7, 0.3)
+    copies = np.r_[np.arange(40), np.zeros(49, int)]
+    true, groups = np.r_[1 - labels[:1], labels[1:]], np.r_[np.arange(40), np.zeros(49, int)]
+    alone = fitted_temperature(table, true, Expected())
+    one_each = fitted_temperature(table[copies], true[copies], Expected(), groups)
+    assert one_each == pytest.approx(alone)
+    assert fitted_temperature(table[copies], true[copies], Expected()) > 1.5 * alone
+    kept = HeldOut.of(table[copies], true[copies].tolist(), groups)
+    assert (len(kept.right), kept.right.count("0")) == (40, 1)
+    assert HeldOut.of(table[copies], true[copies].tolist()).right.count("0") == 50
 
 
 @pytest.mark.ci

@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from rmadapter.answers.held_out import one_of_each_group
 from rmadapter.answers.taxonomy import MAX_DEPTH
 from rmadapter.artifacts.value import (
     BackboneChoice,
@@ -237,10 +238,15 @@ class HeldOut(Value):
         return self
 
     @classmethod
-    def of(cls, probabilities: np.ndarray, labels: Sequence[int]) -> HeldOut:
-        """Keep the answers of a table [N, C] on N images, at most `MAX_HELD_OUT` of them."""
+    def of(
+        cls, probabilities: np.ndarray, labels: Sequence[int], groups: np.ndarray | None = None
+    ) -> HeldOut:
+        """Keep the answers of a table [N, C] on N images, at most `MAX_HELD_OUT` of them, and of
+        one image of each group. groups: as for `one_of_each_group`."""
+        rows = np.sort(one_of_each_group(len(labels), groups, seed=0)[0])
         best, sure = probabilities.argmax(1), probabilities.max(1)
-        order = np.argsort(-sure, kind="stable")[:: -(-len(sure) // MAX_HELD_OUT)]
+        order = rows[np.argsort(-sure[rows], kind="stable")]
+        order = order[:: -(-len(order) // MAX_HELD_OUT)]
         right = "".join("1" if best[row] == labels[row] else "0" for row in order)
         return cls(probabilities=tuple(round(float(p), 4) for p in sure[order]), right=right)
 

@@ -324,7 +324,7 @@ class Line:
         difference: Difference from the first run in points; None, as all below, for that run.
         low: Lower end of the difference's 95 % interval.
         high: Upper end of it.
-        p: McNemar's p value.
+        p: P value, as in `metrics.paired`.
     """
 
     run: str
@@ -376,7 +376,8 @@ def compare(
         except NotApplicable as error:
             raise UserError(f"{folder}: {error}") from None
         right = evaluation.probabilities.argmax(1) == evaluation.labels
-        comparison = () if first is None else metrics.paired(first, right)
+        groups = evaluation.images.group_numbers
+        comparison = () if first is None else metrics.paired(first, right, groups)
         accuracy = 100 * float(right.mean())
         changed = changed_settings(saved.name, settings_of(saved.fitted.method))
         name = name_with_settings(saved.name, changed)

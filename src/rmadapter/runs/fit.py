@@ -308,7 +308,7 @@ def _with_answers(outcome: Outcome, method: Method, folds: Folds | None) -> Outc
     if not held_out:
         return outcome
     fitted = held_out.calibrate(outcome.fitted, "folds", outcome.record.task.seed)
-    held = HeldOut.of(held_out.table, held_out.labels)
+    held = HeldOut.of(held_out.table, held_out.labels, held_out.groups)
     return replace(outcome.with_facts(held_out=held), fitted=fitted)
 
 

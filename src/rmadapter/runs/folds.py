@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from rmadapter import metrics
-from rmadapter.answers.held_out import SHARES, Origin, needed
+from rmadapter.answers.held_out import SHARES, Origin, needed, one_of_each_group
 from rmadapter.answers.rejection import RejectionScore
 from rmadapter.answers.sets import Calibration
 from rmadapter.data.duplicates import groups
@@ -291,7 +291,9 @@ class Folds:
         if not count:
             return method.traits.expected.temperature
         table = self.answers(method, name, count=count).table
-        return fitted_temperature(table, self.judged.labels[: len(table)], method.traits.expected)
+        judged = self.judged.subset(range(len(table)))
+        expected, groups = method.traits.expected, judged.group_numbers
+        return fitted_temperature(table, judged.labels, expected, groups, self.task.seed)
 
     def tempered(self, method: Method, name: str, temperature: float) -> HeldOutAnswers | None:
         """Return the answers of a method on the folds that it has answered, calibrated; None if
@@ -376,10 +378,17 @@ def split(
     return parts if len(parts) > 1 else []
 
 
-def fitted_temperature(table: np.ndarray, labels: ArrayLike, expected: Expected) -> float:
+def fitted_temperature(
+    table: np.ndarray,
+    labels: ArrayLike,
+    expected: Expected,
+    groups: np.ndarray | None = None,
+    seed: int = 0,
+) -> float:
     """Return the temperature that suits answers [N, C] on held-out images and what is expected of
-    their method."""
-    return metrics.temperature(table, labels, MAX_TEMPERATURE, *expected)
+    their method. groups, seed: as for `one_of_each_group`."""
+    rows = np.sort(one_of_each_group(len(table), groups, seed)[0])
+    return metrics.temperature(table[rows], np.asarray(labels)[rows], MAX_TEMPERATURE, *expected)
 
 
 def _holding(parts: Sequence[Sequence[int]], count: int) -> int:

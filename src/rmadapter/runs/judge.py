@@ -172,12 +172,14 @@ def cross_validated(folds: Folds, method: Method, name: str) -> Evaluation:
 def calibrated(table: np.ndarray, folds: Folds, expected: Expected) -> np.ndarray:
     """Return probabilities [M, C] over the folds, those of each of `Folds.places` at the
     temperature that suits the others best and what is expected of the method."""
-    labels, which = np.array(folds.judged.labels), folds.places
+    labels, groups, which = np.array(folds.judged.labels), folds.judged.group_numbers, folds.places
     result: np.ndarray = table.copy()
     for number in np.unique(which):
-        held_out = which == number
-        best = fitted_temperature(table[~held_out], labels[~held_out], expected)
-        result[held_out] = metrics.tempered(table[held_out], best)
+        own, others = which == number, which != number
+        best = fitted_temperature(
+            table[others], labels[others], expected, groups[others], folds.task.seed
+        )
+        result[own] = metrics.tempered(table[own], best)
     return result
 
 
@@ -249,7 +251,7 @@ def _rates(
         macro_f1=100 * f1_score(labels, answers, labels=present, average="macro", zero_division=0),
         calibration_error=metrics.calibration_error(table.max(1), right),
         recalls=[None if np.isnan(recall) else float(recall) for recall in recalls],
-        p=None if ours is None else metrics.paired(ours, right)[3],
+        p=None if ours is None else metrics.paired(ours, right, groups)[3],
         balanced=Balanced.of(table, labels, groups),
     )
 

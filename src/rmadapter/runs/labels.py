@@ -127,7 +127,8 @@ def propose_labels(
     heat = 1.0
     if judged.any():
         table = softmax(logits[judged], axis=1)
-        heat = fitted_temperature(table, labels[judged], METHOD.traits.expected)
+        expected = METHOD.traits.expected
+        heat = fitted_temperature(table, labels[judged], expected, groups[judged])
     return Proposals(softmax(logits / heat, axis=1), judged)
 
 
