@@ -336,6 +336,19 @@ def test_a_refused_list_leaves_nothing_that_the_next_command_reads(
     assert (out / "images.csv").read_bytes() == listed
 
 
+def test_a_list_that_another_process_wrote_stays(
+    run: Path, tiny_clip: Backbone, tmp_path: Path
+) -> None:
+    """It may be about to read it, and would train on other images than it says."""
+    new, out = write(tmp_path / "photos", yellow=(YELLOW, 3)), tmp_path / "new"
+    out.mkdir()
+    theirs = out / "images.csv"
+    theirs.write_text("path,label,split\n")
+    with pytest.raises(UserError, match="another run"):
+        grown(run, tiny_clip, new, out)
+    assert theirs.read_text() == "path,label,split\n"
+
+
 @pytest.mark.ci
 def test_prompt_names_that_new_data_brings_and_files_that_are_gone(
     run: Path, tiny_clip: Backbone, tmp_path: Path

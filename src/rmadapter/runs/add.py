@@ -187,9 +187,10 @@ def add_images(
     notes = [f"trained on the {before} images of {run.name} and {new_images} new ones"]
     if added.note:
         notes.append(added.note)
-    with _removing_list(out):
-        with exclusive(out):
-            _write_list(out, splits, {**new, **saved.custom_names})
+    is_new = not out.exists()
+    with exclusive(out):
+        _write_list(out, splits, {**new, **saved.custom_names})
+    with _removing_list(out, is_new):
         listed = read_images(RunFolder(out).images, skip_bad=images.skip_bad, outside=True)
         listed = with_parents(listed, saved.parents)
         lab.add(task.data, listed, leftover=not _has_test_split(record, added_splits, splits))
@@ -322,10 +323,10 @@ def _identity(path: Path) -> bytes:
 
 
 @contextmanager
-def _removing_list(out: Path) -> Iterator[None]:
-    """Remove the list in `out` if the block raises UserError before a run has begun there: the next
-    command could obey it."""
-    new, run = not out.exists(), RunFolder(out)
+def _removing_list(out: Path, is_new: bool) -> Iterator[None]:
+    """Remove the list in `out`, a new folder or an old one, if the block raises UserError before a
+    run has begun there: the next command could obey it."""
+    run = RunFolder(out)
     try:
         yield
     except UserError:
@@ -333,7 +334,7 @@ def _removing_list(out: Path) -> Iterator[None]:
             if not (run.record.exists() or run.split.exists()):
                 run.images.unlink(missing_ok=True)
                 (out / CLASSNAMES).unlink(missing_ok=True)
-        if new:
+        if is_new:
             with suppress(OSError):  # it holds more
                 out.rmdir()
         raise
@@ -341,9 +342,10 @@ def _removing_list(out: Path) -> Iterator[None]:
 
 def _write_list(out: Path, splits: Mapping[str, Rows], prompts: Mapping[str, str]) -> None:
     """Write the new run's data as a CSV file, and beside it the prompt names that do not follow
-    from the labels."""
+    from the labels. Another list may be one that another process is about to read."""
     text, run = table_text(splits, out), RunFolder(out)
-    if run.record.exists() and (not run.images.exists() or run.images.read_text("utf-8") != text):
+    found = run.images.read_text("utf-8") if run.images.exists() else None
+    if found != text and (found is not None or run.record.exists()):
         raise UserError(f"{out} holds another run: choose another --out or delete that folder")
     write_text(run.images, text)
     if prompts:
