@@ -112,6 +112,14 @@ def test_a_config_alone_runs_no_code_from_outside(text: str, tmp_path: Path) -> 
     read_config(tmp_path / "config.yaml", ("mma", name))
 
 
+@pytest.mark.parametrize("value", ["5", "[':']", "0x" + "f" * 5000, "null"])
+def test_a_config_names_its_method_by_a_text(value: str, tmp_path: Path) -> None:
+    """A whole number may have more digits than Python writes."""
+    (tmp_path / "config.yaml").write_text(f"method: {value}")
+    with pytest.raises(UserError, match=r"config\.yaml: method: .* is no name"):
+        read_config(tmp_path / "config.yaml")
+
+
 @pytest.mark.parametrize(
     ("precision", "speed", "words"),
     [("bf16", 2.0, "bfloat16 takes 0.5"), ("fp16", 4.0, "float16 takes 0.25")],

@@ -200,9 +200,11 @@ def read_config(file: Path | None, named: Sequence[str] = ()) -> tuple[str, dict
     may come from elsewhere, and loading such a method runs its code.
     """
     values = read_yaml(file) if file else {}
-    if file:
-        methods = [value for name, value in values.items() if name.rpartition(".")[2] == "method"]
-        check_named(file, map(str, methods), named)
+    methods = [value for name, value in values.items() if name.rpartition(".")[2] == "method"]
+    for value in methods:
+        if not isinstance(value, str):
+            raise UserError(f"{file}: method: {quoted(value)} is no name of a method")
+        check_named(file or Path(), [value], named)
     return str(values.pop("method", "")), values
 
 
