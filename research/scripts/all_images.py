@@ -63,19 +63,24 @@ SHOWN = ("data", "seed", "variant", "test", "cpu_seconds")
 Scores: TypeAlias = dict[str, dict[str, list[float]]]  # accuracies by title, set and draw
 
 
-def regression(lab: Lab, data: str, seed: int, backbone: str = "pocket") -> dict[str, Any]:
+def regression(
+    lab: Lab, data: str, seed: int, backbones: Sequence[str] = ("pocket",)
+) -> dict[str, Any]:
     """Fit scikit-learn's logistic regression to the untouched features of all images of a set, and
-    return its line."""
-    task = Request.make({"shots": 0, "seed": seed, "backbone": backbone}, METHOD, data=data).task
-    few, test = lab.draw(task), lab.splits(data)["test"]
-    features = [
-        unit(cache.features(images)[0]).numpy()
-        for cache, images in ((lab.train_cache(task), few.train), (lab.test_cache(task), test))
+    return its line. Features of several backbones stand beside each other."""
+    values = {"shots": 0, "seed": seed}
+    tasks = [
+        Request.make({**values, "backbone": name}, METHOD, data=data).task for name in backbones
     ]
+    few, test = lab.draw(tasks[0]), lab.splits(data)["test"]
+    known, asked = (
+        np.hstack([unit(cache(task).features(images)[0]).numpy() for task in tasks])
+        for cache, images in ((lab.train_cache, few.train), (lab.test_cache, test))
+    )
     started = time.process_time()
     fitted = GridSearchCV(LogisticRegression(max_iter=2000), {"C": CS}, cv=4)
-    fitted.fit(features[0], np.array(few.train.labels))
-    right = fitted.predict(features[1]) == np.array(test.labels)
+    fitted.fit(known, np.array(few.train.labels))
+    right = fitted.predict(asked) == np.array(test.labels)
     return {
         "data": data,
         "shots": 0,
@@ -85,7 +90,7 @@ def regression(lab: Lab, data: str, seed: int, backbone: str = "pocket") -> dict
         "cpu_seconds": round(time.process_time() - started, 2),
         "test": 100 * float(right.mean()),
         "split_digest": split_digest(few),
-        "backbone": lab.backbone(task.backbone).digest,
+        "backbone": " ".join(lab.backbone(name).digest for name in backbones),
         "versions": versions(),
     }
 

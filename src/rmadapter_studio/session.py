@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,7 +37,8 @@ TARGETS = ("onnx", "web")
 BUSY = "Something is already running: wait for it, or stop it."
 NO_MODEL = "There is no classifier yet: train one, or use the names alone."
 # of a stranger's run: 5 to 35 s of processor time with pocket, by their length
-MAX_PROMPTS_OF_STRANGERS = 1_000
+MAX_PROMPTS_OF_STRANGERS, MAX_SECONDS_OF_STRANGERS = 1_000, 120.0
+TOO_LONG = "The names of this model take too long to read here: try again later, or use fewer."
 PROJECT = "project"  # folder of a visitor's own images to label
 ANSWER_SIDE = 320  # pixels of the longer side of an image shown beside its answers
 
@@ -94,6 +96,7 @@ class Session:
         self.lock = threading.RLock()  # a browser may send several requests at once
         self._labelling: Labelling | None = None  # of the visitor's own project
         self._untrusted = False  # whether a stranger made the model, or the run that it continues
+        self._left = False  # whether the visitor was removed
         self._count = 0
         self._project_bytes = 0
 
@@ -122,6 +125,7 @@ class Session:
 
     def close(self) -> None:
         """End all work; the folder can be removed then."""
+        self._left = True
         self.stop()
         if self._labelling:
             self._labelling.close()
@@ -432,8 +436,15 @@ class Session:
 
     @contextmanager
     def _backbone(self, untrusted: bool) -> Iterator[None]:
-        """Hold the backbone for a model, which a stranger may have made."""
-        with self.shared.held(MAX_PROMPTS_OF_STRANGERS if untrusted else MAX_PROMPTS):
+        """Hold the backbone for a model, which a stranger may have made. Its texts are given up
+        when their time is over, or the visitor is removed."""
+        end = time.monotonic() + MAX_SECONDS_OF_STRANGERS
+
+        def check() -> None:
+            if self._left or (untrusted and time.monotonic() > end):
+                raise UserError(TOO_LONG)
+
+        with self.shared.held(MAX_PROMPTS_OF_STRANGERS if untrusted else MAX_PROMPTS, check):
             yield
 
     def _check_idle(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,10 +73,18 @@ class Shared:
         return Labelling(Fitting(project, self.backbone, self.held, keep))
 
     @contextmanager
-    def held(self, prompts: int = MAX_PROMPTS) -> Iterator[None]:
+    def held(
+        self, prompts: int = MAX_PROMPTS, check: Callable[[], None] = lambda: None
+    ) -> Iterator[None]:
         """Hold the backbone for at most so many prompts, and give way to others before each block
-        of its text encoder, which may have a thousand prompts to read."""
-        with self.lock, bounded_text(prompts, self.lock.give_way):
+        of its text encoder, which may have a thousand prompts to read; `check` then raises
+        UserError to end it."""
+
+        def pause() -> None:
+            self.lock.give_way()
+            check()
+
+        with self.lock, bounded_text(prompts, pause):
             yield
 
     def run_folders(self) -> dict[str, Path]:

@@ -567,6 +567,25 @@ def test_texts_give_way_to_other_visitors(session: Session, finished: Path) -> N
     assert lock.count > opening
 
 
+def test_texts_end_with_their_time_and_with_the_visitor(
+    session: Session, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = session.shared.lock
+    session.add_zip(zip_run(finished, session.folder / "x.zip"))
+    before = session.state()["model"]
+    monkeypatch.setattr("rmadapter_studio.session.MAX_SECONDS_OF_STRANGERS", 0)
+    with pytest.raises(UserError, match="too long"):
+        session.add(["kiwi"])
+    assert session.state()["model"] == before
+    monkeypatch.undo()
+    session.add(["kiwi"])
+    session.close()
+    with pytest.raises(UserError, match="too long"):
+        session.add(["lime"])
+    with lock:  # nobody holds it
+        pass
+
+
 def test_a_lock_that_gives_way_lets_a_waiting_thread_go_first() -> None:
     lock, done = FairLock(), threading.Event()
 
