@@ -37,6 +37,8 @@ SPLITS = {  # name of a folder, or cell of a table -> split
     "test": "test",
     "testing": "test",
 }
+# that a column of splits may also hold, whose images nobody should train on unasked
+OTHER_SPLITS = ("dev", "development", "eval", "evaluation", "holdout", "hold-out", "held-out")
 
 
 def order(name: str) -> tuple[str, str]:

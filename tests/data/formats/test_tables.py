@@ -86,6 +86,9 @@ def test_splits_under_another_name_are_not_ignored(tmp_path: Path, name: str) ->
     assert [*scan_table(tmp_path / name, columns={"split": "none"})] == ["all"]
     del frame["split"]
     frame.loc[frame.index[-1], "set"] = "holdout"
+    with pytest.raises(UserError, match="'set' looks like splits"):
+        scan_table(write())
+    frame.loc[frame.index[-1], "set"] = "garden"
     assert [*scan_table(write())] == ["all"]
 
 

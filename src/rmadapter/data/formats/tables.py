@@ -23,7 +23,7 @@ from rmadapter.data.formats.base import (
     listed_image,
 )
 from rmadapter.data.formats.columnar import cells_of, parquet_batches, pyarrow, text_columns
-from rmadapter.data.names import SPLITS, listed_label, only_label
+from rmadapter.data.names import OTHER_SPLITS, SPLITS, listed_label, only_label
 from rmadapter.errors import UserError, did_you_mean, quoted
 from rmadapter.support.files import (
     JsonObject,
@@ -255,8 +255,8 @@ class Unread:
         if cell is None or (isinstance(cell, float) and math.isnan(cell)):
             return True
         text = cell.strip().casefold() if isinstance(cell, str) else "no split"
-        if text in SPLITS:
-            self._splits[column].add(SPLITS[text])
+        if text in SPLITS or text in OTHER_SPLITS:
+            self._splits[column].add(SPLITS.get(text, text))
         elif text:
             del self._splits[column]
         return column in self._splits
