@@ -42,6 +42,7 @@ from rmadapter.support.terminal import table
 from rmadapter.training import loop
 from tests.helpers.images import write_colors
 from tests.helpers.models import write_tiny_clip
+from tests.helpers.serving import colour_image
 from tests.hostile import offline, reloads
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
@@ -49,7 +50,8 @@ FAULTS = (
     "other weights", "leftovers", "missing files", "lost records", "orphans", "tracebacks",
     "odd exits", "hangs",
 )  # fmt: skip
-FITTED = ("model.safetensors", "history.csv", "split.json", "config.yaml")
+LEARNT = ("model.safetensors", "history.csv", "config.yaml")
+FITTED = (*LEARNT, "split.json")  # of `add`, split.json has paths from its own folder
 EXPORTED = ("model.onnx", "labels.json", "preprocess.json", "predict.py", "SHA256SUMS")
 CONVERTED = ("open_clip_model.safetensors", "open_clip_config.json", "SHA256SUMS")
 ALL = ("**/[!.]*",)  # not pocket's .checked, which holds times of its files
@@ -293,12 +295,29 @@ def all_kinds(root: Path, only: str) -> Iterator[list[Kind]]:
     """Yield the kinds whose name begins with `only`; what they need is written to `root`."""
     backbone = write_tiny_clip(root / "backbone")
     kinds = training_kinds(backbone, write_colors(root / "colors"))
+
+    def finished(name: str) -> str:
+        run, log = root / name, root / f"{name}.log"
+        [fit] = [kind for kind in kinds if kind.name == name]
+        assert exit_code(start(fit, run, log), Counter()) == 0, log.read_text()
+        return str(run)
+
     with ExitStack() as stack:
+        if "add".startswith(only):
+            more = root / "more/yellow"
+            more.mkdir(parents=True)
+            for number in range(6):
+                (more / f"{number}.png").write_bytes(colour_image(250, 250, 40 * number))
+            words = (
+                "add",
+                finished("fit rmadapter"),
+                str(more.parent),
+                "--backbone",
+                str(backbone),
+            )
+            kinds.append(Kind("add", words, equal=LEARNT))
         if "export".startswith(only):
-            run, log = root / "run", root / "run.log"
-            [probe] = [kind for kind in kinds if kind.name == "fit linear-probe"]
-            assert exit_code(start(probe, run, log), Counter()) == 0, log.read_text()
-            words = ("export", str(run), "--backbone", str(backbone))
+            words = ("export", finished("fit linear-probe"), "--backbone", str(backbone))
             words += ("--data", str(root / "colors"), "--json")
             kinds.append(Kind("export", words, equal=EXPORTED, whole=True))
         if "serve".startswith(only):
