@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -139,6 +140,26 @@ def test_a_foreign_or_damaged_state_is_refused(
             UserError, match=r"training.safetensors: not a readable training state .*; delete it"
         ):
             fit_adapters(replace(shots, unfinished=Unfinished(path, "mine")))
+
+
+def test_no_changed_byte_of_a_state_is_resumed(
+    tiny_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither of its numbers nor of their names, shapes and history."""
+    monkeypatch.setattr(training, "SAVE_SECONDS", -1.0)
+    shots, path = shots_of(tiny_clip, IMAGES), tmp_path / "training.safetensors"
+    unfinished = replace(shots, unfinished=Unfinished(path, "mine"))
+    fit_adapters(unfinished)
+    whole, rng = path.read_bytes(), random.Random(0)
+    head = 8 + int.from_bytes(whole[:8], "little")
+    for place in [*rng.sample(range(head), 30), *rng.sample(range(head, len(whole)), 20)]:
+        changed = bytearray(whole)
+        changed[place] ^= 1 << rng.randrange(8)
+        path.write_bytes(changed)
+        with pytest.raises(UserError, match="not a readable training state"):
+            fit_adapters(unfinished)
+    path.write_bytes(whole)
+    fit_adapters(unfinished)
 
 
 def test_a_history_survives_the_table_of_numbers() -> None:

@@ -292,8 +292,9 @@ class Folds:
             return method.traits.expected.temperature
         table = self.answers(method, name, count=count).table
         judged = self.judged.subset(range(len(table)))
-        expected, groups = method.traits.expected, judged.group_numbers
-        return fitted_temperature(table, judged.labels, expected, groups, self.task.seed)
+        return fitted_temperature(
+            table, judged.labels, method.traits.expected, judged.group_numbers, self.task.seed
+        )
 
     def tempered(self, method: Method, name: str, temperature: float) -> HeldOutAnswers | None:
         """Return the answers of a method on the folds that it has answered, calibrated; None if

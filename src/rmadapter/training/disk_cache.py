@@ -212,7 +212,7 @@ def _write(folder: Path, rows: Rows) -> None:
 
     name = hashlib.sha256(" ".join(rows.keys).encode()).hexdigest()[:16]
     # The sum detects damage from a power cut.
-    about = {"about": rows.about, "keys": " ".join(rows.keys), "sum": _sum(rows.parts)}
+    about = {"about": rows.about, "keys": " ".join(rows.keys), "sum": checksum(rows.parts)}
     with atomic(folder / f"{name}.safetensors", sync=False) as part:
         part.write_bytes(save(dict(rows.parts), about))
 
@@ -230,7 +230,7 @@ def _read(file: Path, check: bool = False) -> Rows | None:
         with safe_open(file, "pt") as opened:
             about = opened.metadata()
             parts = {part: opened.get_tensor(part) for part in opened.keys()} if check else {}  # noqa: SIM118
-            if check and _sum(parts) != about["sum"]:
+            if check and checksum(parts) != about["sum"]:
                 raise ValueError
             return Rows(about["about"], tuple(about["keys"].split()), parts)
     except FileNotFoundError:
@@ -266,8 +266,12 @@ def _kinds(parts: Mapping[str, Tensor]) -> dict[str, tuple[torch.dtype, torch.Si
     return {part: (tensor.dtype, tensor.shape[1:]) for part, tensor in parts.items()}
 
 
-def _sum(parts: Mapping[str, Tensor]) -> str:
-    total = 0
-    for part in sorted(parts):
-        total = zlib.crc32(parts[part].contiguous().view(torch.uint8).numpy().data, total)
+def checksum(parts: Mapping[str, Tensor], text: str = "") -> str:
+    """Return a CRC-32 of tensors with their names and shapes, and of a text, which damage
+    changes."""
+    total = zlib.crc32(text.encode())
+    for name, part in sorted(parts.items()):
+        total = zlib.crc32(f"{name} {part.dtype} {[*part.shape]}".encode(), total)
+        plain = part.detach().cpu().contiguous().reshape(-1)
+        total = zlib.crc32(plain.view(torch.uint8).numpy().data, total)
     return f"{total:08x}"

@@ -28,6 +28,7 @@ from rmadapter.support.files import JsonObject, write_tensors
 from rmadapter.support.machine import keep_freed_memory
 from rmadapter.support.terminal import bar, note
 from rmadapter.training.cache import DTYPES, Source
+from rmadapter.training.disk_cache import checksum
 from rmadapter.training.shots import Callback, Figures, Shots, Trained, Unfinished
 from rmadapter.training.traits import Recipe
 
@@ -413,8 +414,8 @@ class Trainer:
         # As a tensor, since metadata may have 100 MB at most.
         terms, tensors["history"] = as_table(self.trained.history)
         record = {"key": unfinished.key, "scaler": self.scaler.state_dict(), **vars(self.trained)}
-        record |= {"history": terms, "threads": torch.get_num_threads()}
-        write_tensors(unfinished.path, tensors, {"progress": json.dumps(record)})
+        text = json.dumps(record | {"history": terms, "threads": torch.get_num_threads()})
+        write_tensors(unfinished.path, tensors, {"progress": text, "sum": checksum(tensors, text)})
 
     def load(self, unfinished: Unfinished) -> None:
         """Resume an unfinished training. Raises UserError if the file is damaged or from another
@@ -422,21 +423,23 @@ class Trainer:
         path = unfinished.path
         try:
             with safe_open(path, "pt") as file:
-                record: JsonObject = json.loads((file.metadata() or {})["progress"])
-                key, scaler = record.pop("key"), record.pop("scaler")
+                facts = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            threads = record.pop("threads", None)  # version 0.2 wrote none
+            if facts["sum"] != checksum(tensors, facts["progress"]):
+                raise ValueError
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise UserError(
                 f"{path}: not a readable training state ({type(error).__name__}); delete it"
             ) from None
+        record: JsonObject = json.loads(facts["progress"])
+        key, scaler, threads = (record.pop(name) for name in ("key", "scaler", "threads"))
         if key != unfinished.key:
             raise UserError(
                 f"{path.parent} holds another, unfinished training: choose another --out or delete "
                 "that folder"
             )
         now = torch.get_num_threads()
-        if self.writes and self.device.type == "cpu" and threads not in (None, now):
+        if self.writes and self.device.type == "cpu" and threads != now:
             note(
                 f"{path.parent}: resumed with {now} instead of {threads} threads, which add in "
                 "another order: the last digits will differ from those of an unbroken run"
