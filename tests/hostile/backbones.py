@@ -1,4 +1,5 @@
-"""Backbone folders of open_clip and transformers with one damaged file: what loads also encodes."""
+"""Backbone folders of open_clip, transformers and timm with one damaged file: what loads also
+encodes."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from tests.helpers.models import write_tiny_timm
 from tests.hostile import valid
 from tests.hostile.mutate import damage, damage_json, places_of
 
@@ -31,15 +33,16 @@ def folders() -> dict[str, Path]:
         "size": {"shortest_edge": 16},
     }  # fmt: skip
     (place / "preprocessor_config.json").write_text(json.dumps(values))
-    return {"open_clip": Path(valid.backbone().name), "hf": place}
+    timm = write_tiny_timm(valid.place() / "timm")
+    return {"open_clip": Path(valid.backbone().name), "hf": place, "timm": timm}
 
 
 def cases(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
     rng = random.Random(seed)
-    files = {"open_clip": ["open_clip_config.json"]}
+    files = {"open_clip": ["open_clip_config.json"], "timm": ["config.json"]}
     files["hf"] = ["config.json", "preprocessor_config.json"]
     for number in range(count):
-        kind = rng.choice(("open_clip", "open_clip", "hf"))
+        kind = rng.choice(("open_clip", "open_clip", "hf", "timm"))
         folder = folders()[kind]
         if rng.random() < 0.1:
             file = next(folder.glob("*.safetensors")).name
@@ -68,10 +71,14 @@ def large(rng: random.Random, value: Any) -> tuple[str, bytes]:
 def check(name: str, content: bytes, folder: Path) -> object:
     from rmadapter.backbones import load_backbone
     from rmadapter.methods.zero_shot import ZeroShot
+    from rmadapter.training.cache import Cache
     from rmadapter.training.contract import Known
 
     kind, file, _ = name.split("/")
     place = valid.copy_folder(folders()[kind], folder / "model", file)
     (place / file).write_bytes(content)
+    if kind == "timm":
+        loaded = load_backbone(f"timm:{place}")
+        return Cache(loaded, progress=False).features(valid.images().subset([0])).tolist()
     fitted = ZeroShot().restore(load_backbone(str(place)), Known(("cat", "dog")), {})
     return list(fitted.probabilities(valid.images().images[:1]))
