@@ -15,6 +15,7 @@ import demo_draws
 import explain_study
 import families
 import fewer_steps
+import four_ideas
 import int8_study
 import label_curve
 import label_walk
@@ -70,6 +71,7 @@ def step_tables() -> dict[str, str]:
              families.tables(families.beside(
                  lines_of("families"), [*lines_of("choice"), *lines_of("learning")]))
              | at_test_time.tables(lines_of("at_test_time"))), 7),
+        ("studies/four_ideas.md", lambda: marked(four_ideas.tables(lines_of("four_ideas"))), 4),
         ("studies/demo.md",
          lambda: marked(demo_draws.tables(lines_of("demo_draws"))
                         | demo_draws.tables(lines_of("demo_draws_pocket_3"))), 4),
