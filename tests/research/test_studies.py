@@ -109,6 +109,19 @@ def test_the_sentences_about_families_show_the_lines() -> None:
     points, ends, _, p = (cell.strip() for cell in row.split("|")[4:8])
     assert f"({points.lstrip('-')}, 0.6 to 7.0, p {p})" in text
     assert ends == "-7.0 to -0.6"
+    rows = [
+        [cell.strip() for cell in row.split("|")[1:7]]
+        for row in families.through_table(lines).splitlines()
+        if "`mmrl-few-shot`" in row
+    ]
+    by_shots = {shots: (points, ends) for shots, _, _, points, ends, _ in rows}
+    assert by_shots == {"1": ("-0.8", "-3.9 to 2.4"), "4": ("-4.4", "-6.4 to -2.5")}
+    for page_of in ("research/studies/families.md", "docs/studies/answer.md"):
+        text = " ".join(page(page_of).split())
+        assert "4.4 points (2.5 to 6.4) behind with 4 images" in text
+        assert re.search(r"0\.8,? \(?-2\.4 to 3\.9\)", text)
+    reporting = families.scores(lines, families.REPORTING, 4)["mmrl-few-shot"]
+    assert f"`mmrl` has {families.average(reporting):.1f}." in " ".join(page("README.md").split())
 
 
 @pytest.mark.parametrize(
