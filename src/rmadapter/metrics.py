@@ -96,8 +96,9 @@ def interval(right: ArrayLike, groups: ArrayLike | None = None) -> tuple[float, 
     count, rate = len(correct), float(correct.mean())
     if groups is None or len(np.unique(groups)) == count:
         return wilson(int(correct.sum()), count)
-    parts = (correct - rate) / count
-    low, high = _wilson(rate, _effective(rate * (1 - rate), parts, groups, count))
+    low, high = _wilson(
+        rate, _effective(rate * (1 - rate), (correct - rate) / count, groups, count)
+    )
     return 100 * low, 100 * high
 
 
@@ -136,8 +137,9 @@ def balanced_accuracy(
     classes = int(present.sum())
     rate, images = float(recalls[present].mean()), classes**2 / float((1 / counts[present]).sum())
     if groups is not None and len(np.unique(groups)) < len(true):
-        parts = (right - recalls[true]) / counts[true] / classes
-        images = _effective(rate * (1 - rate), parts, groups, images)
+        images = _effective(
+            rate * (1 - rate), (right - recalls[true]) / counts[true] / classes, groups, images
+        )
     low, high = _wilson(rate, images)
     return 100 * rate, 100 * low, 100 * high
 
@@ -173,11 +175,11 @@ def paired(
     if not one.size or one.shape != two.shape:
         raise ValueError(f"{one.size} answers beside {two.size}")
     change = two.astype(int) - one
-    sums, images = change, float(len(change))  # sums by group
-    if groups is not None and len(np.unique(groups)) < len(change):
-        sums = np.bincount(np.unique(groups, return_inverse=True)[1], change).astype(int)
-        parts = (change - change.mean()) / len(change)
-        images = _effective(float(change.var()), parts, groups, images)
+    which = np.arange(len(change)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    sums = np.bincount(which, change).astype(int)  # by group
+    images = float(len(change))
+    if len(sums) < images:
+        images = _effective(change.var(), (change - change.mean()) / images, which, images)
     share = images / len(change)
     count = images + 2
     middle = share * change.sum() / count
@@ -190,12 +192,14 @@ def paired(
 def _by_signs(sums: np.ndarray) -> float:
     """Return the two-sided p value of the sum of some whole numbers [G] if each had its sign by
     chance."""
-    total = int(np.abs(sums).sum())
-    chances = np.zeros(total + 1)  # of each sum of the magnitudes of the positive ones
-    chances[0] = 1
-    for size in np.abs(sums[sums != 0]):
-        chances = (chances + np.roll(chances, size)) / 2
-    far = np.abs(2 * np.arange(total + 1) - total) >= abs(int(sums.sum()))
+    from scipy.stats import binom
+
+    chances = np.ones(1)  # of each sum of the magnitudes of the positive ones
+    for size, count in zip(*np.unique(np.abs(sums[sums != 0]), return_counts=True), strict=True):
+        of_size = np.zeros(size * count + 1)
+        of_size[::size] = binom.pmf(np.arange(count + 1), count, 0.5)
+        chances = np.convolve(chances, of_size)
+    far = np.abs(2 * np.arange(len(chances)) + 1 - len(chances)) >= abs(int(sums.sum()))
     return min(float(chances[far].sum()), 1.0)
 
 
