@@ -37,7 +37,8 @@ TARGETS = ("onnx", "web")
 BUSY = "Something is already running: wait for it, or stop it."
 NO_MODEL = "There is no classifier yet: train one, or use the names alone."
 # of a stranger's run: 5 to 35 s of processor time with pocket, by their length
-MAX_PROMPTS_OF_STRANGERS, MAX_SECONDS_OF_STRANGERS = 1_000, 120.0
+MAX_PROMPTS_OF_STRANGERS = 1_000
+MAX_SECONDS_OF_STRANGERS = 120.0  # until they are given up
 TOO_LONG = "The names of this model take too long to read here: try again later, or use fewer."
 PROJECT = "project"  # folder of a visitor's own images to label
 ANSWER_SIDE = 320  # pixels of the longer side of an image shown beside its answers
