@@ -20,6 +20,7 @@ Finished sets are kept: repeat the command to resume.
 from __future__ import annotations
 
 import bisect
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -117,45 +118,42 @@ def power_law(sizes: Sequence[float], errors: Sequence[float]) -> Callable[[floa
 
 
 def forecast(one: Features, rng: Rng) -> list[Facts]:
-    """Forecast accuracies by the images at hand, and measure them."""
+    """Forecast accuracies by the images at hand, and measure them, in some draws."""
+    return [line for count in (4, 8) for _ in range(DRAWS) for line in _forecast(one, count, rng)]
+
+
+def _forecast(one: Features, count: int, rng: Rng) -> list[Facts]:
+    """Draw so many images of each class; return a line for each larger number that the set has."""
     x, labels, classes = one.train, one.train_labels, one.classes
-    most = int(np.bincount(labels).min())
+    order = rng.permutation(len(labels))
+    rows = first_of_each(labels, order, count)
+    folds = folds_of(labels[rows], rng)
+    held = np.zeros(len(rows), bool)
+    for fold in range(4):
+        own = folds == fold
+        held[own] = right_of_others(x, labels, classes, rows[~own], rows[own])
+    errors = []
+    for part in (count // 4, count // 2):
+        draws = [first_of_each(labels, rng.permutation(rows), part) for _ in range(8)]
+        rights = [
+            right_of_others(x, labels, classes, few, np.setdiff1d(rows, few)) for few in draws
+        ]
+        errors.append(100 - 100 * float(np.mean([each.mean() for each in rights])))
+    law = power_law((count / 4, count / 2, 0.75 * count), (*errors, 100 - 100 * held.mean()))
+    spread = 164.5 * float(np.sqrt(held.mean() * (1 - held.mean()) / len(held)))
+    now = _accuracies(one, rows)
+    recalls = [held[labels[rows] == label].mean() for label in range(classes)]
     lines = []
-    for count in (4, 8):
-        for _ in range(DRAWS):
-            order = rng.permutation(len(labels))
-            rows = first_of_each(labels, order, count)
-            folds = folds_of(labels[rows], rng)
-            held = np.zeros(len(rows), bool)
-            for fold in range(4):
-                own = folds == fold
-                held[own] = right_of_others(x, labels, classes, rows[~own], rows[own])
-            errors = []
-            for part in (count // 4, count // 2):
-                draws = [first_of_each(labels, rng.permutation(rows), part) for _ in range(8)]
-                rights = [
-                    right_of_others(x, labels, classes, few, np.setdiff1d(rows, few))
-                    for few in draws
-                ]
-                errors.append(100 - 100 * float(np.mean([each.mean() for each in rights])))
-            law = power_law(
-                (count / 4, count / 2, 0.75 * count), (*errors, 100 - 100 * held.mean())
-            )
-            spread = 164.5 * float(np.sqrt(held.mean() * (1 - held.mean()) / len(held)))
-            now = _accuracies(one, rows)
-            recalls = [held[labels[rows] == label].mean() for label in range(classes)]
-            for more in (2 * count, 4 * count):
-                if more > most:
-                    continue
-                then = _accuracies(one, first_of_each(labels, order, more))
-                gains = then - now
-                lines.append({
-                    "images": count, "more": more, "gain": float(gains.mean()),
-                    "error": abs(float(then.mean()) - (100 - law(more))),
-                    "unchanged": abs(float(then.mean()) - 100 * float(held.mean())),
-                    "covered": abs(float(then.mean()) - (100 - law(more))) <= spread,
-                    "weakest": bool(gains[int(np.argmin(recalls))] > gains.mean()),
-                })  # fmt: skip
+    for more in (2 * count, 4 * count):
+        if more <= np.bincount(labels).min():
+            then = _accuracies(one, first_of_each(labels, order, more))
+            gains, error = then - now, abs(float(then.mean()) - (100 - law(more)))
+            lines.append({
+                "images": count, "more": more, "gain": float(gains.mean()), "error": error,
+                "unchanged": abs(float(then.mean()) - 100 * float(held.mean())),
+                "covered": error <= spread,
+                "weakest": bool(gains[int(np.argmin(recalls))] > gains.mean()),
+            })  # fmt: skip
     return lines
 
 
@@ -256,7 +254,7 @@ def looks_at_random(labels: np.ndarray, rng: Rng) -> int:
 
 
 def looks_by_order(labels: np.ndarray, scores: np.ndarray) -> int:
-    """The same, class by class in the order of the scores [N, C]; no image is shown twice."""
+    """Count looks class by class in the order of the scores [N, C]; no image is shown twice."""
     seen, counts = set[int](), np.zeros(scores.shape[1], int)
     for label in range(scores.shape[1]):
         for row in np.argsort(-scores[:, label], kind="stable").tolist():
@@ -269,7 +267,7 @@ def looks_by_order(labels: np.ndarray, scores: np.ndarray) -> int:
 
 
 def looks_by_example(labels: np.ndarray, x: np.ndarray, rng: Rng) -> int:
-    """The same, at random until a class has an example, then at what is nearest to its
+    """Count looks at random until a class has an example, then at what is nearest to its
     examples."""
     seen: list[int] = []
     counts, order = np.zeros(int(labels.max()) + 1, int), rng.permutation(len(labels)).tolist()
@@ -369,7 +367,7 @@ def tables(lines: Lines) -> Mapping[str, str]:
 
     def mean(idea: str, key: str, **where: object) -> float:
         chosen = [one for one in asked[idea] if where.items() <= one.items()]
-        by_set = {one["data"]: [] for one in chosen}  # type: dict[str, list[float]]
+        by_set: dict[str, list[float]] = defaultdict(list)
         for one in chosen:
             by_set[one["data"]].append(float(one[key]))
         return fmean(map(fmean, by_set.values()))
