@@ -47,14 +47,12 @@ class Chat:
         url: Address of the service, such as http://localhost:11434/v1.
         model: Its name there.
         key: Sent as a bearer token, and neither stored nor printed; "" for none.
-        timeout: Seconds to wait for an answer.
         wait: Sleeps between two tries.
     """
 
     url: str
     model: str
     key: str = ""
-    timeout: float = TIMEOUT
     wait: Callable[[float], object] = time.sleep
 
     def __post_init__(self) -> None:
@@ -122,7 +120,7 @@ class Chat:
         url = self.url if self.url.endswith(PATH) else self.url + PATH
         request = urllib.request.Request(url, json.dumps(content).encode(), headers)
         opener = urllib.request.build_opener(_NoRedirect)
-        with opener.open(request, timeout=self.timeout) as answer:
+        with opener.open(request, timeout=TIMEOUT) as answer:
             data: bytes = answer.read(MAX_ANSWER_BYTES + 1)
         return data
 

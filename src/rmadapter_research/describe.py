@@ -8,10 +8,9 @@ same number of shots and seed, and no others.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timezone
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,67 +29,15 @@ from rmadapter.runs import (
     whole_texts,
     zero_shot_weights,
 )
-from rmadapter_research.texts import Form, Named, Origin, TextFile, ask_about, digest
+from rmadapter_research.chat import Chat
+from rmadapter_research.texts import Form, Named, TextFile, ask_about
 
 PROMPTS, ALL, HELPFUL = "prompts alone", "all texts", "texts that help"
 FOLDS = 4
-MAX_TOKENISED_TEXTS = 500  # at once
 RULE = (
     "a text is left out if the mean cross-entropy of the shots falls without it, all others kept; "
     "each fold is answered by what the other folds chose, and the best of three is taken"
 )
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What texts are worth on the shots.
-
-    Attributes:
-        rule: How texts are chosen.
-        data: Data set.
-        shots: Shots per class.
-        seed: Seed of the draw.
-        split_digest: Digest of the draw.
-        backbone: Backbone.
-        form: Kind of the texts.
-        folds: Number of folds.
-        images: Number of images in them.
-        accuracy: Percent, by what was asked with; of HELPFUL by texts chosen on the other folds.
-        best: One of the keys of `accuracy`.
-        gain: Points of HELPFUL or ALL, whichever is better, against PROMPTS on the same images.
-        low, high: 95 % interval of the gain.
-        p: P-value of McNemar's test.
-        texts: Number of texts.
-        left_out: How many of them were left out.
-    """
-
-    rule: str
-    data: str
-    shots: int
-    seed: int
-    split_digest: str
-    backbone: str
-    form: Form
-    folds: int
-    images: int
-    accuracy: dict[str, float]
-    best: str
-    gain: float
-    low: float
-    high: float
-    p: float
-    texts: int
-    left_out: int
-
-    def json(self) -> dict[str, Any]:
-        """Return the fields as JSON has them."""
-        return asdict(self)
-
-
-def origin_of(who: str, question: str, texts: Mapping[str, list[str]]) -> Origin:
-    """Return where texts that are written now are from."""
-    when = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return Origin(who, when, question, tuple(texts), digest(texts))
 
 
 def full_texts(
@@ -99,27 +46,18 @@ def full_texts(
     """Return the texts that fill the text encoder, so that their end may be cut off, and the number
     of tokens that it reads."""
     whole = [text for name, some in texts.items() for text in whole_texts(form, name, some)]
-    found: list[str] = []
-    length = int(backbone.tokenizer(["a"]).shape[1])
-    for start in range(0, len(whole), MAX_TOKENISED_TEXTS):
-        part = whole[start : start + MAX_TOKENISED_TEXTS]
-        tokens = backbone.tokenizer(part)
-        longer = backbone.tokenizer([f"{text} and more" for text in part])
-        same = (tokens == longer).all(1).tolist()
-        found += [text for text, is_full in zip(part, same, strict=True) if is_full]
-    return found, length
+    tokens = backbone.tokenizer(whole)
+    longer = backbone.tokenizer([f"{text} and more" for text in whole])
+    same = (tokens == longer).all(1).tolist()
+    found = [text for text, is_full in zip(whole, same, strict=True) if is_full]
+    return found, int(tokens.shape[1])
 
 
 # Asking
 
 
 def ask_all(
-    ask: Callable[[str], str],
-    who: str,
-    question: str,
-    classes: Sequence[Named],
-    out: Path,
-    progress: bool = True,
+    chat: Chat, question: str, classes: Sequence[Named], out: Path, progress: bool = True
 ) -> Path:
     """Ask about each class, and return the file of answers beside `out`: an object a line, as
     `read_answers` takes it.
@@ -128,26 +66,25 @@ def ask_all(
     again.
 
     Args:
-        ask: Returns the answer to a question.
-        who: Who answers.
+        chat: Who answers.
         question: Question about a class.
         classes: The classes.
         out: File of the texts.
         progress: Whether to show how far it is.
 
     Raises:
-        UserError: As `ask`, and if the file cannot be written.
+        UserError: As `Chat.ask`, and if the file cannot be written.
     """
     file = out.with_name(f"{out.name}.partial")
-    answered = _answered(file, who, question) if file.exists() else {}
+    answered = _answered(file, chat.who, question) if file.exists() else {}
     known = [answered[key(one.name)] for one in classes if key(one.name) in answered]
+    left = [one for one in classes if key(one.name) not in answered]
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("".join(known), encoding="utf-8", newline="\n")
-        left = [one for one in classes if key(one.name) not in answered]
         for one in track(left, len(left), "asking", progress):
-            answer = ask(ask_about(question, descriptions(one.name)[0]))
-            facts = {"class": one.name, "answer": answer, "who": who, "question": question}
+            answer = chat.ask(ask_about(question, descriptions(one.name)[0]))
+            facts = {"class": one.name, "answer": answer, "who": chat.who, "question": question}
             with open(file, "a", encoding="utf-8", newline="\n") as opened_file:
                 opened_file.write(json.dumps(facts) + "\n")
     except OSError as error:
@@ -172,9 +109,7 @@ def _answered(file: Path, who: str, question: str) -> dict[str, str]:
 # Measuring
 
 
-def measure_texts(
-    file: TextFile, form: Form, task: Task, lab: Lab, where: str
-) -> tuple[TextFile, Measured]:
+def measure_texts(file: TextFile, form: Form, task: Task, lab: Lab, where: str) -> TextFile:
     """Measure on the shots of a task which texts help, and return a file with these alone.
 
     A text is left out if the mean cross-entropy of the shots falls without it, while all others
@@ -189,14 +124,20 @@ def measure_texts(
         lab: Holds the data.
         where: Names the file in messages.
 
+    Returns:
+        The file, whose `measured` has the percent of right answers by prompts, all texts, and texts
+        chosen on the other folds (`accuracy`); the key of the best of these (`best`); by how many
+        points the better texts beat the prompts on the same images (`gain`), with its 95 % interval
+        (`low`, `high`) and the p-value of McNemar's test (`p`).
+
     Raises:
         UserError: A class has no texts, or the shots cannot be divided into folds.
     """
     few = lab.draw(task)
     images, names = few.train, few.train.classes
     texts = file.all_texts()
-    by_key = {key(name): some for name, some in texts.items()}
-    groups = texts_of_all(by_key, names, where)
+    written = {key(name): name for name in texts}
+    groups = texts_of_all({key(name): some for name, some in texts.items()}, names, where)
     folds = Folds.make(task, few, lab, FOLDS)
     if not folds:
         raise UserError("measuring texts takes two images per class that are not copies: add some")
@@ -215,47 +156,34 @@ def measure_texts(
     best = max(rates, key=lambda name: rates[name])  # the first of equal ones
     better = max(ALL, HELPFUL, key=lambda name: rates[name])
     gain, low, high, p = paired(right[PROMPTS], right[better])
-    kept, out = _divided(names, groups, helpful if best == HELPFUL else None)
-    result = Measured(
-        rule=RULE,
-        data=task.data,
-        shots=task.shots,
-        seed=task.seed,
-        split_digest=split_digest(few),
-        backbone=task.backbone,
-        form=form,
-        folds=len(folds),
-        images=len(folds.rows),
-        accuracy=rates,
-        best=best,
-        gain=gain,
-        low=low,
-        high=high,
-        p=p,
-        texts=sum(map(len, groups)),
-        left_out=sum(map(len, out.values())),
-    )
-    written = {key(name): name for name in texts}
-    own = {written[key(descriptions(name)[0])]: some for name, some in kept.items()}
-    left = {written[key(descriptions(name)[0])]: some for name, some in out.items()}
-    return replace(file, texts={**texts, **own}, left_out=left, measured=result.json()), result
-
-
-def _divided(
-    names: Sequence[str], groups: Sequence[list[str]], helpful: np.ndarray | None
-) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Return the texts to keep, of all or of the helpful ones [S], and those to leave out, by
-    class."""
-    count = sum(map(len, groups))
-    flags = iter([True] * count if helpful is None else helpful.tolist())
-    kept, out = dict[str, list[str]](), dict[str, list[str]]()
-    for name, some in zip(names, groups, strict=True):
-        marked = [(next(flags), text) for text in some]
-        kept[name] = [text for helps, text in marked if helps]
-        left = [text for helps, text in marked if not helps]
-        if left:
-            out[name] = left
-    return kept, out
+    left_out: dict[str, list[str]] = {}
+    if best == HELPFUL:
+        for name, some, place in zip(names, groups, texts_of_classes.places(), strict=True):
+            own = written[key(descriptions(name)[0])]
+            marked = [*zip(some, helpful[place], strict=True)]
+            texts[own] = [text for text, helps in marked if helps]
+            left_out[own] = [text for text, helps in marked if not helps]
+    measured = {
+        "rule": RULE,
+        "data": task.data,
+        "shots": task.shots,
+        "seed": task.seed,
+        "split_digest": split_digest(few),
+        "backbone": task.backbone,
+        "form": form,
+        "folds": len(folds),
+        "images": len(folds.rows),
+        "accuracy": rates,
+        "best": best,
+        "gain": gain,
+        "low": low,
+        "high": high,
+        "p": p,
+        "texts": sum(map(len, groups)),
+        "left_out": sum(map(len, left_out.values())),
+    }
+    left_out = {name: some for name, some in left_out.items() if some}
+    return replace(file, texts=texts, left_out=left_out, measured=measured)
 
 
 @dataclass(frozen=True, eq=False)
@@ -373,19 +301,19 @@ def choose_texts(gains: np.ndarray, texts: Texts) -> np.ndarray:
     return keep
 
 
-def describe_measured(measured: Measured) -> Iterator[str]:
+def describe_measured(measured: Mapping[str, Any]) -> Iterator[str]:
     """Yield what a measurement found, in sentences."""
-    if measured.best == PROMPTS:
+    if measured["best"] == PROMPTS:
         yield (
             "the texts do not help on these shots: a method without them is right at least as often"
         )
-    elif measured.left_out:
-        yield f"{measured.left_out:,} of {measured.texts:,} texts are left out"
+    elif measured["left_out"]:
+        yield f"{measured['left_out']:,} of {measured['texts']:,} texts are left out"
     else:
         yield "no text is left out: all of them together are right at least as often"
-    if measured.low <= 0 <= measured.high:
+    if measured["low"] <= 0 <= measured["high"]:
         yield (
-            f"{measured.images:,} images do not show whether texts or prompts are better "
-            f"({measured.gain:+.1f} points, 95 % interval {measured.low:+.1f} to "
-            f"{measured.high:+.1f})"
+            f"{measured['images']:,} images do not show whether texts or prompts are better "
+            f"({measured['gain']:+.1f} points, 95 % interval {measured['low']:+.1f} to "
+            f"{measured['high']:+.1f})"
         )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -21,7 +21,6 @@ from rmadapter.cli import (
     Quiet,
     ShotOptions,
     comma_list,
-    did_you_mean,
     note,
     table,
 )
@@ -29,34 +28,7 @@ from rmadapter.cli import (
 if TYPE_CHECKING:
     from rmadapter import Backbone, ImageSet
     from rmadapter.runs import Request
-    from rmadapter_research.describe import Measured
     from rmadapter_research.texts import Checked, Form, Named, TextFile
-
-
-@dataclass(frozen=True)
-class QuestionOptions:
-    """What a language model is asked about each class."""
-
-    form: Annotated[
-        str,
-        typer.Option(
-            metavar="sentences | descriptors",
-            help="Kind of the texts, as for the method zero-shot-descriptions.",
-        ),
-    ] = "sentences"
-    count: Annotated[int, typer.Option(min=1, max=1000, help="Texts per class.")] = 8
-    question: Annotated[
-        str, typer.Option(help="Your own question, with {} in the place of the class's name.")
-    ] = ""
-
-    def kind(self) -> Form:
-        """Return the kind of the texts. Raises UserError for an unknown one."""
-        from rmadapter_research.texts import QUESTIONS
-
-        for form in QUESTIONS:
-            if form == self.form:
-                return form
-        raise UserError(f"--form {self.form[:100]!r}{did_you_mean(self.form, QUESTIONS)}")
 
 
 @dataclass(frozen=True)
@@ -79,37 +51,14 @@ class AnswerOptions:
         str, typer.Option(help="Language model that is asked, or that wrote the answers.")
     ] = ""
 
-    def __bool__(self) -> bool:
-        return bool(self.answers or self.ask)
-
     def check(self) -> None:
         """Raise UserError for options that contradict each other."""
         if self.answers and self.ask:
             raise UserError("--answers and --ask: give only one of them")
         if self.ask and not self.model:
             raise UserError("--ask: name the language model with --model")
-        if self.model and not self:
+        if self.model and not (self.answers or self.ask):
             raise UserError("--model needs --answers or --ask")
-
-
-@dataclass(frozen=True)
-class MeasureOptions(ShotOptions):
-    """On which shots texts are measured."""
-
-    measure: Annotated[
-        bool,
-        typer.Option(
-            "--measure", help="Leave out texts that do not help on the shots that `fit` draws."
-        ),
-    ] = False
-
-    def request(self, backbone: str, data: str) -> Request:
-        """Return what draws the shots, as `fit` does."""
-        from rmadapter.runs import Request
-
-        flags = {"shots": self.shots, "seed": self.seed, "device": self.device}
-        values = {name: value for name, value in flags.items() if value is not None}
-        return Request.make({**values, "backbone": backbone}, "zero-shot", data=data)
 
 
 def describe(
@@ -119,9 +68,22 @@ def describe(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="File of the texts, such as texts.json.")
     ] = None,
-    asking: QuestionOptions = QuestionOptions(),
+    form: Annotated[
+        Literal["sentences", "descriptors"],
+        typer.Option(help="Kind of the texts, as for the method zero-shot-descriptions."),
+    ] = "sentences",
+    count: Annotated[int, typer.Option(min=1, max=1000, help="Texts per class.")] = 8,
+    question: Annotated[
+        str, typer.Option(help="Your own question, with {} in the place of the class's name.")
+    ] = "",
     answering: AnswerOptions = AnswerOptions(),
-    measuring: MeasureOptions = MeasureOptions(),
+    drawing: ShotOptions = ShotOptions(),
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure", help="Leave out texts that do not help on the shots that `fit` draws."
+        ),
+    ] = False,
     table_columns: Columns = Columns(),
     files: FileOptions = FileOptions(),
     quiet: Quiet = False,
@@ -135,29 +97,31 @@ def describe(
     from rmadapter_research.texts import TextFile, question_of, read_text_file
 
     answering.check()
-    form = asking.kind()
-    question = question_of(form, asking.count, asking.question)
+    question = question_of(form, count, question)
     if out is None or out.suffix.lower() != ".json":
         raise UserError("name the file of the texts, such as --out texts.json")
-    check_backbones(measuring.backbone)
-    splits, named = _classes(classes, table_columns, files, measuring.measure)
+    check_backbones(drawing.backbone)
+    splits, named = _classes(classes, table_columns, files, measure)
     known = read_text_file(out) if out.exists() else TextFile()
-    if not (answering or measuring.measure):
-        _write_questions(out, question, known, named, as_json)
+    answered = answering.answers or answering.ask
+    if not (answered or measure):
+        _write_questions(out, question, _without_texts(named, known, out), as_json)
         return
-    if not (answering or known.texts):
+    if not (answered or known.texts):
         raise UserError(f"{out}: there are no texts to measure: give --answers or --ask, too")
     from rmadapter import Task
+    from rmadapter.runs import Request
 
-    backbone = first_of(measuring.backbone or Task().backbone)
-    checked, measured = None, None
-    if answering:
+    backbone = first_of(drawing.backbone or Task().backbone)
+    checked = None
+    if answered:
         known, checked = _answer(answering, known, named, question, out, not quiet)
-        _note_long(checked, form, backbone)
-    if measuring.measure and splits:
-        request = measuring.request(backbone.name, classes)
-        known, measured = _measure(known, splits, form, request, backbone, out, not quiet)
-    _show(out, known, checked, measured, as_json)
+        _note_full(checked, form, backbone)
+    if measure and splits:
+        given = {name: value for name, value in vars(drawing).items() if value is not None}
+        request = Request.make({**given, "backbone": backbone.name}, "zero-shot", data=classes)
+        known = _measure(known, splits, form, request, backbone, out, not quiet)
+    _show(out, known, checked, as_json)
 
 
 def _classes(
@@ -166,15 +130,10 @@ def _classes(
     """Return the splits of a data set, and its classes; or no splits, and the classes that are
     named, unless images are needed."""
     from rmadapter import read_images
-    from rmadapter.data import descriptions, locate, prompt_names
+    from rmadapter.data import descriptions, prompt_names
     from rmadapter_research.texts import Named
 
-    is_data = False
-    with suppress(OSError, ValueError):  # a list of many names is no possible path
-        is_data = Path(text).exists()
-    if not is_data and needed:
-        locate(Path(text), columns.named()).check()  # says what is missing
-    if not is_data:
+    if not (needed or os.path.exists(text)):
         names = prompt_names(comma_list(text))
         if not names:
             raise UserError(f"{text[:100]!r}: name at least one class, or a data set")
@@ -187,18 +146,22 @@ def _classes(
     return splits, [Named(str(label), descriptions(name)[0]) for label, name in pairs]
 
 
-def _write_questions(
-    out: Path, question: str, known: TextFile, classes: list[Named], as_json: bool
-) -> None:
-    """Write the questions about classes that have no texts yet: as one text to paste, and as an
-    object a line."""
+def _without_texts(classes: list[Named], known: TextFile, out: Path) -> list[Named]:
+    """Return the classes that have no texts yet. Raises UserError if all have some."""
     from rmadapter.data import key
-    from rmadapter_research.texts import ask_about, pasted
 
     answered = {key(name) for name in known.texts}
-    names = [one.name for one in classes if key(one.name) not in answered]
-    if not names:
+    left = [one for one in classes if key(one.name) not in answered]
+    if not left:
         raise UserError(f"{out}: every class has texts already; give --measure, or another --out")
+    return left
+
+
+def _write_questions(out: Path, question: str, classes: list[Named], as_json: bool) -> None:
+    """Write the questions about classes: as one text to paste, and as an object a line."""
+    from rmadapter_research.texts import ask_about, pasted
+
+    names = [one.name for one in classes]
     text, lines = out.with_suffix(".questions.txt"), out.with_suffix(".questions.jsonl")
     for path in (text, lines):
         if path.exists():
@@ -207,8 +170,7 @@ def _write_questions(
     write_text(text, pasted(question, names))
     write_text(lines, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in objects))
     if as_json:
-        facts = {"questions": str(text), "lines": str(lines), "classes": names}
-        print(json.dumps(facts))
+        print(json.dumps({"questions": str(text), "lines": str(lines), "classes": names}))
         return
     print(f"questions about {len(names):,} classes: {text}, and one a line: {lines}")
     print(f"next: the same command with --answers FILE --model NAME writes {out}")
@@ -223,33 +185,29 @@ def _answer(
     progress: bool,
 ) -> tuple[TextFile, Checked]:
     """Read answers, or ask for those that are missing, and write the file of texts."""
-    from rmadapter.data import key
     from rmadapter_research.chat import Chat
-    from rmadapter_research.describe import ask_all, origin_of
-    from rmadapter_research.texts import check_answers, read_answers
+    from rmadapter_research.describe import ask_all
+    from rmadapter_research.texts import check_answers, read_answers, source_of
 
     who, file = options.model, options.answers
-    if options.ask:
+    if file is None:
         chat = Chat.at(options.ask, options.model)
-        who, answered = chat.who, {key(name) for name in known.texts}
-        classes = [one for one in classes if key(one.name) not in answered]
-        if not classes:
-            raise UserError(f"{out}: every class has texts already; choose another --out")
-        file = ask_all(chat.ask, who, question, classes, out, progress)
-    assert file is not None
+        who = chat.who
+        classes = _without_texts(classes, known, out)
+        file = ask_all(chat, question, classes, out, progress)
     checked = check_answers(read_answers(file, classes), classes)
     for text in checked.notes():
         note(text)
     if not checked.texts:
         raise UserError(f"{file}: has no texts")
-    known = known.extended(checked.texts, origin_of(who, question, checked.texts))
+    known = known.extended(checked.texts, source_of(who, question, checked.texts))
     known.write(out)
     if options.ask:
         file.unlink()
     return known, checked
 
 
-def _note_long(checked: Checked, form: Form, backbone: Backbone) -> None:
+def _note_full(checked: Checked, form: Form, backbone: Backbone) -> None:
     """Note which texts may be cut off."""
     from rmadapter_research.describe import full_texts
 
@@ -270,7 +228,7 @@ def _measure(
     backbone: Backbone,
     out: Path,
     progress: bool,
-) -> tuple[TextFile, Measured]:
+) -> TextFile:
     """Leave out texts that do not help, and write the file of texts."""
     from rmadapter import Lab
     from rmadapter_research.describe import describe_measured, measure_texts
@@ -278,29 +236,27 @@ def _measure(
     lab = Lab(request.machine, progress=progress)
     lab.add(request.task.data, splits)
     lab.add_backbone(backbone)
-    known, measured = measure_texts(known, form, request.task, lab, str(out))
+    known = measure_texts(known, form, request.task, lab, str(out))
     known.write(out)
-    for text in describe_measured(measured):
+    for text in describe_measured(known.measured):
         note(text)
-    return known, measured
+    return known
 
 
-def _show(
-    out: Path, known: TextFile, checked: Checked | None, measured: Measured | None, as_json: bool
-) -> None:
+def _show(out: Path, known: TextFile, checked: Checked | None, as_json: bool) -> None:
     """Print what a file of texts holds now."""
+    measured = known.measured
     if as_json:
-        problems = {} if checked is None else {**vars(checked), "texts": len(checked.texts)}
         facts: dict[str, object] = {"texts": str(out), "classes": len(known.texts)}
-        if checked is not None:
-            facts["answers"] = problems
-        if measured is not None:
-            facts["measured"] = measured.json()
+        if checked:
+            facts["answers"] = {**vars(checked), "texts": len(checked.texts)}
+        if measured:
+            facts["measured"] = measured
         print(json.dumps(facts))
         return
-    if measured is not None:
-        rows = [[name, f"{rate:.1f}"] for name, rate in measured.accuracy.items()]
-        table([f"{measured.images:,} shots, {measured.folds} folds", "accuracy in %"], rows)
+    if measured:
+        rows = [[name, f"{rate:.1f}"] for name, rate in measured["accuracy"].items()]
+        table([f"{measured['images']:,} shots, {measured['folds']} folds", "accuracy in %"], rows)
     count = sum(map(len, known.texts.values()))
     print(f"texts: {out}, {count:,} about {len(known.texts):,} classes")
     setting = shlex.quote(f"descriptions={out}")

@@ -9,10 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
+
+from pydantic import TypeAdapter, ValidationError
 
 from rmadapter import UserError
 from rmadapter.artifacts import read_json, read_text, write_json
@@ -35,11 +39,8 @@ AS_JSON = (
     "\nAnswer with JSON alone, an object of this form with every class in it:\n"
     '{"class": ["text", "text", ...], ...}'
 )
-TEXTS, SOURCES, LEFT_OUT, MEASURED = "texts", "sources", "left_out", "measured"
-CLASS_KEYS = ("class", "name", "label")
-TEXT_KEYS = ("texts", "text", "answer", "descriptions")
+TEXTS, LEFT_OUT = "texts", "left_out"
 BULLET = re.compile(r"\s*(?:[-*\u2022]+|\d+[.)])\s+")
-SEPARATOR = re.compile(r":\s+|:$|\t")  # between a class and its text
 
 
 class Named(NamedTuple):
@@ -50,52 +51,29 @@ class Named(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Origin:
-    """Where the texts of some classes are from.
-
-    Args:
-        who: The language model or person.
-        when: UTC, in ISO format.
-        question: What was asked, with {} in the place of the class.
-        classes: Names of the classes whose texts they are.
-        sha256: Digest of these texts, as by `digest`.
-    """
-
-    who: str
-    when: str
-    question: str
-    classes: tuple[str, ...]
-    sha256: str
-
-    def json(self) -> dict[str, Any]:
-        """Return the fields as JSON has them."""
-        return {**vars(self), "classes": [*self.classes]}
-
-
-@dataclass(frozen=True)
 class TextFile:
     """A file of texts about classes, by class name as written.
 
     Args:
         texts: The texts of each class.
-        sources: As `Origin.json` returns them, the newest last.
+        sources: As `source_of` returns them, the newest last.
         left_out: Texts of classes that a measurement replaced.
-        measured: What `describe.measure` found, or nothing.
+        measured: What `describe.measure_texts` found, or nothing.
     """
 
     texts: Mapping[str, list[str]] = field(default_factory=dict)
-    sources: tuple[dict[str, Any], ...] = ()
+    sources: tuple[dict[str, object], ...] = ()
     left_out: Mapping[str, list[str]] = field(default_factory=dict)
     measured: dict[str, Any] = field(default_factory=dict)
 
-    def extended(self, texts: Mapping[str, list[str]], origin: Origin) -> TextFile:
+    def extended(self, texts: Mapping[str, list[str]], source: dict[str, object]) -> TextFile:
         """Return a file whose texts of some classes are these.
 
         What was measured no longer holds, so that texts that were left out are back.
         """
         new = {key(name) for name in texts}
         kept = {name: some for name, some in self.all_texts().items() if key(name) not in new}
-        return TextFile({**kept, **texts}, (*self.sources, origin.json()))
+        return TextFile({**kept, **texts}, (*self.sources, source))
 
     def all_texts(self) -> dict[str, list[str]]:
         """Return the texts of each class, those that were left out among them."""
@@ -107,16 +85,27 @@ class TextFile:
 
     def write(self, path: Path) -> None:
         """Write the file, atomically."""
-        more = {LEFT_OUT: self.left_out, MEASURED: self.measured}
-        facts = {TEXTS: self.texts, SOURCES: [*self.sources]}
-        write_json(path, facts | {name: value for name, value in more.items() if value})
+        always = (TEXTS, "sources")
+        facts = {name: value for name, value in vars(self).items() if value or name in always}
+        write_json(path, facts)
 
 
-def digest(texts: Mapping[str, Sequence[str]]) -> str:
-    """Return the SHA-256 in hex of texts by class, as JSON without spaces and with sorted keys."""
-    plain = {name: [*some] for name, some in texts.items()}
-    content = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(content.encode()).hexdigest()
+def source_of(who: str, question: str, texts: Mapping[str, list[str]]) -> dict[str, object]:
+    """Return where texts that are written now are from, as a file keeps it.
+
+    Args:
+        who: The language model or person.
+        question: What was asked, with {} in the place of the class.
+        texts: The texts by class. Their digest is that of JSON without spaces and with sorted keys.
+    """
+    content = json.dumps(texts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return {
+        "who": who,
+        "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "question": question,
+        "classes": [*texts],
+        "sha256": hashlib.sha256(content.encode()).hexdigest(),
+    }
 
 
 def read_text_file(path: Path) -> TextFile:
@@ -129,14 +118,12 @@ def read_text_file(path: Path) -> TextFile:
     parse_texts(value, str(path))
     if not isinstance(value.get(TEXTS), dict):  # a class called texts has a list
         return TextFile(value)
-    sources, left_out = value.get(SOURCES, []), value.get(LEFT_OUT, {})
-    measured = value.get(MEASURED, {})
-    if not isinstance(sources, list) or not all(isinstance(one, dict) for one in sources):
-        raise UserError(f"{path}: {SOURCES} is no list of objects: remove it, or restore the file")
-    if not isinstance(measured, dict):
-        raise UserError(f"{path}: {MEASURED} is no object: remove it, or restore the file")
-    parse_texts(left_out, f"{path}: {LEFT_OUT}")
-    return TextFile(value[TEXTS], tuple(sources), left_out, measured)
+    parse_texts(value.get(LEFT_OUT, {}), f"{path}: {LEFT_OUT}")
+    try:
+        return TypeAdapter(TextFile).validate_python(value)
+    except ValidationError as error:
+        entry = error.errors(include_url=False)[0]["loc"][0]
+        raise UserError(f"{path}: {entry} is damaged: remove it, or restore the file") from None
 
 
 # Questions
@@ -232,21 +219,21 @@ def check_answers(answers: Sequence[tuple[str, str]], classes: Sequence[Named]) 
     known |= {key(one.name): one.name for one in classes}
     texts: dict[str, list[str]] = {one.name: [] for one in classes}
     unknown: dict[str, None] = {}
-    repeated: list[str] = []
-    owners: dict[str, set[str]] = {}
+    repeated: dict[str, None] = {}
     empty = 0
     for name, text in answers:
-        owner, plain = known.get(key(name)), " ".join(text.split())
+        owner = known.get(key(name))
+        plain = " ".join(text.split())
         if owner is None:
             unknown[name] = None
         elif not plain or not is_text(plain):
             empty += 1
         elif plain in texts[owner]:
-            repeated.append(plain)
+            repeated[plain] = None
         else:
             texts[owner].append(plain)
-            owners.setdefault(plain, set()).add(owner)
-    if unknown and not owners:
+    uses = Counter(text for some in texts.values() for text in some)
+    if unknown and not uses:
         hint = did_you_mean(next(iter(unknown)), [one.name for one in classes])
         raise UserError(f"none of the answers is about one of the classes{hint}")
     return Checked(
@@ -254,8 +241,8 @@ def check_answers(answers: Sequence[tuple[str, str]], classes: Sequence[Named]) 
         tuple(name for name, some in texts.items() if not some),
         tuple(unknown),
         empty,
-        tuple(dict.fromkeys(repeated)),
-        tuple(text for text, names in owners.items() if len(names) > 1),
+        tuple(repeated),
+        tuple(text for text, count in uses.items() if count > 1),
     )
 
 
@@ -269,106 +256,78 @@ def read_answers(path: Path, classes: Sequence[Named]) -> list[tuple[str, str]]:
     Raises:
         UserError: The file has no such form.
     """
-    return parse_answers(read_text(path), classes, str(path))
-
-
-def parse_answers(text: str, classes: Sequence[Named], where: str) -> list[tuple[str, str]]:
-    """Parse what `read_answers` reads; messages begin with `where`."""
+    text = read_text(path)
     fenced = re.search(r"^```\w*\s*\n(.*?)^```", text, re.M | re.S)
     body = (fenced[1] if fenced else text).strip()
     if not body:
-        raise UserError(f"{where}: is empty")
+        raise UserError(f"{path}: is empty")
     if body[0] in "{[":
-        return _from_json(body, where)
-    return _from_lines(body.splitlines(), classes, where)
+        return _from_json(body, path)
+    return _from_lines(body.splitlines(), classes, path)
 
 
-def _from_json(body: str, where: str) -> list[tuple[str, str]]:
-    """Read an object by class, a list of objects, or an object a line."""
+def _from_json(body: str, path: Path) -> list[tuple[str, str]]:
+    """Read objects that name a class, or whose keys are classes: one, a list, or one a line."""
     try:
-        values = [json.loads(body, object_pairs_hook=_Pairs)]
+        whole = json.loads(body)
+        values = whole if isinstance(whole, list) else [whole]
     except (ValueError, RecursionError):
-        values = []
-        for number, line in enumerate(body.splitlines(), 1):
-            try:
-                values += [json.loads(line, object_pairs_hook=_Pairs)] if line.strip() else []
-            except (ValueError, RecursionError):
-                raise UserError(f"{where}, line {number}: not readable JSON") from None
-    if len(values) == 1 and isinstance(values[0], list) and not isinstance(values[0], _Pairs):
-        values = values[0]
+        values = _json_lines(body, path)
     pairs: list[tuple[str, str]] = []
     for number, value in enumerate(values, 1):
-        if not isinstance(value, _Pairs):
-            raise UserError(f'{where}, object {number}: write {{"class": NAME, "texts": [...]}}')
-        pairs += _of_object(value, f"{where}, object {number}")
+        where = f"{path}, object {number}"
+        if not isinstance(value, dict):
+            raise UserError(f'{where}: write {{"class": NAME, "texts": [...]}}')
+        if isinstance(value.get("class"), str):
+            value = {value["class"]: value.get("texts", value.get("answer"))}
+        for name, texts in value.items():
+            if isinstance(texts, str):
+                texts = [_plain(line) for line in texts.splitlines() if line.strip()]
+            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+                raise UserError(f"{where}: class {name[:100]!r} needs a list of texts")
+            pairs += [(name, text) for text in texts]
     return pairs
 
 
-class _Pairs(list[tuple[str, object]]):
-    """The pairs of an object of JSON; names may appear twice."""
-
-    def get(self, *names: str) -> object:
-        """Return the value of the first of these names; None without one."""
-        return next((value for name in names for known, value in self if known == name), None)
-
-
-def _of_object(value: _Pairs, where: str) -> Iterator[tuple[str, str]]:
-    """Yield the texts of an object that has a class or names classes."""
-    name, texts = value.get(*CLASS_KEYS), value.get(*TEXT_KEYS)
-    if isinstance(name, str) and texts is not None and not isinstance(texts, _Pairs):
-        yield from _texts_in(name, texts, where)
-        return
-    inner = value.get(TEXTS)
-    for one, some in inner if isinstance(inner, _Pairs) else value:
-        yield from _texts_in(one, some, where)
-
-
-def _texts_in(name: str, value: object, where: str) -> Iterator[tuple[str, str]]:
-    """Yield the texts of a class: a list, or lines."""
-    if isinstance(value, str):
-        value = [_plain(line) for line in value.splitlines() if line.strip()] or [""]
-    if isinstance(value, _Pairs) or not isinstance(value, list):
-        raise UserError(f"{where}: class {name[:100]!r} needs a list of texts")
-    for text in value:
-        if not isinstance(text, str):
-            raise UserError(f"{where}: class {name[:100]!r} has {text!r:.100}, which is no text")
-        yield name, text
+def _json_lines(body: str, path: Path) -> list[object]:
+    """Read the value in each line."""
+    values = []
+    for number, line in enumerate(body.splitlines(), 1):
+        try:
+            values += [json.loads(line)] if line.strip() else []
+        except (ValueError, RecursionError):
+            raise UserError(f"{path}, line {number}: not readable JSON") from None
+    return values
 
 
 def _from_lines(
-    lines: Sequence[str], classes: Sequence[Named], where: str
+    lines: Sequence[str], classes: Sequence[Named], path: Path
 ) -> list[tuple[str, str]]:
-    """Read plain text: a heading for each class and its texts below it, or CLASS: TEXT a line."""
+    """Read plain text: a heading for each class and its texts below it, or CLASS: TEXT a line.
+
+    A heading is a class by itself, or any name before a colon or after #.
+    """
     known = {key(name) for one in classes for name in one}
-    blocks = any(_heading(line, known) for line in lines)
     pairs: list[tuple[str, str]] = []
-    owner = ""
+    owner = ""  # whose texts follow a heading
     for number, line in enumerate(lines, 1):
-        if not line.strip():
+        plain = _plain(line)
+        name = plain.strip("#*_:\"' ")
+        if not plain:
             continue
-        heading = _heading(line, known)
-        if heading:
-            owner = heading
+        if key(name) in known or plain.startswith("#") or plain.rstrip("*_ ").endswith(":"):
+            owner = name
             continue
-        first, *rest = SEPARATOR.split(_plain(line), maxsplit=1)
-        name = first.strip(" *_\"'")
-        if rest and (key(name) in known or not blocks):
-            pairs.append((name, _plain(rest[0])))
+        first, colon, text = plain.partition(":")
+        name = first.strip("*_\"' ")
+        if colon and (key(name) in known or not owner):
+            pairs.append((name, _plain(text)))
             owner = owner and name
         elif owner:
-            pairs.append((owner, _plain(line)))
+            pairs.append((owner, plain))
         else:
-            raise UserError(f"{where}, line {number}: names no class; write CLASS: TEXT")
+            raise UserError(f"{path}, line {number}: names no class; write CLASS: TEXT")
     return pairs
-
-
-def _heading(line: str, known: set[str]) -> str:
-    """Return the class that a line announces, or nothing: a known one by itself, or any before a
-    colon or after #."""
-    plain = _plain(line)
-    name = plain.strip("#*_:\"' ")
-    marked = line.lstrip().startswith("#") or plain.rstrip("*_ ").endswith(":")
-    return name if name and (marked or key(name) in known) else ""
 
 
 def _plain(line: str) -> str:

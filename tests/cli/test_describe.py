@@ -138,7 +138,7 @@ def test_another_question_begins_again(
         (["--out", "t.json", "--ask", "http://localhost:1"], "--model"),
         (["--out", "t.json", "--ask", "x", "--answers", "a", "--model", "m"], "only one"),
         (["--out", "t.json", "--model", "m"], "--answers"),
-        (["--out", "t.json", "--form", "sentence"], "did you mean 'sentences'"),
+        (["--out", "t.json", "--form", "sentence"], "'sentences'"),
         (["--out", "t.json", "--question", "What?"], "{}"),
         (["--out", "t.json", "--measure"], "cat,dog"),
         (["--out", "t.json", "--answers", "missing.txt"], "missing.txt"),

@@ -1,4 +1,4 @@
-"""Texts about classes: the questions that ask for them, answers in any form, and their file."""
+"""Texts about classes: the questions that ask for them, answers in each form, and their file."""
 
 from __future__ import annotations
 
@@ -13,16 +13,14 @@ from rmadapter.data.texts import read_texts
 from rmadapter.errors import UserError
 from rmadapter_research.texts import (
     Named,
-    Origin,
     TextFile,
     ask_about,
     check_answers,
-    digest,
-    parse_answers,
     pasted,
     question_of,
     read_answers,
     read_text_file,
+    source_of,
 )
 
 CLASSES = [Named("cat", "cat"), Named("Sea_Horse", "Sea Horse"), Named("n1", "zebra")]
@@ -34,14 +32,20 @@ def written(folder: Path, value: Any) -> str:
     return str(file)
 
 
-def origin(who: str, texts: dict[str, list[str]]) -> Origin:
-    return Origin(who, "2026-11-29T12:00:00+00:00", "What of {}?", tuple(texts), digest(texts))
+def source(who: str, texts: dict[str, list[str]]) -> dict[str, object]:
+    return source_of(who, "What of {}?", texts)
+
+
+def parsed(folder: Path, text: str) -> list[tuple[str, str]]:
+    file = folder / "answers.txt"
+    file.write_text(text, encoding="utf-8")
+    return read_answers(file, CLASSES)
 
 
 def test_a_file_keeps_sources_and_reads_like_a_plain_one(tmp_path: Path) -> None:
     texts = {"cat": ["it purrs"], "Sea Horse": ["a fish, \u00e9"]}
     path = tmp_path / "texts.json"
-    TextFile().extended(texts, origin("me", texts)).write(path)
+    TextFile().extended(texts, source("me", texts)).write(path)
     assert read_texts(str(path)) == {"cat": ["it purrs"], "sea horse": ["a fish, \u00e9"]}
     whole = read_text_file(path)
     (own,) = whole.sources
@@ -49,7 +53,7 @@ def test_a_file_keeps_sources_and_reads_like_a_plain_one(tmp_path: Path) -> None
     assert own["sha256"] == hashlib.sha256(plain.encode()).hexdigest()
     assert (own["who"], own["classes"]) == ("me", ["cat", "Sea Horse"])
     newer = {"sea_horse": ["it swims"], "dog": ["it barks"]}
-    whole.extended(newer, origin("you", newer)).write(path)
+    whole.extended(newer, source("you", newer)).write(path)
     assert read_texts(str(path)) == {
         "cat": ["it purrs"], "sea horse": ["it swims"], "dog": ["it barks"],
     }  # fmt: skip
@@ -60,13 +64,13 @@ def test_a_plain_file_gets_sources(tmp_path: Path) -> None:
     path = Path(written(tmp_path, {"texts": ["a page of text"], "cat": ["it purrs"]}))
     plain = read_text_file(path)
     assert plain == TextFile({"texts": ["a page of text"], "cat": ["it purrs"]})
-    plain.extended({"cat": ["a pet"]}, origin("me", {"cat": ["a pet"]})).write(path)
+    plain.extended({"cat": ["a pet"]}, source("me", {"cat": ["a pet"]})).write(path)
     assert read_texts(str(path)) == {"texts": ["a page of text"], "cat": ["a pet"]}
 
 
 def test_new_answers_bring_back_what_was_left_out() -> None:
     before = TextFile({"cat": ["a"], "dog": ["d"]}, (), {"cat": ["b"]}, {"images": 3})
-    after = before.extended({"dog": ["e"]}, origin("me", {"dog": ["e"]}))
+    after = before.extended({"dog": ["e"]}, source("me", {"dog": ["e"]}))
     assert after.texts == {"cat": ["a", "b"], "dog": ["e"]}
     assert (after.left_out, after.measured) == ({}, {})
 
@@ -98,33 +102,27 @@ def test_a_question_names_the_class() -> None:
 
 ANSWERS = {
     "object": '{"zebra": ["black", "white"], "CAT": ["it purrs"]}',
-    "texts of an object": '{"texts": {"zebra": ["black", "white"], "cat": ["it purrs"]}}',
-    "twice": '{"zebra": ["black"], "cat": ["it purrs"], "zebra": ["white"]}',
-    "lines in a text": '{"n1": "1. black\\n2. white", "cat": "it purrs"}',
-    "list": '[{"class": "n1", "texts": ["black", "white"]}, {"label": "cat", "text": "it purrs"}]',
-    "JSON lines": '{"class": "n1", "answer": "- black\\n- white"}\n\n{"cat": ["it purrs"]}\n',
+    "list": '[{"class": "n1", "texts": ["black","white"]}, {"class": "cat", "answer": "it purrs"}]',
+    "JSON lines": '{"class": "n1", "answer": "- black\\n\\n- white"}\n\n{"cat": ["it purrs"]}\n',
     "fenced": 'Of course!\n```json\n{"zebra": ["black", "white"], "cat": ["it purrs"]}\n```\nDone.',
     "headings": "## Zebra\n- black\n- white\n\n**cat:**\n1. it purrs",
     "plain headings": "zebra\nblack\n\nwhite\nCat\nit purrs",
     "lines": "zebra: black\nn1: white\n- **cat**: it purrs",
-    "tabs": 'zebra\tblack\nzebra\twhite\ncat\t"it purrs"',
+    "quotes": 'zebra: black\nzebra: white\ncat: "it purrs"',
 }
 
 
 @pytest.mark.parametrize("text", ANSWERS.values(), ids=ANSWERS)
-def test_answers_are_read_in_any_form_and_order(tmp_path: Path, text: str) -> None:
-    file = tmp_path / "answers"
-    file.write_text(text, encoding="utf-8")
-    checked = check_answers(read_answers(file, CLASSES), CLASSES)
+def test_answers_are_read_in_each_form_and_any_order(tmp_path: Path, text: str) -> None:
+    checked = check_answers(parsed(tmp_path, text), CLASSES)
     assert checked.texts == {"cat": ["it purrs"], "zebra": ["black", "white"]}
     assert checked.missing == ("Sea Horse",)
     assert checked.unknown == ()
 
 
-def test_a_colon_in_a_text_names_no_class() -> None:
+def test_a_colon_in_a_text_names_no_class(tmp_path: Path) -> None:
     text = "cat:\nIt has this: fur.\nzebra: stripes\nIt runs: fast"
-    pairs = parse_answers(text, CLASSES, "it")
-    assert pairs == [
+    assert parsed(tmp_path, text) == [
         ("cat", "It has this: fur."), ("zebra", "stripes"), ("zebra", "It runs: fast"),
     ]  # fmt: skip
 
@@ -150,14 +148,15 @@ def test_what_is_wrong_with_answers_is_counted() -> None:
         ("", "is empty"),
         ("it purrs", "line 1: names no class"),
         ('{"cat": 3}', "class 'cat' needs a list"),
-        ('{"cat": ["a", 3]}', "which is no text"),
+        ('{"cat": ["a", 3]}', "class 'cat' needs a list"),
+        ('{"class": "cat"}', "class 'cat' needs a list"),
         ("[3]", "object 1"),
         ('{"cat": ["a"]}\n{"zebra": [', "line 2: not readable JSON"),
     ],
 )
-def test_answers_in_no_form_are_refused(text: str, words: str) -> None:
+def test_answers_in_no_form_are_refused(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(UserError, match=r"answers\.txt") as caught:
-        parse_answers(text, CLASSES, "answers.txt")
+        parsed(tmp_path, text)
     assert words in str(caught.value)
 
 
