@@ -8,16 +8,15 @@ import hashlib
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from statistics import median
-from typing import TypeAlias, TypedDict
 
 from rmadapter import Record, UserError
 from rmadapter.artifacts import exclusive, template, write_text
-from rmadapter.bench import Cell, Column, Group, group_records, read_records
+from rmadapter.bench import Cell, Column, Group, group_records, read_records, trade_off
 from rmadapter.cli import note
 from rmadapter_research import paper
 from rmadapter_research.published import (
@@ -27,12 +26,6 @@ from rmadapter_research.published import (
     explained,
     published,
 )
-
-# of a scatter, in its own units
-WIDTH, HEIGHT = 340, 300
-LEFT, RIGHT, TOP, BOTTOM = 48, 328, 10, 256
-
-Tick: TypeAlias = "dict[str, float | str]"  # at, text
 
 
 @dataclass(frozen=True)
@@ -247,23 +240,7 @@ def _printed(record: Record, metric: str) -> list[Figure]:
     ]
 
 
-class Leaderboard(TypedDict):
-    """The content of leaderboard.json.
-
-    Attributes:
-        runs: Number of runs.
-        boards: The tables.
-        contradictions: As `published.contradictions` returns them.
-        explained: As `published.explained` returns them.
-    """
-
-    runs: int
-    boards: list[dict[str, object]]
-    contradictions: list[str]
-    explained: list[str]
-
-
-def write_leaderboard(results: Path, out: Path) -> Leaderboard:
+def write_leaderboard(results: Path, out: Path) -> dict[str, object]:
     """Write index.html, leaderboard.json and records.jsonl to `out`. The same records give the same
     bytes.
 
@@ -272,7 +249,8 @@ def write_leaderboard(results: Path, out: Path) -> Leaderboard:
         out: Folder of the page.
 
     Returns:
-        What leaderboard.json holds.
+        What leaderboard.json holds: the number of runs, the tables (`boards`), and the sentences of
+        `published.contradictions` and `published.explained`.
 
     Raises:
         UserError: Something is no valid record of the bench, no run is finished, or `out` cannot be
@@ -286,7 +264,7 @@ def write_leaderboard(results: Path, out: Path) -> Leaderboard:
         raise UserError(
             f"{results}: no finished run of a method, so a leaderboard has nothing to show"
         )
-    summary: Leaderboard = {
+    summary: dict[str, object] = {
         "runs": len(read.finished),
         "boards": [_to_json(table) for table in tables],
         "contradictions": contradictions(),
@@ -334,7 +312,7 @@ def _html(tables: Sequence[Standings], runs: int) -> str:
         {
             "table": table,
             "about": _about(table),
-            "plot": scatter(table),
+            "plots": trade_off(table.group) if table.group.protocol == "base-to-novel" else [],
             "ranking": " ".join(filter(None, [table.ranking, *table.group.departures])),
         }
         for table in tables
@@ -366,62 +344,6 @@ def _about(table: Standings) -> str:
         f"The first table is {scope}. All runs share: {'; '.join(settings)}; "
         f"weights {table.group.backbone.digest[:8]}."
     )
-
-
-def scatter(table: Standings) -> dict[str, object] | None:
-    """Lay out base against novel accuracy of the standings, in the units of the drawing; None for
-    fewer than two points."""
-    rows = [
-        (number, row)
-        for number, row in enumerate(table.rows, 1)
-        if all(cell.value is not None for cell in row.cells[:2])
-    ]
-    if table.group.protocol != "base-to-novel" or len(rows) < 2:
-        return None
-    shown = [row for _, row in rows]
-    x_ticks, x_of = _axis(shown, 0, LEFT, RIGHT)
-    y_ticks, y_of = _axis(shown, 1, BOTTOM, TOP)
-    points = []
-    for number, row in rows:
-        base, novel = row.cells[:2]
-        x, y = x_of(base.number), y_of(novel.number)
-        wide, high = base.interval or 0.0, novel.interval or 0.0
-        bars = [
-            (x_of(base.number - wide), y, x_of(base.number + wide), y),
-            (x, y_of(novel.number - high), x, y_of(novel.number + high)),
-        ]
-        texts = {"label": row.label, "base": base.text, "novel": novel.text}
-        points.append({"number": number, "x": x, "y": y, "bars": bars, **texts})
-    size = {"width": WIDTH, "height": HEIGHT}
-    box = {"left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM}
-    return {**size, **box, "x": x_ticks, "y": y_ticks, "points": points}
-
-
-def _percent(value: float) -> float:
-    """Return the nearest possible accuracy: an interval over two seeds may reach beyond."""
-    return min(max(value, 0), 100)
-
-
-def _axis(
-    rows: Sequence[Standing], which: int, start: float, end: float
-) -> tuple[list[Tick], Callable[[float], float]]:
-    """Return ticks, and a function from percent to the drawing's units."""
-    cells = [row.cells[which] for row in rows]
-    ends = [
-        _percent(cell.number + sign * (cell.interval or 0)) for cell in cells for sign in (-1, 1)
-    ]
-    span = max(ends) - min(ends)
-    step = next(step for step in (1, 2, 5, 10, 20, 50) if span / step <= 6)
-    low = step * math.floor(min(ends) / step)
-    high = max(step * math.ceil(max(ends) / step + 1e-9), low + step)
-
-    def place(value: float) -> float:
-        return round(start + (_percent(value) - low) / (high - low) * (end - start), 1)
-
-    ticks: list[Tick] = [
-        {"at": place(tick), "text": str(tick)} for tick in range(low, high + 1, step)
-    ]
-    return ticks, place
 
 
 def printed_averages() -> list[dict[str, object]]:

@@ -21,13 +21,7 @@ from rmadapter.bench.report.write import write_reports
 from rmadapter.cli.bench import _show
 from rmadapter.cli.options import is_ray
 from rmadapter.errors import UserError
-from rmadapter_research.leaderboard import (
-    HEIGHT,
-    make_standings,
-    printed_averages,
-    scatter,
-    write_leaderboard,
-)
+from rmadapter_research.leaderboard import printed_averages, write_leaderboard
 from rmadapter_research.published import contradictions, explained
 from tests.helpers.shell import Command, refused, rmadapter
 from tests.helpers.shots import REQUIRED_SETTINGS
@@ -343,30 +337,7 @@ def test_two_seeds_far_apart_are_no_fault(tmp_path: Path) -> None:
     ]
     write_leaderboard(write(tmp_path / "results", *runs), tmp_path / "out")
     page = (tmp_path / "out/index.html").read_text(encoding="utf-8")
-    lines = "".join(re.findall(r"<line [^>]*>", page))
-    ends = [float(y) for y in re.findall(r'y[12]="([\d.-]+)"', lines)]
-    assert ends
-    assert all(-1 <= y <= HEIGHT for y in ends)
-
-
-def test_the_scatter_keeps_the_order_and_stays_inside() -> None:
-    figures = {"zero-shot": (30.0, 40.0), "mma": (70.0, 35.0), "coop": (90.0, 38.0)}
-    runs = [
-        record(method, "dtd", seed, {"base": base + seed, "novel": novel})
-        for method, (base, novel) in figures.items()
-        for seed in (1, 2)
-    ]
-    plot = scatter(make_standings(runs)[0])
-    assert plot is not None
-    points = {point["label"]: point for point in plot["points"]}
-    assert points["Zero-shot CLIP"]["x"] < points["MMA"]["x"] < points["coop"]["x"]
-    assert points["MMA"]["y"] > points["coop"]["y"] > points["Zero-shot CLIP"]["y"]  # downwards
-    for point in plot["points"]:
-        ends = [(bar[i], bar[i + 1]) for bar in point["bars"] for i in (0, 2)]
-        for x, y in [(point["x"], point["y"]), *ends]:
-            assert plot["left"] <= x <= plot["right"]
-            assert plot["top"] <= y <= plot["bottom"]
-    assert scatter(make_standings(runs[:2])[0]) is None
+    assert page.count('<figure class="plot">') == 1
 
 
 def test_printed_averages_show_all_values_where_sources_differ() -> None:

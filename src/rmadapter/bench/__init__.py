@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         expand as expand,
         with_own_templates as with_own_templates,
     )
+    from rmadapter.bench.report.figures import trade_off as trade_off
     from rmadapter.bench.report.format import Cell as Cell, Row as Row
     from rmadapter.bench.report.groups import (
         Column as Column,
@@ -35,6 +36,7 @@ __getattr__, __all__ = lazy_names(
         "rmadapter.bench.plan": ["Plan", "Tuner", "add_published_rows"],
         "rmadapter.bench.protocols": ["Job", "expand", "with_own_templates"],
         "rmadapter.support.cluster": ["run_on_cluster"],
+        "rmadapter.bench.report.figures": ["trade_off"],
         "rmadapter.bench.report.format": ["Cell", "Row"],
         "rmadapter.bench.report.groups": ["Column", "Group", "group_records"],
         "rmadapter.bench.report.printed": ["Check", "PrintedTables"],

@@ -56,7 +56,7 @@ def make_figures(group: Group) -> list[Figure]:
     if group.protocol == "few-shot":
         figures = _few_shot(group)
     elif group.protocol == "base-to-novel":
-        figures = [*_trade_off(group), *_cost(group)]
+        figures = [*trade_off(group), *_cost(group)]
     elif group.protocol.startswith("ablation"):
         title = f"HM of each variant, {group.protocol.removeprefix('ablation-')}"
         figures = _intervals(group, HM, title, "HM, %")
@@ -86,7 +86,7 @@ def _halves(group: Group) -> dict[str, list[Cell]]:
     }
 
 
-def _trade_off(group: Group) -> list[Figure]:
+def trade_off(group: Group) -> list[Figure]:
     """Draw base against novel accuracy."""
     points, looks = _halves(group), _looks(group)
     if len(points) < 2:
