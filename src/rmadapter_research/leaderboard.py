@@ -19,13 +19,8 @@ from rmadapter.artifacts import exclusive, template, write_text
 from rmadapter.bench import Cell, Column, Group, group_records, read_records, trade_off
 from rmadapter.cli import note
 from rmadapter_research import paper
-from rmadapter_research.published import (
-    AVERAGE,
-    Figure,
-    contradictions,
-    explained,
-    published,
-)
+from rmadapter_research.paper import AVERAGE
+from rmadapter_research.published import Figure, contradictions, explained, published
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
@@ -35,15 +35,27 @@ SEEDS = (1, 2, 3)
 TOLERANCE = PrintedTables.tolerance
 ROUNDING = 0.015 + 1e-9  # points that recomputing from figures rounded to 0.01 may be off by
 NAMES = {"base": "base", "novel": "novel", "hm": "HM"}
-TRANSFER = {
-    "cross-dataset": "table2_cross_dataset",
-    "domain-generalization": "table3_domain_generalization",
+TITLES = {  # of the table of each protocol
+    "base-to-novel": "Table 1",
+    "cross-dataset": "Table 2",
+    "domain-generalization": "Table 3",
+    "ablation-components": "Table 4",
+    "ablation-sharing": "Table 5",
+    "ablation-layers": "Table 6",
 }
-ABLATIONS = {
-    "ablation-components": ("components", "Table 4"),
-    "ablation-sharing": ("sharing", "Table 5"),
-    "ablation-layers": ("reconstruction_layers", "Table 6"),
+TRANSFER = ("cross-dataset", "domain-generalization")
+ABLATIONS = {  # as the file names them -> protocol
+    "components": "ablation-components",
+    "sharing": "ablation-sharing",
+    "reconstruction_layers": "ablation-layers",
 }
+FILES = {  # of tables -> protocol of all their rows
+    "table1_base_to_novel": "base-to-novel",
+    "table2_cross_dataset": "cross-dataset",
+    "table3_domain_generalization": "domain-generalization",
+    "tables4-6_ablations": "",
+}
+AVERAGE = "average"
 # block and method of a row of Table 1 -> the name printed there
 MISNAMED = {("ucf101", "mma"): "ProGrad"}
 MISNAMED_BY = {(block, printed): method for (block, method), printed in MISNAMED.items()}
@@ -58,57 +70,35 @@ Figures = dict[str, float]
 
 
 @cache
-def _table(name: str) -> list[dict[str, str]]:
-    table = files("rmadapter_research") / "assets/printed" / f"{name}.csv"
-    return list(csv.DictReader(io.StringIO(table.read_text(encoding="utf-8"))))
+def tables() -> dict[str, dict[str, dict[str, Figures]]]:
+    """Read Tables 1 to 6: protocol -> block -> row as printed -> its figures.
 
-
-def _halves_of(row: Mapping[str, str]) -> Figures:
-    return {key: float(row[key]) for key in NAMES}
-
-
-@cache
-def halves() -> dict[str, dict[str, Figures]]:
-    """Read Table 1: block ("average" or a data set) -> method as printed -> {"base", "novel",
-    "hm"}."""
-    blocks: dict[str, dict[str, Figures]] = {}
-    for row in _table("table1_base_to_novel"):
-        blocks.setdefault(row["dataset"], {})[row["method"]] = _halves_of(row)
-    return blocks
-
-
-@cache
-def transfer(protocol: str) -> dict[str, Figures]:
-    """Read Table 2 (cross-dataset) or 3 (domain-generalization): method as printed -> {"imagenet",
-    targets, "average"}."""
-    rows = _table(TRANSFER[protocol])
-    return {row["method"]: {k: float(v) for k, v in row.items() if k != "method"} for row in rows}
+    Blocks of Table 1 are "average" and the data sets. Tables 2 and 3 have the block "", with a
+    figure for each data set and their average; the ablations have the block "average".
+    """
+    found: dict[str, dict[str, dict[str, Figures]]] = {protocol: {} for protocol in TITLES}
+    for name, of_all in FILES.items():
+        file = files("rmadapter_research") / "assets/printed" / f"{name}.csv"
+        for row in csv.DictReader(io.StringIO(file.read_text(encoding="utf-8"))):
+            protocol = of_all or ABLATIONS[row.pop("ablation")]
+            block = row.pop("dataset", "" if protocol in TRANSFER else AVERAGE)
+            method = row.pop("method", "") or row.pop("variant")
+            figures = {key: float(value) for key, value in row.items()}
+            found[protocol].setdefault(block, {})[method] = figures
+    return found
 
 
 def datasets_in(protocol: str) -> list[str]:
     """Return the data sets of Table 1, 2 or 3, in its order: for transfer the source first."""
-    names: Iterable[str] = halves()
+    names: Iterable[str] = tables()[protocol]
     if protocol in TRANSFER:
-        names = next(iter(transfer(protocol).values()))
-    return [name for name in names if name != "average"]
+        names = next(iter(_rows(protocol).values()))
+    return [name for name in names if name != AVERAGE]
 
 
-@cache
-def ablation(protocol: str) -> dict[str, Figures]:
-    """Read Table 4, 5 or 6: variant as printed -> {"base", "novel", "hm"}."""
-    name, _ = ABLATIONS[protocol]
-    rows = _table("tables4-6_ablations")
-    return {row["variant"]: _halves_of(row) for row in rows if row["ablation"] == name}
-
-
-def _rows(protocol: str, block: str) -> dict[str, Figures]:
-    """Return the printed rows of a protocol; of Table 1 those of a block, "average" or a data
-    set."""
-    if protocol in TRANSFER:
-        return transfer(protocol)
-    if protocol in ABLATIONS:
-        return ablation(protocol) if block == "average" else {}
-    return halves().get(block, {}) if protocol == "base-to-novel" else {}
+def _rows(protocol: str, block: str = "") -> dict[str, Figures]:
+    """Return the printed rows of a protocol and block; of transfer for any block."""
+    return tables().get(protocol, {}).get("" if protocol in TRANSFER else block, {})
 
 
 def printed_name(record: Record, rows: Sequence[str]) -> str | None:
@@ -119,7 +109,7 @@ def printed_name(record: Record, rows: Sequence[str]) -> str | None:
     """
     variant = record.variant.replace("RMAdapter's adapters +", "MMA +")
     method = OTHER_NAMES.get(record.method.name, record.method.name)
-    name = _plain(variant if record.protocol in ABLATIONS else method)
+    name = _plain(variant if record.protocol.startswith("ablation") else method)
     return next((row for row in rows if name and _plain(row) == name), None)
 
 
@@ -225,8 +215,9 @@ def _implied(
         return
     hm = harmonic_mean([row["base"], row["novel"]])
     yield "hm", "that of its printed base and novel figures", hm
-    sets = [rows[name] for key, rows in halves().items() if key != "average" and name in rows]
-    if (protocol, block) == ("base-to-novel", "average") and len(sets) == len(halves()) - 1:
+    names = datasets_in("base-to-novel")
+    sets = [rows[name] for rows in (_rows(protocol, key) for key in names) if name in rows]
+    if (protocol, block) == ("base-to-novel", AVERAGE) and len(sets) == len(names):
         for half in ("base", "novel"):
             mean = fmean(figures[half] for figures in sets)
             yield half, f"the mean of its {len(sets)} printed data sets", mean
@@ -303,20 +294,22 @@ def _renamed(record: Record) -> Record:
 
 
 def _claims(groups: Sequence[Group]) -> Iterator[Claim]:
-    sets = datasets_in("base-to-novel")
-    tables = [
-        ("base-to-novel", f"Table 1, {key}", key, rows, [key]) for key, rows in halves().items()
+    averaged = {"": ["imagenet"], AVERAGE: datasets_in("base-to-novel")}
+    printed_rows = [
+        (protocol, block, rows)
+        for protocol, blocks in tables().items()
+        for block, rows in blocks.items()
     ]
-    tables += [(p, f"Table {n}", "", transfer(p), ["imagenet"]) for n, p in enumerate(TRANSFER, 2)]
-    tables += [(p, title, "average", ablation(p), sets) for p, (_, title) in ABLATIONS.items()]
-    for protocol, table, block, rows, own in tables:
+    for protocol, block, rows in printed_rows:
         of_protocol = [group for group in groups if group.protocol == protocol]
-        averaged = sets if block == "average" else own
+        table = TITLES[protocol]
+        if protocol == "base-to-novel":
+            table += f", {block}"
         for name, figures in rows.items():
             for row, records in _our_rows(of_protocol, block, name):
                 for figure, value in figures.items():
                     measuring = [r for r in records if figure in (printed(r, block) or ("", {}))[1]]
-                    yield Claim(table, row, figure, value, averaged, measuring)
+                    yield Claim(table, row, figure, value, averaged.get(block, [block]), measuring)
 
 
 def _our_rows(groups: Sequence[Group], block: str, name: str) -> list[tuple[str, list[Record]]]:
@@ -328,7 +321,7 @@ def _our_rows(groups: Sequence[Group], block: str, name: str) -> list[tuple[str,
             row = printed(record, block)
             if row and row[0] == name:
                 method = record.method.name
-                who = method if record.protocol in ABLATIONS else record.variant or method
+                who = method if record.protocol.startswith("ablation") else record.variant or method
                 rows.setdefault(f"{name} ({who}, {group.slug})", []).append(record)
     return list(rows.items()) if len(rows) > 1 else [(name, list(*rows.values()))]
 
@@ -355,8 +348,7 @@ class RMAdapterTables(PrintedTables):
         shown = [row.label.removesuffix(AS_PRINTED) for row in rows if row.source == "paper"]
         if shown:
             return [ROWS_NOTE, *footnotes(group.protocol, dataset_name(block), shown)]
-        protocols = (*TRANSFER, *ABLATIONS, "base-to-novel")
-        in_paper = group.backbone.name in BACKBONES and group.protocol in protocols
+        in_paper = group.backbone.name in BACKBONES and group.protocol in TITLES
         return [NO_FIGURES_NOTE] if in_paper and block else []
 
     def check(self, records: Sequence[Record], tolerance: float) -> list[Check]:

@@ -22,8 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from scipy.special import stdtrit
 
 from rmadapter_research import paper
+from rmadapter_research.paper import AVERAGE
 
-AVERAGE = "average"
 # points by which an HM may be below that of its base and novel figures: a mean of the seeds' HMs is
 EXPLAINED = 0.10 + 1e-9
 # rows of RMAdapter's tables
@@ -114,32 +114,24 @@ def published() -> tuple[Figure, ...]:
 
 def _rmadapter_rows() -> Iterator[dict[str, object]]:
     """Yield the figures of RMAdapter's Tables 1 to 3 as in figures.csv."""
-    for dataset, rows in paper.halves().items():
-        for method, row in rows.items():
-            for metric, value in row.items():
-                yield _rmadapter_row("Table 1", "base-to-novel", method, dataset, metric, value)
-    for number, protocol in enumerate(paper.TRANSFER, 2):
-        for method, row in paper.transfer(protocol).items():
-            for dataset, value in row.items():
-                yield _rmadapter_row(f"Table {number}", protocol, method, dataset, "all", value)
-
-
-def _rmadapter_row(
-    place: str, protocol: str, method: str, dataset: str, metric: str, value: float
-) -> dict[str, object]:
-    name = paper.MISNAMED_BY.get((dataset, method), OUR_NAMES.get(method, method.lower()))
-    return {
-        "method": name,
-        "protocol": protocol,
-        "dataset": dataset,
-        "metric": metric,
-        "value": value,
-        "shots": 0 if name == "zero-shot" else paper.SHOTS,
-        "backbone": paper.BACKBONES[0],
-        "kind": "printed",
-        "source": "rmadapter",
-        "place": place,
-    }
+    for protocol in ("base-to-novel", *paper.TRANSFER):
+        for block, rows in paper.tables()[protocol].items():
+            for method, row in rows.items():
+                ours = OUR_NAMES.get(method, method.lower())
+                name = paper.MISNAMED_BY.get((block, method), ours)
+                for figure, value in row.items():
+                    yield {
+                        "method": name,
+                        "protocol": protocol,
+                        "dataset": block or figure,
+                        "metric": figure if block else "all",
+                        "value": value,
+                        "shots": 0 if name == "zero-shot" else paper.SHOTS,
+                        "backbone": paper.BACKBONES[0],
+                        "kind": "printed",
+                        "source": "rmadapter",
+                        "place": paper.TITLES[protocol],
+                    }
 
 
 def contradictions(figures: Iterable[Figure] | None = None) -> list[str]:

@@ -64,7 +64,7 @@ def test_the_average_hm_follows_neither_convention() -> None:
 
 def test_averages_that_are_not_the_means_of_their_rows() -> None:
     notes = " ".join(paper.footnotes("base-to-novel"))
-    methods = paper.halves()["average"]
+    methods = paper.tables()["base-to-novel"]["average"]
     named = {name for name in methods if f"In the paper, {name}: base is" in notes}
     assert named == {"Co-CoOp", "KgCoOp", "MaPLe", "PromptSRC"}
     assert "PromptSRC: base is printed as 84.26, but" in notes
@@ -84,9 +84,10 @@ def test_the_cross_dataset_average() -> None:
 
 
 def test_mma_stands_under_another_name_in_ucf101() -> None:
-    known, here = (paper.halves()[block].keys() for block in ("average", "ucf101"))
+    blocks = paper.tables()["base-to-novel"]
+    known, here = (blocks[block].keys() for block in ("average", "ucf101"))
     assert (known - here, here - known) == ({"MMA"}, {"ProGrad"})
-    assert all(rows.keys() == known for block, rows in paper.halves().items() if block != "ucf101")
+    assert all(rows.keys() == known for block, rows in blocks.items() if block != "ucf101")
     mma, prograd = (paper.printed(run_on("ucf101", name), "ucf101") for name in ("mma", "prograd"))
     assert mma is not None
     assert (mma[0], prograd) == ("ProGrad", None)
@@ -96,7 +97,7 @@ def test_mma_stands_under_another_name_in_ucf101() -> None:
 
 
 def test_ablations_repeat_the_average_that_does_not_add_up() -> None:
-    for protocol in paper.ABLATIONS:
+    for protocol in paper.ABLATIONS.values():
         (note,) = paper.footnotes(protocol)
         assert "80.62" in note
         assert "80.78" in note
@@ -108,7 +109,8 @@ def test_ablations_repeat_the_average_that_does_not_add_up() -> None:
     alone = "RMAdapter's adapters, no reconstruction, no constraint"  # of which nothing is printed
     for variant, printed in [*variants, (alone, None), ("something else", None)]:
         ours = record("rmadapter", "dtd", 1, {}, protocol="ablation-components", variant=variant)
-        assert paper.printed_name(ours, list(paper.ablation("ablation-components"))) == printed
+        rows = paper.tables()["ablation-components"]["average"]
+        assert paper.printed_name(ours, list(rows)) == printed
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from rmadapter.bench.report.format import Row, Table
 from rmadapter.bench.report.groups import Group, group_records, total_seconds
 from rmadapter.bench.report.tables import make_tables
 from rmadapter.training.traits import Uses
-from rmadapter_research.paper import TEST_IMAGES, halves
+from rmadapter_research import paper
 from tests.helpers.synthetic_runs import TITLES, VIT, record, with_method
 
 METHODS = ("zero-shot", "mma", "rmadapter")
@@ -177,11 +177,12 @@ def test_the_reference_is_unchanged_rmadapter_or_the_first_row() -> None:
 
 
 def test_the_papers_rows_stand_beside_runs_on_the_same_images() -> None:
-    sets = {name: rows["RMAdapter"] for name, rows in halves().items() if name != "average"}
+    blocks = paper.tables()["base-to-novel"]
+    sets = {name: rows["RMAdapter"] for name, rows in blocks.items() if name != "average"}
     runs = [
         record(
             "rmadapter", dataset, seed, {half: own[half] for half in ("base", "novel")},
-            counts={"base": 500, "novel": TEST_IMAGES[dataset] - 500}, **VIT,
+            counts={"base": 500, "novel": paper.TEST_IMAGES[dataset] - 500}, **VIT,
         )
         for dataset, own in sets.items()
         for seed in (1, 2)
