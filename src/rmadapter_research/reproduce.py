@@ -237,29 +237,6 @@ class Outline(NamedTuple):
         return [self.table, self.dataset, str(self.runs), str(self.finished), hours, missing]
 
 
-@dataclass
-class Pace:
-    """Seconds and images of a method's finished runs, of training and of evaluation."""
-
-    train: float = 0.0
-    trained: int = 0
-    evaluate: float = 0.0
-    evaluated: int = 0
-
-    def add(self, job: Job, record: Record) -> None:
-        """Count a finished run of a job."""
-        trained, evaluated = images_of(job)
-        seconds = record.seconds
-        self.train += seconds.get("frozen", 0.0) + seconds.get("train", 0.0)
-        self.evaluate += seconds.get("evaluate", 0.0)
-        self.trained, self.evaluated = self.trained + trained, self.evaluated + evaluated
-
-    def seconds(self, job: Job) -> float:
-        """Predict the seconds of a job."""
-        trained, evaluated = images_of(job)
-        return self.train * trained / self.trained + self.evaluate * evaluated / self.evaluated
-
-
 def images_of(job: Job) -> tuple[int, int]:
     """Return how many images a job trains on and is tested on, by the catalogue."""
     classes = CATALOG[job.task.data].classes
@@ -267,6 +244,18 @@ def images_of(job: Job) -> tuple[int, int]:
         classes = (classes + 1) // 2
     tested = {test.data or job.task.data for test in job.task.questions}
     return classes * job.task.shots, sum(CATALOG[name].counts["test"] for name in tested)
+
+
+def predict_seconds(job: Job, finished: Sequence[tuple[Job, Record]]) -> float:
+    """Predict the seconds of a job by its images, given finished runs of the same method."""
+    trained, evaluated = images_of(job)
+    counts = [images_of(done) for done, _ in finished]
+    seconds = [record.seconds for _, record in finished]
+    train = sum(one.get("frozen", 0.0) + one.get("train", 0.0) for one in seconds)
+    evaluate = sum(one.get("evaluate", 0.0) for one in seconds)
+    all_trained = sum(train_images for train_images, _ in counts)
+    all_evaluated = sum(test_images for _, test_images in counts)
+    return train * trained / all_trained + evaluate * evaluated / all_evaluated
 
 
 def outline(plans: Mapping[str, Plan], absent: Iterable[str] = ()) -> list[Outline]:
@@ -277,19 +266,20 @@ def outline(plans: Mapping[str, Plan], absent: Iterable[str] = ()) -> list[Outli
         absent: Data sets that are not complete.
     """
     remaining = {table: {*plan.remaining()} for table, plan in plans.items()}
-    paces: dict[str, Pace] = {}
+    finished: dict[str, list[tuple[Job, Record]]] = {}
     for table, plan in plans.items():
         for job, record in plan.records().items():
             if job not in remaining[table]:
-                paces.setdefault(job.method, Pace()).add(job, record)
+                finished.setdefault(job.method, []).append((job, record))
     lines = []
     for table, plan in plans.items():
         for dataset in dict.fromkeys(job.task.data for job in plan.jobs):
             jobs = [job for job in plan.jobs if job.task.data == dataset]
             left = [job for job in jobs if job in remaining[table]]
             hours = None
-            if all(job.method in paces for job in left):
-                hours = round(sum(paces[job.method].seconds(job) for job in left) / 3600, 3)
+            if all(job.method in finished for job in left):
+                seconds = sum(predict_seconds(job, finished[job.method]) for job in left)
+                hours = round(seconds / 3600, 3)
             needed = {name for job in jobs for name in job.datasets}
             missing = tuple(name for name in absent if name in needed)
             lines.append(Outline(table, dataset, len(jobs), len(jobs) - len(left), hours, missing))
