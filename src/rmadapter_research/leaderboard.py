@@ -16,7 +16,15 @@ from statistics import median
 
 from rmadapter import Record, UserError
 from rmadapter.artifacts import exclusive, template, write_text
-from rmadapter.bench import Cell, Column, Group, group_records, read_records, trade_off
+from rmadapter.bench import (
+    Cell,
+    Column,
+    Group,
+    group_records,
+    read_records,
+    setting_text,
+    trade_off,
+)
 from rmadapter.cli import note
 from rmadapter_research import paper
 from rmadapter_research.paper import AVERAGE
@@ -327,10 +335,7 @@ def _html(tables: Sequence[Standings], runs: int) -> str:
 
 
 def _about(table: Standings) -> str:
-    settings = []
-    for name, value in table.group.shared.items():
-        text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
-        settings.append(f"{name} {text}")
+    settings = [f"{name} {setting_text(value)}" for name, value in table.group.shared.items()]
     scope = "empty, because no data set has all methods"
     if table.sets:
         chance = " / ".join(cell.text for cell in table.chance)
