@@ -151,11 +151,9 @@ class ReproduceOptions:
     values: Settings = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.tables:
-            raise UserError(f"--tables: name at least one of {', '.join(PARTS)}")
-        for table in self.tables:
-            if table not in PARTS:
-                raise UserError(f"--tables {table}: the tables with runs are {', '.join(PARTS)}")
+        if not self.tables or not PARTS.keys() >= {*self.tables}:
+            named = ",".join(self.tables)
+            raise UserError(f"--tables {named}: the tables with runs are {', '.join(PARTS)}")
         known = sorted({method for part in PARTS.values() for method in part.methods})
         for method in (*self.methods, *self.values):
             if method not in known:
