@@ -203,8 +203,7 @@ class Texts:
     def weights(self, keep: np.ndarray | None = None) -> np.ndarray:
         """Return class weights [C, e] by all texts, or by those to keep, [S] bool."""
         flags = np.ones(len(self.features), bool) if keep is None else keep
-        marks = iter(flags.tolist())
-        kept = [[text for text in group if next(marks)] for group in self.groups]
+        kept = [np.flatnonzero(flags[place]).tolist() for place in self.places()]
         return text_weights(self.form, torch.from_numpy(self.features[flags]), kept).numpy()
 
     def places(self) -> Iterator[slice]:
