@@ -29,7 +29,7 @@ from rmadapter.data import decode_upload
 from rmadapter.export import Outputs
 from rmadapter_serve.limits import MB, Limits
 from rmadapter_serve.model import ServedModel
-from rmadapter_serve.waiting import Queue, QueueFull, QueueState, too_busy
+from rmadapter_serve.waiting import Queue, QueueState
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -127,7 +127,7 @@ class Batcher:
 
     @contextmanager
     def place(self, count: int) -> Iterator[None]:
-        """Hold places for images. Raises QueueFull."""
+        """Hold places for images. Raises HTTPException."""
         with self.queue.place(count):
             self._taken += count
             try:
@@ -245,7 +245,7 @@ class Service:
         self._retired: list[Batcher] = []
         self._pool = ThreadPoolExecutor(max(DECODERS // limits.workers, 1), "decode")
         self._single = ThreadPoolExecutor(1, "decode-large")
-        self._large = Queue(limits.queue, limits.longest)
+        self._large = Queue(limits.queue, limits.longest, "large images")
         for name, model in models.items():
             self.put(name, model)
 
@@ -331,17 +331,12 @@ class Service:
                 f"{name} gives no features: its method has none, or its export lacks --embeddings",
             )
         # nothing was awaited, so it is still the current model
-        try:
-            with batcher.place(len(uploads)):
-                more = features or distance
-                jobs = [self._answer_one(batcher, upload, more) for upload in uploads]
-                found = await asyncio.gather(*jobs, return_exceptions=True)
-        except QueueFull as full:
-            raise too_busy("too many images are waiting", full.state, full.retry) from None
+        with batcher.place(len(uploads)):
+            more = features or distance
+            jobs = [self._answer_one(batcher, upload, more) for upload in uploads]
+            found = await asyncio.gather(*jobs, return_exceptions=True)
         rows: list[Outputs | UserError] = []
         for row in found:
-            if isinstance(row, QueueFull):
-                raise too_busy("too many large images are waiting", row.state, row.retry)
             if isinstance(row, BaseException) and not isinstance(row, UserError):
                 raise row
             rows.append(row)
@@ -354,7 +349,7 @@ class Service:
 
     async def _answer_one(self, batcher: Batcher, upload: Upload, more: bool) -> Outputs:
         """Decode an image when its turn comes, and answer it. Raises UserError if it is bad, and
-        QueueFull if it is large and too many large ones are waiting."""
+        HTTPException if it is large and too many large ones are waiting."""
         run = asyncio.get_running_loop().run_in_executor
         transform = batcher.served.model.transform
         async with batcher.room:

@@ -27,22 +27,14 @@ class QueueState(TypedDict, total=False):
     most_bytes: int
 
 
-class QueueFull(Exception):
-    """The queue of images is full. state: of the queue, with the images that were refused. retry:
-    seconds until what waits now is expected to be answered."""
-
-    def __init__(self, state: QueueState, retry: float) -> None:
-        super().__init__(state)
-        self.state, self.retry = state, retry
-
-
 class Queue:
     """Images that are answered in turn: how many there are, and the seconds that each takes, as
     measured on recent ones. most: images. longest: seconds that the last of them may be expected to
-    take."""
+    take. what: the images, as a refusal calls them."""
 
-    def __init__(self, most: int, longest: float) -> None:
+    def __init__(self, most: int, longest: float, what: str = "images") -> None:
         self.taken = 0
+        self._what = what
         self._most, self._longest = most, longest
         self._images, self._seconds = float(UNKNOWN), 0.0  # of recent images
         self._since = 0.0  # when the last image was answered, or the queue was empty
@@ -68,10 +60,11 @@ class Queue:
         }
 
     def take(self, count: int) -> None:
-        """Reserve places for images. Raises QueueFull, but never if it is empty."""
+        """Reserve places for images. Raises HTTPException, but never if it is empty."""
         after = self.taken + count
         if self.taken and (after > self._most or after * self.pace > self._longest):
-            raise QueueFull(self.state(count), self.seconds)
+            reason = f"too many {self._what} are waiting"
+            raise too_busy(reason, self.state(count), self.seconds)
         if not self.taken:
             self._since = time.monotonic()
         self.taken += count
@@ -87,7 +80,7 @@ class Queue:
 
     @contextmanager
     def place(self, count: int) -> Iterator[None]:
-        """Hold places while images are answered. Raises QueueFull."""
+        """Hold places while images are answered. Raises HTTPException."""
         self.take(count)
         done = True
         try:

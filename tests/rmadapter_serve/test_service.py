@@ -22,7 +22,6 @@ from rmadapter_serve import service as service_module
 from rmadapter_serve.limits import Limits
 from rmadapter_serve.model import ServeOptions, open_served
 from rmadapter_serve.service import Batcher, Counters, Service, Upload
-from rmadapter_serve.waiting import QueueFull
 
 RED = Upload("red.png", colour_image(255, 0, 0))
 BAD = Upload("bad.png", b"\x89PNG")
@@ -108,7 +107,7 @@ def test_cancelled_images_are_not_computed() -> None:
 
 def test_thread_ends_after_the_last_image() -> None:
     with running_batcher(Toy(), queue=64) as batcher:
-        with batcher.place(60), pytest.raises(QueueFull), batcher.place(5):
+        with batcher.place(60), pytest.raises(HTTPException), batcher.place(5):
             pass
         with batcher.place(4):
             batcher.retire()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from starlette.exceptions import HTTPException
 
 from rmadapter_serve import waiting
-from rmadapter_serve.waiting import Queue, QueueFull, too_busy
+from rmadapter_serve.waiting import Queue
 
 
 class Clock:
@@ -43,13 +44,13 @@ def test_requests_that_would_take_too_long_are_refused(clock: Clock) -> None:
     queue = Queue(100, 10)
     answer(queue, clock, 200, 1)
     queue.take(6)
-    with pytest.raises(QueueFull) as caught:
+    with pytest.raises(HTTPException) as caught:
         queue.take(5)
-    assert caught.value.state["images"] == 11
-    assert caught.value.state["seconds"] == pytest.approx(11, rel=0.01)
-    refusal = too_busy("full", caught.value.state, caught.value.retry)
-    assert refusal.status_code == 503
-    assert refusal.headers == {"Retry-After": "6"}  # the six are then answered
+    state = caught.value.detail["queue"]  # type: ignore[index]
+    assert state["images"] == 11
+    assert state["seconds"] == pytest.approx(11, rel=0.01)
+    assert caught.value.status_code == 503
+    assert caught.value.headers == {"Retry-After": "6"}  # the six are then answered
     queue.take(3)
     queue.release(9)
     queue.take(64)  # nothing else waits
