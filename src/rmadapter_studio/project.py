@@ -7,7 +7,6 @@ Face's ImageFolder, which every command reads; project.json has what that table 
 from __future__ import annotations
 
 import csv
-import json
 import os
 import re
 import shutil
@@ -19,12 +18,13 @@ from pathlib import Path
 from typing import NamedTuple, TypeGuard
 
 from rmadapter import UserError
-from rmadapter.artifacts import atomic, exclusive
+from rmadapter.artifacts import exclusive, read_json, write_json
 from rmadapter.data import (
     Row,
     check_unlabelled,
     image_files,
     is_catch_all,
+    is_text,
     locate,
     prompt_names,
     typed_name,
@@ -309,9 +309,7 @@ class Project:
 
     def _write_facts(self) -> None:
         facts = {"project": VERSION, "classes": self.classes, "skipped": sorted(self.skipped)}
-        text = json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
-        with atomic(self.folder / FACTS) as part:
-            part.write_text(text, "utf-8", "backslashreplace", "\n")
+        write_json(self.folder / FACTS, facts)
 
     def _stamp(self) -> list[object]:
         """Return what changes when another program writes one of the files."""
@@ -360,10 +358,7 @@ class Project:
         file = self.folder / FACTS
         if not os.path.lexists(file):
             return [], []
-        try:
-            facts = json.loads(file.read_text("utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise UserError(f"{file}: not readable JSON ({type(error).__name__})") from None
+        facts = read_json(file)
         if not isinstance(facts, dict) or facts.get("project") != VERSION:
             raise UserError(f"{file}: not of this program; rename it")
         classes, skipped = facts.get("classes"), facts.get("skipped")
@@ -374,9 +369,7 @@ class Project:
 
 def unlistable(name: str) -> str:
     """Return why a table cannot name an image, or ""."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
+    if not is_text(name):
         return "its name is not UTF-8; rename it"
     if name != name.strip():
         return "its name begins or ends with a space; rename it"

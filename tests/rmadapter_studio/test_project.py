@@ -174,7 +174,7 @@ def test_one_process_at_a_time(photos: Path) -> None:
             pass
 
 
-@pytest.mark.parametrize("name", ["write_imagefolder", "atomic"])
+@pytest.mark.parametrize("name", ["write_imagefolder", "write_json"])
 def test_full_disk_changes_nothing(
     photos: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
