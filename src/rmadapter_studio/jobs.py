@@ -128,7 +128,17 @@ class Jobs:
                 job.state = "running"
                 self._process = _start(job)
             code, lines = _follow(self._process, job)
-            self._end(job, code, lines)
+            with self._lock:
+                self._process = None
+                if job.ended:  # stopped
+                    return
+            if code:
+                raise UserError(_reason(code, lines))
+            job.on_success()
+            job.state = "done"
+        except UserError as error:
+            job.message = str(error)
+            job.state = "failed"
         except Exception:
             traceback.print_exc()
             job.message = "Internal error; see the server's terminal."
@@ -141,21 +151,6 @@ class Jobs:
                 self._process = None
                 if job in self._queue:
                     self._queue.remove(job)
-
-    def _end(self, job: Job, code: int, lines: Sequence[str]) -> None:
-        with self._lock:
-            self._process = None
-            if job.state == "stopped":
-                return
-        try:
-            if code:
-                raise UserError(_reason(code, lines))
-            job.on_success()
-        except UserError as error:
-            job.message = str(error)
-            job.state = "failed"
-        else:
-            job.state = "done"
 
 
 def without_commands(text: str) -> str:
