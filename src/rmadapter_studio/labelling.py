@@ -6,7 +6,6 @@ Images have numbers instead of names in requests, so that no request can name a 
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +22,6 @@ from rmadapter_studio.quick import Quick, neighbours, out_of_distribution
 
 MAX_CARDS = 200  # of one request
 SIDES = {"small": 320, "large": 1280}  # pixels of the longer side
-MAX_PICTURES = 400  # small ones in memory
 VIEWS = ("open", "labelled", "skipped", "suspects", "mistakes", "confused", "unfamiliar")
 MAX_CONFUSIONS = 15  # that the page lists
 PICTURES_PER_CONFUSION = 4
@@ -109,7 +107,6 @@ class Labelling:
     def __init__(self, fitting: Fitting) -> None:
         self.project, self.fitting = fitting.project, fitting
         self._names_of: dict[str, str] = {}  # by number
-        self._pictures: OrderedDict[str, bytes] = OrderedDict()
         self._number()
 
     def start(self) -> None:
@@ -269,18 +266,11 @@ class Labelling:
         [name] = self._names([number])
         if size not in SIDES:
             raise UserError(f"{size!r:.80}: not a size")
-        if size == "small" and number in self._pictures:
-            return self._pictures[number]
         path = self.project.path(name)
         try:
-            picture = small_jpeg(path, SIDES[size])
+            return small_jpeg(path, SIDES[size])
         except UserError as error:
             raise UserError(str(error).replace(str(path), name)) from None
-        if size == "small":
-            self._pictures[number] = picture
-            while len(self._pictures) > MAX_PICTURES:
-                self._pictures.popitem(last=False)
-        return picture
 
     def _card(
         self,
