@@ -38,7 +38,7 @@ class Fitting:
         bad: Why images cannot be read, by name.
         curve: Accuracies as labels grew.
         trouble: Why the last fit failed, or "".
-        done: Number of the last change that was fitted to.
+        done: Number of the last change of labels or encoded images that was fitted to.
     """
 
     def __init__(
@@ -56,9 +56,7 @@ class Fitting:
         self.curve: list[Point] = []
         self.trouble = ""
         self.done = 0
-        self._wanted = 0  # number of the last change
         self._lock = lock
-        self._change = threading.Condition()
         self._ended = False
         self._thread = threading.Thread(target=self._work, name="rmadapter-labels", daemon=True)
 
@@ -67,21 +65,20 @@ class Fitting:
 
     def close(self) -> None:
         """End the thread, after the batch that it is at."""
-        with self._change:
+        with self.project.lock:
             self._ended = True
-            self._change.notify_all()
+            self.project.lock.notify_all()
         if self._thread.is_alive():
             self._thread.join()
-
-    def changed(self) -> None:
-        """Have the thread look at the project again."""
-        with self._change:
-            self._wanted += 1
-            self._change.notify_all()
 
     @property
     def busy(self) -> bool:
         return bool(self._waiting()) or self.done < self._wanted
+
+    @property
+    def _wanted(self) -> int:
+        """The number of the last change."""
+        return self.project.version + len(self.known.images.names)
 
     def _waiting(self) -> list[str]:
         """Return the images to encode."""
@@ -89,8 +86,6 @@ class Fitting:
         return [name for name in self.project.images if name not in seen]
 
     def _work(self) -> None:
-        with self._change:
-            self._wanted += 1  # labels from before
         while not self._ended:
             try:
                 if self.done < self._wanted:
@@ -98,9 +93,9 @@ class Fitting:
                 elif self._waiting():
                     self._encode()
                 else:
-                    with self._change:
+                    with self.project.lock:
                         if not self._ended and self.done == self._wanted:
-                            self._change.wait()
+                            self.project.lock.wait()
             except UserError as error:
                 self.trouble = str(error)
                 self.done = self._wanted
@@ -137,7 +132,5 @@ class Fitting:
         if good:
             names = [*self.known.images.names, *good]
             images = Encoded(tuple(names), self._gallery.features, self._gallery.groups)
-            with self._change:
-                self._wanted += 1  # first, so that it is never taken for done
             # answers of before until the next fit; images without an answer have none
             self.known = self.known.beside(images)

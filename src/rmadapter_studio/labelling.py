@@ -6,8 +6,7 @@ Images have numbers instead of names in requests, so that no request can name a 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
 
@@ -101,20 +100,13 @@ class Labelling:
     `Project`.
 
     Args:
-        fitting: What computes proposals, once `start` was called.
+        fitting: What computes proposals, once it was started.
     """
 
     def __init__(self, fitting: Fitting) -> None:
         self.project, self.fitting = fitting.project, fitting
         self._names_of: dict[str, str] = {}  # by number
         self._number()
-
-    def start(self) -> None:
-        self.fitting.start()
-
-    def close(self) -> None:
-        """End the thread of `fitting`, after the batch that it is at."""
-        self.fitting.close()
 
     # What the page shows
 
@@ -295,42 +287,32 @@ class Labelling:
     # What the page does
 
     def add_classes(self, names: Sequence[str], by: str = "") -> None:
-        with self._changing():
-            self.project.add_classes(names, by)
-
-    def remove_class(self, label: str, by: str = "") -> None:
-        with self._changing():
-            self.project.remove_class(label, by)
+        self.project.add_classes(names, by)
 
     def label(self, numbers: Sequence[str], label: str, by: str = "") -> None:
         """Label images; "" takes their labels away."""
-        with self._changing():
-            self.project.label(self._names(numbers), label, by)
+        self.project.label(self._names(numbers), label, by)
 
     def skip(self, numbers: Sequence[str], by: str = "") -> None:
-        with self._changing():
-            self.project.skip(self._names(numbers), by)
+        self.project.skip(self._names(numbers), by)
 
     def undo(self, by: str = "") -> list[Card]:
         """Undo a person's last step; return the images that this changed, at most MAX_CARDS."""
-        with self._changing():
-            names = self.project.undo(by)
+        names = self.project.undo(by)
         return [self._card(self.fitting.known, name) for name in names[:MAX_CARDS]]
 
     def scan(self) -> None:
         """Search the folder for images again."""
-        with self._changing():
-            self.project.scan()
-            self._number()
+        self.project.scan()
+        self._number()
 
     def add_image(self, file: Path, name: str) -> None:
         """Move an image, under the name that its owner gave it, into the folder."""
         reason = image_error(file, header=True)
         if reason:
             raise UserError(reason.replace(str(file), name))
-        with self._changing():
-            added = self.project.add_image(file, with_image_ending(safe_name(name), file))
-            self._names_of[number_of(added)] = added
+        added = self.project.add_image(file, with_image_ending(safe_name(name), file))
+        self._names_of[number_of(added)] = added
 
     def take(self, to: str, folder: Path) -> Path:
         """Write the labels to a file in a folder, and return it.
@@ -359,12 +341,6 @@ class Labelling:
 
     def _number(self) -> None:
         self._names_of = {number_of(name): name for name in self.project.images}
-
-    @contextmanager
-    def _changing(self) -> Iterator[None]:
-        """Have the thread look again after a change."""
-        yield
-        self.fitting.changed()
 
 
 def _answers(quick: Quick, name: str) -> list[LabelShare]:

@@ -79,7 +79,8 @@ class Project:
         classes: All labels.
         marks: The label of each image, or `SKIPPED`. Some may not be in the folder at the moment:
             they are kept.
-        lock: Held during a change.
+        lock: Held during a change, after which those who wait for it are notified.
+        version: Grows with each change.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -91,7 +92,8 @@ class Project:
         self._steps: list[Step] = []
         self._last_numbers: dict[str, int] = {}  # that follow names which were taken
         self._seen: list[object] | None = None  # state of both files when they were read
-        self.lock = threading.RLock()
+        self.lock = threading.Condition()
+        self.version = 0
         if not os.path.isdir(self.folder):
             raise UserError(f"{folder}: not a folder; give one with images to label")
         check_unlabelled(self.folder, TABLE)
@@ -120,6 +122,7 @@ class Project:
         with self.lock:
             self.images = tuple(good)
             self.left_out = tuple(f"{name!r:.80}: {why}" for name, why in reasons.items())
+            self._notify()
 
     @property
     def labels(self) -> dict[str, str]:
@@ -248,9 +251,14 @@ class Project:
                 raise UserError(f"{name}: cannot be kept in {home} ({reason})") from None
             added = f"{ADDED}/{target.name}"
             self.images = (*self.images, added)
+            self._notify()
             return added
 
     # Internal
+
+    def _notify(self) -> None:
+        self.version += 1
+        self.lock.notify_all()
 
     def _check_known(self, names: Collection[str]) -> None:
         known = {*self.images}
@@ -293,6 +301,7 @@ class Project:
             self.classes, self.marks, self._seen = classes, marks, None
             raise
         self._seen = self._stamp()
+        self._notify()
         names = [name for name in marks | self.marks if marks.get(name) != self.marks.get(name)]
         if keep and (names or classes != self.classes):
             before = {name: marks.get(name) for name in names}

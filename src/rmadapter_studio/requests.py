@@ -58,7 +58,7 @@ LABELLING: dict[str, Callable[[Labelling, Body, str], object]] = {
     "answers": lambda labelling, body, _: labelling.answers(_texts(body, "ids")),
     "near": lambda labelling, body, _: labelling.near(_text(body, "id")),
     "classes": lambda labelling, body, by: labelling.add_classes(_texts(body, "names"), by),
-    "remove": lambda labelling, body, by: labelling.remove_class(_text(body, "label"), by),
+    "remove": lambda labelling, body, by: labelling.project.remove_class(_text(body, "label"), by),
     "set": lambda labelling, body, by: labelling.label(
         _texts(body, "ids"), _text(body, "label"), by
     ),

@@ -73,7 +73,7 @@ def build(
             app.state.visitors = Visitors(root, shared, 3600 * hours)
             sweeping = asyncio.create_task(_sweep(app.state.visitors))
             if shared.labelling:
-                shared.labelling.start()
+                shared.labelling.fitting.start()
             try:
                 yield
             finally:

@@ -129,7 +129,7 @@ class Session:
         self._left = True
         self.stop()
         if self._labelling:
-            self._labelling.close()
+            self._labelling.fitting.close()
 
     def state(self) -> dict[str, object]:
         """Return everything that the page shows except images."""
@@ -232,7 +232,7 @@ class Session:
             folder = self.folder / PROJECT
             folder.mkdir(exist_ok=True)
             self._labelling = self.shared.label(Project(folder))
-            self._labelling.start()
+            self._labelling.fitting.start()
         assert self.labelling is not None
         return self.labelling
 

@@ -135,7 +135,7 @@ class Visitors:
         for visit in [*self._visits.values()]:
             visit.session.close()
         if self.shared.labelling:
-            self.shared.labelling.close()
+            self.shared.labelling.fitting.close()
         self.shared.jobs.close()
 
     def sweep(self) -> None:

@@ -523,13 +523,13 @@ def test_features_are_kept_for_the_next_start(
 
     monkeypatch.setattr(kind, "frozen_at", count)
     again = Shared(tiny_clip, Jobs()).label(Project(photos), keep=True)
-    again.start()
+    again.fitting.start()
     until = time.monotonic() + 60
     while again.state()["fitting"]:
         assert time.monotonic() < until
         time.sleep(0.02)
     state = again.state()
-    again.close()
+    again.fitting.close()
     assert (state["encoded"], state["trouble"]) == (19, "")
     assert sizes == []
 
