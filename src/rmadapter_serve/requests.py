@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from rmadapter_serve.limits import Limits
 from rmadapter_serve.service import Service, Upload
 from rmadapter_serve.sockets import is_known_host
-from rmadapter_serve.waiting import QueueState, too_busy
+from rmadapter_serve.waiting import too_busy
 
 OPEN_PATHS = ("/health", "/ready")  # need no key
 CLIENT_LEFT = 499  # status to count when the client leaves before its answer
@@ -132,7 +132,7 @@ class AccessMiddleware:
             if total > self._limits.bytes:
                 raise HTTPException(413, self._too_large())
             if self._held > self._limits.held and total * self._bodies > self._limits.held:
-                state: QueueState = {"bytes": self._held, "most_bytes": self._limits.held}
+                state = {"bytes": self._held, "most_bytes": self._limits.held}
                 raise too_busy("too many request bodies at once", state, self._service.seconds())
             return message
 

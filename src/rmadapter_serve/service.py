@@ -29,7 +29,7 @@ from rmadapter.data import decode_upload
 from rmadapter.export import Outputs
 from rmadapter_serve.limits import MB, Limits
 from rmadapter_serve.model import ServedModel
-from rmadapter_serve.waiting import Queue, QueueState
+from rmadapter_serve.waiting import Queue
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -48,26 +48,44 @@ class Counters:
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(name, text, labels, registry=registry)
-
-        def histogram(name: str, text: str, label: str, buckets: Sequence[float]) -> Histogram:
-            return Histogram(name, text, [label], registry=registry, buckets=buckets)
-
-        self.requests = counter("rmadapter_requests", "Requests.", "path", "status")
-        self.seconds = histogram(
-            "rmadapter_request_seconds", "From the first byte to the last.", "path", SECONDS
+        self.requests = Counter(
+            "rmadapter_requests", "Requests.", ["path", "status"], registry=registry
         )
-        self.images = counter("rmadapter_images", "Images, answered or bad.", "model", "outcome")
-        text = "Answers to requests with an error or a share to turn away."
-        self.decisions = counter("rmadapter_decisions", text, "model", "decision")
-        self.batches = histogram(
-            "rmadapter_batch_images", "Images asked about at once.", "model", IMAGES
+        self.seconds = Histogram(
+            "rmadapter_request_seconds",
+            "From the first byte to the last.",
+            ["path"],
+            registry=registry,
+            buckets=SECONDS,
         )
-        text = "Images accepted but unanswered."
-        self.queue = Gauge("rmadapter_queue_images", text, ["model"], registry=registry)
-        self.reloads = counter("rmadapter_reloads", "Of changed models.", "model", "outcome")
+        self.images = Counter(
+            "rmadapter_images",
+            "Images, answered or bad.",
+            ["model", "outcome"],
+            registry=registry,
+        )
+        self.decisions = Counter(
+            "rmadapter_decisions",
+            "Answers to requests with an error or a share to turn away.",
+            ["model", "decision"],
+            registry=registry,
+        )
+        self.batches = Histogram(
+            "rmadapter_batch_images",
+            "Images asked about at once.",
+            ["model"],
+            registry=registry,
+            buckets=IMAGES,
+        )
+        self.queue = Gauge(
+            "rmadapter_queue_images",
+            "Images accepted but unanswered.",
+            ["model"],
+            registry=registry,
+        )
+        self.reloads = Counter(
+            "rmadapter_reloads", "Of changed models.", ["model", "outcome"], registry=registry
+        )
 
     def text(self) -> bytes:
         """Return all metrics in Prometheus' format."""
@@ -283,7 +301,7 @@ class Service:
             "all_bytes": limits.held,
         }
 
-    def queues(self) -> dict[str, QueueState]:
+    def queues(self) -> dict[str, dict[str, float]]:
         """Return what waits for each model."""
         return {name: batcher.queue.state() for name, batcher in self._models.items()}
 

@@ -6,25 +6,13 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TypedDict
 
 from starlette.exceptions import HTTPException
 
 RECENT = 0.95  # weight of what was measured, after one more image
 UNKNOWN = 16  # images that are expected to take no time, before any was measured
-
-
-class QueueState(TypedDict, total=False):
-    """What waits, with the request that was refused if any, and the most that may."""
-
-    images: int
-    most_images: int
-    seconds: float
-    most_seconds: float
-    bytes: int
-    most_bytes: int
 
 
 class Queue:
@@ -49,8 +37,8 @@ class Queue:
         """Seconds until all that were taken are expected to be answered."""
         return self.taken * self.pace
 
-    def state(self, more: int = 0) -> QueueState:
-        """more: images besides those that were taken."""
+    def state(self, more: int = 0) -> dict[str, float]:
+        """Return what waits, and the most that may. more: images besides those that were taken."""
         images = self.taken + more
         return {
             "images": images,
@@ -92,8 +80,9 @@ class Queue:
             self.release(count, done)
 
 
-def too_busy(reason: str, state: QueueState, retry: float) -> HTTPException:
-    """Return a 503 that says what is full, and when to come back. retry: seconds."""
+def too_busy(reason: str, state: Mapping[str, float], retry: float) -> HTTPException:
+    """Return a 503 that says what is full, and when to come back. state: what waits with the
+    request that was refused, and the most that may. retry: seconds."""
     seconds = max(math.ceil(retry), 1)
     content = {"error": f"{reason}: try again after {seconds} s", "queue": state}
     headers = {"Retry-After": str(seconds)}
