@@ -11,6 +11,7 @@ import socket
 import threading
 from collections.abc import Collection
 from contextlib import ExitStack
+from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -96,7 +97,7 @@ def is_known_host(host: str, names: Collection[str]) -> bool:
     `names`, in lower case. Any other may be of a site that points its own name at this machine (DNS
     rebinding)."""
     name = part_of(f"//{host}", "hostname")
-    return name in names or name == "localhost" or _is_ip_address(name)
+    return name in names or name == "localhost" or ip_address(name) is not None
 
 
 def part_of(address: str, name: str) -> str:
@@ -107,9 +108,9 @@ def part_of(address: str, name: str) -> str:
         return ""
 
 
-def _is_ip_address(name: str) -> bool:
+def ip_address(name: str) -> IPv4Address | IPv6Address | None:
+    """Return the IP address that a name is, or None."""
     try:
-        ipaddress.ip_address(name)
+        return ipaddress.ip_address(name)
     except ValueError:
-        return False
-    return True
+        return None

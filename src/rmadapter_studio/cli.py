@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import os
 import re
@@ -21,7 +20,7 @@ import typer
 from rmadapter import UserError
 from rmadapter.cli import Columns, Command, Device, Json, Outside, Quiet, table
 from rmadapter_serve.cli import HOST, Host, Hosts, Port, check_extra, checked
-from rmadapter_serve.sockets import address, bind, serve_until_stopped
+from rmadapter_serve.sockets import address, bind, ip_address, serve_until_stopped
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -118,10 +117,8 @@ def app(
 
 
 def is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    found = ip_address(host)
+    return found.is_loopback if found else host == "localhost"
 
 
 def run_server(site: Starlette, listening: socket.socket) -> None:
