@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import json
 import secrets
 import tempfile
@@ -83,8 +82,8 @@ def build(
     files = [file for file in ASSETS.iterdir() if file.suffix in (".mjs", ".css")]
     return Starlette(
         routes=[
-            Route("/", _page(functools.partial(page, "train"))),
-            Route("/label", _page(functools.partial(page, "label"))),
+            Route("/", _page("train")),
+            Route("/label", _page("label")),
             *(Route(f"/{file.name}", _asset(file)) for file in files),
             *(Route(f"/api/{name}", _json(action)) for name, action in READ.items()),
             *(
@@ -146,9 +145,9 @@ def _visit(request: Request) -> Visit:
     return visit
 
 
-def _page(content: Callable[[Request], str]) -> Endpoint:
-    """Return an endpoint that sends a page, and begins a session for a new visitor. The secret goes
-    from the address into a cookie."""
+def _page(name: str) -> Endpoint:
+    """Return an endpoint that sends one of PAGES, and begins a session for a new visitor. The
+    secret goes from the address into a cookie."""
 
     async def endpoint(request: Request) -> Response:
         visitors, cookie = _visitors(request), _cookie(request)
@@ -160,7 +159,7 @@ def _page(content: Callable[[Request], str]) -> Endpoint:
         response: Response = (
             RedirectResponse(request.url.path, 303)
             if KEY in request.query_params
-            else HTMLResponse(content(request))
+            else HTMLResponse(page(name, request))
         )
         if not known and request.method == "GET" and _was_opened(request):
             address = request.client.host if request.client else ""
