@@ -64,36 +64,6 @@ class Card(TypedDict):
     suggested: str
 
 
-class Confusion(TypedDict):
-    """Judged images with a label that have another one as their answer.
-
-    Attributes:
-        label: The label.
-        answer: The answer.
-        images: How many they are.
-        shown: Numbers of some of them.
-    """
-
-    label: str
-    answer: str
-    images: int
-    shown: list[str]
-
-
-class Near(TypedDict):
-    """A labelled image near another one.
-
-    Attributes:
-        id: Number that stands for it.
-        label: Its label.
-        similarity: Cosine of their features.
-    """
-
-    id: str
-    label: str
-    similarity: float
-
-
 class Labelling:
     """The labels of a project and what follows from them. Methods may be called by several threads;
     they raise UserError with a message for the page. `by` is who changes something, as in
@@ -148,17 +118,16 @@ class Labelling:
             ],
         }
 
-    def _confusions(self, quick: Quick) -> list[Confusion]:
-        wrong = quick.wrong()
-        confusions: list[Confusion] = []
-        for label, answer, images in quick.confusions()[:MAX_CONFUSIONS]:
-            rows = [one.row for one in wrong if (one.label, one.answer) == (label, answer)]
+    def _confusions(self, quick: Quick) -> list[dict[str, object]]:
+        """Return labels with another answer, the number of their images, and some of these."""
+        confusions: list[dict[str, object]] = []
+        for label, answer, rows in quick.confusions()[:MAX_CONFUSIONS]:
             numbers = [number_of(quick.images.names[row]) for row in rows]
             shown = [number for number in numbers if number in self._names_of]
             confusions.append({
                 "label": label,
                 "answer": answer,
-                "images": images,
+                "images": len(rows),
                 "shown": shown[:PICTURES_PER_CONFUSION],
             })  # fmt: skip
         return confusions
@@ -240,13 +209,13 @@ class Labelling:
         quick = self.fitting.known
         return {number: _answers(quick, self._names_of.get(number, "")) for number in numbers}
 
-    def near(self, number: str) -> list[Near]:
-        """Return the labelled images nearest to an image."""
+    def near(self, number: str) -> list[dict[str, object]]:
+        """Return the labelled images nearest to an image, by the cosines of their features."""
         [name] = self._names([number])
         quick = self.fitting.known
         if name not in quick.images.row:
             return []
-        near: list[Near] = []
+        near: list[dict[str, object]] = []
         for row, cosine in neighbours(quick, quick.images.row[name]):
             shown, label = number_of(quick.images.names[row]), quick.classes[quick.labels[row]]
             if shown in self._names_of:

@@ -11,36 +11,18 @@ from rmadapter.artifacts import Saved
 from rmadapter.runs import examine
 
 
-class Decided(TypedDict):
-    """The classes that may be right at a promised error, and what they decide.
+class Seen(TypedDict):
+    """What is said of an image beyond its classes.
 
     Attributes:
-        error: The error.
-        set: The classes.
-        decision: What they decide.
-        parent: The parent that answers for several of them, "" if none does.
+        sets: At each error that can be promised: the classes that may be right, what they decide,
+            and the parent that answers for several of them, "" if none does.
+        familiar: At each share of images that may be turned away: whether it is of the classes.
+        levels: At each level of a taxonomy, as `Answer.json` has them.
     """
 
-    error: float
-    set: list[str]
-    decision: str
-    parent: str
-
-
-class Recognised(TypedDict):
-    """Whether an image is of the classes at all, if this share of their images may be turned
-    away."""
-
-    share: float
-    familiar: bool
-
-
-class Seen(TypedDict):
-    """What is said of an image beyond its classes: at each error and each share that the page
-    offers, and at each level of a taxonomy, as `Answer.json` has them."""
-
-    sets: list[Decided]
-    familiar: list[Recognised]
+    sets: list[dict[str, object]]
+    familiar: list[dict[str, object]]
     levels: object
 
 
@@ -50,14 +32,14 @@ def look(saved: Saved, image: Image.Image) -> tuple[np.ndarray, Seen]:
     decider = saved.decider()
     possible = decider.possible()
     [plain] = decider.answer(table)
-    sets: list[Decided] = []
+    sets: list[dict[str, object]] = []
     for error in possible["errors"]:
         [answer] = decider.at(error=error).answer(table)
         decision, parent = answer.decision(), answer.parent
         sets.append(
             {"error": error, "set": [*answer.labels], "decision": decision, "parent": parent}
         )
-    familiar: list[Recognised] = []
+    familiar: list[dict[str, object]] = []
     for share in possible["shares"]:
         [is_familiar] = decider.at(reject_rate=share).familiar(table, far).tolist()
         familiar.append({"share": share, "familiar": is_familiar})

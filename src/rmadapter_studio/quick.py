@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -137,12 +137,14 @@ class Quick:
         ]
         return sorted(wrong, key=lambda one: -one.probability)
 
-    def confusions(self) -> list[tuple[str, str, int]]:
-        """Return label, answer and the number of judged images, the most frequent first."""
-        counts = Counter((one.label, one.answer) for one in self.wrong())
+    def confusions(self) -> list[tuple[str, str, list[int]]]:
+        """Return label, answer and the rows of the judged images, the most frequent first."""
+        rows = defaultdict(list)
+        for one in self.wrong():
+            rows[one.label, one.answer].append(one.row)
         place = self.classes.index
-        pairs = sorted(counts, key=lambda pair: (-counts[pair], place(pair[0]), place(pair[1])))
-        return [(label, answer, counts[label, answer]) for label, answer in pairs]
+        pairs = sorted(rows, key=lambda pair: (-len(rows[pair]), place(pair[0]), place(pair[1])))
+        return [(label, answer, rows[label, answer]) for label, answer in pairs]
 
     def suspects(self) -> dict[int, str]:
         """Return a better label for each judged image whose label looks wrong, by row, the worst

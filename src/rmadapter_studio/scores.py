@@ -25,42 +25,6 @@ from rmadapter_studio.jobs import without_commands
 MAX_WRONG = 24  # wrong images shown
 
 
-class ScoreRow(TypedDict):
-    """Accuracy in percent with its interval.
-
-    Attributes:
-        name: What is judged.
-        right: Number of images that are right.
-        accuracy: Accuracy.
-        low: Lower end of its interval.
-        high: Upper end.
-    """
-
-    name: str
-    right: int
-    accuracy: float
-    low: float
-    high: float
-
-
-class WrongImage(TypedDict):
-    """An image that the model gets wrong.
-
-    Attributes:
-        name: What it was called.
-        src: A thumbnail, "" if there is none.
-        true: Name of its class.
-        answer: Name of the class that the model takes it for.
-        probability: Probability of that.
-    """
-
-    name: str
-    src: str
-    true: str
-    answer: str
-    probability: float
-
-
 class Scores(TypedDict, total=False):
     """What the page shows of a run.
 
@@ -68,10 +32,10 @@ class Scores(TypedDict, total=False):
         method: Title of its method.
         notes: Notes of the run.
         how: How it was judged.
-        rows: Accuracies.
+        rows: Accuracies in percent with the ends of their intervals, and images that are right.
         tie: That a linear probe may be as good, or "".
         doubts: Doubts about the judgement.
-        wrong: The first of the wrong images.
+        wrong: The first of the wrong images, as `wrong_images` has them.
         mistakes: How many images are wrong.
         images: How many images it was judged on.
         report: Whether there is a report.
@@ -80,10 +44,10 @@ class Scores(TypedDict, total=False):
     method: str
     notes: list[str]
     how: str
-    rows: list[ScoreRow]
+    rows: list[dict[str, object]]
     tie: str
     doubts: list[str]
-    wrong: list[WrongImage]
+    wrong: list[dict[str, object]]
     mistakes: int
     images: int
     report: bool
@@ -153,13 +117,14 @@ def read_scores(run: Path, home: Path) -> Scores | None:
 
 def wrong_images(
     predictions: Predictions, thumbnails: Mapping[tuple[int, str], str]
-) -> tuple[list[WrongImage], int]:
+) -> tuple[list[dict[str, object]], int]:
     """List the images that the model gets wrong, the most confident mistakes first, at most
-    MAX_WRONG; and count all of them."""
+    MAX_WRONG; and count all of them. Each has a thumbnail, "" for none, the name of its class, and
+    the answer with its probability."""
     wrong = np.flatnonzero(~predictions.right[1])
     wrong = wrong[np.argsort(-predictions.answer.probability[wrong], kind="stable")]
     classes = predictions.classes
-    images: list[WrongImage] = []
+    images: list[dict[str, object]] = []
     for i in wrong[:MAX_WRONG]:
         image = predictions.images[i]
         images.append({

@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple
 
 from rmadapter import UserError, load
 from rmadapter.artifacts import RunFolder, Saved, atomic, thumbnail
@@ -54,18 +54,6 @@ class Predicted(Seen):
 
     classes: list[LabelShare]
     src: str
-
-
-class Unzipped(TypedDict):
-    """What a zip held.
-
-    Attributes:
-        opened: Name of its run, "" if none.
-        bad: A sentence for each image left out.
-    """
-
-    opened: str
-    bad: list[str]
 
 
 class Base(NamedTuple):
@@ -249,8 +237,9 @@ class Session:
         with self.lock:
             self.images.add(file, label, name)
 
-    def add_zip(self, archive: Path) -> Unzipped:
-        """Add a zip of class folders, or of a run from this page."""
+    def add_zip(self, archive: Path) -> dict[str, object]:
+        """Add a zip of class folders, or of a run from this page; return the name of the run, ""
+        for none, and a sentence for each image that is left out."""
         with self.lock:
             self._check_idle()
             with self._unzipped(archive) as inside:

@@ -75,7 +75,7 @@ def test_mistakes_and_confusions_are_of_judged_images() -> None:
         (3, "dog", "owl", 0.7),
         (1, "cat", "dog", 0.6),
     ]
-    assert quick.confusions() == [("cat", "dog", 2), ("dog", "owl", 1), ("owl", "dog", 1)]
+    assert quick.confusions() == [("cat", "dog", [2, 1]), ("dog", "owl", [3]), ("owl", "dog", [4])]
     none = quick_of(CLASSES, table, labels, np.zeros(7, bool))
     assert (none.wrong(), none.confusions()) == ([], [])
 
