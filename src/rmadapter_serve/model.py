@@ -18,6 +18,7 @@ from rmadapter import UserError
 from rmadapter.answers import HeldOutFacts
 from rmadapter.artifacts import RunFolder, read_model, read_record, version_of
 from rmadapter.export import Model, Outputs, cached_export, engine_of
+from rmadapter.runs import wilson
 
 if TYPE_CHECKING:
     from rmadapter import Record
@@ -262,10 +263,7 @@ def _accuracy(
 ) -> Accuracy:
     """Return an accuracy with its interval, by default Wilson's."""
     if interval is None:
-        from scipy.stats import binomtest
-
-        wilson = binomtest(round(accuracy * images / 100), images).proportion_ci(method="wilson")
-        interval = (100 * float(wilson.low), 100 * float(wilson.high))
+        interval = wilson(round(accuracy * images / 100), images)
     low, high = interval
     return {
         "accuracy": round(accuracy, 2),

@@ -9,12 +9,11 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import binomtest
 
 from rmadapter import Backbone
 from rmadapter.answers import RejectionScore
 from rmadapter.data import is_catch_all
-from rmadapter.runs import Proposals, propose_labels
+from rmadapter.runs import Proposals, propose_labels, wilson
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +48,7 @@ class Accuracy(NamedTuple):
     def of(cls, right: int, images: int) -> Accuracy:
         if not images:
             return cls(0, 0, 0.0, 100.0)
-        low, high = binomtest(right, images).proportion_ci(0.95, method="wilson")
-        return cls(images, right, 100 * float(low), 100 * float(high))
+        return cls(images, right, *wilson(right, images))
 
 
 class Wrong(NamedTuple):

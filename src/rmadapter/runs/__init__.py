@@ -12,7 +12,7 @@ if TYPE_CHECKING:
         text_weights as text_weights,
         whole_texts as whole_texts,
     )
-    from rmadapter.metrics import paired as paired
+    from rmadapter.metrics import paired as paired, wilson as wilson
     from rmadapter.prompts import (
         bounded_text as bounded_text,
         text_features as text_features,
@@ -42,7 +42,7 @@ __getattr__, __all__ = lazy_names(
     {
         "rmadapter.backbones.published": ["caveat"],
         "rmadapter.methods.descriptions": ["text_weights", "whole_texts"],
-        "rmadapter.metrics": ["paired"],
+        "rmadapter.metrics": ["paired", "wilson"],
         "rmadapter.prompts": ["bounded_text", "text_features", "zero_shot_weights"],
         "rmadapter.runs.add": ["add_names", "can_add_names", "classify_by_names"],
         "rmadapter.runs.features": ["examine"],
