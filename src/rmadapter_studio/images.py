@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -100,13 +101,11 @@ class ImageStore:
         Raises:
             UserError: An image that cannot be read; too many images or bytes.
         """
-        try:
+        with called((path, name)):
             reason = image_error(path, header=True)
             if reason:
                 raise UserError(reason)
             thumbnail = small_jpeg(path, THUMBNAIL_SIDE)
-        except UserError as error:
-            raise UserError(str(error).replace(str(path), name)) from None
         size = path.stat().st_size
         if len(self) >= MAX_IMAGES or self.bytes + size > MAX_BYTES:
             raise UserError(
@@ -192,6 +191,22 @@ class ImageStore:
 
     def files(self) -> Iterable[str]:
         return (image.file for images in self.classes.values() for image in images)
+
+
+@contextmanager
+def called(*names: tuple[object, str]) -> Iterator[None]:
+    """Replace paths of this machine in errors of the block.
+
+    Args:
+        names: Paths, and what their owners call them; a path in another one comes after it.
+    """
+    try:
+        yield
+    except UserError as error:
+        message = str(error)
+        for path, name in names:
+            message = message.replace(str(path), name)
+        raise UserError(message) from None
 
 
 def safe_name(name: str) -> str:

@@ -14,7 +14,7 @@ from rmadapter import UserError
 from rmadapter.artifacts import small_jpeg
 from rmadapter.data import image_error, write_labels
 from rmadapter_studio.fitting import Fitting
-from rmadapter_studio.images import safe_name, with_image_ending
+from rmadapter_studio.images import called, safe_name, with_image_ending
 from rmadapter_studio.order import ORDERS, SURE, choose
 from rmadapter_studio.project import SKIPPED
 from rmadapter_studio.quick import Quick, neighbours, out_of_distribution
@@ -228,10 +228,8 @@ class Labelling:
         if size not in SIDES:
             raise UserError(f"{size!r:.80}: not a size")
         path = self.project.path(name)
-        try:
+        with called((path, name)):
             return small_jpeg(path, SIDES[size])
-        except UserError as error:
-            raise UserError(str(error).replace(str(path), name)) from None
 
     def _card(
         self,
@@ -277,9 +275,10 @@ class Labelling:
 
     def add_image(self, file: Path, name: str) -> None:
         """Move an image, under the name that its owner gave it, into the folder."""
-        reason = image_error(file, header=True)
-        if reason:
-            raise UserError(reason.replace(str(file), name))
+        with called((file, name)):
+            reason = image_error(file, header=True)
+            if reason:
+                raise UserError(reason)
         added = self.project.add_image(file, with_image_ending(safe_name(name), file))
         self._names_of[number_of(added)] = added
 
@@ -296,10 +295,8 @@ class Labelling:
         rows, home = self.project.rows(), self.project.folder
         if not rows:
             raise UserError("no image has a label yet")
-        try:
+        with called((f"{home}/", "")):
             write_labels({"all": rows}, to, folder / FILES[to], home, replace=True)
-        except UserError as error:
-            raise UserError(str(error).replace(f"{home}/", "")) from None
         return folder / FILES[to]
 
     def _names(self, numbers: Sequence[str]) -> list[str]:

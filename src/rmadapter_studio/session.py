@@ -8,7 +8,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 
@@ -24,12 +24,13 @@ from rmadapter_studio.images import (
     MAX_IMAGES,
     MAX_ZIP_BYTES,
     ImageStore,
+    called,
 )
 from rmadapter_studio.jobs import Job
-from rmadapter_studio.labelling import Labelling, LabelShare
+from rmadapter_studio.labelling import Labelling
 from rmadapter_studio.project import Project
-from rmadapter_studio.promises import Seen, look
-from rmadapter_studio.scores import Scores, read_scores, record_of
+from rmadapter_studio.promises import look
+from rmadapter_studio.scores import read_scores, record_of
 from rmadapter_studio.shared import MAX_PROMPTS, Shared
 
 METHODS = ("rmadapter-plus", "linear-probe-pair")
@@ -42,18 +43,6 @@ MAX_SECONDS_OF_STRANGERS = 120.0  # until they are given up
 TOO_LONG = "The names of this model take too long to read here: try again later, or use fewer."
 PROJECT = "project"  # folder of a visitor's own images to label
 ANSWER_SIDE = 320  # pixels of the longer side of an image shown beside its answers
-
-
-class Predicted(Seen):
-    """What is said of an image.
-
-    Attributes:
-        classes: All classes, the most probable first.
-        src: A small copy of the image, as a data: address.
-    """
-
-    classes: list[LabelShare]
-    src: str
 
 
 class Base(NamedTuple):
@@ -207,10 +196,8 @@ class Session:
         """Yield a folder with what a zip holds, which is then removed. Errors name the zip."""
         folder = self._new("unpacked")
         try:
-            yield unpack_zip(archive, folder, MAX_ZIP_BYTES, 2 * MAX_IMAGES)
-        except UserError as error:
-            message = str(error).replace(f"{archive}", archive.name)
-            raise UserError(message.replace(f"{folder}", archive.name)) from None
+            with called((archive, archive.name), (folder, archive.name)):
+                yield unpack_zip(archive, folder, MAX_ZIP_BYTES, 2 * MAX_IMAGES)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -284,7 +271,7 @@ class Session:
         """
         out = self._new("model")
         try:
-            with hidden_paths(out, self.shared.backbone.name):
+            with self._called(out):
                 copy_run(run, out, untrusted)
                 self._use(out, untrusted)
         except BaseException:
@@ -350,7 +337,7 @@ class Session:
         """Add classes to the model by name alone."""
         with self.lock:
             self._check_idle()
-            saved = self._model()
+            saved, _ = self._model()
             out = self._new("model")
             if len(saved.labels) + len(names) > MAX_CLASSES:
                 raise UserError(f"this page takes at most {MAX_CLASSES:,} classes")
@@ -358,28 +345,26 @@ class Session:
                 add_names(saved, [*map(typed_name, names)], out)
             self._use(out, self._untrusted)
 
-    def predict(self, file: Path, name: str) -> Predicted:
-        """Return classes and probabilities of an image, which errors call by its owner's name."""
-        saved = self._model()
-        try:
-            with self._backbone(self._untrusted):
-                image = load_image(file)
-                table, seen = look(saved, image)
-                src = thumbnail(image, ANSWER_SIDE)
-        except UserError as error:
-            raise UserError(str(error).replace(str(file), name)) from None
-        rows: list[LabelShare] = [
+    def predict(self, file: Path, name: str) -> dict[str, object]:
+        """Return what is said of an image, which errors call by its owner's name: all classes with
+        their probabilities, the most probable first, and what `look` says; and a small copy as a
+        data: address."""
+        saved, _ = self._model()
+        with called((file, name)), self._backbone(self._untrusted):
+            image = load_image(file)
+            table, seen = look(saved, image)
+            src = thumbnail(image, ANSWER_SIDE)
+        shares = zip(saved.labels, table.tolist(), strict=True)
+        classes = [
             {"label": str(label), "probability": probability}
-            for label, probability in zip(saved.labels, table.tolist(), strict=True)
+            for label, probability in sorted(shares, key=lambda share: -share[1])
         ]
-        classes = sorted(rows, key=lambda row: -row["probability"])
         return {"classes": classes, "src": src, **seen}
 
-    def scores(self) -> Scores | None:
-        self._model()
-        assert self.run is not None
-        with hidden_paths(self.run, self.shared.backbone.name):
-            return read_scores(self.run, self.folder)
+    def scores(self) -> dict[str, object] | None:
+        _, run = self._model()
+        with self._called(run):
+            return read_scores(run, self.folder)
 
     def stop(self) -> None:
         if self.job:
@@ -398,10 +383,9 @@ class Session:
             if to not in TARGETS:
                 raise UserError(f"unknown target {to!r:.80}; known are {', '.join(TARGETS)}")
             self._check_idle()
-            self._model()
-            assert self.run is not None
+            _, run = self._model()
             out = self._new(to)
-            words = ["export", self.run.name, "--to", to]
+            words = ["export", run.name, "--to", to]
             self.start("Exporting", words, out, lambda: self.exports.update({to: out}))
 
     def zipped(self, what: str) -> Path:
@@ -409,9 +393,8 @@ class Session:
         with self.lock:
             if what not in (*TARGETS, "model", "images"):
                 raise UserError(f"{what!r:.80}: not one of model, images, {', '.join(TARGETS)}")
-            self._model()
-            assert self.run is not None
-            folder = self.exports.get(what) if what in TARGETS else self.run
+            _, run = self._model()
+            folder = self.exports.get(what) if what in TARGETS else run
             if folder is None:
                 raise UserError(f"{what!r:.80}: not exported yet")
             images: dict[str, Path] = {}
@@ -419,7 +402,7 @@ class Session:
                 self.images.write()
                 images = {name: self.folder / name for name in (IMAGES, *self.images.files())}
             path = self.folder / f"rmadapter-{what}.zip"
-            write_zip(path, folder, "model" if folder is self.run else what, images)
+            write_zip(path, folder, "model" if folder is run else what, images)
             return path
 
     # Internal
@@ -437,14 +420,21 @@ class Session:
         with self.shared.held(MAX_PROMPTS_OF_STRANGERS if untrusted else MAX_PROMPTS, check):
             yield
 
+    def _called(self, run: Path) -> AbstractContextManager[None]:
+        """Name no paths of this machine, of a run and the backbone, in errors of the block."""
+        backbone = self.shared.backbone.name
+        name = PureWindowsPath(backbone).name or backbone
+        return called((f"{run}{os.sep}", ""), (run, "the run"), (backbone, name))
+
     def _check_idle(self) -> None:
         if self.busy:
             raise UserError(BUSY)
 
-    def _model(self) -> Saved:
-        if self.saved is None:
+    def _model(self) -> tuple[Saved, Path]:
+        """Return the model that answers, and its folder."""
+        if self.saved is None or self.run is None:
             raise UserError(NO_MODEL)
-        return self.saved
+        return self.saved, self.run
 
     def _new(self, what: str) -> Path:
         """Name a new folder; models and exports that nothing uses any more are removed."""
@@ -483,18 +473,6 @@ class Session:
         options = ["--out", out.name, "--backbone", backbone, "--json"]
         self.job = Job(what, [*words, *options], self.folder, out, on_success)
         self.shared.jobs.add(self.job)
-
-
-@contextmanager
-def hidden_paths(run: Path, backbone: str) -> Iterator[None]:
-    """Remove the paths of this machine, of a run and a backbone, from error messages."""
-    try:
-        yield
-    except UserError as error:
-        message = str(error).replace(f"{run}{os.sep}", "").replace(f"{run}", "the run")
-        raise UserError(
-            message.replace(backbone, PureWindowsPath(backbone).name or backbone)
-        ) from None
 
 
 def _absolute(path: str) -> str:
