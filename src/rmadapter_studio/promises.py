@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
-
 import numpy as np
 from PIL import Image
 
@@ -11,23 +9,14 @@ from rmadapter.artifacts import Saved
 from rmadapter.runs import examine
 
 
-class Seen(TypedDict):
-    """What is said of an image beyond its classes.
+def look(saved: Saved, image: Image.Image) -> tuple[np.ndarray, dict[str, object]]:
+    """Return the probabilities [C] of an image, and what else is said of it.
 
-    Attributes:
-        sets: At each error that can be promised: the classes that may be right, what they decide,
-            and the parent that answers for several of them, "" if none does.
-        familiar: At each share of images that may be turned away: whether it is of the classes.
-        levels: At each level of a taxonomy, as `Answer.json` has them.
+    That is at each error that can be promised the classes that may be right, what they decide, and
+    the parent that answers for several of them, "" if none does; at each share of images that may
+    be turned away whether it is of the classes; and the levels of a taxonomy, as `Answer.json` has
+    them.
     """
-
-    sets: list[dict[str, object]]
-    familiar: list[dict[str, object]]
-    levels: object
-
-
-def look(saved: Saved, image: Image.Image) -> tuple[np.ndarray, Seen]:
-    """Return the probabilities [C] of an image, and what else is said of it."""
     table, far = examine(saved.fitted, [image], False, saved.names)
     decider = saved.decider()
     possible = decider.possible()

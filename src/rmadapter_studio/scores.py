@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TypedDict
 
 import numpy as np
 
@@ -25,34 +24,6 @@ from rmadapter_studio.jobs import without_commands
 MAX_WRONG = 24  # wrong images shown
 
 
-class Scores(TypedDict, total=False):
-    """What the page shows of a run.
-
-    Attributes:
-        method: Title of its method.
-        notes: Notes of the run.
-        how: How it was judged.
-        rows: Accuracies in percent with the ends of their intervals, and images that are right.
-        tie: That a linear probe may be as good, or "".
-        doubts: Doubts about the judgement.
-        wrong: The first of the wrong images, as `wrong_images` has them.
-        mistakes: How many images are wrong.
-        images: How many images it was judged on.
-        report: Whether there is a report.
-    """
-
-    method: str
-    notes: list[str]
-    how: str
-    rows: list[dict[str, object]]
-    tie: str
-    doubts: list[str]
-    wrong: list[dict[str, object]]
-    mistakes: int
-    images: int
-    report: bool
-
-
 def record_of(run: Path, home: Path) -> Record | None:
     """Read the record of a run, its data path taken relative to `home`; None for a model that was
     saved by itself."""
@@ -64,12 +35,18 @@ def record_of(run: Path, home: Path) -> Record | None:
     return record.model_copy(update={"task": task})
 
 
-def read_scores(run: Path, home: Path) -> Scores | None:
-    """Read what the page shows of a run; None for a model without record.
+def read_scores(run: Path, home: Path) -> dict[str, object] | None:
+    """Read what the page shows of a run.
 
     Args:
         run: Folder of the run.
         home: Where its command ran.
+
+    Returns:
+        The title of its method, its notes, how and on how many images it was judged, accuracies in
+        percent with the ends of their intervals and the images that are right, that a linear probe
+        may be as good (or ""), doubts, the number of mistakes and the first of them as
+        `wrong_images` has them, and whether there is a report; None for a model without record.
 
     Raises:
         UserError: A damaged run.
@@ -78,7 +55,7 @@ def read_scores(run: Path, home: Path) -> Scores | None:
     if record is None:
         return None
     tie = describe_tie(record)
-    scores: Scores = {
+    scores: dict[str, object] = {
         "method": record.method.title,
         "notes": [without_commands(text) for text in record.notes if text != tie],
         "how": "",
@@ -93,10 +70,7 @@ def read_scores(run: Path, home: Path) -> Scores | None:
     if judgement:
         title = record.method.title
         names = {"zero-shot": "before: by the class names alone", title: f"after: {title}"}
-        scores["how"] = judgement.how
-        scores["images"] = judgement.images
-        scores["doubts"] = [without_commands(text) for text in judgement.doubts]
-        scores["rows"] = [
+        rows = [
             {
                 "name": names.get(row.name, row.name.replace("-", " ")),
                 "right": round(row.accuracy / 100 * judgement.images),
@@ -106,12 +80,17 @@ def read_scores(run: Path, home: Path) -> Scores | None:
             }
             for row in judgement.rows
         ]
+        scores |= {
+            "how": judgement.how,
+            "images": judgement.images,
+            "doubts": [without_commands(text) for text in judgement.doubts],
+            "rows": rows,
+        }
     # a repository's run has no answers
     predictions = read_predictions(run, record) if files.predictions.is_file() else []
     if predictions:
         images, count = wrong_images(predictions[0], thumbnails_of(files.page))
-        scores["wrong"] = images
-        scores["mistakes"] = count
+        scores |= {"wrong": images, "mistakes": count}
     return scores
 
 
