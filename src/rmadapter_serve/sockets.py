@@ -10,7 +10,6 @@ import signal
 import socket
 import threading
 from collections.abc import Collection
-from contextlib import ExitStack
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -34,14 +33,7 @@ def bind(host: str, port: int) -> socket.socket:
     """
     try:
         family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with ExitStack() as on_error:
-            bound = on_error.enter_context(socket.socket(family, socket.SOCK_STREAM))
-            if os.name == "posix":  # elsewhere it would let two processes have one port
-                bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            bound.bind(place)
-            bound.listen(BACKLOG)
-            on_error.pop_all()
-        return bound
+        return _listen(family, place)
     except (OSError, OverflowError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(
@@ -54,14 +46,19 @@ def share(bound: socket.socket, count: int) -> list[socket.socket]:
     among them (Linux). As the first one was bound without sharing and listens, a second server is
     still refused."""
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # type: ignore[attr-defined, unused-ignore]
-    shared = [bound]
-    for _ in range(count - 1):
-        shared.append(socket.socket(bound.family, socket.SOCK_STREAM))
-        shared[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        shared[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # type: ignore[attr-defined, unused-ignore]
-        shared[-1].bind(bound.getsockname())
-        shared[-1].listen(BACKLOG)
-    return shared
+    place = bound.getsockname()
+    return [bound, *(_listen(bound.family, place, reuse_port=True) for _ in range(count - 1))]
+
+
+def _listen(
+    family: int, place: tuple[str | int | bytes, ...], reuse_port: bool = False
+) -> socket.socket:
+    """Return a socket that listens; one of all IPv6 addresses also takes IPv4, as by default on
+    Linux."""
+    both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
+    return socket.create_server(
+        place, family=family, backlog=BACKLOG, reuse_port=reuse_port, dualstack_ipv6=both
+    )
 
 
 def address(listening: socket.socket) -> str:
