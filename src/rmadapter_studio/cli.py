@@ -101,14 +101,13 @@ def app(
         shared = Shared(chosen, Jobs(), runs and runs.expanduser(), project, secret)
         site = build(shared, keep_hours, names, frames)
         where = f"{address(listening)}/{f'label?key={secret}' if project else ''}"
-        if others or not is_loopback(host):
+        if not quiet and (others or not is_loopback(host)):
             addresses = " or ".join((where, *others))
-            if not quiet:
-                print(
-                    f"note: anyone who reaches {addresses} can use this page, this machine's time "
-                    "and its disk: there is no login",
-                    file=sys.stderr,
-                )
+            print(
+                f"note: anyone who reaches {addresses} can use this page, this machine's time "
+                "and its disk: there is no login",
+                file=sys.stderr,
+            )
         line = json.dumps({"address": where}) if as_json else f"{where} (Ctrl-C ends it)"
         print(line, flush=True)
         if browser:
