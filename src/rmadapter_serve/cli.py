@@ -141,7 +141,11 @@ def _listen(
     where = address(listening)
 
     def ready() -> None:
-        _announce(where, models, as_json)
+        if as_json:
+            folders = {name: str(each.folder) for name, each in models.items()}
+            print(json.dumps({"address": where, "models": folders}), flush=True)
+        else:
+            print(escape(f"rmadapter: {', '.join(models)} at {where}"), file=sys.stderr, flush=True)
 
     if limits.workers == 1:
         service = Service(opened, limits)
@@ -186,14 +190,6 @@ def named(words: Sequence[str]) -> dict[str, Path]:
             )
         by_name[name] = find_run(folder)
     return by_name
-
-
-def _announce(where: str, models: dict[str, ServeOptions], as_json: bool) -> None:
-    if as_json:
-        folders = {name: str(each.folder) for name, each in models.items()}
-        print(json.dumps({"address": where, "models": folders}), flush=True)
-    else:
-        print(escape(f"rmadapter: {', '.join(models)} at {where}"), file=sys.stderr, flush=True)
 
 
 SERVE = Command(
