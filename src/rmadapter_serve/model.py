@@ -53,23 +53,6 @@ class ServeOptions(NamedTuple):
     device: str = "auto"
 
 
-class Accuracy(TypedDict):
-    """Accuracy in percent with its 95 % interval.
-
-    Attributes:
-        accuracy: The accuracy.
-        low, high: The interval.
-        images: Number of images.
-        of: Which images.
-    """
-
-    accuracy: float
-    low: float
-    high: float
-    images: int
-    of: str
-
-
 class Source(TypedDict):
     """What a folder says of its model, without paths of this machine.
 
@@ -77,13 +60,14 @@ class Source(TypedDict):
         method: Name, title and source of the method.
         backbone: Name and digest of the backbone.
         sha256: Digest of the weights.
-        accuracy: Recorded accuracy.
+        accuracy: Recorded accuracy in percent, with the ends of its 95 % interval, the number of
+            images, and which they are.
     """
 
     method: dict[str, str] | None
     backbone: dict[str, str] | None
     sha256: str
-    accuracy: Accuracy | None
+    accuracy: dict[str, object] | None
 
 
 class ModelFacts(Source, total=False):
@@ -244,7 +228,7 @@ def _without_folder(name: str) -> str:
     return Path(name).name if Path(name).is_absolute() else name
 
 
-def accuracy_of(record: Record) -> Accuracy | None:
+def accuracy_of(record: Record) -> dict[str, object] | None:
     """Return the accuracy that a run recorded, by its judgement or else on its first test images;
     None if unknown."""
     judgement = record.judgement
@@ -260,8 +244,8 @@ def accuracy_of(record: Record) -> Accuracy | None:
 
 def _accuracy(
     of: str, images: int, accuracy: float, interval: tuple[float, float] | None = None
-) -> Accuracy:
-    """Return an accuracy with its interval, by default Wilson's."""
+) -> dict[str, object]:
+    """Return an accuracy as `Source` has it, by default with Wilson's interval."""
     if interval is None:
         interval = wilson(round(accuracy * images / 100), images)
     low, high = interval
