@@ -161,7 +161,8 @@ def labels(
     if out:
         count = write_labels(splits, to, out.expanduser())
         facts = {"labels": str(out), "format": to, "images": count}
-        print(json.dumps(facts) if as_json else f"labels: {out}, {_images(count)}")
+        images = f"{count:,} image{'' if count == 1 else 's'}"
+        print(json.dumps(facts) if as_json else f"labels: {out}, {images}")
         return
     counts = {split: Counter(row.label for row in rows) for split, rows in splits.items()}
     if as_json:
@@ -170,10 +171,6 @@ def labels(
     names = sorted({label for one in counts.values() for label in one})
     rows = [[name, *(f"{one[name]:,}" for one in counts.values())] for name in names]
     table(["label", *("images" if split == "all" else split for split in counts)], rows)
-
-
-def _images(count: int) -> str:
-    return f"{count:,} image{'' if count == 1 else 's'}"
 
 
 APP = Command(
