@@ -8,7 +8,6 @@ import shlex
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from rmadapter.errors import UserError
@@ -30,98 +29,53 @@ from rmadapter.support.terminal import note
 HUB = "hf:"  # before OWNER/NAME, for a run on the Hugging Face hub
 
 
-@dataclass(frozen=True)
 class RunFolder:
-    """The files of a run below `path`. The model is complete if `model` exists, the run if `record`
-    does."""
+    """The files of a run below a folder. The model is complete if `model` exists, the run if
+    `record` does.
 
-    path: Path
+    Args:
+        path: The folder.
 
-    @property
-    def weights(self) -> Path:
-        """The trained tensors."""
-        return self.path / "model.safetensors"
+    Attributes:
+        weights: The trained tensors.
+        model: A description of the model, which names the method, the backbone and the classes.
+        config: The settings, as `--config` reads them.
+        record: The record, one line of JSON.
+        history: The loss terms of every step.
+        split: The images that were drawn.
+        predictions: The answers on the test images.
+        mistakes: Some wrong answers, with the nearest training images.
+        page: The page that shows all of this.
+        images: The table of images of a run that grew, in place of a folder of data.
+        sums: The SHA-256 of each file above.
+        training: The state of an unfinished training.
+        activations: A folder of frozen activations, needed only until the run is finished.
+        tracking: The id of an unfinished run in experiment trackers.
+        tensorboard: A folder of TensorBoard's event files.
+        shared: The files that go to the hub, besides `sums`.
+        saved: The files that a finished run may have, besides `sums`.
+    """
 
-    @property
-    def model(self) -> Path:
-        """A description of the model, which names the method, the backbone and the classes."""
-        return self.path / "model.json"
-
-    @property
-    def config(self) -> Path:
-        """The settings, as `--config` reads them."""
-        return self.path / "config.yaml"
-
-    @property
-    def record(self) -> Path:
-        """The record, one line of JSON."""
-        return self.path / RECORD
-
-    @property
-    def history(self) -> Path:
-        """The loss terms of every step."""
-        return self.path / "history.csv"
-
-    @property
-    def split(self) -> Path:
-        """The images that were drawn."""
-        return self.path / SPLIT
-
-    @property
-    def predictions(self) -> Path:
-        """The answers on the test images."""
-        return self.path / "predictions.csv"
-
-    @property
-    def mistakes(self) -> Path:
-        """Some wrong answers, with the nearest training images."""
-        return self.path / "why.json"
-
-    @property
-    def page(self) -> Path:
-        """The page that shows all of this."""
-        return self.path / "report.html"
-
-    @property
-    def images(self) -> Path:
-        """The table of images of a run that grew, in place of a folder of data."""
-        return self.path / "images.csv"
-
-    @property
-    def sums(self) -> Path:
-        """The SHA-256 of each file above."""
-        return self.path / SUMS
-
-    @property
-    def training(self) -> Path:
-        """The state of an unfinished training."""
-        return self.path / "training.safetensors"
-
-    @property
-    def activations(self) -> Path:
-        """A folder of frozen activations, needed only until the run is finished."""
-        return self.path / ".activations"
-
-    @property
-    def tracking(self) -> Path:
-        """The id of an unfinished run in experiment trackers."""
-        return self.path / "tracking.json"
-
-    @property
-    def tensorboard(self) -> Path:
-        """A folder of TensorBoard's event files."""
-        return self.path / "tensorboard"
-
-    @property
-    def shared(self) -> tuple[Path, ...]:
-        """The files that go to the hub, besides `sums`."""
-        return (self.weights, self.model, self.config, self.record)
-
-    @property
-    def saved(self) -> tuple[Path, ...]:
-        """The files that a finished run may have, besides `sums`."""
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.weights = path / "model.safetensors"
+        self.model = path / "model.json"
+        self.config = path / "config.yaml"
+        self.record = path / RECORD
+        self.history = path / "history.csv"
+        self.split = path / SPLIT
+        self.predictions = path / "predictions.csv"
+        self.mistakes = path / "why.json"
+        self.page = path / "report.html"
+        self.images = path / "images.csv"
+        self.sums = path / SUMS
+        self.training = path / "training.safetensors"
+        self.activations = path / ".activations"
+        self.tracking = path / "tracking.json"
+        self.tensorboard = path / "tensorboard"
+        self.shared = (self.weights, self.model, self.config, self.record)
         reports = (self.history, self.split, self.predictions, self.mistakes, self.page)
-        return (*self.shared, *reports, self.images)
+        self.saved = (*self.shared, *reports, self.images)
 
     def write_sums(
         self, without: Collection[Path] = (), to_come: Mapping[str, str] | None = None
