@@ -81,7 +81,8 @@ def create(hub: Hub, user: str, body: bytes) -> Answer:
     if not name.startswith(f"{user}/"):
         return 403, {"error": "You don't have the rights to create a model here"}, {}
     if name in hub.repositories:
-        return 409, {"error": "You already created this model repo"}, {}
+        facts = {"error": "You already created this model repo", "url": f"{hub.url}/{name}"}
+        return 409, facts, {}
     private = asked.get("private", False) or asked.get("visibility") == "private"
     hub.repositories[name] = Repository(private)
     return 200, {"url": f"{hub.url}/{name}", "name": name, "id": "1"}, {}

@@ -153,35 +153,28 @@ def _write(folder: Path, run: Path, repository: str, options: PushOptions) -> di
 
 
 def _upload(folder: Path, repository: str, private: bool) -> Pushed:
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+    from huggingface_hub import HfApi
 
     from rmadapter import __version__
 
     api = HfApi(library_name=LIBRARY, library_version=__version__)
-    names = sorted(file.name for file in folder.iterdir() if file.name in SENT_FILES)
     with hub_errors(repository):
-        parent, existing = _open_repository(api, repository, private)
-        outdated = sorted((existing & SENT_FILES) - {*names})
-        add = [CommitOperationAdd(name, folder / name) for name in names]
-        delete = [CommitOperationDelete(name) for name in outdated]
-        message = f"A run of {LIBRARY} {__version__}"
-        commit = api.create_commit(
-            repository, [*add, *delete], commit_message=message, parent_commit=parent
+        commit = api.upload_folder(
+            repo_id=repository,
+            folder_path=folder,
+            allow_patterns=[*SENT_FILES],
+            delete_patterns=[*SENT_FILES],  # of an earlier run
+            commit_message=f"A run of {LIBRARY} {__version__}",
+            parent_commit=_open_repository(api, repository, private),
         )
     url = f"{api.endpoint}/{repository}"
     load = f"{HUB}{repository}"
     return {"repository": repository, "url": url, "commit": commit.oid, "load": load}
 
 
-def _open_repository(api: HfApi, repository: str, private: bool) -> tuple[str | None, set[str]]:
-    """Return the last commit and the files of the repository, which is created if new."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        api.create_repo(repository, private=private)
-    except HfHubHTTPError as error:
-        if error.response.status_code != 409:
-            raise
+def _open_repository(api: HfApi, repository: str, private: bool) -> str | None:
+    """Return the last commit of the repository, which is created if new."""
+    api.create_repo(repository, private=private, exist_ok=True)
     info = api.model_info(repository)
     existing = {file.rfilename for file in info.siblings or ()}
     if existing - FILES_OF_THE_HUB and info.library_name != LIBRARY:
@@ -193,7 +186,7 @@ def _open_repository(api: HfApi, repository: str, private: bool) -> tuple[str | 
             f"{repository} already exists and is public, which --private does not change: make it "
             "private on its page of the hub, or choose another name"
         )
-    return info.sha, existing
+    return info.sha
 
 
 # The model card
