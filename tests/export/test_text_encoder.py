@@ -98,5 +98,11 @@ def test_methods_without_text_encoder_are_refused(
 
 def test_written_tokenizer_equals_clips(tiny_clip: Backbone) -> None:
     written = tokenizer_of(tiny_clip)
-    for text in ("a photo of a Cat.", "it's 1/2  of\tthe café's", "x" * 300, "日本 ☃"):
+    for text in (
+        "a photo of a Cat.",
+        "it's 1/2  of\tthe café's",
+        "x" * 300,
+        "日本 ☃",
+        "<|endoftext|> cat",
+    ):
         assert written.encode(text).ids == tiny_clip.tokenizer([text])[0].tolist(), text

@@ -154,46 +154,26 @@ def check_tokenizer(backbone: Backbone, names: Sequence[str], folder: Path) -> N
 
 
 def tokenizer_of(backbone: Backbone) -> Tokenizer:
-    """Return the backbone's tokenizer as one of tokenizers. Raises UserError for a kind that cannot
-    become one."""
+    """Return the backbone's tokenizer as one of tokenizers: CLIP's byte-pair encoding, as
+    transformers has it, or one of transformers itself. Raises UserError for any other kind."""
     from open_clip import SimpleTokenizer
     from open_clip.tokenizer import HFTokenizer
     from tokenizers import Tokenizer
+    from transformers import CLIPTokenizer
 
     source: SimpleTokenizer | HFTokenizer = backbone.tokenizer
+    inner = None
     if type(source) is SimpleTokenizer:
-        return _byte_pair_tokenizer(source)
-    unknown = UserError(f"the tokenizer of {backbone.name} is of a kind that --text cannot export")
-    if type(source) is not HFTokenizer or source.tokenizer_mode or source.strip_sep_token:
-        raise unknown
-    inner = getattr(source.tokenizer, "backend_tokenizer", None)
+        start, end = (source.decoder[number] for number in source.all_special_ids[:2])
+        ends = {"unk_token": end, "bos_token": start, "eos_token": end, "pad_token": end}
+        inner = CLIPTokenizer(source.encoder, list(source.bpe_ranks), **ends).backend_tokenizer
+        pad = {"pad_id": 0, "pad_token": "!"}
+    elif type(source) is HFTokenizer and not (source.tokenizer_mode or source.strip_sep_token):
+        inner = getattr(source.tokenizer, "backend_tokenizer", None)
+        pad = {"pad_id": source.tokenizer.pad_token_id, "pad_token": source.tokenizer.pad_token}
     if inner is None:
-        raise unknown
-    pad = {"pad_id": source.tokenizer.pad_token_id, "pad_token": source.tokenizer.pad_token}
+        raise UserError(f"the tokenizer of {backbone.name} is of a kind that --text cannot export")
     tokenizer = Tokenizer.from_str(inner.to_str())
     tokenizer.enable_truncation(source.context_length)
     tokenizer.enable_padding(length=source.context_length, **pad)
-    return tokenizer
-
-
-def _byte_pair_tokenizer(source: SimpleTokenizer) -> Tokenizer:
-    """Return CLIP's byte-pair encoding."""
-    from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers, processors
-    from tokenizers.models import BPE
-
-    start, end = (source.decoder[number] for number in source.all_special_ids[:2])
-    tokenizer = Tokenizer(BPE(source.encoder, list(source.bpe_ranks), end_of_word_suffix="</w>"))
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
-    )
-    words = Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
-    split = pre_tokenizers.Split(words, behavior="removed", invert=True)
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{start} $A {end}",
-        special_tokens=[(start, source.sot_token_id), (end, source.eot_token_id)],
-    )
-    tokenizer.enable_truncation(source.context_length)
-    tokenizer.enable_padding(length=source.context_length, pad_id=0, pad_token="!")
     return tokenizer
