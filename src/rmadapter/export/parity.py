@@ -317,8 +317,6 @@ def _is_own(run: Path, data: Path) -> bool:
 
 def _open_own(run: Path) -> tuple[Path, Listing]:
     """Open the run's own data. Raises UserError if it is unknown or missing."""
-    if not RunFolder(run).weights.is_file():
-        raise UserError(f"{run}: not a run of this version")
     record = read_record(RunFolder(run).record)
     home = user_path(record.task.data)
     return home, locate(home, record.columns, record.crops, outside=True).read()
@@ -340,20 +338,18 @@ def _select(
     """Choose at most `most` images of data. drawn: names of those that the run drew; None for data
     that is not its own."""
     root, splits = source.root, source.splits
+    every = [*dict.fromkeys(row for part in splits.values() for row in part)]
     rows = splits.get("test", [])
     kind = "test " if rows else "" if drawn is None else "held out "
     if not rows:
-        every = [row for part in splits.values() for row in part]
         rows = [row for row in every if relative(row.image, root) not in (drawn or ())]
     places = {key(str(label)): i for i, label in enumerate(saved.labels)}
     readable = _some(rows, places, most)
     taken = {relative(row.image, root) for row in readable}
     title = f"{kind}images of {data.name}"
     if drawn and len(readable) < min(MIN_IMAGES, most):
-        whole = dict.fromkeys(row for part in splits.values() for row in part)
-        others = drawn - taken
-        seen = [row for row in whole if relative(row.image, root) in others]
-        seen = _some(seen, places, min(MIN_IMAGES, most) - len(readable))
+        others = [row for row in every if relative(row.image, root) in drawn - taken]
+        seen = _some(others, places, min(MIN_IMAGES, most) - len(readable))
         if seen and readable:
             count = len(readable) + len(seen)
             title = f"images of {data.name}, {len(seen)} of {count} trained on"
