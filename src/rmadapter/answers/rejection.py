@@ -78,10 +78,6 @@ class RejectionScore(HeldOut):
         far = distances[rows].astype(np.float64).round(6)
         return cls(tuple(sure.tolist()), tuple(far.tolist()), source, grouped)
 
-    @property
-    def images(self) -> int:
-        return len(self.sure)
-
     def scores(self, probabilities: np.ndarray, distances: np.ndarray) -> np.ndarray:
         """Return the out-of-distribution scores [B] of new images: about 0 for those of the model's
         classes, and higher for others.

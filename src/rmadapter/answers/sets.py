@@ -97,10 +97,6 @@ class Calibration(HeldOut):
         )
 
     @property
-    def images(self) -> int:
-        return len(self.shares)
-
-    @property
     def counts(self) -> list[int]:
         """The number of images of each of the known classes."""
         counts: list[int] = np.bincount(self.classes, minlength=self.known).tolist()
