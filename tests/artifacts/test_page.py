@@ -392,9 +392,9 @@ def test_a_change_is_shown_by_its_interval(gained: int, lost: int, shown: int) -
     its = replace(e, probabilities=after, zero_shot=before)
     part = panel(0, score(its, "all"), Predictions.of(score(its, "all"), its), {})
     change = part["change"]
-    assert change.points == pytest.approx(gained - lost)
-    assert (change.low > 0) - (change.high < 0) == shown
-    for rate, (low, high) in zip(correct(its), (change.before, part["after"]), strict=True):
+    assert change["points"] == pytest.approx(gained - lost)
+    assert (change["low"] > 0) - (change["high"] < 0) == shown
+    for rate, (low, high) in zip(correct(its), (change["before"], part["after"]), strict=True):
         assert low < rate < high
     assert part["ece"] == pytest.approx(abs(90 - correct(its)[1]), abs=0.01)
 

@@ -11,7 +11,6 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from html import unescape
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -265,8 +264,7 @@ def _settings(record: Record) -> list[Facts]:
     if method is not None:
         own = documentation(method)
         meaning = own | {f"{name}.{setting}": text for setting, text in own.items()} | meaning
-    if method is not None and not published:
-        published = settings_of(method)
+        published = published or settings_of(method)
     if published:
         plain = MethodName(name=name, settings=published)
         update = {"task": Task(), "precision": Machine().precision, "method": plain}
@@ -296,36 +294,21 @@ def _json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-@dataclass(frozen=True)
-class Change:
-    """The change of a score.
-
-    Attributes:
-        points: The change, in points.
-        low, high: Its 95 % interval.
-        p: P-value of McNemar's test.
-        before: Wilson interval of the accuracy before, in percent.
-        ece: Calibration error before.
-    """
-
-    points: float
-    low: float
-    high: float
-    p: float
-    before: tuple[float, float]
-    ece: float
-
-    @classmethod
-    def of(cls, predictions: Predictions) -> Change | None:
-        """Return the change, None if the untouched model does not answer."""
-        if not predictions.has_zero_shot:
-            return None
-        before, after = predictions.right
-        return cls(
-            *metrics.paired(before, after),
-            before=metrics.wilson(int(before.sum()), len(before)),
-            ece=metrics.calibration_error(predictions.zero_shot.probability, before),
-        )
+def _change(predictions: Predictions) -> Facts | None:
+    """Return the change of a score in points, with its interval and p-value, and the interval and
+    the calibration error before; None if the untouched model does not answer."""
+    if not predictions.has_zero_shot:
+        return None
+    before, after = predictions.right
+    points, low, high, p = metrics.paired(before, after)
+    return {
+        "points": points,
+        "low": low,
+        "high": high,
+        "p": p,
+        "before": metrics.wilson(int(before.sum()), len(before)),
+        "ece": metrics.calibration_error(predictions.zero_shot.probability, before),
+    }
 
 
 def _plain_lines(record: Record, panels: Sequence[Facts]) -> list[str]:
@@ -353,7 +336,7 @@ def panel(number: int, score: Score, predictions: Predictions, thumbnails: Thumb
     return {
         "number": number,
         "score": score,
-        "change": Change.of(predictions),
+        "change": _change(predictions),
         "after": metrics.wilson(int(after.sum()), len(after)),
         "ece": metrics.calibration_error(predictions.answer.probability, after),
         "outcomes": _outcomes(number, predictions, thumbnails),
