@@ -6,7 +6,6 @@ ever unpickled, and SHA256SUMS shows whether the files belong together.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 from collections.abc import Mapping
@@ -33,6 +32,7 @@ from rmadapter.methods.uses import backbones_in
 from rmadapter.settings import settings_of, to_yaml
 from rmadapter.support.files import (
     atomic,
+    csv_text,
     sha256,
     write_json,
     write_sums,
@@ -167,11 +167,9 @@ def _save(
 ) -> Model:
     backbone, method = fitted.backbone, fitted.method
     run.sums.unlink(missing_ok=True)  # of the model that this one replaces
-    tensors = dict(fitted.tensors)
-    if fitted.examples is not None:
-        tensors[EXAMPLES] = fitted.examples
-    if fitted.means is not None:
-        tensors[MEANS] = fitted.means
+    kept = {EXAMPLES: fitted.examples, MEANS: fitted.means}
+    own = {name: tensor for name, tensor in kept.items() if tensor is not None}
+    tensors = {**fitted.tensors, **own}
     write_tensors(run.weights, to_half(tensors) if half else tensors)
     settings = json.loads(json.dumps(settings_of(method)))
     model = Model(
@@ -204,14 +202,9 @@ def _keep_class_weights(model: Model, fitted: Fitted) -> None:
 
 
 def _write_history(path: Path, history: list[dict[str, float]]) -> None:
-    columns = dict.fromkeys(key for step in history for key in step)
-    with (
-        atomic(path) as temporary,
-        open(temporary, "w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.DictWriter(file, list(columns))
-        writer.writeheader()
-        writer.writerows(history)
+    columns = [*dict.fromkeys(key for step in history for key in step)]
+    rows = [[step.get(name) for name in columns] for step in history]
+    write_text(path, csv_text(columns, rows, "\r\n"))
 
 
 def to_half(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -121,7 +121,7 @@ class Predictions:
         match."""
         images, table = evaluation.images, evaluation.probabilities
         labels, untouched = evaluation.labels, evaluation.zero_shot
-        zero_shot = _no_guess(len(labels))
+        zero_shot = Guess(np.full(len(labels), -1), np.full(len(labels), np.nan))
         if untouched is not None:
             zero_shot = _guess(untouched, untouched.argmax(1))
         if {len(labels), len(table), len(zero_shot.which)} != {score.images}:
@@ -176,10 +176,6 @@ def _second_best(table: np.ndarray, best: np.ndarray) -> np.ndarray:
 
 def _guess(table: np.ndarray, which: np.ndarray) -> Guess:
     return Guess(which, np.round(table[np.arange(len(table)), which].astype(np.float64), 6))
-
-
-def _no_guess(count: int) -> Guess:
-    return Guess(np.full(count, -1), np.full(count, np.nan))
 
 
 def predictions_of(record: Record, evaluations: Sequence[Evaluation]) -> list[Predictions]:

@@ -100,11 +100,6 @@ class RunFolder:
         check_sums(self.path, [file.name for file in needed], [file.name for file in without])
 
 
-def runs_below(folder: Path) -> list[Path]:
-    """List the folders directly below that have a model, sorted."""
-    return sorted(file.parent for file in folder.glob(f"*/{RunFolder(folder).model.name}"))
-
-
 def is_remote(name: str | Path) -> bool:
     """Return whether the name is that of a run on the hub."""
     return str(name).startswith(HUB)
@@ -220,7 +215,8 @@ def without_model(folder: Path) -> str:
     makes = f"`rmadapter fit DATA --out {folder}` makes one"
     run = RunFolder(folder)
     if not folder.exists():
-        beside = [run.name for run in runs_below(folder.absolute().parent)]
+        models = sorted(folder.absolute().parent.glob(f"*/{run.model.name}"))
+        beside = [file.parent.name for file in models]
         close = difflib.get_close_matches(folder.name, beside, n=1)
         return (
             f"no such folder; did you mean {close[0]!r}?" if close else f"no such folder; {makes}"
