@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import shutil
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from rmadapter.data.formats.base import Row, Rows
 from rmadapter.data.formats.class_folders import free_name
 from rmadapter.data.formats.registry import locate
 from rmadapter.data.formats.tables import read_rows, table_text
+from rmadapter.data.image_set import relative
 from rmadapter.data.names import CLASSNAMES, SPLITS, beside_splits, classnames_json
 from rmadapter.errors import UserError, did_you_mean, quoted
 from rmadapter.support.files import (
@@ -167,15 +168,18 @@ def _new_labels(decisions: Path, rows: Rows, root: Path, data: Path) -> dict[int
     """Return the label, or DROPPED, of every row that the decisions mention."""
     places: dict[str, list[int]] = defaultdict(list)
     for i, row in enumerate(rows):
-        name = row.image.relative_to(root) if row.image.is_relative_to(root) else row.image
-        places[image_cell(name.as_posix()).strip()].append(i)
+        places[image_cell(relative(row.image, root)).strip()].append(i)
     classes = {label_cell(row.label).strip(): row.label for row in rows}
     labels: dict[int, str] = {}
     for where, cells in read_rows(decisions, ("image", "decision"), ("given", "suggested")):
         image = cells["image"]
-        matches = _matches(places.get(image, []), rows, cells.get("given"))
+        given = cells.get("given")
+        matches = [
+            i
+            for i in places.get(image, [])
+            if not given or label_cell(rows[i].label).strip() == given
+        ]
         if not matches:
-            given = cells.get("given")
             label = f" with the label {quoted(given)}" if given and image in places else ""
             raise UserError(f"{where}: {quoted(image)} is not a training image of {data}{label}")
         decided = _decided_label(cells["decision"], cells.get("suggested", ""), classes, where)
@@ -186,11 +190,6 @@ def _new_labels(decisions: Path, rows: Rows, root: Path, data: Path) -> dict[int
                     f"{where}: {quoted(image)} has a different decision above; keep one"
                 )
     return labels
-
-
-def _matches(places: Sequence[int], rows: Rows, label: str | None) -> list[int]:
-    """Return the rows at these places that have the label; all of them if no label is given."""
-    return [i for i in places if not label or label_cell(rows[i].label).strip() == label]
 
 
 def _decided_label(
