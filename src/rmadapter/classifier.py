@@ -253,8 +253,7 @@ class FewShotClassifier(TransformerMixin, ClassifierMixin, BaseEstimator):
 
         check_is_fitted(self, "fitted_")
         single, images = _as_list(X)
-        names = self.class_names_
-        table = transformed(self.fitted_, images, self._shows, names, self._keeps)
+        table = transformed(self.fitted_, images, self._shows, self.class_names_, self._keeps)
         return table[0] if single else table
 
     def encode(self, images: object) -> np.ndarray:
