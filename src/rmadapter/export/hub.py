@@ -272,34 +272,34 @@ def hub_name(backbone: str) -> str | None:
 
 def _results(record: Record) -> list[EvalResult]:
     """Return scores that the hub shows beside the card, as fractions of 1."""
+    from huggingface_hub import EvalResult
+
     data = record.task.data or "unknown"
     judgement = record.judgement
     if judgement:
         fitted = judgement.fitted
-        rates = {
-            "accuracy": fitted.accuracy,
-            "f1": fitted.macro_f1,
-            "expected_calibration_error": fitted.calibration_error,
-        }
-        return [_result(data, judgement.how, kind, value) for kind, value in rates.items()]
+        figures = [
+            (data, judgement.how, "accuracy", fitted.accuracy),
+            (data, judgement.how, "f1", fitted.macro_f1),
+            (data, judgement.how, "expected_calibration_error", fitted.calibration_error),
+        ]
+    else:
+        figures = [
+            (score.data or data, score.title, "accuracy", score.accuracy)
+            for score in record.scores
+            if score.accuracy is not None
+        ]
     return [
-        _result(score.data or data, score.title, "accuracy", score.accuracy)
-        for score in record.scores
-        if score.accuracy is not None
+        EvalResult(
+            task_type=TASK,
+            dataset_type=re.sub(r"[^\w.-]+", "-", name),
+            dataset_name=name,
+            dataset_split=split,
+            metric_type=kind,
+            metric_value=round(value / 100, 4),
+        )
+        for name, split, kind, value in figures
     ]
-
-
-def _result(data: str, split: str, kind: str, value: float) -> EvalResult:
-    from huggingface_hub import EvalResult
-
-    return EvalResult(
-        task_type=TASK,
-        dataset_type=re.sub(r"[^\w.-]+", "-", data),
-        dataset_name=data,
-        dataset_split=split,
-        metric_type=kind,
-        metric_value=round(value / 100, 4),
-    )
 
 
 # Paths of this machine, in records and commands
