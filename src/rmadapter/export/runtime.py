@@ -112,6 +112,7 @@ class Model:
 
     Attributes:
         decider: What decides about its answers.
+        size: Height and width of an image, in pixels.
         grey: What it gives for a grey image, which it answers at the start.
 
     Raises:
@@ -137,6 +138,7 @@ class Model:
             labels = parse_labels(read_json(folder / LABELS, MAX_LABELS_BYTES))
             self.decider = read_decider(folder, labels)
             self.transform = Transform(**read_json(folder / TRANSFORM, MAX_FACTS_BYTES))
+            self.size = self.transform.size
             self._run, batch, side = ENGINES[graph](folder / graph, threads, device)
             if side not in (0, self.size):
                 raise ValueError(f"images of {self.size} pixels for a graph that takes {side}")
@@ -160,11 +162,6 @@ class Model:
         file = self.folder / FACTS
         facts = read_json(file, MAX_FACTS_BYTES) if file.is_file() else None
         return facts if isinstance(facts, dict) else {}
-
-    @property
-    def size(self) -> int:
-        """Return the height and width of an image, in pixels."""
-        return self.transform.size
 
     def _answer_grey(self) -> Outputs:
         """Answer a grey image. Raises ValueError if the graph has no probability for each label."""
@@ -191,8 +188,8 @@ class Model:
     def pixels(self, images: Iterable[ImageSource]) -> np.ndarray:
         """Return images as float32 [B, 3, size, size]. Raises UserError for an unreadable image."""
         tensors = [self.transform(load_image(image)) for image in images]
-        size = self.transform.size
-        return np.stack(tensors) if tensors else np.empty((0, 3, size, size), np.float32)
+        shape = (0, 3, self.size, self.size)
+        return np.stack(tensors) if tensors else np.empty(shape, np.float32)
 
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
         """Return probabilities [B, C] for float32 [B, 3, size, size]."""
