@@ -9,7 +9,7 @@ import shlex
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -23,7 +23,7 @@ from rmadapter.backbones.packaged import POCKET_3
 from rmadapter.data.decode import ImageSource, image_error, load_image
 from rmadapter.data.duplicates import groups, pairs
 from rmadapter.data.formats.registry import locate
-from rmadapter.data.image_set import Transform
+from rmadapter.data.image_set import Transform, relative
 from rmadapter.data.names import Label
 from rmadapter.data.read import ImageSet, read_images
 from rmadapter.errors import UserError
@@ -238,14 +238,12 @@ def _broken(
 ) -> list[Suspect]:
     """List the training files that cannot be read. images: the readable ones."""
     readable = {*images.images}
-    rows = training(locate(path, columns, outside=outside).read().splits, path)
-    bad = [row for row in rows if row.image not in readable and not row.image.is_dir()]
-    files = tuple(row.image for row in bad)
-    named = replace(images, images=files, labels=(0,) * len(bad), groups=())
     suspects = []
-    for i, row in enumerate(bad):
-        reason = image_error(row.image).removeprefix(f"{row.image}: ")
-        suspects.append(Suspect(named.name(i), row.label, (f"broken: {reason}",)))
+    for row in training(locate(path, columns, outside=outside).read().splits, path):
+        if row.image not in readable and not row.image.is_dir():
+            reason = image_error(row.image).removeprefix(f"{row.image}: ")
+            name = relative(row.image, images.root)
+            suspects.append(Suspect(name, row.label, (f"broken: {reason}",)))
     return suspects
 
 
