@@ -402,11 +402,10 @@ class FewShotClassifier(TransformerMixin, ClassifierMixin, BaseEstimator):
         from rmadapter.runs.features import examine
 
         check_is_fitted(self, "fitted_")
-        names = self.class_names_
-        decider = self.fitted_.decider(names, reject_rate=turn_away)
+        decider = self.fitted_.decider(self.class_names_, reject_rate=turn_away)
         single, listed = _as_list(images)
-        keep = self._keeps
-        answers = decider.familiar(*examine(self.fitted_, listed, self._shows, names, keep=keep))
+        found = examine(self.fitted_, listed, self._shows, self.class_names_, keep=self._keeps)
+        answers = decider.familiar(*found)
         return bool(answers[0]) if single else answers
 
     def calibrate(
