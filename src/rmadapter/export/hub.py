@@ -17,8 +17,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path, PureWindowsPath
-from typing import TYPE_CHECKING, NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict
 
+from huggingface_hub import EvalResult, HfApi, ModelCardData
+
+from rmadapter import __version__
 from rmadapter.answers.held_out import describe_images, least_share
 from rmadapter.artifacts.checkpoint import EXAMPLES, config_of, to_half
 from rmadapter.artifacts.model_file import Model, read_model, read_weights
@@ -47,9 +50,6 @@ from rmadapter.support.html import template
 from rmadapter.support.hub import check_repository, hub_errors
 from rmadapter.support.locks import staged_folder
 from rmadapter.support.terminal import note
-
-if TYPE_CHECKING:
-    from huggingface_hub import EvalResult, HfApi
 
 README = "README.md"
 FILES = (*(file.name for file in RunFolder(Path()).shared), README)
@@ -153,10 +153,6 @@ def _write(folder: Path, run: Path, repository: str, options: PushOptions) -> di
 
 
 def _upload(folder: Path, repository: str, private: bool) -> Pushed:
-    from huggingface_hub import HfApi
-
-    from rmadapter import __version__
-
     api = HfApi(library_name=LIBRARY, library_version=__version__)
     with hub_errors(repository):
         commit = api.upload_folder(
@@ -243,8 +239,6 @@ def _rate(share: float) -> str:
 
 def _metadata(model: Model, record: Record | None, repository: str, licence: str) -> str:
     """Return the hub's metadata, as YAML."""
-    from huggingface_hub import ModelCardData
-
     results = _results(record) if record else []
     base = hub_name(model.backbone.name)
     method = re.sub(r"[^a-z0-9-]+", "-", model.method.name.lower())
@@ -272,8 +266,6 @@ def hub_name(backbone: str) -> str | None:
 
 def _results(record: Record) -> list[EvalResult]:
     """Return scores that the hub shows beside the card, as fractions of 1."""
-    from huggingface_hub import EvalResult
-
     data = record.task.data or "unknown"
     judgement = record.judgement
     if judgement:
