@@ -14,14 +14,26 @@ from PIL import Image
 from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
+from rmadapter.artifacts import checkpoint
+from rmadapter.backbones.load import shared
 from rmadapter.backbones.names import joined
+from rmadapter.backbones.published import caveat
 from rmadapter.data.decode import plain_image
 from rmadapter.data.fewshot import half
 from rmadapter.data.image_set import plain_labels, single_label, with_weights
 from rmadapter.data.names import Label, class_indices, nfc, prompt_names
 from rmadapter.data.read import ImageSource, check_exist, image_list, image_set
 from rmadapter.errors import UserError
+from rmadapter.runs.evaluate import shuffled
+from rmadapter.runs.features import encode, examine, transformed
+from rmadapter.runs.fit import fit_images
+from rmadapter.runs.folds import HeldOutAnswers
+from rmadapter.runs.request import Request, check_names
+from rmadapter.settings import settings_of
+from rmadapter.support.machine import find_device
 from rmadapter.support.terminal import is_watched, without_notes
+from rmadapter.task import qualified_settings
+from rmadapter.training.contract import NO_PROMISES
 from rmadapter.training.shots import Callback
 
 ARGUMENTS = ("backbone", "method", "shots", "seed", "progress", "class_names", "class_weight")
@@ -110,8 +122,6 @@ class FewShotClassifier(TransformerMixin, ClassifierMixin, BaseEstimator):
         Raises:
             UserError: A name is unknown; then none is set.
         """
-        from rmadapter.runs.request import check_names
-
         arguments = {name: value for name, value in params.items() if name in ARGUMENTS}
         settings = {name: value for name, value in params.items() if name not in ARGUMENTS}
         if settings:
@@ -148,9 +158,6 @@ class FewShotClassifier(TransformerMixin, ClassifierMixin, BaseEstimator):
             UserError: Unknown setting, lists of different lengths, a missing file or label,
                 unreadable image, empty class, or weights with a method that cannot use them.
         """
-        from rmadapter.runs.fit import fit_images
-        from rmadapter.runs.request import Request
-
         names = self.class_names if class_names is None else class_names
         common = {"backbone": joined(self.backbone), "shots": self.shots, "seed": self.seed}
         request = Request.make({**common, **self.settings}, self.method)
@@ -249,8 +256,6 @@ class FewShotClassifier(TransformerMixin, ClassifierMixin, BaseEstimator):
             >>> model.transform(["colors/test/red/0.png", "colors/test/blue/0.png"]).shape
             (2, 40)
         """
-        from rmadapter.runs.features import transformed
-
         check_is_fitted(self, "fitted_")
         single, images = _as_list(X)
         table = transformed(self.fitted_, images, self._shows, self.class_names_, self._keeps)
@@ -274,10 +279,6 @@ class FewShotClassifier(TransformerMixin, ClassifierMixin, BaseEstimator):
             >>> FewShotClassifier("tiny").encode("colors/test/red/0.png").shape
             (40,)
         """
-        from rmadapter.backbones.load import shared
-        from rmadapter.runs.features import encode
-        from rmadapter.support.machine import find_device
-
         fitted, single, images = getattr(self, "fitted_", None), *_as_list(images)
         device = find_device(str(self.settings.get("device", "auto")))
         backbone = fitted.backbone if fitted else shared(joined(self.backbone), device)
@@ -296,8 +297,6 @@ class FewShotClassifier(TransformerMixin, ClassifierMixin, BaseEstimator):
         Raises:
             UserError: An image is unreadable.
         """
-        from rmadapter.runs.features import examine
-
         check_is_fitted(self, "fitted_")
         single, listed = _as_list(images)
         table, _ = examine(
@@ -399,8 +398,6 @@ class FewShotClassifier(TransformerMixin, ClassifierMixin, BaseEstimator):
             >>> model.is_familiar("colors/test/red/0.png", turn_away=0.1)
             True
         """
-        from rmadapter.runs.features import examine
-
         check_is_fitted(self, "fitted_")
         decider = self.fitted_.decider(self.class_names_, reject_rate=turn_away)
         single, listed = _as_list(images)
@@ -426,10 +423,6 @@ class FewShotClassifier(TransformerMixin, ClassifierMixin, BaseEstimator):
             UserError: As `score`, if classes were set by name, and for a method that learns from
                 the images that it answers.
         """
-        from rmadapter.runs.features import examine
-        from rmadapter.runs.folds import HeldOutAnswers
-        from rmadapter.training.contract import NO_PROMISES
-
         images, rows, groups = self._labelled(images, labels)
         if self.fitted_.remembers:
             raise UserError(NO_PROMISES)
@@ -457,8 +450,6 @@ class FewShotClassifier(TransformerMixin, ClassifierMixin, BaseEstimator):
             UserError: A label is no class, there are splits without test images, or an image is
                 unreadable.
         """
-        from rmadapter.runs.evaluate import shuffled
-
         images, numbers, _ = self._labelled(images, labels)
         rows = np.arange(len(images))
         if self.fitted_.remembers:  # in the order of `eval`, since data sets are sorted by class
@@ -496,11 +487,9 @@ class FewShotClassifier(TransformerMixin, ClassifierMixin, BaseEstimator):
         Raises:
             UserError: Nothing can be written there, or the folder holds a run of `fit`.
         """
-        from rmadapter.artifacts.checkpoint import save
-
         check_is_fitted(self, "fitted_")
         labels, names = tuple(self.classes_.tolist()), tuple(self.class_names_)
-        save(folder, self.fitted_, self._name, labels, names, half=half)
+        checkpoint.save(folder, self.fitted_, self._name, labels, names, half=half)
 
     @classmethod
     def load(cls, folder: str | Path, *, method: str = "", backbone: str = "") -> FewShotClassifier:
@@ -517,11 +506,7 @@ class FewShotClassifier(TransformerMixin, ClassifierMixin, BaseEstimator):
         Raises:
             UserError: As for `rmadapter.load`.
         """
-        from rmadapter.artifacts.checkpoint import load
-        from rmadapter.settings import settings_of
-        from rmadapter.task import qualified_settings
-
-        saved = load(Path(folder), backbone or None, method=method)
+        saved = checkpoint.load(Path(folder), backbone or None, method=method)
         fitted = saved.fitted
         settings = qualified_settings(saved.name, settings_of(fitted.method))
         self = cls(fitted.backbone.name, method=saved.name, **settings)
@@ -531,22 +516,18 @@ class FewShotClassifier(TransformerMixin, ClassifierMixin, BaseEstimator):
 
     def __getstate__(self) -> dict[str, object]:
         """Return the model as plain values with the name of its backbone, for joblib's workers."""
-        from rmadapter.artifacts.checkpoint import to_values
-
         state = {**super().__getstate__()}
         fitted = state.pop("fitted_", None)
-        return state if fitted is None else {**state, "model": to_values(fitted)}
+        return state if fitted is None else {**state, "model": checkpoint.to_values(fitted)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore the model on the copy of its backbone in memory, or load that by its name. Raises
         UserError if its weights are others."""
-        from rmadapter.artifacts.checkpoint import from_values
-
         super().__setstate__({name: value for name, value in state.items() if name != "model"})
         model = state.get("model")
         if model is not None:
             device = str(self.settings.get("device", "auto"))
-            self.fitted_ = from_values(model, self._name, device)
+            self.fitted_ = checkpoint.from_values(model, self._name, device)
 
     def __sklearn_tags__(self) -> object:
         """Return tags by which `check_estimator` does not make up images, which are no rows of
@@ -565,8 +546,6 @@ RMAdapterClassifier = FewShotClassifier  # for those who look for RMAdapter by n
 @cache
 def _warn_once(backbone: str) -> None:
     """Warn that a backbone is a small one, once in a process."""
-    from rmadapter.backbones.published import caveat
-
     text = caveat(backbone)
     if text:
         warnings.warn(text, stacklevel=3)
