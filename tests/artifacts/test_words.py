@@ -9,8 +9,7 @@ import pytest
 
 from rmadapter.artifacts.predictions import Evaluation, Predictions
 from rmadapter.artifacts.record import Judgement, Rates, Score
-from rmadapter.artifacts.value import Promise
-from rmadapter.artifacts.words import (
+from rmadapter.artifacts.summary import (
     Confusion,
     broken_promises,
     confusions,
@@ -18,6 +17,7 @@ from rmadapter.artifacts.words import (
     how_many_right,
     weak_classes,
 )
+from rmadapter.artifacts.value import Promise
 from rmadapter.data.image_set import ImageSet
 
 RATES: dict[str, Any] = {"macro_f1": 58.75, "calibration_error": 3.21}

@@ -30,14 +30,17 @@ from rmadapter.artifacts.predictions import (
 from rmadapter.artifacts.record import MethodName, Record, Score, read_record
 from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.artifacts.summary import (
+    MAX_NAMED,
     backbone_table,
+    confusions,
     describe_backbones,
+    describe_judged,
     describe_tie,
+    how_many_right,
     judgement_table,
     level_table,
     promise_table,
 )
-from rmadapter.artifacts.words import MAX_NAMED, confusions, describe_judged, how_many_right
 from rmadapter.backbones.published import caveat
 from rmadapter.data.fewshot import read_split
 from rmadapter.data.formats.registry import images_root

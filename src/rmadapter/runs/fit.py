@@ -20,8 +20,8 @@ from rmadapter.artifacts.predictions import (
 )
 from rmadapter.artifacts.record import HeldOut, Record
 from rmadapter.artifacts.run_folder import RunFolder
+from rmadapter.artifacts.summary import broken_promises
 from rmadapter.artifacts.value import BackboneChoice
-from rmadapter.artifacts.words import broken_promises
 from rmadapter.backbones.published import caveat
 from rmadapter.data.fewshot import FewShot, half, read_split, save_split
 from rmadapter.data.names import Label
