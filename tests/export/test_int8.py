@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 
 from rmadapter.backbones import Backbone
-from rmadapter.export import graph, int8
+from rmadapter.export import graph
 from rmadapter.export.engines import GRAPH
 from rmadapter.export.folder import transform_facts
-from rmadapter.export.int8 import balance, behind_norms
 from rmadapter.export.runtime import LABELS, TRANSFORM, Model
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.support.files import write_json
@@ -22,6 +21,7 @@ from tests.helpers.shots import noise_images
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime", reason="pip install 'rmadapter[export]'")
 pytest.importorskip("onnxscript", reason="pip install 'rmadapter[export]'")
+int8 = pytest.importorskip("rmadapter.export.int8")
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_balancing_keeps_the_function() -> None:
     model = norm_model()
     pixels = np.random.default_rng(1).standard_normal((40, 3, 4, 8)).astype(np.float32)
     before = run_model(model, pixels)
-    balance(model, pixels)
+    int8.balance(model, pixels)
     after = run_model(model, pixels)
     assert np.abs(after - before).max() < 1e-6 * np.abs(before).max() * 8
     to_array = onnx.numpy_helper.to_array
@@ -122,9 +122,9 @@ def test_balancing_keeps_the_function() -> None:
 
 
 def test_norms_with_other_readers_stay() -> None:
-    assert [len(nodes) for nodes in behind_norms(norm_model()).values()] == [2]
+    assert [len(nodes) for nodes in int8.behind_norms(norm_model()).values()] == [2]
     model = norm_model(more=True)
-    assert behind_norms(model) == {}
+    assert int8.behind_norms(model) == {}
     before = model.SerializeToString()
-    balance(model, np.zeros((1, 3, 4, 8), np.float32))
+    int8.balance(model, np.zeros((1, 3, 4, 8), np.float32))
     assert model.SerializeToString() == before

@@ -15,13 +15,12 @@ from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.backbones import Backbone
 from rmadapter.backbones.published import caveat, licence_of
 from rmadapter.errors import UserError
-from rmadapter.export import FACTS, graph, int8, parity, web
+from rmadapter.export import FACTS, graph, parity, web
 from rmadapter.export.engines import GRAPH, LITERT, OPENVINO
 from rmadapter.export.hub import README, anonymise_command, anonymise_names
 from rmadapter.export.onefile import one_file
 from rmadapter.export.runtime import LABELS, TRANSFORM, Model
 from rmadapter.export.targets import DEFAULTS, TARGETS, ExportOptions, check_options
-from rmadapter.export.text_encoder import write_text_encoder
 from rmadapter.support.files import JsonObject, sha256, write_json, write_sums, write_text
 from rmadapter.support.html import template
 from rmadapter.support.locks import staged_folder
@@ -154,6 +153,8 @@ def _write_graph(stage: Path, run: Path, saved: Saved, options: ExportOptions) -
         model = graph.in_half(model)
     graph.write(model, stage / GRAPH)
     if precision == "int8":
+        from rmadapter.export import int8  # which needs the extra "export"
+
         pixels = Model(stage).pixels(parity.training_images(run))
         prepare = int8.quantize if to == "onnx" else int8.balance_file  # NNCF does the rest
         prepare(stage / GRAPH, pixels)
@@ -165,6 +166,8 @@ def _write_graph(stage: Path, run: Path, saved: Saved, options: ExportOptions) -
 
 def _write_text_encoder(stage: Path, run: Path, saved: Saved) -> tuple[str, ...]:
     """Write the text encoder; return its files."""
+    from rmadapter.export.text_encoder import write_text_encoder  # which needs transformers
+
     try:
         return write_text_encoder(saved.fitted, saved.names, stage)
     except NotApplicable as error:

@@ -16,15 +16,16 @@ import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
+from onnx import ModelProto, NodeProto, numpy_helper
+from onnxruntime import InferenceSession, SessionOptions
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.quantization.onnx_model import ONNXModel
 
 from rmadapter.export.engines import INPUT
 from rmadapter.support.terminal import silenced
-
-if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto
 
 MIN_WEIGHT_SIZE = 2**17  # numbers in a weight from which 8 bits are worth it
 BALANCE_BATCH = 16  # images at once
@@ -45,9 +46,6 @@ def quantize(file: Path, pixels: np.ndarray) -> None:
 
 def quantize_products(model: ModelProto, names: Sequence[str], file: Path) -> None:
     """Write a graph with products of these names in 8 bits."""
-    import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
     with silenced(logging.WARNING, output=True):
         quantize_dynamic(
             model,
@@ -63,9 +61,6 @@ def quantize_products(model: ModelProto, names: Sequence[str], file: Path) -> No
 def load_graph(file: Path) -> ModelProto:
     """Load a graph, with MatMul for the Gemm that PyTorch's exporter writes where attention
     flattens its tokens."""
-    import onnx
-    from onnxruntime.quantization.onnx_model import ONNXModel
-
     wrapped = ONNXModel(onnx.load(str(file)))
     wrapped.replace_gemm_with_matmul()
     graph: ModelProto = wrapped.model
@@ -84,8 +79,6 @@ def large_products(model: ModelProto) -> list[str]:
 
 def balance_file(file: Path, pixels: np.ndarray) -> None:
     """Balance the channels of a graph in a file, which is replaced. pixels: as for `quantize`."""
-    import onnx
-
     model = load_graph(file)
     balance(model, pixels)
     onnx.save(model, str(file))
@@ -93,9 +86,6 @@ def balance_file(file: Path, pixels: np.ndarray) -> None:
 
 def balance(model: ModelProto, pixels: np.ndarray) -> None:
     """Balance the channels of a graph in place. pixels: [N, 3, H, W] of some images."""
-    from onnx import numpy_helper
-    from onnxruntime.quantization.onnx_model import ONNXModel
-
     weights = {weight.name: weight for weight in model.graph.initializer}
     readers = behind_norms(model)
     norms = {node.output[0]: node for node in model.graph.node}
@@ -163,9 +153,6 @@ def _keeps_last_axis(node: NodeProto) -> bool:
 
 def _peaks(model: ModelProto, names: Sequence[str], pixels: np.ndarray) -> Mapping[str, np.ndarray]:
     """Return the largest magnitude of each channel of these tensors: name -> [channels]."""
-    import onnx
-    from onnxruntime import InferenceSession, SessionOptions
-
     if not names:
         return {}
     watched = onnx.ModelProto()

@@ -10,11 +10,14 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from open_clip import SimpleTokenizer
+from open_clip.tokenizer import HFTokenizer
+from tokenizers import Tokenizer
 from torch import Tensor, nn
+from transformers import CLIPTokenizer
 
 from rmadapter.backbones import Backbone
 from rmadapter.backbones.build import first_line
@@ -32,10 +35,6 @@ from rmadapter.prompts import Cosines
 from rmadapter.support.files import write_json
 from rmadapter.support.terminal import silenced
 from rmadapter.training.contract import Fitted, NotApplicable
-
-if TYPE_CHECKING:
-    from open_clip import SimpleTokenizer
-    from tokenizers import Tokenizer
 
 # the first shows the prompts; the second is traced, as nothing is cached for it
 PLACEHOLDERS = ("anything", "something")
@@ -156,11 +155,6 @@ def check_tokenizer(backbone: Backbone, names: Sequence[str], folder: Path) -> N
 def tokenizer_of(backbone: Backbone) -> Tokenizer:
     """Return the backbone's tokenizer as one of tokenizers: CLIP's byte-pair encoding, as
     transformers has it, or one of transformers itself. Raises UserError for any other kind."""
-    from open_clip import SimpleTokenizer
-    from open_clip.tokenizer import HFTokenizer
-    from tokenizers import Tokenizer
-    from transformers import CLIPTokenizer
-
     source: SimpleTokenizer | HFTokenizer = backbone.tokenizer
     inner = None
     if type(source) is SimpleTokenizer:
