@@ -17,7 +17,15 @@ from typing import TypeAlias
 from rmadapter.artifacts.record import BackboneName, Record
 from rmadapter.bench.protocols import PROTOCOLS, TUNED
 from rmadapter.bench.report.format import Cell
-from rmadapter.bench.report.stats import HM_OF_MEANS, Ranks, average, rank_methods
+from rmadapter.bench.report.stats import (
+    HM_OF_MEANS,
+    Paired,
+    Ranks,
+    average,
+    correct,
+    paired,
+    rank_methods,
+)
 from rmadapter.methods import METHODS, name_with_settings, traits_of
 from rmadapter.methods.uses import track_of, uses_of
 from rmadapter.support.html import duration
@@ -193,7 +201,7 @@ class Group:
         return [label for label, name in methods.items() if self.named in (label, name)]
 
     @property
-    def reference(self) -> str | None:
+    def reference(self) -> str:
         """The row that the others are compared with: the named one, unchanged RMAdapter, or else
         the first."""
         first = {label: records[0] for label, records in self.rows.items()}
@@ -207,7 +215,20 @@ class Group:
             for label, record in first.items()
             if record.variant == "RMAdapter" or record.variant.endswith("(RMAdapter)")
         ]
-        return next(iter([*self.named_rows, *unchanged, *published, *first]), None)
+        return [*self.named_rows, *unchanged, *published, *first][0]
+
+    def differences(self, column: Column) -> dict[str, Paired]:
+        """Compare the reference in a figure with every other row that it has pairs with; they are
+        tested together. Empty if the rows are not compared."""
+        if not self.compared:
+            return {}
+        ours = column.select(self.comparable[self.reference])
+        pairs = {
+            label: paired(ours, column.select(records), column.metric)
+            for label, records in self.comparable.items()
+            if label != self.reference
+        }
+        return correct({label: pair for label, pair in pairs.items() if pair})
 
     @property
     def columns(self) -> tuple[Column, ...]:

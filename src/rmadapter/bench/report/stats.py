@@ -389,7 +389,9 @@ def _cells(block: tuple[list[str], list[str]]) -> int:
     return len(block[0]) * len(block[1])
 
 
-def rank_table(ranks: Ranks, name: str, figure: str, first: str, facts: str) -> Table:
+def rank_table(
+    ranks: Ranks, name: str, figure: str, first: str, facts: str, notes: Sequence[str] = ()
+) -> Table:
     """Make a table of mean ranks, and of each method against every other.
 
     Args:
@@ -398,6 +400,7 @@ def rank_table(ranks: Ranks, name: str, figure: str, first: str, facts: str) -> 
         figure: What is ranked.
         first: Heading of the column of methods.
         facts: What is needed to repeat it.
+        notes: Further footnotes.
     """
     n, k = ranks.values.shape
     rows = []
@@ -405,7 +408,7 @@ def rank_table(ranks: Ranks, name: str, figure: str, first: str, facts: str) -> 
         against = (Cell("" if i == j else ranks.against(i, j)) for j in range(k))
         rows.append(Row(label, (ranks.cell(label), *against)))
     shown = "are shown to differ" if ranks.differ else "are not shown to differ"
-    notes = [
+    footnotes = [
         f"Friedman's test over n = {n} data sets: chi-square {ranks.chi2:.2f}, p {ranks.p:.2g}; "
         f"the {k} ranks {shown}. 1 is the best rank; the interval of a mean rank is Student's t "
         "over data sets.",
@@ -415,12 +418,12 @@ def rank_table(ranks: Ranks, name: str, figure: str, first: str, facts: str) -> 
         f"gives p below {LEVEL}.",
     ]
     if ranks.least >= LEVEL:
-        notes.append(
+        footnotes.append(
             f"So few sets cannot show it: of a method that wins on all {n}, p would be "
             f"{ranks.least:.2g}."
         )
     if ranks.left_out:
-        notes.append(f"Left out, as the table has no gaps: {', '.join(ranks.left_out)}.")
+        footnotes.append(f"Left out, as the table has no gaps: {', '.join(ranks.left_out)}.")
     heads = (first, "mean rank", *map(str, range(1, k + 1)))
     title = f"Ranks in {figure} over n = {n} data sets"
-    return Table(name, title, heads, tuple(rows), facts, tuple(notes))
+    return Table(name, title, heads, tuple(rows), facts, (*footnotes, *notes))

@@ -4,7 +4,7 @@ and those of `costs`."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from rmadapter.artifacts.record import BALANCED, Record
 from rmadapter.bench.report.costs import cost_table, uses_tables
@@ -15,7 +15,6 @@ from rmadapter.bench.report.groups import (
     TRANSFER,
     Column,
     Group,
-    Rows,
     common_targets,
     counted,
     facts,
@@ -26,14 +25,7 @@ from rmadapter.bench.report.groups import (
     slug,
 )
 from rmadapter.bench.report.printed import printed_tables
-from rmadapter.bench.report.stats import (
-    LEVEL,
-    POWER,
-    Paired,
-    correct,
-    paired,
-    rank_table,
-)
+from rmadapter.bench.report.stats import LEVEL, POWER, Paired, rank_table
 
 AVERAGE = ("average", f"{BALANCED}average")
 MEAN_NOTE = (
@@ -86,11 +78,20 @@ def make_tables(group: Group) -> list[Table]:
     return [*parts, *compared, cost_table(group), *uses_tables(group)]
 
 
-@dataclass(frozen=True)
-class Means:
-    """What a table of means shows.
+def _means_table(
+    group: Group,
+    title: str,
+    columns: Sequence[Column],
+    datasets: Sequence[str],
+    *,
+    seeds: Sequence[int] | None = None,
+    block: str = "",
+    notes: Sequence[str] = (),
+) -> Table:
+    """Make a table of means, with a row per method or variant.
 
-    Attributes:
+    Args:
+        group: The group.
         title: Title of the table.
         columns: Its figures.
         datasets: Data sets that they average over.
@@ -98,18 +99,6 @@ class Means:
         block: What it is about, as `PrintedTables` takes it.
         notes: Further footnotes.
     """
-
-    title: str
-    columns: Sequence[Column]
-    datasets: Sequence[str]
-    seeds: Sequence[int] | None = None
-    block: str = ""
-    notes: Sequence[str] = ()
-
-
-def _means_table(group: Group, means: Means) -> Table:
-    """Make a table of a row per method or variant."""
-    columns, datasets, seeds = means.columns, means.datasets, means.seeds
     rows: list[Row] = []
     for label, records in group.rows.items():
         selected = [record for record in records if record.task.data in datasets]
@@ -117,10 +106,10 @@ def _means_table(group: Group, means: Means) -> Table:
         for column in columns:
             source = group.comparable[label] if column.metric in AVERAGE else selected
             cells.append(column.cell(source, datasets, seeds))
-        note = _missing_seeds(selected, columns, group.seeds) if seeds is None else ""
-        rows.append(Row(label, tuple(cells), note=note))
+        missing = _missing_seeds(selected, columns, group.seeds) if seeds is None else ""
+        rows.append(Row(label, tuple(cells), note=missing))
         if selected:
-            rows += printed_tables().rows(selected[0], means.block, columns)
+            rows += printed_tables().rows(selected[0], block, columns)
     used = [
         record
         for record in group.records
@@ -130,17 +119,15 @@ def _means_table(group: Group, means: Means) -> Table:
     reasons = "; ".join(filter(None, dict.fromkeys(first)))
     footnotes = (
         MEAN_NOTE,
-        *means.notes,
+        *notes,
         *([f"–: {reasons}."] if reasons else []),
         *group.departures,
-        *printed_tables().notes(group, means.block, rows),
+        *printed_tables().notes(group, block, rows),
     )
     heads = (first_column(group), *(column.head for column in columns))
     name = f"{group.slug}-{'average' if seeds is not None else slug(datasets[0])}"
     chance = Row("chance", group.chance(columns, datasets, used), "chance")
-    return Table(
-        name, means.title, heads, (*mark_best(rows), chance), facts(group, used), footnotes
-    )
+    return Table(name, title, heads, (*mark_best(rows), chance), facts(group, used), footnotes)
 
 
 def _missing_seeds(
@@ -161,10 +148,15 @@ def _missing_seeds(
 def _average_table(group: Group) -> Table:
     """Average over the data sets that every row has."""
     datasets, seeds = group.common
-    block = "average" if printed_tables().is_average(group, datasets) else ""
-    title = average_title(datasets, seeds)
-    means = Means(title, group.averages, datasets, seeds, block, left_out(group))
-    return _means_table(group, means)
+    return _means_table(
+        group,
+        average_title(datasets, seeds),
+        group.averages,
+        datasets,
+        seeds=seeds,
+        block="average" if printed_tables().is_average(group, datasets) else "",
+        notes=left_out(group),
+    )
 
 
 def average_title(datasets: Sequence[str], seeds: Sequence[int]) -> str:
@@ -191,8 +183,8 @@ def left_out(group: Group) -> list[str]:
 
 def _set_tables(group: Group, dataset: str) -> list[Table]:
     columns = group.averages if group.protocol == "open-world" else group.columns
-    means = Means(dataset, columns, [dataset], block=dataset)
-    return [_means_table(group, means), *_balanced_table(group, means)]
+    table = _means_table(group, dataset, columns, [dataset], block=dataset)
+    return [table, *_balanced_table(group, columns, dataset)]
 
 
 def _transfer_tables(group: Group, source: str) -> list[Table]:
@@ -204,40 +196,40 @@ def _transfer_tables(group: Group, source: str) -> list[Table]:
     columns.append(Column("average of the targets", "average", printed="average"))
     partial = f"The average is over the targets of all rows: {', '.join(sorted(shared))}."
     notes = [partial] if len(shared) < len(targets) else []
-    means = Means(f"Trained on {source}", columns, [source], block=source, notes=notes)
-    return [_means_table(group, means), *_balanced_table(group, replace(means, title=source))]
+    title = f"Trained on {source}"
+    table = _means_table(group, title, columns, [source], block=source, notes=notes)
+    return [table, *_balanced_table(group, columns, source)]
 
 
-def _balanced_table(group: Group, means: Means) -> list[Table]:
+def _balanced_table(group: Group, columns: Sequence[Column], dataset: str) -> list[Table]:
     """Make a table of balanced accuracies on one data set, if the classes that it tests have
     unequal numbers of images."""
-    scores = [s for r in group.records if r.task.data in means.datasets for s in r.scores]
+    scores = [s for r in group.records if r.task.data == dataset for s in r.scores]
     rates = [score.balanced for score in scores if score.balanced]
     if not any(rate.differs for rate in rates):
         return []
     counts = f"{min(rate.fewest for rate in rates):,} to {max(rate.most for rate in rates):,}"
     balanced = [
         replace(column, metric=BALANCED + column.metric, printed="")
-        for column in means.columns
+        for column in columns
         if column not in (*OPEN_WORLD[1:], *RIGHT_HALF)
     ]
-    title, notes = f"{means.title}, balanced accuracy", (BALANCED_NOTE.format(counts),)
-    table = _means_table(group, Means(title, balanced, means.datasets, notes=notes))
+    title, notes = f"{dataset}, balanced accuracy", (BALANCED_NOTE.format(counts),)
+    table = _means_table(group, title, balanced, [dataset], notes=notes)
     return [replace(table, name=f"{table.name}-balanced")]
 
 
 def _pair_tables(group: Group) -> list[Table]:
-    rows, first = group.comparable, group.reference
-    if first is None or len(rows) < 2 or not group.compared:
+    if len(group.rows) < 2 or not group.compared:
         return []
-    by_column = {column: differences(rows, first, column) for column in group.columns}
+    by_column = {column: group.differences(column) for column in group.columns}
     lines = [
         Row(label, _pair_cells(column, pairs[label]))
-        for label in rows
+        for label in group.rows
         for column, pairs in by_column.items()
         if label in pairs
     ]
-    name, title = f"{group.slug}-pairs", f"{first} minus the others, in points"
+    name, title = f"{group.slug}-pairs", f"{group.reference} minus the others, in points"
     notes = (PAIR_NOTE, *other_images(group), *group.departures)
     return [Table(name, title, PAIR_HEADS, tuple(lines), facts(group, group.records), notes)]
 
@@ -250,24 +242,13 @@ def _pair_cells(column: Column, pair: Paired) -> tuple[Cell, ...]:
     return tuple(map(Cell, (column.head, *interval, *counts, *tests, *shown)))
 
 
-def differences(rows: Rows, first: str, column: Column) -> dict[str, Paired]:
-    """Compare one row to every other that it has pairs with; the differences are tested
-    together."""
-    pairs = {
-        label: paired(column.select(rows[first]), column.select(records), column.metric)
-        for label, records in rows.items()
-        if label != first
-    }
-    return correct({label: pair for label, pair in pairs.items() if pair})
-
-
 def _rank_tables(group: Group) -> list[Table]:
     first, about, notes = first_column(group), facts(group, group.records), group.departures
-    tables = []
-    for column in group.columns:
-        ranks = group.ranks(column)
-        if ranks is not None:
-            name = f"{group.slug}-ranks-{slug(column.head)}"
-            table = rank_table(ranks, name, column.head, first, about)
-            tables.append(replace(table, footnotes=(*table.footnotes, *notes)))
-    return tables
+    by_column = {column: group.ranks(column) for column in group.columns}
+    return [
+        rank_table(
+            ranks, f"{group.slug}-ranks-{slug(column.head)}", column.head, first, about, notes
+        )
+        for column, ranks in by_column.items()
+        if ranks
+    ]

@@ -41,7 +41,7 @@ from rmadapter.bench.report.groups import (
 from rmadapter.bench.report.printed import Check, printed_tables
 from rmadapter.bench.report.read import RECORDS, SUMMARY, Results, read_records
 from rmadapter.bench.report.stats import LEVEL, MIN_SETS, Paired
-from rmadapter.bench.report.tables import differences, make_tables
+from rmadapter.bench.report.tables import make_tables
 from rmadapter.errors import UserError, did_you_mean
 from rmadapter.methods.citation import bibtex
 from rmadapter.support.files import write_text
@@ -299,54 +299,30 @@ class Finding(NamedTuple):
     sentences: tuple[str, ...]
 
 
-class Comparison(NamedTuple):
-    """Differences of one row of a group to the others.
-
-    Attributes:
-        group: The group.
-        first: The row.
-        figure: Name of the figure in which they differ.
-        pairs: The differences, by row.
-    """
-
-    group: Group
-    first: str
-    figure: str
-    pairs: Mapping[str, Paired]
-
-    @property
-    def importance(self) -> tuple[bool, int, int, tuple[bool, int]]:
-        """Sort key: base-to-novel, tested over the most data sets, then of the most methods, then
-        with the most shots."""
-        sets = max(pair.sets for pair in self.pairs.values())
-        main = self.group.protocol == MAIN
-        return main, sets, len(self.pairs), by_size(self.group.shots or 0)
-
-
 def summarise(groups: Sequence[Group]) -> Finding:
-    """Sum up the most important group that compares methods."""
-    compared = [found for group in groups for found in _comparisons(group)]
+    """Sum up the most important group that compares methods, in its main figure: HM, the targets,
+    or the most shots."""
+    by_group = [(group, group.differences(group.columns[-1])) for group in groups]
+    compared = [(group, pairs) for group, pairs in by_group if pairs]
     if not compared:
         count = counted(sum(len(group.records) for group in groups), "run")
         return Finding(None, f"{count}, and no two methods to compare", ())
-    main = max(compared, key=lambda found: found.importance)
-    return Finding(main.group, _title(main), _sentences(main))
+    group, pairs = max(compared, key=lambda found: _importance(*found))
+    figure = "accuracy on the targets" if group.protocol in TRANSFER else group.columns[-1].head
+    title = _title(group.reference, figure, pairs)
+    return Finding(group, title, _sentences(group, figure, pairs))
 
 
-def _comparisons(group: Group) -> list[Comparison]:
-    """Compare the rows of a group as in the table of pairs, in its main figure; empty if there is
-    nothing to compare."""
-    first = group.reference
-    if first is None or not group.compared:
-        return []
-    column = group.columns[-1]  # HM, the targets, or the most shots
-    figure = "accuracy on the targets" if group.protocol in TRANSFER else column.head
-    pairs = differences(group.comparable, first, column)
-    return [Comparison(group, first, figure, pairs)] if pairs else []
+def _importance(
+    group: Group, pairs: Mapping[str, Paired]
+) -> tuple[bool, int, int, tuple[bool, int]]:
+    """Return the sort key of a group: base-to-novel, tested over the most data sets, then of the
+    most methods, then with the most shots."""
+    sets = max(pair.sets for pair in pairs.values())
+    return group.protocol == MAIN, sets, len(pairs), by_size(group.shots or 0)
 
 
-def _title(comparison: Comparison) -> str:
-    _, first, figure, pairs = comparison
+def _title(first: str, figure: str, pairs: Mapping[str, Paired]) -> str:
     counts = {pair.sets for pair in pairs.values()}
     if max(counts) < MIN_SETS:
         verb = "is" if counts == {1} else "are"
@@ -371,8 +347,7 @@ def _sets(pairs: Mapping[str, Paired]) -> str:
     return f"n = {span} data set{'' if counts == [1] else 's'}"
 
 
-def _sentences(comparison: Comparison) -> tuple[str, ...]:
-    group, first, figure, pairs = comparison
+def _sentences(group: Group, figure: str, pairs: Mapping[str, Paired]) -> tuple[str, ...]:
     other, pair = max(pairs.items(), key=lambda item: abs(item[1].difference))
     interval = ""
     if pair.low is not None and pair.high is not None:
@@ -383,7 +358,7 @@ def _sentences(comparison: Comparison) -> tuple[str, ...]:
     return (
         f"This is of {group.title}: {len(group.records)} runs, {len(group.rows)} rows, "
         f"{counted(len(group.datasets), 'data set')}, {counted(len(group.seeds), 'seed')}.",
-        f"The largest difference in {figure} is that of {first} to {other}, "
+        f"The largest difference in {figure} is that of {group.reference} to {other}, "
         f"{_signed(pair.difference)} points ({interval}n = {pair.sets}), which {verdict}.",
         f"A difference is shown where Student's t over data sets gives p below {LEVEL}, "
         f"on {MIN_SETS} of them or more{holm}.",
