@@ -154,7 +154,7 @@ def _standings(group: Group, places: Mapping[int, int]) -> Standings:
             label,
             uses.words if uses else "",
             tuple(column.cell(group.comparable[label], sets, seeds) for column in averages),
-            ranks.cell(label) if ranks else Cell(),
+            ranks.cells.get(label, Cell()) if ranks else Cell(),
             max(parameters, default=None),
             median(trained) if trained else None,
             len(records),

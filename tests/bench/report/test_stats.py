@@ -55,6 +55,10 @@ def difference(a: ArrayLike, b: ArrayLike) -> Paired:
     return compared(with_bases("rmadapter", np.array(a)), with_bases("mma", np.array(b)))
 
 
+def mean_ranks(ranks: Ranks) -> list[float]:
+    return [cell.number for cell in ranks.cells.values()]
+
+
 def ranked(rows: dict[str, list[Record]], metric: str = "base") -> Ranks:
     found = rank_methods(rows, metric)
     assert found is not None
@@ -241,7 +245,7 @@ def test_the_published_example(monkeypatch: pytest.MonkeyPatch) -> None:
     # seconds, where there are ties
     monkeypatch.setattr("scipy.stats.wilcoxon", lambda d: SimpleNamespace(pvalue=1.0))
     found = rank(C45, AUC)
-    for label, mean in zip(found.labels, found.mean, strict=True):
+    for label, mean in zip(found.labels, mean_ranks(found), strict=True):
         assert mean == pytest.approx(PRINTED[label] + UNPRINTED.get(label, 0), abs=6e-4)
     # Friedman's chi-square as he writes it, from mean ranks, without the correction for ties
     n, k = AUC.shape
@@ -251,7 +255,7 @@ def test_the_published_example(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert chi2(PRINTED.values()) == pytest.approx(9.28, abs=0.01)
     ties = 4 * (2**3 - 2) + 4**3 - 4  # iris, lung cancer, primary tumor and voting; mushroom
-    assert found.chi2 == pytest.approx(chi2(found.mean) / (1 - ties / (n * k * (k**2 - 1))))
+    assert found.chi2 == pytest.approx(chi2(mean_ranks(found)) / (1 - ties / (n * k * (k**2 - 1))))
     assert found.p == pytest.approx(stats.chi2.sf(found.chi2, k - 1))
 
 
@@ -292,7 +296,9 @@ def test_a_comparison_is_named_only_if_the_corrected_test_shows_it() -> None:
     assert table.columns == ("method", "mean rank", "1", "2", "3", "4")
     assert [row.label for row in table.rows] == list(found.labels)
     assert [cell.text for cell in table.rows[0].cells] == ["1.00 ± 0.00", "", *["9-0-0 ahead"] * 3]
-    low, high = stats.t.interval(0.95, 8, loc=found.mean[one], scale=stats.sem(found.ranks[:, one]))
+    low, high = stats.t.interval(
+        0.95, 8, loc=mean_ranks(found)[one], scale=stats.sem(found.ranks[:, one])
+    )
     assert table.rows[one].cells[0].interval == pytest.approx((high - low) / 2)
     assert "n = 9 data sets" in table.title
     assert all("n = 9 data sets" in note for note in table.footnotes)
@@ -338,7 +344,7 @@ def test_too_few_methods_or_data_sets_are_not_ranked(methods: int, sets: int) ->
 def test_ties_everywhere_are_no_difference() -> None:
     found = rank(("a", "b", "c"), np.tile([[0.1 + 0.2, 0.3, 0.3]], (5, 1)))
     assert (found.chi2, found.p) == (0, 1)
-    assert found.mean == [2, 2, 2]
+    assert mean_ranks(found) == [2, 2, 2]
     assert (found.holm == 1).all()
     assert found.against(0, 1) == "0-5-0"
 

@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from statistics import median
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, cast
 
 import numpy as np
 
@@ -34,6 +34,7 @@ HM = HALVES[-1]
 TRADE_OFF = "trade-off"  # how the name of that figure ends
 
 Look = tuple[str, str]  # colour and marker
+Interval: TypeAlias = "float | Sequence[Sequence[float]] | None"  # half its width, or both parts
 
 
 class Figure(NamedTuple):
@@ -128,12 +129,18 @@ def _cost(group: Group) -> list[Figure]:
 
 
 def _point(
-    axes: Axes, x: float, y: Cell, label: str, look: Look, interval: float | None = None
+    axes: Axes,
+    x: float,
+    y: Cell,
+    label: str,
+    look: Look,
+    interval: Interval = None,
+    width: float = 1,
 ) -> None:
-    """Draw a row's mark with the interval of y and, if there is one, of x."""
+    """Draw a row's mark with the interval of y and, if there is one, of x, as lines of a width."""
     colour, marker = look
     axes.errorbar(
-        x, y.number, y.interval, interval, fmt="none", ecolor=colour, elinewidth=1, alpha=0.6
+        x, y.number, y.interval, interval, fmt="none", ecolor=colour, elinewidth=width, alpha=0.6
     )
     axes.plot(x, y.number, marker, color=colour, markersize=6.5, markeredgewidth=0, label=label)
 
@@ -304,14 +311,10 @@ def _ranks(group: Group) -> list[Figure]:
     k, (n, _) = len(ranks.labels), ranks.values.shape
     name, title = f"{group.slug}-ranks", f"Mean ranks in {column.head} over n = {n} data sets"
     with canvas(5.0, 1.1 + 0.25 * k, name, title) as (axes, out):
-        lines = zip(ranks.labels, ranks.mean, ranks.half_widths, strict=True)
-        for place, (label, rank, half) in enumerate(lines):
-            colour, marker = looks[label]
+        for place, (label, mean) in enumerate(ranks.cells.items()):
+            rank, half = mean.number, mean.interval or 0.0
             ends = [[min(half, rank - 1)], [min(half, k - rank)]]  # ranks are from 1 to k
-            axes.errorbar(
-                rank, place, xerr=ends, fmt="none", ecolor=colour, elinewidth=1.2, alpha=0.6
-            )
-            axes.plot(rank, place, marker, color=colour, markersize=6.5, markeredgewidth=0)
+            _point(axes, rank, Cell(place), label, looks[label], ends, width=1.2)
         right = max(axes.get_xlim()[1], k)
         ink = COLOURS["ink"]
         for number, (first, last) in enumerate(ranks.level(), 1):

@@ -241,26 +241,15 @@ class Ranks:
     left_out: tuple[str, ...] = ()
 
     @property
-    def mean(self) -> list[float]:
-        """The mean rank of each method."""
-        return [float(column.mean()) for column in self.ranks.T]
-
-    @property
-    def half_widths(self) -> list[float]:
-        """Half the width of the 95 % interval of each mean rank, by Student's t over data sets."""
-        return [half_width(column) or 0.0 for column in self.ranks.T]
+    def cells(self) -> dict[str, Cell]:
+        """The mean rank of each method with its 95 % interval, by Student's t over data sets."""
+        columns = zip(self.labels, self.ranks.T, strict=True)
+        return {label: Cell(float(one.mean()), half_width(one)) for label, one in columns}
 
     @property
     def differ(self) -> bool:
         """Whether Friedman's test shows that the methods differ."""
         return self.p < LEVEL
-
-    def cell(self, label: str) -> Cell:
-        """Return a method's mean rank with its interval; empty if it is not ranked."""
-        if label not in self.labels:
-            return Cell()
-        place = self.labels.index(label)
-        return Cell(self.mean[place], self.half_widths[place])
 
     @property
     def pairs(self) -> int:
@@ -404,9 +393,9 @@ def rank_table(
     """
     n, k = ranks.values.shape
     rows = []
-    for i, label in enumerate(ranks.labels):
+    for i, (label, mean) in enumerate(ranks.cells.items()):
         against = (Cell("" if i == j else ranks.against(i, j)) for j in range(k))
-        rows.append(Row(label, (ranks.cell(label), *against)))
+        rows.append(Row(label, (mean, *against)))
     shown = "are shown to differ" if ranks.differ else "are not shown to differ"
     footnotes = [
         f"Friedman's test over n = {n} data sets: chi-square {ranks.chi2:.2f}, p {ranks.p:.2g}; "
