@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from operator import attrgetter
 from statistics import median
 from typing import TypeAlias
@@ -11,12 +12,9 @@ from rmadapter.artifacts.record import Record
 from rmadapter.bench.report.format import Cell, Row, Table
 from rmadapter.bench.report.groups import (
     Group,
-    comparable_costs,
     facts,
     first_column,
     machines,
-    rows_of,
-    shots_of,
 )
 from rmadapter.training.traits import PUBLISHED, UNKNOWN, Uses
 
@@ -54,12 +52,11 @@ def cost_table(group: Group) -> Table:
     """Make a table of what each row costs; of few-shot, with the most shots."""
     used = group.records
     if group.protocol == "few-shot":
-        most = shots_of(used)[-1]
-        used = [record for record in used if record.task.shots == most]
+        used = group.columns[-1].select(used)
     on_gpu = any(GPU_MEMORY(record) is not None for record in used)
     figures = {head: of for head, of in COSTS.items() if on_gpu or of is not GPU_MEMORY}
     rows = []
-    for label, records in comparable_costs(rows_of(used)).items():
+    for label, records in replace(group, records=used).costs.items():
         cells = (_median(map(of, records)) for of in figures.values())
         rows.append(Row(label, (_parameters(records), *cells, Cell(len(records)))))
     hardware = machines(used)

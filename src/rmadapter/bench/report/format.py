@@ -205,12 +205,10 @@ def to_csv(table: Table) -> str:
     return csv_text(header, lines)
 
 
-def _csv_value(value: float | str | None) -> str:
-    if value is None:
-        return ""
+def _csv_value(value: float | str | None) -> int | str | None:
     if isinstance(value, str):
         return inert(value)
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    return f"{value:.4f}" if isinstance(value, float) else value
 
 
 def import_pandas(what: str) -> ModuleType:

@@ -190,9 +190,16 @@ class Group:
         return complete(self.rows)
 
     @property
-    def costs(self) -> Rows:
-        """The rows with only the records whose costs can be compared."""
-        return comparable_costs(self.rows)
+    def costs(self) -> dict[str, list[Record]]:
+        """The rows with only the records on the data sets and seeds that every row has, whose costs
+        can be compared; all if there are none."""
+        sets, seeds = self.common
+        if not seeds:
+            return self.rows
+        return {
+            label: [r for r in records if r.task.data in sets and r.task.seed in seeds]
+            for label, records in self.rows.items()
+        }
 
     @property
     def named_rows(self) -> list[str]:
@@ -480,18 +487,6 @@ def complete(rows: Rows) -> tuple[list[str], list[int]]:
         if all((dataset, seed) in cells for cells in parts.values() for dataset in datasets)
     ]
     return sorted(datasets), everywhere
-
-
-def comparable_costs(rows: Rows) -> Rows:
-    """Return the records on the data sets and seeds that every row has, whose costs can be
-    compared; all if there are none."""
-    sets, seeds = complete(rows)
-    if not seeds:
-        return rows
-    return {
-        label: [r for r in records if r.task.data in sets and r.task.seed in seeds]
-        for label, records in rows.items()
-    }
 
 
 def other_images(group: Group) -> list[str]:
