@@ -135,25 +135,19 @@ class BenchOptions(ExperimentOptions):
 
     def _part(self, jobs: Sequence[Job]) -> tuple[Sequence[Job], set[str]]:
         """Return the jobs of this --shard, and the methods that only other shards run."""
-        from rmadapter.bench.plan import in_array, parse_shard, select_shard
+        from rmadapter.bench.plan import parse_shard, select_shard
 
         if self.shard:
             number, count = parse_shard(self.shard, os.environ)
             chosen = select_shard(jobs, number, count)
             note(f"part {number} of {count}: {len(chosen)} of {len(jobs)} runs")
             return chosen, {job.method for job in jobs} - {job.method for job in chosen}
-        if in_array(os.environ):
+        if "SLURM_ARRAY_TASK_ID" in os.environ:
             note(
                 "a task of an array without --shard auto: all tasks share all runs, and each "
                 "takes whatever is free"
             )
         return jobs, set()
-
-    def processes(self, plan: Plan) -> int:
-        """Return the number of processes."""
-        from rmadapter.bench.plan import worker_count
-
-        return worker_count(plan.machine.device, self.jobs, self.jobs_per_gpu)
 
     def cluster(self) -> Callable[..., None] | None:
         """Return what does the runs on a Ray cluster, if one is wanted, as `run_all` takes it."""
@@ -174,12 +168,13 @@ def bench(
 
     With --plan, estimate from a few steps of each method what the runs that are left would cost.
     """
+    from rmadapter.bench.plan import worker_count
     from rmadapter.bench.runner import run_all
     from rmadapter.cli.checks import note_caveats
 
     engine = options.cluster()
     runs = options.plan()
-    processes = options.processes(runs)
+    processes = worker_count(runs.machine.device, options.jobs, options.jobs_per_gpu)
     if plan:
         _estimate(runs, processes, engine is not None, as_json)
         return
