@@ -358,8 +358,7 @@ def label(record: Record) -> str:
 
 def track(record: Record) -> str:
     """Return the track of the record's method."""
-    method = record.method
-    return track_of(method.name, method.settings, method.uses)
+    return track_of(record.method.name, record.method.settings, record.method.uses)
 
 
 def shared(record: Record) -> dict[str, object]:

@@ -121,12 +121,13 @@ def write_reports(
             files[f"figures/{figure.name}.svg"] = svg
     records = sorted([*read.finished, *read.unfinished], key=experiment_of)
     markdown = template("bench.md.j2", escape=False, duration=duration, markdown=to_markdown)
+    latex = template("bench.tex.j2", escape=False, tex=tex, latex=to_latex)
     cited = {one.name: one for one in (record.method for record in records)}
     entries = [bibtex(name, one.title, one.source) for name, one in sorted(cited.items())]
     files |= {
         "references.bib": "\n".join(filter(None, entries)),
         "report.md": markdown.render(content),
-        "report.tex": _latex(sections),
+        "report.tex": latex.render(sections=sections),
         "report.html": template("bench.html.j2", duration=duration).render(content),
         RECORDS: "".join(record.line() for record in records),
         SUMMARY: json.dumps(summary, indent=1, ensure_ascii=False) + "\n",
@@ -272,17 +273,6 @@ def _describe_unfinished(record: Record) -> str:
     run = f"{record.protocol}, {record.backbone.name}, {task.shots} shots, seed {task.seed}"
     reason = ": ".join(filter(None, [record.status, record.reason]))
     return f"{label(record)} on {task.data} ({run}): {reason}"
-
-
-def _latex(sections: Sequence[Section]) -> str:
-    parts = [
-        "% Needs \\usepackage{booktabs}; wide tables may need \\usepackage{graphicx} and "
-        "\\resizebox."
-    ]
-    for section in sections:
-        parts += [rf"\subsection*{{{tex(section.title)}}}", tex(section.about)]
-        parts += [to_latex(table).rstrip() for table in section.tables]
-    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 class Finding(NamedTuple):
