@@ -165,17 +165,16 @@ def _measure_all(plan: Plan, jobs: Sequence[Job], lab: Lab, progress: bool) -> d
     """
     timings: dict[Kind, Timing] = {}
     examples: dict[Kind, Job] = {}
-    most_shots: dict[str, int] = {}
     for job in jobs:
         examples.setdefault(_kind(job), job)
-        shots = job.task.shots or TRAIN_IMAGES
-        most_shots[job.task.data] = max(shots, most_shots.get(job.task.data, 0))
     with bar(progress) as progress_bar:
         task = progress_bar.add_task("measuring", total=len(examples), note="")
         for kind, job in examples.items():
             progress_bar.update(task, note=f"{job.task.data} {job.method}")
             classes = len(half(lab.draw(job.task).train, job.task.classes).classes)
-            shots = min(most_shots[job.task.data], math.ceil(TRAIN_IMAGES / classes))
+            alike = (other.task for other in jobs if other.task.data == job.task.data)
+            most = max(one.shots or TRAIN_IMAGES for one in alike)
+            shots = min(most, math.ceil(TRAIN_IMAGES / classes))
             try:
                 method = plan.method(job)
                 if method.traits.unlabelled:
