@@ -20,7 +20,6 @@ from rmadapter.bench.plan import (
     add_published_rows,
     dataset_constants,
     finished_records,
-    in_array,
     parse_shard,
     published_settings,
     select_shard,
@@ -152,7 +151,6 @@ def test_the_shard_is_read_from_the_option_or_from_slurm(
     text: str, environment: dict[str, str], found: tuple[int, int]
 ) -> None:
     assert parse_shard(text, environment) == found
-    assert in_array(environment) == bool(environment)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +230,7 @@ def test_new_records_are_reported_once(job: Job, tmp_path: Path) -> None:
     state = Progress(Plan((job,), tmp_path))
     assert list(state.new_records()) == []
     write(tmp_path, job, "finished", reason="mine")
-    assert [record.reason for record in state.new_records()] == ["mine"]
+    assert [(new, record.reason) for new, record in state.new_records()] == [(job, "mine")]
     assert list(state.new_records()) == []
 
 

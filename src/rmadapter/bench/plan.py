@@ -157,13 +157,13 @@ class Progress:
         """Return the jobs that are not settled, in their order."""
         return [job for job in self.plan.jobs if not self.settled(job)]
 
-    def new_records(self) -> Iterator[Record]:
-        """Yield the records written since the last call."""
+    def new_records(self) -> Iterator[tuple[Job, Record]]:
+        """Yield the jobs whose records were written since the last call, with these."""
         for job in self.plan.jobs:
             path = self.plan.out / job.path
             if path not in self._reported and self.settled(job):
                 self._reported.add(path)
-                yield read_record(path)
+                yield job, read_record(path)
 
     def check(self) -> None:
         """Raise UserError for a record made with other settings, and for a file that is no record
@@ -387,11 +387,6 @@ def worker_count(device: str, jobs: int, per_gpu: int = 0) -> int:
     if not devices:
         raise UserError("--jobs-per-gpu: there is no GPU to share; give --jobs instead")
     return per_gpu * len(devices)
-
-
-def in_array(environment: Mapping[str, str]) -> bool:
-    """Return whether this process is a task of a Slurm array."""
-    return "SLURM_ARRAY_TASK_ID" in environment
 
 
 def select_shard(jobs: Sequence[Job], number: int, count: int) -> list[Job]:

@@ -109,4 +109,4 @@ def work(
         if result:
             job, record = result
             record.save(plan.out / job.path)
-        show()
+        show("", None)

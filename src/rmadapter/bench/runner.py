@@ -7,7 +7,6 @@ import contextlib
 import multiprocessing
 import shutil
 import sys
-import tempfile
 import time
 import traceback
 from collections import Counter
@@ -15,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from rmadapter.artifacts.record import Record, read_record
 from rmadapter.artifacts.run_folder import RunFolder
@@ -27,7 +26,7 @@ from rmadapter.runs.trackers import prepare
 from rmadapter.settings import settings_of
 from rmadapter.support.escape import escape
 from rmadapter.support.files import parts
-from rmadapter.support.locks import shared
+from rmadapter.support.locks import hold, shared
 from rmadapter.support.machine import make_pool, shared_gpus, uninterrupted
 from rmadapter.support.terminal import bar
 
@@ -39,12 +38,8 @@ if TYPE_CHECKING:
 PAUSE = 0.5  # seconds between two looks at what other processes have done
 
 
-class Display(Protocol):
-    """Show progress: a note on the next run, and the record of a run that this process did."""
-
-    def __call__(self, note: str | None = None, record: Record | None = None) -> None: ...
-
-
+# shows what is done, with a note on the next run, and the job that this process has just done
+Display: TypeAlias = "Callable[[str, Job | None], None]"
 Engine: TypeAlias = "Callable[[Plan, Progress, Lab, int, Display], None]"
 
 
@@ -84,21 +79,17 @@ def run_all(
         ):
             if remaining:
                 with _display(plan, state, engine is not None or processes > 1, progress) as show:
-                    _do_remaining(plan, state, lab, processes, show, engine)
-            # another process may hold a lock for a moment, but needs none
-            _remove([*_locks(plan), *(_tracking(plan, job) for job in plan.jobs)])
+                    (engine or _work_here)(plan, state, lab, processes, show)
+            _remove(_tracking(plan, job) for job in plan.jobs)
         state.check()  # also the records that other processes wrote meanwhile
     return [read_record(plan.out / job.path) for job in plan.jobs]
 
 
 def _leftovers(plan: Plan) -> list[Path]:
     """Return existing files that only unfinished runs need or that killed ones left."""
-    paths = [*_locks(plan), *plan.out.glob(".*lock"), RunFolder(plan.out).activations]
+    locks = [*(_lock(plan, job) for job in plan.jobs), *plan.out.glob(".*lock")]
+    paths = [*locks, RunFolder(plan.out).activations]
     return [path for path in paths if path.exists()] + _partial_files(plan)
-
-
-def _locks(plan: Plan) -> list[Path]:
-    return [_lock(plan, job) for job in plan.jobs]
 
 
 def _partial_files(plan: Plan) -> list[Path]:
@@ -117,32 +108,28 @@ def _remove(paths: Iterable[Path]) -> None:
 
 @contextlib.contextmanager
 def _display(plan: Plan, state: Progress, all_records: bool, progress: bool) -> Iterator[Display]:
-    """Show a progress bar for the block.
+    """Show a progress bar for the block, and a line for each run.
 
     Args:
         plan: The bench.
         state: What is done.
-        all_records: Whether to log the records that other processes write, too.
+        all_records: Whether to log the runs that other processes do, too.
         progress: Whether to show anything.
     """
-    with bar(progress) as progress_bar:
-        task = progress_bar.add_task("runs", total=len(plan.jobs), note="")
+    with bar(progress) as progress_bar:  # whose console is silent without progress
         done = len(list(state.new_records()))
+        task = progress_bar.add_task("runs", total=len(plan.jobs), completed=done, note="")
 
-        def show(note: str | None = None, record: Record | None = None) -> None:
-            nonlocal done
-            new = list(state.new_records())
-            done += len(new)
-            logged = new if all_records else [record] if record else []
-            for entry in logged if progress else []:
-                text = escape(describe_record(entry))
-                progress_bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
-            if note is not None:
-                progress_bar.update(task, note=note)
-            progress_bar.update(task, completed=done)
+        def show(note: str, own: Job | None) -> None:
+            for job, record in state.new_records():
+                if all_records or job == own:
+                    text = escape(describe_record(job, record))
+                    progress_bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+                progress_bar.advance(task)
+            progress_bar.update(task, note=note)
 
         yield show
-        show("")
+        show("", None)
 
 
 def check_settings(plan: Plan) -> None:
@@ -185,15 +172,15 @@ def check_images(plan: Plan, lab: Lab, remaining: Sequence[Job]) -> None:
         if record is None or record.status != "finished":
             continue
         again = job.images in drawn  # so that its images are read anyway
-        changed = next(_changes(plan, lab, job, record, again, again or job.task.data in with_test))
-        if changed:
+        tested = again or job.task.data in with_test
+        for changed in _changes(plan, lab, job, record, again, tested):
             raise UserError(f"{plan.out / job.path} {changed}: {CHOOSE}")
 
 
 def _changes(
     plan: Plan, lab: Lab, job: Job, record: Record, drawn: bool, tested: bool
 ) -> Iterator[str]:
-    """Yield in what a finished record differs from the current data and backbone, and then "".
+    """Yield in what a finished record differs from the current data and backbone.
 
     Args:
         plan: The bench.
@@ -219,25 +206,18 @@ def _changes(
         few = lab.draw(job.task)
         if record.key != run_key(job.task, method, job.method, plan.machine, backbone, few):
             yield CHANGED
-    yield ""
 
 
-def describe_record(record: Record) -> str:
+def describe_record(job: Job, record: Record) -> str:
     """Summarise a run in one line, for the log."""
     metrics = " ".join(f"{name} {value:.2f}" for name, value in record.metrics.items())
-    names = [record.protocol, record.task.data, record.method.name, *filter(None, [record.variant])]
     seconds = f" ({record.seconds['total']:.0f} s)" if "total" in record.seconds else ""
-    natural = "" if record.task.draw == "balanced" else f" ({record.task.draw})"
-    draw = f"{record.task.shots} shots{natural}, seed {record.task.seed}"
-    return f"{' | '.join(names)} | {draw}: {record.status} {metrics or record.reason}{seconds}"
+    return f"{job}: {record.status} {metrics or record.reason}{seconds}"
 
 
-def _do_remaining(
-    plan: Plan, state: Progress, lab: Lab, processes: int, show: Display, engine: Engine | None
-) -> None:
-    if engine:
-        engine(plan, state, lab, processes, show)
-    elif processes == 1:
+def _work_here(plan: Plan, state: Progress, lab: Lab, processes: int, show: Display) -> None:
+    """Work in processes of this machine."""
+    if processes == 1:
         work(plan, state, lab=lab, show=show)
     else:
         _work_in_pool(plan, state, processes, show)
@@ -255,7 +235,7 @@ def _work_in_pool(plan: Plan, state: Progress, processes: int, show: Display) ->
                 waiting = {pool.submit(work, plan, state, start) for start in starts}
             while waiting:
                 done, waiting = wait(waiting, timeout=PAUSE)
-                show()
+                show("", None)
                 for future in done:
                     future.result()
         except BrokenProcessPool:
@@ -270,8 +250,12 @@ def _work_in_pool(plan: Plan, state: Progress, processes: int, show: Display) ->
             raise
 
 
-def _show_nothing(note: str | None = None, record: Record | None = None) -> None:
+def _show_nothing(note: str, own: Job | None) -> None:
     pass
+
+
+class _Taken(UserError):
+    """Another process is doing a job."""
 
 
 def work(
@@ -291,8 +275,6 @@ def work(
         lab: Data and backbone; by default as the plan names them.
         show: Shows progress.
     """
-    from filelock import FileLock, Timeout
-
     lab = lab or plan.lab()
     finished = finished_records(plan.out)
     remaining = state.remaining()
@@ -304,20 +286,15 @@ def work(
     while remaining := sorted(state.remaining(), key=lambda job: (turn[job] - start) % len(turn)):
         all_taken = True
         for job in remaining:
-            lock = FileLock(_writable(_lock(plan, job)))
-            try:
-                held = lock.acquire(blocking=False)
-            except Timeout:
-                continue
-            with held:
+            failed = f"{plan.out / job.path}: cannot be written (%s): choose another --out"
+            with contextlib.suppress(_Taken), hold(_lock(plan, job), 0, _Taken(f"{job}"), failed):
                 all_taken = False
                 if not state.settled(job):  # another process may have done it before our lock
-                    show(str(job))
-                    record = make_record(job, plan, lab, finished)
-                    record.save(plan.out / job.path)
-                    show("", record)
+                    show(str(job), None)
+                    make_record(job, plan, lab, finished).save(plan.out / job.path)
+                    show("", job)
         if all_taken:
-            show("waiting for another process")
+            show("waiting for another process", None)
             time.sleep(PAUSE)
 
 
@@ -351,16 +328,6 @@ def _lock(plan: Plan, job: Job) -> Path:
 
 def _tracking(plan: Plan, job: Job) -> Path:
     return (plan.out / job.path).with_suffix(".tracking")
-
-
-def _writable(path: Path) -> Path:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path.parent).close()
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"{path}: cannot be written ({reason}): choose another --out") from None
-    return path
 
 
 def make_record(job: Job, plan: Plan, lab: Lab, finished: dict[str, Record]) -> Record:
