@@ -7,8 +7,8 @@ their digests; records are written by the command, as with the local engine.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -24,31 +24,16 @@ if TYPE_CHECKING:
     from rmadapter.runs.lab import Lab
 
 
-@dataclass(frozen=True)
-class Needs:
-    """What every node must have: the version of this package, and digests.
-
-    Attributes:
-        version: Version of this package.
-        backbone: Digest of the backbone.
-        data: Digests of each data set's splits.
-    """
-
-    version: str
-    backbone: str
-    data: dict[str, tuple[str, ...]]
-
-    @classmethod
-    def of(cls, lab: Lab, jobs: Collection[Job]) -> Needs:
-        """Compute what the jobs need, from the data and backbone of this machine."""
-        names = dict.fromkeys(name for job in jobs for name in job.datasets)
-        digest = lab.backbone(next(iter(jobs)).task.backbone).digest
-        data = {name: _digests(lab, name) for name in names}
-        return cls(version_of("rmadapter"), digest, data)
-
-
-def _digests(lab: Lab, name: str) -> tuple[str, ...]:
-    return tuple(images.digest for _, images in sorted(lab.splits(name).items()))
+def digests_of(lab: Lab, jobs: Iterable[Job]) -> dict[str, object]:
+    """Return the digests of what jobs read, which every node must have alike: of the weights of
+    their backbones, and of the images of each split of their data sets."""
+    found: dict[str, object] = {}
+    for job in jobs:
+        found[f"weights of {job.task.backbone}"] = lab.backbone(job.task.backbone).digest
+        for name in job.datasets:
+            splits = sorted(lab.splits(name).items())
+            found[f"images of {name}"] = [images.digest for _, images in splits]
+    return found
 
 
 class BenchWorker:
@@ -57,32 +42,30 @@ class BenchWorker:
     Args:
         plan: The bench.
         finished: Records by key, as for `make_record`.
-        needs: What the node must have.
+        version: Version of this package that the command has.
+        digests: Digests of what the jobs read where the command runs, as from `digests_of`.
     """
 
-    def __init__(self, plan: Plan, finished: dict[str, Record], needs: Needs) -> None:
-        self.plan, self.finished, self.needs = plan, finished, needs
-        self.checked: set[str] = set()
-        version = version_of("rmadapter")
-        if version != needs.version:
-            raise UserError(f"has rmadapter {version}, but needs {needs.version}")
+    def __init__(
+        self,
+        plan: Plan,
+        finished: dict[str, Record],
+        version: str,
+        digests: Mapping[str, object],
+    ) -> None:
+        self.plan, self.finished, self.digests = plan, finished, digests
+        here = version_of("rmadapter")
+        if here != version:
+            raise UserError(f"has rmadapter {here}, but needs {version}")
         self.lab = plan.lab()
         if not plan.out.is_dir():  # no shared path: what memory cannot hold is computed again
             self.lab = replace(self.lab, folder=None)
 
     def do(self, work: Job) -> Record:
         """Do a job. Raises UserError if data or backbone differ from those of the driver."""
-        backbone = self.lab.backbone(work.task.backbone)
-        if backbone.digest != self.needs.backbone:
-            raise UserError(
-                f"its {backbone.name} has different weights from those where the command runs"
-            )
-        for name in {*work.datasets} - self.checked:
-            if _digests(self.lab, name) != self.needs.data[name]:
-                raise UserError(
-                    f"its {name} holds different images from those where the command runs"
-                )
-            self.checked.add(name)
+        for name, digest in digests_of(self.lab, [work]).items():
+            if digest != self.digests[name]:
+                raise UserError(f"its {name} differ from those where the command runs")
         self.plan.method(work)  # raises if its file is missing
         return make_record(work, self.plan, self.lab, self.finished)
 
@@ -103,7 +86,9 @@ def work(
     `connected`."""
     jobs = in_order(state.remaining())
     shared = replace(plan, out=plan.out.absolute(), root=plan.root.absolute())
-    make = partial(BenchWorker, shared, finished_records(plan.out), Needs.of(lab, jobs))
+    version = version_of("rmadapter")
+    finished = finished_records(plan.out)
+    make = partial(BenchWorker, shared, finished, version, digests_of(lab, jobs))
     device = plan.machine.device
     for result in run_on_cluster(make, jobs, processes, device, address, next_job):
         if result:
