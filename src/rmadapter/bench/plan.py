@@ -15,7 +15,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from importlib.resources import files
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypedDict
+from typing import NamedTuple, TypeAlias, TypedDict
 
 import yaml
 
@@ -24,7 +24,9 @@ from rmadapter.artifacts.run_folder import RunFolder
 from rmadapter.bench.protocols import PROTOCOLS, TUNED, Job
 from rmadapter.data.catalog.sets import ELEVEN, find
 from rmadapter.errors import UserError, quoted
+from rmadapter.methods import changed_settings, load_method, name_with_settings
 from rmadapter.methods.uses import named_sums
+from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import machine_of
 from rmadapter.settings import Machine, configured, parse_overrides, settings_of
 from rmadapter.support.files import read_json, user_path
@@ -36,11 +38,8 @@ from rmadapter.task import (
     Task,
     check_views,
 )
+from rmadapter.training.contract import Method
 from rmadapter.training.traits import PUBLISHED
-
-if TYPE_CHECKING:
-    from rmadapter.runs.lab import Lab
-    from rmadapter.training.contract import Method
 
 AUTO_SHARD = "auto"
 # shots per class that a run on all training images, and an evaluation, count as
@@ -105,8 +104,6 @@ class Plan:
 
     def lab(self) -> Lab:
         """Return a lab that keeps activations in the results folder."""
-        from rmadapter.runs.lab import Lab
-
         return Lab(
             self.machine,
             self.root,
@@ -119,8 +116,6 @@ class Plan:
 
     def method(self, job: Job) -> Method:
         """Return the method with the values of --set, overridden by those of the protocol."""
-        from rmadapter.methods import load_method
-
         return load_method(job.method, {**self.values.get(job.method, {}), **dict(job.values)})
 
     def remaining(self) -> list[Job]:
@@ -308,8 +303,6 @@ def add_tuned_rows(
         values: As in `Plan`.
         tuner: Names the settings.
     """
-    from rmadapter.methods import load_method
-
     for job in jobs:
         yield job
         method = load_method(job.method, {**values.get(job.method, {}), **dict(job.values)})
@@ -322,8 +315,6 @@ def add_tuned_rows(
 
 def method_label(name: str, settings: Mapping[str, object]) -> str:
     """Return the title of a method with those of the settings that are not its own."""
-    from rmadapter.methods import changed_settings, load_method, name_with_settings
-
     return name_with_settings(load_method(name).title, changed_settings(name, settings))
 
 

@@ -10,18 +10,15 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 from rmadapter.artifacts.record import Record
 from rmadapter.bench.plan import Plan, Progress, finished_records
 from rmadapter.bench.protocols import Job
 from rmadapter.bench.runner import Display, in_order, make_record
 from rmadapter.errors import UserError
+from rmadapter.runs.lab import Lab
 from rmadapter.support.cluster import run_on_cluster
 from rmadapter.support.machine import version_of
-
-if TYPE_CHECKING:
-    from rmadapter.runs.lab import Lab
 
 
 def digests_of(lab: Lab, jobs: Iterable[Job]) -> dict[str, object]:

@@ -14,14 +14,20 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from rmadapter.artifacts.record import Record, read_record
 from rmadapter.artifacts.run_folder import RunFolder
+from rmadapter.backbones import Backbone
 from rmadapter.bench.plan import CHANGED, CHOOSE, Plan, Progress, finished_records, mark_copied
 from rmadapter.bench.protocols import TUNED, Job
+from rmadapter.data.fewshot import split_digest
 from rmadapter.errors import UserError
+from rmadapter.methods import traits_of
 from rmadapter.methods.uses import named_sums
+from rmadapter.runs.lab import Lab
+from rmadapter.runs.run import describe_run, run_key, run_task
+from rmadapter.runs.track import Tracking, settings_to_track
 from rmadapter.runs.trackers import prepare
 from rmadapter.settings import settings_of
 from rmadapter.support.escape import escape
@@ -29,11 +35,7 @@ from rmadapter.support.files import parts
 from rmadapter.support.locks import hold, shared
 from rmadapter.support.machine import make_pool, shared_gpus, uninterrupted
 from rmadapter.support.terminal import bar
-
-if TYPE_CHECKING:
-    from rmadapter.backbones import Backbone
-    from rmadapter.runs.lab import Lab
-    from rmadapter.training.contract import Method
+from rmadapter.training.contract import Method, NotApplicable
 
 PAUSE = 0.5  # seconds between two looks at what other processes have done
 
@@ -190,9 +192,6 @@ def _changes(
         drawn: Whether to compare the training images.
         tested: Whether to compare the test images: it may be averaged with new runs.
     """
-    from rmadapter.data.fewshot import split_digest
-    from rmadapter.runs.run import run_key
-
     backbone, data = lab.backbone(job.task.backbone), job.task.data
     if record.backbone.digest != backbone.digest:
         yield f"used different weights of {backbone.name} from the current ones"
@@ -312,8 +311,6 @@ def blocks_read(methods: Iterable[Method], backbone: Backbone) -> set[int]:
 def in_order(jobs: Sequence[Job]) -> list[Job]:
     """Sort jobs so that those on the same images are together, and those that need only features
     come last: methods on tokens compute features anyway."""
-    from rmadapter.methods import traits_of
-
     first: dict[tuple[str, int, int, str], int] = {}
     for job in jobs:
         first.setdefault(job.images, len(first))
@@ -342,10 +339,6 @@ def make_record(job: Job, plan: Plan, lab: Lab, finished: dict[str, Record]) -> 
         lab: Data and backbone.
         finished: Records by key, as from `finished_records`; the new one is added.
     """
-    from rmadapter.runs.run import describe_run, run_key, run_task
-    from rmadapter.runs.track import Tracking, settings_to_track
-    from rmadapter.training.contract import NotApplicable
-
     task = job.task
     method = plan.method(job)
     few = None
