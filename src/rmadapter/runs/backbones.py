@@ -4,11 +4,9 @@ on folds of their features."""
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-
+from rmadapter import metrics
 from rmadapter.artifacts.value import BackboneChoice, BackboneRow
 from rmadapter.backbones import Backbone
 from rmadapter.backbones.load import shared
@@ -131,24 +129,20 @@ def _judged(folds: Folds, backbone: Backbone, deadline: float) -> BackboneRow:
     """Judge a backbone by the probe on folds of the shots."""
     started = time.monotonic()
     speed = speed_of(backbone, folds.lab.backbone(backbone.name).device)
-    facts: dict[str, object] = {
-        "images_per_second": round(speed, 1),
-        "megabytes": megabytes_of(backbone),
-        "licence": licence_of(backbone.name),
-    }
+    accuracy, reason = None, ""
     if not folds:
-        return _row(backbone.name, facts, started, "too few images per class to judge by")
-    if started + len(folds.images) / speed > deadline:
-        return _row(backbone.name, facts, started, "would not finish in time")
-    answers = folds.answers(PROBE, PROBE_NAME)
-    facts["accuracy"] = _accuracy(answers.table, folds.judged.labels)
-    return _row(backbone.name, facts, started)
-
-
-def _row(name: str, facts: dict[str, object], started: float, reason: str = "") -> BackboneRow:
-    spent = round(time.monotonic() - started, 1)
-    return BackboneRow.model_validate({"name": name, **facts, "seconds": spent, "reason": reason})
-
-
-def _accuracy(table: np.ndarray, labels: Sequence[int]) -> float:
-    return round(100 * float((table.argmax(1) == np.asarray(labels)).mean()), 4)
+        reason = "too few images per class to judge by"
+    elif started + len(folds.images) / speed > deadline:
+        reason = "would not finish in time"
+    else:
+        table = folds.answers(PROBE, PROBE_NAME).table
+        accuracy = round(metrics.accuracy(table, folds.judged.labels), 4)
+    return BackboneRow(
+        name=backbone.name,
+        accuracy=accuracy,
+        images_per_second=round(speed, 1),
+        megabytes=megabytes_of(backbone),
+        licence=licence_of(backbone.name),
+        seconds=round(time.monotonic() - started, 1),
+        reason=reason,
+    )
