@@ -27,7 +27,7 @@ from rmadapter.errors import UserError
 from rmadapter.runs.evaluate import shuffled
 from rmadapter.runs.features import encode, examine, transformed
 from rmadapter.runs.fit import fit_images
-from rmadapter.runs.folds import HeldOutAnswers
+from rmadapter.runs.promises import Answered
 from rmadapter.runs.request import Request, check_names
 from rmadapter.settings import settings_of
 from rmadapter.support.machine import find_device
@@ -429,7 +429,7 @@ class FewShotClassifier(TransformerMixin, ClassifierMixin, BaseEstimator):
         if tuple(self.class_names_) != self.fitted_.classes:
             raise UserError("classes were set by name: calibrate first")
         table, far = examine(self.fitted_, images, self._shows, keep=self._keeps)
-        answers = HeldOutAnswers(table, rows.tolist(), far, groups)
+        answers = Answered(table, rows, groups, distances=far)
         self.fitted_ = answers.calibrate(self.fitted_, "held out", self.seed)
         return self
 

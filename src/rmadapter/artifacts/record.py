@@ -239,7 +239,10 @@ class HeldOut(Value):
 
     @classmethod
     def of(
-        cls, probabilities: np.ndarray, labels: Sequence[int], groups: np.ndarray | None = None
+        cls,
+        probabilities: np.ndarray,
+        labels: Sequence[int] | np.ndarray,
+        groups: np.ndarray | None = None,
     ) -> HeldOut:
         """Keep the answers of a table [N, C] on N images, at most `MAX_HELD_OUT` of them, and of
         one image of each group. groups: as for `one_of_each_group`."""

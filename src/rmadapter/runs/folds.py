@@ -9,32 +9,27 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from torch import Tensor
 
 from rmadapter import metrics
-from rmadapter.answers.held_out import SHARES, Origin, needed, one_of_each_group
-from rmadapter.answers.rejection import RejectionScore
-from rmadapter.answers.sets import Calibration
+from rmadapter.answers.held_out import SHARES, needed, one_of_each_group
 from rmadapter.data.duplicates import groups
 from rmadapter.data.fewshot import FewShot, half
 from rmadapter.data.read import ImageSet
 from rmadapter.runs.evaluate import predict_all
-from rmadapter.runs.features import class_means, distances, features_of, image_features
+from rmadapter.runs.features import distances_of, with_means
 from rmadapter.runs.lab import Lab
-from rmadapter.runs.promises import halves
+from rmadapter.runs.promises import Answered, halves
 from rmadapter.runs.run import fit_baseline, learn, run_key
 from rmadapter.support.files import write_tensors
 from rmadapter.task import Task
-from rmadapter.training.cache import Cache
-from rmadapter.training.contract import Fitted, Method, NotApplicable
+from rmadapter.training.contract import Method
 from rmadapter.training.shots import Callback, Figures
 from rmadapter.training.traits import Cost, Expected
 
@@ -66,31 +61,6 @@ class Answers:
     table: np.ndarray
     seconds: float
     distances: np.ndarray = field(default_factory=lambda: np.empty(0))
-
-
-class HeldOutAnswers(NamedTuple):
-    """Answers on images that the model was not fitted to.
-
-    table: calibrated probabilities [M, C]. labels: indices [M] of the right classes. distances: as
-    in `RejectionScore`, [M], or none. groups: number of each image's group, [M].
-    """
-
-    table: np.ndarray
-    labels: Sequence[int]
-    distances: np.ndarray
-    groups: np.ndarray
-
-    def calibrate(self, fitted: Fitted, source: Origin, seed: int) -> Fitted:
-        """Return a copy of a model that can promise an error by these answers, of which one of each
-        group counts; the same model if it remembers images, whose answers depend on those before.
-        seed: of the draw from groups."""
-        if fitted.remembers:
-            return fitted
-        familiarity, groups = None, self.groups
-        if len(self.distances):
-            familiarity = RejectionScore.of(self.table, self.distances, source, groups, seed)
-        calibration = Calibration.of(self.table, self.labels, source, groups, seed)
-        return replace(fitted, calibration=calibration, familiarity=familiarity)
 
 
 @dataclass(eq=False)
@@ -210,12 +180,14 @@ class Folds:
             )
         models, judged = {method.title: fitted.score()}, self.images.subset(part)
         table = predict_all(models, fitted, cache, judged, self.task.seed)[method.title]
-        far = torch.empty(0) if plain else _distances(fitted, rest, judged, cache)
+        far = np.empty(0)
+        if not plain:
+            far = distances_of(with_means(fitted, rest, cache), judged, cache)
         seconds = time.monotonic() - started
         if file:
-            kept = {"table": table, "distances": far, "seconds": torch.tensor(seconds)}
-            write_tensors(file, kept)
-        return Answers(table.numpy(), seconds, far.numpy())
+            numbers = {"distances": torch.from_numpy(far), "seconds": torch.tensor(seconds)}
+            write_tensors(file, {"table": table, **numbers})
+        return Answers(table.numpy(), seconds, far)
 
     def passes(self, method: Method, count: int, others: int) -> int:
         """Return how many passes over the images a method may train, so that a training on all
@@ -296,7 +268,7 @@ class Folds:
             table, judged.labels, method.traits.expected, judged.group_numbers, self.task.seed
         )
 
-    def tempered(self, method: Method, name: str, temperature: float) -> HeldOutAnswers | None:
+    def tempered(self, method: Method, name: str, temperature: float) -> Answered | None:
         """Return the answers of a method on the folds that it has answered, calibrated; None if
         there are none."""
         count = self.answered(method, name)
@@ -305,18 +277,7 @@ class Folds:
         answers = self.answers(method, name, count=count)
         table = metrics.tempered(answers.table, temperature)
         judged = self.judged.subset(range(len(table)))
-        return HeldOutAnswers(table, judged.labels, answers.distances, judged.group_numbers)
-
-
-def _distances(fitted: Fitted, train: ImageSet, judged: ImageSet, cache: Cache) -> Tensor:
-    """Return the distances [M] of the judged images from the training ones, as in `RejectionScore`;
-    none if the method has no features."""
-    try:
-        of = image_features(fitted, fitted.classes)
-    except NotApplicable:
-        return torch.empty(0)
-    own, new = (features_of(fitted, images, cache, of) for images in (train, judged))
-    return distances(new, class_means(own, train.labels, len(train.classes))).cpu()
+        return Answered.on(judged, table, answers.distances)
 
 
 def _read(file: Path, count: int) -> Answers | None:

@@ -24,14 +24,13 @@ from rmadapter.methods import load_method
 from rmadapter.methods.linear_probe import LinearProbe
 from rmadapter.runs.evaluate import levels_of
 from rmadapter.runs.features import distances_of
-from rmadapter.runs.folds import Folds, HeldOutAnswers, fitted_temperature
+from rmadapter.runs.folds import Folds, fitted_temperature
 from rmadapter.runs.lab import Lab, Sets
 from rmadapter.runs.promises import Answered, halves
 from rmadapter.runs.run import Outcome, learnt_from
 from rmadapter.support.files import user_path
 from rmadapter.task import Task
-from rmadapter.training.cache import Cache
-from rmadapter.training.contract import Fitted, Method
+from rmadapter.training.contract import Method
 from rmadapter.training.traits import Expected
 
 ZERO_SHOT = "zero-shot"
@@ -71,13 +70,15 @@ def judge(
     if not rows:
         return outcome.with_facts(judgement=None, notes=(*record.notes, NO_IMAGES))
     judgement = _judgement(how, evaluation, rows, record.method.title, record.method.name)
+    images = evaluation.images.subset(rows)
+    answers = Answered.on(images, evaluation.probabilities[rows])
     if split == "held out":
-        fitted = _calibrated(outcome.fitted, evaluation, rows, lab.test_cache(task), task.seed)
-        outcome = replace(outcome, fitted=fitted)
-    promises = _promises(outcome.fitted.calibration, evaluation, rows, split, folds, task.seed)
-    judgement = judgement.model_copy(update={"promises": promises})
+        far = distances_of(outcome.fitted, images, lab.test_cache(task))
+        calibrated = replace(answers, distances=far).calibrate(outcome.fitted, split, task.seed)
+        outcome = replace(outcome, fitted=calibrated)
+    promises = _promises(outcome.fitted.calibration, answers, split, folds, task.seed)
     doubts = (*judgement.doubts, *_doubts_of_texts(record, method, few, split))
-    judgement = judgement.model_copy(update={"doubts": doubts})
+    judgement = judgement.model_copy(update={"promises": promises, "doubts": doubts})
     outcome = outcome.with_facts(judgement=judgement)
     tie = describe_tie(outcome.record)
     return outcome.with_facts(notes=(*record.notes, tie)) if tie else outcome
@@ -99,21 +100,9 @@ def _doubts_of_texts(record: Record, method: Method, few: FewShot, split: Split)
             )
 
 
-def _calibrated(
-    fitted: Fitted, evaluation: Evaluation, rows: Sequence[int], cache: Cache, seed: int
-) -> Fitted:
-    """Return a model that is calibrated by images that it was not fitted to. rows: of these images
-    in the evaluation. seed: of the run."""
-    images, table = evaluation.images.subset(rows), evaluation.probabilities[rows]
-    far = distances_of(fitted, images, cache)
-    answers = HeldOutAnswers(table, images.labels, far, images.group_numbers)
-    return answers.calibrate(fitted, "held out", seed)
-
-
 def _promises(
     calibration: Calibration | None,
-    evaluation: Evaluation,
-    rows: Sequence[int],
+    answers: Answered,
     split: Split,
     folds: Folds | None,
     seed: int,
@@ -122,8 +111,6 @@ def _promises(
     run."""
     if calibration is None:
         return ()
-    images = evaluation.images.subset(rows)
-    answers = Answered.on(images, evaluation.probabilities[rows])
     if split == "held out":
         return answers.cross_measured(halves(answers.groups, seed=0), calibration.source, seed)
     if folds and split == "cross-validated":

@@ -1,10 +1,10 @@
-"""Measure what prediction sets keep of what they promise, on images that the model did not learn
-from."""
+"""Promise errors by answers on images that the model did not learn from, and measure what is kept
+of such promises."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from rmadapter import metrics
 from rmadapter.answers.decider import Decider
 from rmadapter.answers.held_out import Origin
+from rmadapter.answers.rejection import RejectionScore
 from rmadapter.answers.sets import Calibration
 from rmadapter.answers.taxonomy import Taxonomy
 from rmadapter.artifacts.predictions import Evaluation
@@ -31,17 +32,37 @@ class Answered:
         labels: Indices of the right classes, [N].
         groups: Number of each image's group, [N].
         tree: Taxonomy of the classes, if they have parents, which then answer where a label cannot.
+        distances: [N], as in `RejectionScore`; none of a method without features.
     """
 
     table: np.ndarray
     labels: np.ndarray
     groups: np.ndarray
     tree: Taxonomy | None = None
+    distances: np.ndarray = field(default_factory=lambda: np.empty(0))
 
     @classmethod
-    def on(cls, images: ImageSet, table: np.ndarray) -> Answered:
-        """Return answers on images of known labels."""
-        return cls(table, np.array(images.labels), images.group_numbers, images.taxonomy)
+    def on(cls, images: ImageSet, table: np.ndarray, *distances: np.ndarray) -> Answered:
+        """Return answers on images of known labels, and their distances if they matter."""
+        labels = np.array(images.labels)
+        return cls(table, labels, images.group_numbers, images.taxonomy, *distances)
+
+    def calibrate(self, fitted: Fitted, source: Origin, seed: int) -> Fitted:
+        """Return a copy of a model that can promise an error by these answers, of which one of each
+        group counts; the same model if it remembers images, whose answers depend on those before.
+
+        Args:
+            fitted: The model.
+            source: Where the images are from.
+            seed: Seed of the draw of an image from each group.
+        """
+        if fitted.remembers:
+            return fitted
+        familiarity, groups = None, self.groups
+        if len(self.distances):
+            familiarity = RejectionScore.of(self.table, self.distances, source, groups, seed)
+        calibration = Calibration.of(self.table, self.labels, source, groups, seed)
+        return replace(fitted, calibration=calibration, familiarity=familiarity)
 
     def measured(self, calibration: Calibration) -> tuple[Promise, ...]:
         """Measure the promises at each of 1, 5 and 10 % for which a calibration has enough
