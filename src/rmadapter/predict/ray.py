@@ -9,47 +9,46 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from rmadapter.answers.answer import Answer
-from rmadapter.answers.taxonomy import Taxonomy
 from rmadapter.data.image_set import SKIP_BAD
 from rmadapter.errors import UserError
 from rmadapter.predict.parquet import unpacked_rows
 from rmadapter.predict.stream import BadImages, Predictor
 from rmadapter.support.cluster import run_on_cluster
 from rmadapter.training.cache import BATCH_SIZE
+from rmadapter.training.contract import Fitted
 
 IMAGES_PER_TASK = 8 * BATCH_SIZE  # most images given to a worker at once, and repeated if it dies
 
 
 @dataclass(frozen=True)
 class Model:
-    """What every worker loads: arguments of `checkpoint.load` and of `Predictor`, and the digest of
-    what they must make."""
+    """What every worker loads.
+
+    Attributes:
+        run: Folder of the run.
+        backbone: Backbone, as for `checkpoint.load`.
+        method: Method from outside, as for `checkpoint.load`.
+        answering: Makes a predictor of the run's model.
+        digest: Digest that the predictor must have.
+    """
 
     run: Path
     backbone: str | None
     method: str
-    names: tuple[str, ...]
-    labels: tuple[str, ...]
-    top: int
-    error: float | None
-    reject_rate: float | None
-    tree: Taxonomy | None
+    answering: Callable[[Fitted], Predictor]
     digest: str
 
     def load(self) -> Predictor:
         """Load the run. Raises UserError as `checkpoint.load`, and for a different model."""
         from rmadapter.artifacts.checkpoint import load
 
-        saved = load(self.run, self.backbone, method=self.method)
-        predictor = Predictor(
-            saved.fitted, self.names, self.labels, self.top, self.error, self.reject_rate, self.tree
-        )
+        predictor = self.answering(load(self.run, self.backbone, method=self.method).fitted)
         if digest(predictor) != self.digest:
             raise UserError(f"{self.run}: a different model from the one where the command runs")
         return predictor
@@ -155,16 +154,14 @@ def cluster(
     """Return a cluster that answers like a predictor, which was loaded with this run, backbone and
     method."""
     decider = predictor.decider
-    model = Model(
-        run.absolute(),
-        backbone,
-        method,
-        predictor.names,
-        decider.labels,
-        predictor.top,
-        decider.error,
-        decider.reject_rate,
-        decider.tree,
-        digest(predictor),
+    answering = partial(
+        Predictor,
+        names=predictor.names,
+        labels=decider.labels,
+        top=predictor.top,
+        error=decider.error,
+        reject_rate=decider.reject_rate,
+        tree=decider.tree,
     )
+    model = Model(run.absolute(), backbone, method, answering, digest(predictor))
     return Cluster(model, jobs, address)
