@@ -170,29 +170,26 @@ class ImageOptions:
     image_column: ImageColumn = ""
     crops: Crops = False
 
-    def find(self, words: Sequence[str], outside: bool, none: bool = False) -> Inputs:
+    def find(
+        self, words: Sequence[str], outside: bool, none: bool = False, rows: bool = False
+    ) -> Inputs:
         """Find the images, and note what is ignored.
 
         Args:
             words: What the user names.
             outside: Whether listed files elsewhere are read.
             none: Whether finding none is allowed.
+            rows: Whether also to find images as bytes in parquet files.
         """
-        from rmadapter.data.formats.registry import find_images
+        if rows:
+            from rmadapter.predict.parquet import find_rows as find
+        else:
+            from rmadapter.data.formats.registry import find_images as find
 
-        return _noted(find_images(words, self.image_column, outside, none, self.crops))
-
-    def find_rows(self, words: Sequence[str], outside: bool, none: bool) -> Inputs:
-        """Like `find`, and also find images as bytes in parquet files."""
-        from rmadapter.predict.parquet import find_rows
-
-        return _noted(find_rows(words, self.image_column, outside, none, self.crops))
-
-
-def _noted(inputs: Inputs) -> Inputs:
-    if inputs.note:
-        note(inputs.note)
-    return inputs
+        inputs = find(words, self.image_column, outside, none, self.crops)
+        if inputs.note:
+            note(inputs.note)
+        return inputs
 
 
 def predict(
@@ -231,8 +228,7 @@ def predict(
     path = _answer_path(out, sorting.sort_into, on_ray)
     resumed = path is not None and partial_of(path).exists()
     check_words(images, none=resumed)
-    find = reading.find_rows if on_ray else reading.find
-    inputs = find(images, files.outside, resumed)
+    inputs = reading.find(images, files.outside, resumed, rows=on_ray)
     run = find_run(run)
     predictor = _predictor(options.load(run), names, top, sorting, more)
     # checks the labels even if nothing is sorted
