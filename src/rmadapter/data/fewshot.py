@@ -273,7 +273,7 @@ class Split(BaseModel):
     def counts(self, which: Literal["all", "base", "novel"]) -> tuple[int, ...]:
         """Return how many training images each class of a half has."""
         every = Counter(label for _, label, _ in self.train)
-        return tuple(every[number] for number in self._labels_of(which))
+        return tuple(every[number] for number in self.labels_of(which))
 
     def contents(self, which: Literal["all", "base", "novel"], root: Path) -> set[str]:
         """Return the SHA-256 in hex of the drawn images of a half.
@@ -288,11 +288,12 @@ class Split(BaseModel):
         hashes = self.sha256 or [
             content.hex() for part in self.images(root).drawn for content in part.contents
         ]
-        labels = {*self._labels_of(which)}
+        labels = {*self.labels_of(which)}
         rows = zip((*self.train, *(self.val or ())), hashes, strict=False)
         return {content for (_, label, _), content in rows if label in labels}
 
-    def _labels_of(self, which: Literal["all", "base", "novel"]) -> list[int]:
+    def labels_of(self, which: Literal["all", "base", "novel"]) -> list[int]:
+        """Return the numbers of the classes of a half."""
         known = ImageSet((), (), self.classes, written=tuple(range(len(self.classes))))
         return [int(number) for number in half(known, which).written]
 

@@ -171,10 +171,7 @@ def _training_images(folder: Path, saved: Saved, data: str | Path | None) -> lis
         note(f"{folder}: does not record its training images; no neighbours are shown")
         return []
     record, drawn = read_record(run.record), read_split(split)
-    count = len(drawn.classes)
-    middle = (count + 1) // 2
-    ranges = {"all": range(count), "base": range(middle), "novel": range(middle, count)}
-    classes = ranges[record.task.classes]
+    classes = drawn.labels_of(record.task.classes)
     rows = images_of_examples([(name, label) for name, label, _ in drawn.train if label in classes])
     if len(rows) != len(examples):
         raise UserError(
