@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -235,10 +235,7 @@ def evaluate(
 
     The untouched backbone's accuracy stands beside it.
     """
-    from rmadapter.cli.checks import check_backbones, check_runs
-
-    check_runs(run)
-    check_backbones(options.backbone)
+    options.check(run)
     located = files.locate(data, images, images.crops)
     from rmadapter.artifacts.checkpoint import load
     from rmadapter.artifacts.summary import print_score
@@ -302,11 +299,10 @@ def add(
 
     New classes need only a name; with images, the model is trained again.
     """
-    from rmadapter.cli.checks import check_backbones, check_folder, check_runs
+    from rmadapter.cli.checks import check_folder
     from rmadapter.data.formats.registry import is_data_file, locate
 
-    check_runs(run)
-    check_backbones(options.backbone)
+    options.check(run)
     check_folder(out)
     data = Path(what[0])
     trains = len(what) == 1 and (data.is_dir() or is_data_file(data))
@@ -372,12 +368,9 @@ def compare(
 
     Shows accuracies, their differences and whether these may be chance.
     """
-    from rmadapter.cli.checks import check_backbones, check_runs
-
     if len(runs) < 2:
         raise UserError("only one run: give at least two to compare")
-    check_runs(*runs)
-    check_backbones(options.backbone)
+    options.check(*runs)
     located = files.locate(data, Columns(), crops)
     from rmadapter.runs.evaluate import check_split, compare as compare_runs, trained_on
 
@@ -395,7 +388,7 @@ def compare(
             )
     lines = compare_runs([(run, options.load(run)) for run in runs], images, split)
     if as_json:
-        rows = [line.json() for line in lines]
+        rows = [asdict(line) for line in lines]
         print(json.dumps({"images": len(images), "classes": len(images.classes), "runs": rows}))
         return
     header = ["run", "method", "accuracy in %", "difference", "95 % interval", "p"]

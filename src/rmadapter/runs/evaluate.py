@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -342,10 +342,6 @@ class Line:
             return [*cells, "", "", ""]
         interval = f"{self.low:+.1f} to {self.high:+.1f}"
         return [*cells, f"{self.difference:+.1f}", interval, f"{self.p:.2g}"]
-
-    def json(self) -> dict[str, object]:
-        """Return the fields by name."""
-        return asdict(self)
 
 
 def compare(
