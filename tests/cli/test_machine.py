@@ -178,7 +178,7 @@ def test_licences_and_files_that_would_run_code(
     ]
     absent = {"mb": None, "folder": "", "state": "absent"}
     rows += [{"name": name, **absent} for name in ("ViT-L-14/openai", "pocket")]
-    monkeypatch.setattr("rmadapter.backbones.published.listed", lambda: rows)
+    monkeypatch.setattr("rmadapter.cli.machine.listed", lambda: rows)
     (places["a/card"] / "snapshots" / "0" / "README.md").write_text(
         "---\nlicense: apache-2.0\n---\n"
     )

@@ -18,11 +18,11 @@ from rmadapter.cli.options import (
     SavedOptions,
     command,
 )
+from rmadapter.export import targets
 from rmadapter.support.files import user_path
 from rmadapter.support.terminal import table
 
 if TYPE_CHECKING:
-    from rmadapter.export import targets
     from rmadapter.export.folder import ExportFacts
 
 
@@ -64,9 +64,9 @@ class ExportOptions:
 
     def what(self) -> targets.ExportOptions:
         """Return what is to be written."""
-        from rmadapter.export.targets import ExportOptions
-
-        return ExportOptions(self.to, self.precision, self.force, self.embeddings, self.text)
+        return targets.ExportOptions(
+            self.to, self.precision, self.force, self.embeddings, self.text
+        )
 
     def folder(self, run: Path, place: Path) -> Path:
         """Return the folder to write, by default beside that of the run.
@@ -96,14 +96,13 @@ def export(
     Its answers are compared with the run's before it is written.
     """
     from rmadapter.data.formats.registry import locate
-    from rmadapter.export.targets import check_options
 
     options.check(run)
     if wanted.data:
         locate(wanted.data).check()
     folder = find_run(run)
     out, what = wanted.folder(run, folder), wanted.what()
-    check_options(out, what)
+    targets.check_options(out, what)
     from rmadapter.export import folder as exporting
 
     saved = options.load_on(folder, "cpu")

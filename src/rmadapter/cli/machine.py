@@ -15,9 +15,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rmadapter.backbones.names import PRESETS
+from rmadapter.backbones.packaged import OURS, packaged_names
+from rmadapter.backbones.published import READY, licence_of, listed
 from rmadapter.cli.options import Json, Sets
 from rmadapter.errors import UserError, did_you_mean
+from rmadapter.support import cache as kept
 from rmadapter.support.files import cache_folder, read_text
+from rmadapter.support.machine import find_device, named, processor, versions
 from rmadapter.support.terminal import note, table, wrapped
 
 if TYPE_CHECKING:
@@ -322,10 +327,7 @@ def _convert_checkpoint(
 
 
 def _list_backbones(speed: bool, every: bool, as_json: bool) -> None:
-    from rmadapter.backbones.names import PRESETS
-    from rmadapter.backbones.published import READY, listed
     from rmadapter.backbones.speed import BATCH_SIZE, SPEED_FIELDS, measured
-    from rmadapter.support.machine import find_device, named
 
     device = find_device("auto")
     presets = {name: preset for preset, name in PRESETS.items()}
@@ -364,7 +366,6 @@ def cache(
     Everything shown can be made again. What another process is writing is kept. With KIND
     activations, a row for each data set and encoder is shown.
     """
-    from rmadapter.support import cache as kept
     from rmadapter.training.disk_cache import Store, place
 
     if kind is not None and kind not in kept.KINDS:
@@ -426,8 +427,6 @@ def diagnose() -> dict[str, object]:
     this disk the licence and the files that would run code."""
     import torch
 
-    from rmadapter.support.machine import processor, versions
-
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         **versions(),
@@ -484,8 +483,6 @@ def _has(need: Requirement) -> bool:
 
 
 def _backbones() -> dict[str, str]:
-    from rmadapter.backbones.packaged import OURS, packaged_names
-    from rmadapter.backbones.published import licence_of, listed
     from rmadapter.backbones.trust import findings
 
     facts: dict[str, str] = {}
