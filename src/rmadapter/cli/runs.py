@@ -13,11 +13,9 @@ import typer
 
 from rmadapter.artifacts.run_folder import check_no_model, find_run, run_folder
 from rmadapter.cli.options import (
-    Backbone,
     Columns,
     Crops,
     DataOptions,
-    Device,
     Draw,
     FileOptions,
     Half,
@@ -28,9 +26,8 @@ from rmadapter.cli.options import (
     Run,
     RunData,
     RunOptions,
-    Seed,
     SettingOptions,
-    Shots,
+    ShotOptions,
     Track,
     Verbose,
     comma_list,
@@ -65,7 +62,7 @@ Taxonomy = Annotated[
 
 
 @dataclass(frozen=True)
-class FitOptions:
+class FitOptions(ShotOptions):
     """What to train."""
 
     method: Annotated[
@@ -76,12 +73,8 @@ class FitOptions:
             "rmadapter-plus, and linear-probe on a backbone without text.",
         ),
     ] = ""
-    backbone: Backbone = None
-    shots: Shots = None
     draw: Draw = None
-    seed: Seed = None
     half: Half = None
-    device: Device = None
     precision: Precision = None
     effort: Annotated[
         str, typer.Option(metavar="fast | normal | thorough", help="How long to train.")
