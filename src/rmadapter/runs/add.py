@@ -168,8 +168,9 @@ def add_images(
     added = images.data.read()
     if images.skip_bad:
         listing, added = _readable(listing), _readable(added)
-    kept = _images_of_run(run, saved, listing)
-    added_splits = _with_labels(added.splits, data, saved)
+    known = {key(str(label)): str(label) for label in saved.labels}
+    kept = _images_of_run(run, known, listing)
+    added_splits = _with_labels(added.splits, data, known)
     splits = _extended(kept, added_splits, shots, random.Random(record.task.seed), data)
     name, values = read_config(RunFolder(run).config, (saved.name,))
     request = Request.make(values, name, data=str(RunFolder(out).images))
@@ -178,7 +179,6 @@ def add_images(
     all_of_both = {"shots": 0, "classes": "all", "backbone": saved.fitted.backbone.name}
     task = configured(request.task, all_of_both)
     lab = Lab(request.machine)
-    known = {key(str(label)) for label in saved.labels}
     prompts = classnames_json(added.root, beside_splits(data, added.splits))
     new = {name: prompt for name, prompt in prompts.items() if key(name) not in known}
     lab.add_backbone(saved.fitted.backbone)
@@ -216,9 +216,9 @@ def _data_of(run: Path, record: Record, old: Path | None) -> Path:
     return data
 
 
-def _images_of_run(run: Path, saved: Saved, listing: Listing) -> dict[str, Rows]:
+def _images_of_run(run: Path, labels: Mapping[str, str], listing: Listing) -> dict[str, Rows]:
     """Return the images of the run's data that it was trained and tested on, and those that chose
-    its settings, by split."""
+    its settings, by split. labels: those that it was trained on, by `key`."""
     try:
         few = read_split(RunFolder(run).split).images(listing.root)
     except UserError as error:
@@ -233,7 +233,6 @@ def _images_of_run(run: Path, saved: Saved, listing: Listing) -> dict[str, Rows]
         "val": _rows(few.val, groups),
         "test": splits.get("test", undivided),
     }
-    labels = {key(str(label)): str(label) for label in saved.labels}  # that it was trained on
     kept: dict[str, Rows] = {}
     for split, part in rows.items():
         known = [row for row in part if key(row.label) in labels]
@@ -303,9 +302,17 @@ def _rows(images: ImageSet | None, groups: Mapping[Path, str]) -> Rows:
     return rows
 
 
-def _with_labels(splits: Mapping[str, Rows], data: Path, saved: Saved) -> dict[str, Rows]:
-    """Return the new images; a class that the run already has gets the run's label."""
-    labels = {key(str(label)): str(label) for label in saved.labels}
+def _with_labels(
+    splits: Mapping[str, Rows], data: Path, known: Mapping[str, str]
+) -> dict[str, Rows]:
+    """Return the new images; a class that the run already has gets the run's label.
+
+    Args:
+        splits: The images, by split.
+        data: Where they are from.
+        known: Labels of the run, by `key`.
+    """
+    labels = dict(known)
     for split in sorted(splits, key=lambda split: split != "train"):
         new = list(dict.fromkeys(row.label for row in splits[split]))
         for label in prompt_names(new, where=f"{data} ({split}): "):

@@ -245,7 +245,7 @@ class Folds:
     def wanted(self, method: Method, promise: bool) -> int:
         """Return the number of folds by which a method is calibrated: all if it trains in little
         time, otherwise as many as hold `CALIBRATION_IMAGES` to promise an error, or none."""
-        if _is_cheap(method):
+        if method.traits.cost in CHEAP_COSTS and not method.test_views:
             return len(self)
         return _holding(self.parts, CALIBRATION_IMAGES) if promise else 0
 
@@ -358,8 +358,3 @@ def _holding(parts: Sequence[Sequence[int]], count: int) -> int:
     fewer."""
     rows = np.cumsum([len(part) for part in parts])
     return min(int(np.searchsorted(rows, count)) + 1, len(parts))
-
-
-def _is_cheap(method: Method) -> bool:
-    """Return whether a method is judged on all folds: it trains and answers in little time."""
-    return method.traits.cost in CHEAP_COSTS and not method.test_views
