@@ -85,16 +85,14 @@ def evaluate(
         ours, *rest = (table.numpy() for table in tables.values())
         beside = dict(zip(others, rest, strict=True))
         evaluations.append(Evaluation(score.title, images, ours, zero_shot, beside))
-        rates = {"accuracy": round(metrics.accuracy(ours, images.labels), 4)}
+        rates: dict[str, object] = {
+            "accuracy": round(metrics.accuracy(ours, images.labels), 4),
+            "open_world": _in_one_list(fitted, images, ours),
+            "balanced": Balanced.of(ours, images.labels, images.group_numbers),
+            "levels": levels_of(evaluations[-1]),
+        }
         if zero_shot is not None:
             rates["zero_shot"] = round(metrics.accuracy(zero_shot, images.labels), 4)
-        score = score.model_copy(
-            update={
-                "open_world": _in_one_list(fitted, images, ours),
-                "balanced": Balanced.of(ours, images.labels, images.group_numbers),
-                "levels": levels_of(evaluations[-1]),
-            }
-        )
         scores.append(score.model_copy(update=rates))
     return evaluations, scores
 

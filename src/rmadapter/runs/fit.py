@@ -114,7 +114,10 @@ def fit(
         else:
             run = _Run(task, few, lab, files, Unfinished(files.training, training_key), folds)
             record = run.do(method, name, trackers, key, origin)
-        _remove_unfinished(files)
+        # what only an unfinished run needs: this one, or one that was killed here
+        files.training.unlink(missing_ok=True)
+        files.tracking.unlink(missing_ok=True)
+        shutil.rmtree(files.activations, ignore_errors=True)
     return record
 
 
@@ -321,13 +324,6 @@ def _others(outcome: Outcome, task: Task, method: Method, few: FewShot, lab: Lab
         parts.append(outcome.evaluations[0].images)
     drawn = {content for part in few.drawn for content in part.contents}
     return {content for part in parts for content in part.contents} - drawn
-
-
-def _remove_unfinished(files: RunFolder) -> None:
-    """Remove what only an unfinished run needs: this one, or one that was killed here."""
-    files.training.unlink(missing_ok=True)
-    files.tracking.unlink(missing_ok=True)
-    shutil.rmtree(files.activations, ignore_errors=True)
 
 
 def _check_finished(
