@@ -24,7 +24,6 @@ from rmadapter.support.files import check_new, user_path
 from rmadapter.support.terminal import note, table
 
 if TYPE_CHECKING:
-    from rmadapter.curate.apply import Cleaned
     from rmadapter.curate.suspects import Suspects
 
 MAX_ROWS = 20  # images in a table
@@ -109,7 +108,7 @@ def _apply(
     outside: bool,
     as_json: bool,
 ) -> None:
-    """Write a copy of the data, cleaned as a file of decisions says."""
+    """Write a copy of the data, cleaned as a file of decisions says, and print what changed."""
     if out is None:
         raise UserError("--apply: name the cleaned copy with --out")
     check_new(out)
@@ -118,7 +117,13 @@ def _apply(
     from rmadapter.curate.apply import apply_decisions
 
     cleaned = apply_decisions(data, decisions, out, columns=columns, outside=outside)
-    _show_cleaned(out, cleaned, as_json)
+    for label in cleaned.without:
+        note(f"class {label!r} has no training image left")
+    if as_json:
+        print(json.dumps({"cleaned": str(out), **vars(cleaned)}))
+        return
+    counts = f"{cleaned.relabelled:,} with another label; {cleaned.dropped:,} left out"
+    print(f"{out}: {cleaned.images:,} images, {counts}")
 
 
 def _suspects_files(out: Path, data: Path) -> tuple[Path, Path]:
@@ -186,13 +191,3 @@ def _show_suspects(result: Suspects, as_json: bool) -> None:
     _print_counts(result)
     if result.suspects:
         print("--out FOLDER writes all of them to suspects.csv, and a page with the images")
-
-
-def _show_cleaned(out: Path, cleaned: Cleaned, as_json: bool) -> None:
-    for label in cleaned.without:
-        note(f"class {label!r} has no training image left")
-    if as_json:
-        print(json.dumps({"cleaned": str(out), **vars(cleaned)}))
-        return
-    counts = f"{cleaned.relabelled:,} with another label; {cleaned.dropped:,} left out"
-    print(f"{out}: {cleaned.images:,} images, {counts}")
