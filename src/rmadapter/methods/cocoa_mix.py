@@ -28,12 +28,8 @@ from torch import Tensor
 
 from rmadapter.backbones import Backbone
 from rmadapter.data.names import descriptions
-from rmadapter.methods.parts.learned_prompts import (
-    ContextLearner,
-    bind_context,
-    context_vectors,
-    limit_tokens,
-)
+from rmadapter.methods.coop import Context
+from rmadapter.methods.parts.learned_prompts import limit_tokens
 from rmadapter.prompts import Cosines, cosine_logits, entropy, untouched, zero_shot_weights
 from rmadapter.settings import Size
 from rmadapter.support.files import read_text
@@ -103,19 +99,15 @@ def share_outside(ours: Tensor, theirs: Tensor, margin: float, weights: Tensor) 
     return largest(lambda share: bool((entropy(share * ours) >= least).all()))
 
 
-class Mixture(ContextLearner):
+class Mixture(Context):
     """Context vectors as CoOp's, and their shares [2] (pi) in answers for trained classes and for
     others."""
 
     shares: Tensor
 
     def __init__(self, backbone: Backbone, words: str, tokens: int, seed: int) -> None:
-        super().__init__(backbone)
-        self.ctx = context_vectors(backbone, words, tokens, seed)
+        super().__init__(backbone, words, tokens, seed)
         self.register_buffer("shares", torch.ones(2, device=backbone.device))
-
-    def bind(self, names: Sequence[str], templates: Sequence[str]) -> Callable[[], Tensor]:
-        return bind_context(self.backbone, self.ctx, names)
 
     def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
         ours = self.class_weights(names, known)

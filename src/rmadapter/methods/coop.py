@@ -7,21 +7,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rmadapter.backbones import Backbone
-from rmadapter.methods.parts.learned_prompts import (
-    ContextLearner,
-    bind_context,
-    context_loss,
-    context_vectors,
-    limit_tokens,
-)
+from rmadapter.methods.parts.learned_prompts import context_vectors, encoder_of, limit_tokens
+from rmadapter.methods.parts.learners import CosineLearner
+from rmadapter.prompts import cosine_logits
 from rmadapter.settings import Size
 from rmadapter.training.contract import (
     PUBLISHED,
     About,
+    Batch,
     Fitted,
+    Known,
     Loss,
     ModuleMethod,
     Recipe,
@@ -31,15 +30,23 @@ from rmadapter.training.contract import (
 )
 
 
-class Context(ContextLearner):
-    """Context vectors ctx [n, d] in front of every class name."""
+class Context(CosineLearner):
+    """Context vectors ctx [n, d] in front of every class name; image features stay untouched."""
+
+    reaches = ("text",)
 
     def __init__(self, backbone: Backbone, words: str, tokens: int, seed: int) -> None:
         super().__init__(backbone)
         self.ctx = context_vectors(backbone, words, tokens, seed)
 
     def bind(self, names: Sequence[str], templates: Sequence[str]) -> Callable[[], Tensor]:
-        return bind_context(self.backbone, self.ctx, names)
+        """Return a function without arguments that returns the normalised features [C, e] of these
+        classes under the current parameters."""
+        encode = encoder_of(self.backbone, names, len(self.ctx))
+        return lambda: F.normalize(encode(self.ctx), dim=-1)
+
+    def encode_classes(self, names: Sequence[str], known: Known) -> Tensor:
+        return self.bind(names, known.templates)()
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,13 @@ class CoOp(ModuleMethod[Context]):
         return Context(backbone, self.context, self.tokens, seed)
 
     def objective(self, module: Context, shots: Shots) -> Loss:
-        return context_loss(module, shots)
+        weights = module.bind(shots.classes, shots.templates)
+
+        def loss(batch: Batch) -> Tensor:
+            logits = cosine_logits(module.backbone, batch.images.features, weights())
+            return F.cross_entropy(logits, batch.labels)
+
+        return loss
 
 
 @dataclass(frozen=True)

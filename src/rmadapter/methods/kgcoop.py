@@ -3,38 +3,28 @@ CVPR 2023."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from rmadapter.backbones import Backbone
-from rmadapter.methods.coop import Context
-from rmadapter.methods.parts.learned_prompts import context_loss
-from rmadapter.prompts import zero_shot_weights
-from rmadapter.settings import Size
+from rmadapter.methods.coop import Context, CoOp
+from rmadapter.prompts import cosine_logits, zero_shot_weights
 from rmadapter.training.contract import (
     PUBLISHED,
     About,
+    Batch,
     Loss,
-    ModuleMethod,
     Recipe,
     Shots,
     Traits,
     Uses,
+    summed,
 )
 
 
-def knowledge(backbone: Backbone, shots: Shots, weight: float) -> Callable[[Tensor], Tensor]:
-    """Return weight * (1 - mean cosine) of class features [C, e] and those of the run's own
-    prompts."""
-    known = zero_shot_weights(backbone, shots.classes, shots.templates)
-    return lambda classes: weight * (1 - F.cosine_similarity(classes, known, dim=-1).mean())
-
-
 @dataclass(frozen=True)
-class KgCoOp(ModuleMethod[Context]):
+class KgCoOp(CoOp):
     """CoOp with class features held near those of hand-written prompts, here the run's templates.
 
     The loss is cross-entropy + distance_weight * (1 - mean cosine). The authors' prompts differ
@@ -55,13 +45,21 @@ class KgCoOp(ModuleMethod[Context]):
         ),
         reads="text",
     )
-    context: str = "a photo of a"
-    tokens: Size = 4
     distance_weight: float = 8.0
     recipe: Recipe = Recipe(epochs=100, batch_size=128)
 
-    def module(self, backbone: Backbone, seed: int = 1) -> Context:
-        return Context(backbone, self.context, self.tokens, seed)
-
     def objective(self, module: Context, shots: Shots) -> Loss:
-        return context_loss(module, shots, knowledge(module.backbone, shots, self.distance_weight))
+        weights = module.bind(shots.classes, shots.templates)
+        known = zero_shot_weights(module.backbone, shots.classes, shots.templates)
+
+        def loss(batch: Batch) -> dict[str, Tensor]:
+            classes = weights()
+            logits = cosine_logits(module.backbone, batch.images.features, classes)
+            cosine = F.cosine_similarity(classes, known, dim=-1).mean()
+            terms = {
+                "ce": F.cross_entropy(logits, batch.labels),
+                "distance": self.distance_weight * (1 - cosine),
+            }
+            return summed(terms)
+
+        return loss

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from rmadapter.backbones import Backbone
-from rmadapter.methods.coop import Context
+from rmadapter.methods.coop import Context, CoOp
 from rmadapter.methods.parts.learned_prompts import PromptedText, limit_tokens
 from rmadapter.prompts import cosine_logits, zero_shot_weights
 from rmadapter.settings import Size
@@ -28,7 +28,6 @@ from rmadapter.training.contract import (
     About,
     Batch,
     Loss,
-    ModuleMethod,
     Recipe,
     Shots,
     Traits,
@@ -67,7 +66,7 @@ class Aligned(Function):
 
 
 @dataclass(frozen=True)
-class ProGrad(ModuleMethod[Context]):
+class ProGrad(CoOp):
     """CoOp whose gradient never works against zero-shot CLIP's answers with the run's templates.
 
     The authors' README has 50 to 200 epochs depending on the number of shots, and a strength of 0.8
@@ -93,7 +92,6 @@ class ProGrad(ModuleMethod[Context]):
         about=About("text", "CoOp's vectors, with no step against CLIP's answers"),
         reads="text",
     )
-    context: str = "a photo of a"
     tokens: Size = 16
     strength: float = 1.0
     recipe: Recipe = Recipe(epochs=100)

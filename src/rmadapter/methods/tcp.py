@@ -13,29 +13,16 @@ from torch import Tensor, nn
 from rmadapter.adapter import quick_gelu
 from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
-from rmadapter.methods.kgcoop import knowledge
-from rmadapter.methods.parts.learned_prompts import (
-    ContextLearner,
-    PromptedText,
-    context_loss,
-    context_vectors,
-)
+from rmadapter.methods.coop import Context
+from rmadapter.methods.kgcoop import KgCoOp
+from rmadapter.methods.parts.learned_prompts import PromptedText
 from rmadapter.prompts import zero_shot_weights
 from rmadapter.settings import Size
 from rmadapter.support.machine import seeded
-from rmadapter.training.contract import (
-    PUBLISHED,
-    About,
-    Loss,
-    ModuleMethod,
-    Recipe,
-    Shots,
-    Traits,
-    Uses,
-)
+from rmadapter.training.contract import PUBLISHED, About, Recipe, Traits, Uses
 
 
-class ClassAware(ContextLearner):
+class ClassAware(Context):
     """Context vectors that are replaced, before one block, by vectors of each class, made from its
     untouched features.
 
@@ -43,8 +30,7 @@ class ClassAware(ContextLearner):
     """
 
     def __init__(self, method: TCP, backbone: Backbone, seed: int) -> None:
-        super().__init__(backbone)
-        self.ctx = context_vectors(backbone, method.context, method.tokens, seed)
+        super().__init__(backbone, method.context, method.tokens, seed)
         n, width = self.ctx.shape
         size, depth = backbone.embedding_size, backbone.text.depth
         hidden = max(1, size // 4)
@@ -82,7 +68,7 @@ class ClassAware(ContextLearner):
 
 
 @dataclass(frozen=True)
-class TCP(ModuleMethod[ClassAware]):
+class TCP(KgCoOp):
     """KgCoOp from noise, with a separate context for each class in the upper blocks of the text
     encoder.
 
@@ -112,13 +98,8 @@ class TCP(ModuleMethod[ClassAware]):
         reads="text",
     )
     context: str = ""
-    tokens: Size = 4
     layer: Size = 9
-    distance_weight: float = 8.0
     recipe: Recipe = Recipe(optimizer="adam", eps=1e-3)
 
     def module(self, backbone: Backbone, seed: int = 1) -> ClassAware:
         return ClassAware(self, backbone, seed)
-
-    def objective(self, module: ClassAware, shots: Shots) -> Loss:
-        return context_loss(module, shots, knowledge(module.backbone, shots, self.distance_weight))

@@ -28,7 +28,7 @@ from rmadapter.encoders import States
 from rmadapter.errors import UserError
 from rmadapter.methods.parts.learners import CosineLearner
 from rmadapter.prompts import CHUNK, check_prompts, cosine_logits
-from rmadapter.training.contract import Batch, Known, Loss, Shots
+from rmadapter.training.contract import Known
 
 _STARTS: WeakKeyDictionary[Backbone, int] = WeakKeyDictionary()
 PLACEHOLDER = "X"  # a single token in every vocabulary, if only the unknown one
@@ -150,49 +150,9 @@ def context_vectors(backbone: Backbone, words: str, tokens: int, seed: int) -> n
     return nn.Parameter(start.to(backbone.device))
 
 
-def bind_context(backbone: Backbone, context: Tensor, names: Sequence[str]) -> Callable[[], Tensor]:
-    """Return a function without arguments that returns the normalised features [C, e] of classes,
-    by the current values of a context [n, d] that they share."""
-    encode = encoder_of(backbone, names, len(context))
-    return lambda: F.normalize(encode(context), dim=-1)
-
-
 def limit_tokens(backbone: Backbone, tokens: int) -> int:
     """Return `tokens`, but at most a quarter of the text encoder's length."""
     return min(tokens, backbone.text_length // 4)
-
-
-class ContextLearner(CosineLearner):
-    """A module that learns class features and leaves image features untouched."""
-
-    reaches = ("text",)
-
-    @abstractmethod
-    def bind(self, names: Sequence[str], templates: Sequence[str]) -> Callable[[], Tensor]:
-        """Return a function without arguments that returns the normalised features [C, e] of these
-        classes under the current parameters."""
-
-    def encode_classes(self, names: Sequence[str], known: Known) -> Tensor:
-        return self.bind(names, known.templates)()
-
-
-def context_loss(
-    learner: ContextLearner, shots: Shots, penalty: Callable[[Tensor], Tensor] | None = None
-) -> Loss:
-    """Return the cross-entropy of untouched image features against a learner's class features, plus
-    penalty(class features)."""
-    weights = learner.bind(shots.classes, shots.templates)
-
-    def loss(batch: Batch) -> dict[str, Tensor]:
-        classes = weights()
-        logits = cosine_logits(learner.backbone, batch.images.features, classes)
-        ce = F.cross_entropy(logits, batch.labels)
-        if penalty is None:
-            return {"loss": ce}
-        distance = penalty(classes)
-        return {"loss": ce + distance, "ce": ce, "distance": distance}
-
-    return loss
 
 
 # ---- deep prompts ----
