@@ -85,7 +85,8 @@ def test_features_are_the_projection_of_the_pooled_tokens(
     assert found is not None
     weight, bias = found
     assert bias is None
-    pooled = encoder.pooled(encoder.frozen(pixels, encoder.depth).y)
+    states = encoder.frozen(pixels, encoder.depth)
+    pooled = encoder.pooled(states.y, states.layout)
     assert pooled.shape == (3, weight.shape[0])
     torch.testing.assert_close(pooled @ weight, encoder.visual(pixels), **EXACT)
 

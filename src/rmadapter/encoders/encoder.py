@@ -15,7 +15,7 @@ except what it has cast, so any number of methods can share it.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
@@ -71,7 +71,7 @@ class States:
 
 
 class Encoder(ABC, Generic[Layout]):
-    """One side of a backbone.
+    """One side of a backbone. One without known blocks only has its features.
 
     Attributes:
         blocks: Its own modules.
@@ -91,19 +91,33 @@ class Encoder(ABC, Generic[Layout]):
 
     @property
     def opaque(self) -> bool:
-        """Return whether some block runs only by its own forward, on tokens that its encoder
-        made."""
-        return any(isinstance(view, Opaque) for view in self.views)
+        """Return whether there are no known blocks, or some block runs only by its own forward, on
+        tokens that its encoder made."""
+        return not self.views or any(isinstance(view, Opaque) for view in self.views)
 
-    @abstractmethod
+    @property
+    def tail(self) -> list[nn.Parameter]:
+        """Return the head's parameters: norms, pooling and projection after the top block."""
+        return []
+
+    @property
+    def projection(self) -> tuple[Tensor, Tensor | None] | None:
+        """Return weight [d, e] and bias [e] of the linear map from `pooled` to features, if any."""
+        return None
+
     def head(self, x: Tensor, layout: Layout) -> Tensor:
         """Return features [B or C, e] of the tokens that leave the top block, or just of those
         that are read."""
+        return self.project(self.pooled(x, layout))
 
-    @property
-    @abstractmethod
-    def tail(self) -> list[nn.Parameter]:
-        """Return the head's parameters: norms, pooling and projection after the top block."""
+    def pooled(self, x: Tensor, layout: Layout) -> Tensor:
+        """Return what is projected, [B or C, d], from the tokens that leave the top block, or just
+        from those that are read."""
+        raise NotImplementedError
+
+    def project(self, pooled: Tensor) -> Tensor:
+        """Return features [B or C, e] of what `pooled` gives."""
+        raise NotImplementedError
 
     def reads_some(self, layout: Layout) -> bool:
         """Return whether the top block is needed only for the tokens of `layout.read`."""
@@ -240,14 +254,18 @@ class BlockView:
     def heads(self) -> int:
         return self.plain(torch.float32).heads
 
+    def read(self, n: Tensor) -> Tensor:
+        """Change what attention reads, [..., d]; by default not at all."""
+        return n
+
     def qkv(self, n: Tensor) -> tuple[Tensor, ...]:
-        return self.plain(n.dtype).qkv(n)
+        return self.plain(n.dtype).qkv(self.read(n))
 
     def query(self, n: Tensor) -> Tensor:
-        return self.plain(n.dtype).query(n)
+        return self.plain(n.dtype).query(self.read(n))
 
     def key_value(self, n: Tensor) -> tuple[Tensor, ...]:
-        return self.plain(n.dtype).key_value(n)
+        return self.plain(n.dtype).key_value(self.read(n))
 
     def close(self, x: Tensor, attended: Tensor) -> Tensor:
         return self.plain(x.dtype).close(x, attended)

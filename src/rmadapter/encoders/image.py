@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -34,7 +33,7 @@ class ImageEncoder(Encoder[Grid]):
     """
 
     side = "image"
-    pre_norm: nn.Module
+    pre_norm: nn.Module = nn.Identity()
     front = 0
 
     def __init__(
@@ -44,26 +43,9 @@ class ImageEncoder(Encoder[Grid]):
         self.visual = visual
         self.read_index = read_index
 
-    @property
-    @abstractmethod
-    def projection(self) -> tuple[Tensor, Tensor | None] | None:
-        """Return weight [d, e] and bias [e] of the linear map from `pooled` to features, if any."""
-
-    @abstractmethod
-    def pooled(self, x: Tensor) -> Tensor:
-        """Return what is projected, [B, d], from the tokens that leave the top block, or just from
-        those that are read."""
-
-    @abstractmethod
-    def project(self, pooled: Tensor) -> Tensor:
-        """Return features [B, e] of what `pooled` gives."""
-
-    def head(self, x: Tensor, layout: Grid) -> Tensor:
-        return self.project(self.pooled(x))
-
-    @abstractmethod
     def top_norm(self, x: Tensor) -> Tensor:
         """Apply the norm after the top block to single tokens [..., d]."""
+        raise NotImplementedError
 
     def frozen(self, images: Tensor, first: int | None = None, *, features: bool = True) -> States:
         """Run the untouched encoder.
@@ -146,7 +128,7 @@ class ClipImage(ImageEncoder):
         v = self.visual
         return weights_of(v.attn_pool, v.ln_post, v.proj)
 
-    def pooled(self, x: Tensor) -> Tensor:
+    def pooled(self, x: Tensor, layout: Grid) -> Tensor:
         return self.visual._pool(x if x.ndim == 3 else x[:, None])[0]  # pools token 0
 
     def project(self, pooled: Tensor) -> Tensor:
@@ -182,7 +164,7 @@ class TimmImage(ImageEncoder):
         pool = getattr(t, "attn_pool", None)
         return weights_of(t.norm, pool, t.fc_norm, t.head, self.visual.head)
 
-    def pooled(self, x: Tensor) -> Tensor:
+    def pooled(self, x: Tensor, layout: Grid) -> Tensor:
         tokens = self.trunk.norm(x if x.ndim == 3 else x[:, None])
         return self.trunk.forward_head(tokens, pre_logits=True)
 
@@ -203,11 +185,6 @@ class WholeImage(ImageEncoder):
         encode: Function from images [B, 3, H, W] to features [B, e].
     """
 
-    opaque = True
-    tail: list[nn.Parameter] = []  # noqa: RUF012
-    pre_norm = nn.Identity()
-    projection = None
-
     def __init__(self, visual: nn.Module, kind: str, encode: Callable[[Tensor], Tensor]) -> None:
         super().__init__(visual, (), 0, None)
         self.kind, self._encode = kind, encode
@@ -218,12 +195,3 @@ class WholeImage(ImageEncoder):
     ) -> list[States]:
         assert not any(firsts), "it has no blocks"
         return [States(None, Grid(None), self._encode(images))] * len(firsts)
-
-    def project(self, pooled: Tensor) -> Tensor:
-        raise NotImplementedError("it has no blocks")
-
-    def pooled(self, x: Tensor) -> Tensor:
-        raise NotImplementedError("it has no blocks")
-
-    def top_norm(self, x: Tensor) -> Tensor:
-        raise NotImplementedError("it has no blocks")

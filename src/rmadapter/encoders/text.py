@@ -45,33 +45,15 @@ class TextEncoder(Encoder[Packed]):
     side = "text"
     causal = False
 
-    @property
-    @abstractmethod
-    def projection(self) -> tuple[Tensor, Tensor | None] | None:
-        """Return weight [d, e] and bias [e] of the linear map from `pooled` to features, if any."""
-
-    @abstractmethod
-    def pooled(self, x: Tensor, layout: Packed) -> Tensor:
-        """Return what is projected, [C, d], from the tokens that leave the top block, or just from
-        those that are read."""
-
-    @abstractmethod
-    def project(self, pooled: Tensor) -> Tensor:
-        """Return features [C, e] of what `pooled` gives."""
-
-    def head(self, x: Tensor, layout: Packed) -> Tensor:
-        return self.project(self.pooled(x, layout))
-
     @abstractmethod
     def real_tokens(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return how many tokens of each prompt count, [C], and the position of the one that is
         read, [C], if just one is."""
 
-    @abstractmethod
     def words(self, layout: Packed) -> Tensor:
         """Return the embeddings of the tokens, [T, d], without positions."""
+        raise NotImplementedError
 
-    @abstractmethod
     def stem(self, layout: Packed, words: Tensor | None = None) -> Tensor:
         """Return what enters block 1, [T, d].
 
@@ -79,6 +61,7 @@ class TextEncoder(Encoder[Packed]):
             layout: Layout of the tokens.
             words: Embeddings to use instead of the tokens'.
         """
+        raise NotImplementedError
 
     def layout(self, tokens: Tensor, share: bool = True) -> Packed:
         """Lay out tokens.
@@ -225,10 +208,6 @@ class WholeText(TextEncoder):
         encode: Function from tokens [C, L] to features [C, e].
     """
 
-    opaque = True
-    tail: list[nn.Parameter] = []  # noqa: RUF012
-    projection = None
-
     def __init__(self, kind: str, encode: Callable[[Tensor], Tensor]) -> None:
         super().__init__((), 0)
         self.kind, self._encode = kind, encode
@@ -240,15 +219,3 @@ class WholeText(TextEncoder):
 
     def real_tokens(self, tokens: Tensor) -> tuple[Tensor, None]:
         return torch.full((len(tokens),), tokens.shape[1], device=tokens.device), None
-
-    def words(self, layout: Packed) -> Tensor:
-        raise NotImplementedError("it has no blocks")
-
-    def stem(self, layout: Packed, words: Tensor | None = None) -> Tensor:
-        raise NotImplementedError("it has no blocks")
-
-    def pooled(self, x: Tensor, layout: Packed) -> Tensor:
-        raise NotImplementedError("it has no blocks")
-
-    def project(self, pooled: Tensor) -> Tensor:
-        raise NotImplementedError("it has no blocks")

@@ -103,11 +103,8 @@ class ChangedBlock(BlockView):
     def _changed(self, x: Tensor, which: str) -> Tensor:
         return self.change(x, self.layers[which], self.scale)
 
-    def qkv(self, n: Tensor) -> tuple[Tensor, ...]:
-        return super().qkv(self._changed(n, "attention"))
-
-    def key_value(self, n: Tensor) -> tuple[Tensor, ...]:
-        return super().key_value(self._changed(n, "attention"))
+    def read(self, n: Tensor) -> Tensor:
+        return self._changed(n, "attention")
 
     def close(self, x: Tensor, attended: Tensor) -> Tensor:
         edit = partial(self._changed, which="mlp") if "mlp" in self.layers else None

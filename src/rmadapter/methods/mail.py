@@ -116,17 +116,8 @@ class AgentBlock(BlockView):
     def _edit(self, place: str, x: Tensor) -> Tensor:
         return affine(x, self.agents[place])
 
-    def _read(self, n: Tensor) -> Tensor:
+    def read(self, n: Tensor) -> Tensor:
         return self._edit("norm", n) if self.plain(n.dtype).norm_first else n
-
-    def qkv(self, n: Tensor) -> tuple[Tensor, ...]:
-        return super().qkv(self._read(n))
-
-    def query(self, n: Tensor) -> Tensor:
-        return super().query(self._read(n))
-
-    def key_value(self, n: Tensor) -> tuple[Tensor, ...]:
-        return super().key_value(self._read(n))
 
     def close(self, x: Tensor, attended: Tensor) -> Tensor:
         return self.plain(x.dtype).close_by_parts(x, attended, self._edit)
@@ -244,7 +235,7 @@ class AgentCLIP(TextLearner):
         block."""
         image = self.backbone.image
         x = image.through(states.x, states.layout, views=self._views("image"))
-        return self._features("image", image.pooled(x))
+        return self._features("image", image.pooled(x, states.layout))
 
     @torch.no_grad()
     def merged(self) -> ImageEncoder:
@@ -266,7 +257,7 @@ class AgentCLIP(TextLearner):
     def merged_features(self, states: States, image: ImageEncoder) -> Tensor:
         """Return what `image_features` does, by the encoder that `merged` returned."""
         x = image.through(states.x, states.layout)
-        return self._features("image", image.pooled(x))
+        return self._features("image", image.pooled(x, states.layout))
 
     def encode_text(self, x: Tensor, layout: Packed) -> Tensor:
         text = self.backbone.text

@@ -64,7 +64,7 @@ class Projector(Learner):
 
     def pooled(self, states: States) -> Tensor:
         """Return pooled tokens [B, d]."""
-        return self.backbone.image.pooled(states.y)
+        return self.backbone.image.pooled(states.y, states.layout)
 
     def project(self, pooled: Tensor) -> Tensor:
         """Project [B, d] to features [B, e]."""
