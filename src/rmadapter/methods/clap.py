@@ -47,10 +47,23 @@ PAPER = (
 
 
 @dataclass(frozen=True)
-class Probe(Method):
-    """Class features trained as free weights. Only answers for the classes of its shots."""
+class ZeroShotProbe(Method):
+    """Class features trained as free weights, without a penalty. Only answers for the classes of
+    its shots."""
 
-    penalised: ClassVar[bool]
+    title = "linear probe, zero-shot start"
+    source = f"ZS-LP of {PAPER}"
+    traits = Traits(
+        uses=Uses(tuned=PUBLISHED),
+        about=About(
+            "features",
+            "a linear probe that starts as the class prompts",
+            "class names that mean something",
+            new_classes=False,
+        ),
+        reads="features",
+    )
+    penalised: ClassVar[bool] = False
     recipe: Recipe = Recipe(learning_rate=0.1, epochs=300, batch_size=256, weight_decay=0.0)
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
@@ -84,26 +97,7 @@ class Probe(Method):
 
 
 @dataclass(frozen=True)
-class ZeroShotProbe(Probe):
-    """A probe without a penalty."""
-
-    title = "linear probe, zero-shot start"
-    source = f"ZS-LP of {PAPER}"
-    traits = Traits(
-        uses=Uses(tuned=PUBLISHED),
-        about=About(
-            "features",
-            "a linear probe that starts as the class prompts",
-            "class names that mean something",
-            new_classes=False,
-        ),
-        reads="features",
-    )
-    penalised: ClassVar[bool] = False
-
-
-@dataclass(frozen=True)
-class CLAP(Probe):
+class CLAP(ZeroShotProbe):
     """A probe held near the text features. One setting for all data sets, as published; the
     strengths keep their initial values, as with constraint `l2` of the released code."""
 

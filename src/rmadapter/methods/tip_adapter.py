@@ -9,7 +9,6 @@ their classes as one-hot vectors.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -42,10 +41,6 @@ from rmadapter.training.contract import (
     shaped,
 )
 
-PAPER = (
-    "Zhang et al., ECCV 2022 (arXiv 2207.09519); configs/imagenet.yaml of "
-    "github.com/gaopengcuhk/Tip-Adapter"
-)
 ON_TEST = "alpha and beta for ImageNet (authors' main_imagenet.py), here searched on held-out shots"
 
 
@@ -66,16 +61,41 @@ class Search:
 
 
 @dataclass(frozen=True)
-class CachedShots(Method):
+class TipAdapter(Method):
     """Answers by zero-shot and by the shots, whose features are keys and whose classes are values.
-    Only answers for the classes of its shots."""
 
+    Nothing is trained. A key is the mean of a shot over the run's augmented views; the released
+    code takes ten. Only answers for the classes of its shots.
+    """
+
+    title = "Tip-Adapter"
+    source = (
+        "Zhang et al., ECCV 2022 (arXiv 2207.09519); configs/imagenet.yaml of "
+        "github.com/gaopengcuhk/Tip-Adapter"
+    )
+    traits = Traits(
+        uses=Uses(
+            constants="alpha and the grids of alpha and beta",
+            tuned=HELD_OUT,
+            on_test=ON_TEST,
+        ),
+        about=About(
+            "nothing",
+            "similar shots add to zero-shot answers",
+            "machines that cannot train at all",
+            new_classes=False,
+        ),
+        reads="features",
+    )
     grid: Search = field(default_factory=Search)
 
-    @abstractmethod
     def keys(self, backbone: Backbone, shots: Shots, views: Tensor) -> tuple[Tensor, Trained]:
         """Return keys [N, e] of some shots with features `views` [V, N, e], and how they were
         trained."""
+        return mean_keys(views), Trained(weighed=True)
+
+    def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
+        return Parameters()
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
         views = shots.features()
@@ -155,41 +175,11 @@ class CachedShots(Method):
 
 
 @dataclass(frozen=True)
-class TipAdapter(CachedShots):
-    """Nothing is trained. A key is the mean of a shot over the run's augmented views; the released
-    code takes ten."""
-
-    title = "Tip-Adapter"
-    source = PAPER
-    traits = Traits(
-        uses=Uses(
-            constants="alpha and the grids of alpha and beta",
-            tuned=HELD_OUT,
-            on_test=ON_TEST,
-        ),
-        about=About(
-            "nothing",
-            "similar shots add to zero-shot answers",
-            "machines that cannot train at all",
-            new_classes=False,
-        ),
-        reads="features",
-    )
-
-    def keys(self, backbone: Backbone, shots: Shots, views: Tensor) -> tuple[Tensor, Trained]:
-        return mean_keys(views), Trained(weighed=True)
-
-    def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
-        return Parameters()
-
-
-@dataclass(frozen=True)
-class TipAdapterF(CachedShots):
+class TipAdapterF(TipAdapter):
     """Trains the keys, with alpha and beta as given, before both are searched. The keys of the last
     epoch are used; the released code uses the best epoch on the test images."""
 
     title = "Tip-Adapter-F"
-    source = PAPER
     traits = Traits(
         uses=Uses(
             constants="alpha, the grids of alpha and beta, epochs on EuroSAT",
