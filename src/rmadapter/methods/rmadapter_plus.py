@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,20 +20,18 @@ from rmadapter.backbones import Backbone
 from rmadapter.encoders import States
 from rmadapter.methods.parts.features import Places, unit
 from rmadapter.methods.ridge import HEAD, ridge
-from rmadapter.methods.rmadapter import ADAMW, PLAIN, RMAdapter, class_weights
+from rmadapter.methods.rmadapter import PLAIN, RMAdapter, class_weights
 from rmadapter.methods.zero_shot import GENERAL_TEMPLATES
 from rmadapter.model import AdaptedCLIP
 from rmadapter.prompts import zero_shot_weights
-from rmadapter.settings import AdapterSettings, LossSettings, Positive, Share
+from rmadapter.settings import LossSettings, Positive, Share
 from rmadapter.task import check_templates
 from rmadapter.training.contract import (
     About,
     Expected,
     Fitted,
     Known,
-    Method,
     Parameters,
-    Recipe,
     Shots,
     ToLogits,
     Traits,
@@ -44,17 +41,11 @@ from rmadapter.training.contract import (
 
 
 @dataclass(frozen=True)
-class RMAdapterPlus(Method):
+class RMAdapterPlus(RMAdapter):
     """RMAdapter's adapters, with a regression for classes of the shots and the untouched model for
     others.
 
     Args:
-        title: Name in tables.
-        source: Papers.
-        adapter: Settings of the adapters.
-        loss: Settings of the loss.
-        recipe: Optimiser and its schedule.
-        forward: As in RMAdapter.
         head: Weight of the regression.
         penalty: Lambda of the regression.
         keep: Share of the adapted model in the logits of other classes, chosen in
@@ -67,10 +58,7 @@ class RMAdapterPlus(Method):
         "of this project; adapters: Lin et al., AAAI-26; both models: Wortsman et al., CVPR 2022 "
         "(WiSE-FT)"
     )
-    adapter: AdapterSettings = field(default_factory=AdapterSettings)
     loss: LossSettings = field(default_factory=lambda: PLAIN.loss)
-    recipe: Recipe = ADAMW
-    forward: Literal["lean", "reference"] = "lean"
     head: float = 0.5
     penalty: Positive = 1.0
     keep: Share = 0.4
@@ -92,16 +80,6 @@ class RMAdapterPlus(Method):
         if self.general:
             check_templates(self.general)
 
-    @property
-    def adapters(self) -> RMAdapter:
-        """Return the method that trains the adapters."""
-        return RMAdapter(
-            self.title, self.source, self.adapter, self.loss, self.recipe, self.forward
-        )
-
-    def model(self, backbone: Backbone) -> AdaptedCLIP:
-        return self.adapters.model(backbone)
-
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
         head = ridge(
             unit(shots.plain_features()),
@@ -110,7 +88,7 @@ class RMAdapterPlus(Method):
             self.penalty,
             shots.weights,
         )
-        adapted = self.adapters.fit(backbone, shots)
+        adapted = super().fit(backbone, shots)
         return self.restore(backbone, shots.known, {**adapted.tensors, HEAD: head}).after(
             adapted.trained
         )
@@ -148,11 +126,8 @@ class RMAdapterPlus(Method):
         return places.weights(trained, others)
 
     def parameters(self, backbone: Backbone, classes: int = 100, shots: int = 16) -> Parameters:
-        trained, training_only = self.adapters.parameters(backbone, classes, shots)
+        trained, training_only = super().parameters(backbone, classes, shots)
         return Parameters(trained + classes * backbone.embedding_size, training_only)
-
-    def starts_at(self, backbone: Backbone) -> int | None:
-        return self.adapters.starts_at(backbone)
 
 
 @dataclass(frozen=True)
