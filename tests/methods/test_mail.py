@@ -162,7 +162,7 @@ def test_features_and_gradients_are_plain_ones(name: str, request: pytest.Fixtur
     f_plain, w_plain = plain(backbone, module, images, tokens)
     torch.testing.assert_close(f, f_plain, rtol=1e-9, atol=1e-10)
     torch.testing.assert_close(w, w_plain, rtol=1e-9, atol=1e-10)
-    merged = module.merged_features(states, module.merged())
+    merged = module.image_features(states, module.merged())
     torch.testing.assert_close(merged, f, rtol=1e-9, atol=1e-10)
     goal = torch.randn(len(f), len(w), generator=torch.Generator().manual_seed(2)).double()
     found, expected = (

@@ -24,13 +24,12 @@ from rmadapter.backbones import Backbone
 from rmadapter.encoders import BlockView, EitherEncoder, Fused, Packed, Projections, States
 from rmadapter.errors import UserError
 from rmadapter.methods.parts.learners import TextLearner
-from rmadapter.prompts import cosine_logits, prompts_each, stems
+from rmadapter.prompts import stems
 from rmadapter.settings import Share, Size
 from rmadapter.support.machine import seeded
 from rmadapter.training.contract import (
     PUBLISHED,
     About,
-    Batch,
     Loss,
     ModuleMethod,
     Recipe,
@@ -99,9 +98,6 @@ class UpdatedCLIP(TextLearner):
     Raises UserError for encoders whose blocks cannot be taken apart.
     """
 
-    first = 1
-    reaches = ("image", "text")
-
     def __init__(
         self, backbone: Backbone, rank: int, scale: float, dropout: float, seed: int
     ) -> None:
@@ -140,12 +136,14 @@ class UpdatedCLIP(TextLearner):
         unit = torch.eye(self.backbone.image.width, device=like.device, dtype=like.dtype)
         return [MergedBlock(view, unit) for view in self.views[0]]
 
-    def image_features(self, states: States, views: Sequence[Projections]) -> Tensor:
-        """Return features [B, e] from the input of the image encoder's first block."""
+    def image_features(self, states: States, merged: Sequence[Projections] = ()) -> Tensor:
+        """Return features [B, e] from the input of the image encoder's first block, by the blocks
+        that `merged` returned, if they are given."""
+        views = merged or self.views[0]
         return self.backbone.image.encode(states.x, states.layout, views=views)
 
     def image_encoder(self) -> Callable[[States], Tensor]:
-        return partial(self.image_features, views=self.merged())
+        return partial(self.image_features, merged=self.merged())
 
 
 @dataclass(frozen=True)
@@ -193,12 +191,6 @@ class CLIPLoRA(ModuleMethod[UpdatedCLIP]):
         )
 
     def objective(self, module: UpdatedCLIP, shots: Shots) -> Loss:
-        backbone, each = module.backbone, prompts_each(shots.classes, shots.templates)
-        prompts = stems(backbone, shots.classes, shots.templates, share=self.dropout == 0)
-
-        def loss(batch: Batch) -> Tensor:
-            features = module.image_features(batch.images, module.views[0])
-            logits = cosine_logits(backbone, features, module.class_features(prompts, each))
-            return F.cross_entropy(logits, batch.labels)
-
-        return loss
+        share = self.dropout == 0
+        prompts = stems(module.backbone, shots.classes, shots.templates, share)
+        return module.cross_entropy(prompts, shots)

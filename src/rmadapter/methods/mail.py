@@ -43,13 +43,11 @@ from rmadapter.encoders import (
 )
 from rmadapter.errors import UserError
 from rmadapter.methods.parts.learners import TextLearner
-from rmadapter.prompts import cosine_logits, prompts_each
 from rmadapter.settings import Size
 from rmadapter.support.machine import seeded
 from rmadapter.training.contract import (
     PUBLISHED,
     About,
-    Batch,
     Loss,
     ModuleMethod,
     Recipe,
@@ -153,9 +151,6 @@ class AgentCLIP(TextLearner):
     Raises UserError for blocks that cannot be taken apart.
     """
 
-    first = 1
-    reaches = ("image", "text")
-
     def __init__(self, backbone: Backbone, rank: int, projections: bool, seed: int) -> None:
         super().__init__(backbone)
         self.encoders: dict[str, EitherEncoder] = {"image": backbone.image, "text": backbone.text}
@@ -230,11 +225,12 @@ class AgentCLIP(TextLearner):
             x = encoder.project(x)
         return affine(x, self.affine(side, TOP, "projection"))
 
-    def image_features(self, states: States) -> Tensor:
+    def image_features(self, states: States, merged: ImageEncoder | None = None) -> Tensor:
         """Return features [B, e], not normalised, from the input of the image encoder's first
-        block."""
-        image = self.backbone.image
-        x = image.through(states.x, states.layout, views=self._views("image"))
+        block, by the encoder that `merged` returned, if it is given."""
+        image = merged or self.backbone.image
+        views = () if merged else self._views("image")
+        x = image.through(states.x, states.layout, views=views)
         return self._features("image", image.pooled(x, states.layout))
 
     @torch.no_grad()
@@ -254,18 +250,13 @@ class AgentCLIP(TextLearner):
                 merge(layer, agents[place])
         return image
 
-    def merged_features(self, states: States, image: ImageEncoder) -> Tensor:
-        """Return what `image_features` does, by the encoder that `merged` returned."""
-        x = image.through(states.x, states.layout)
-        return self._features("image", image.pooled(x, states.layout))
-
     def encode_text(self, x: Tensor, layout: Packed) -> Tensor:
         text = self.backbone.text
         x = text.through(x, layout, views=self._views("text"))
         return self._features("text", text.pooled(x, layout))
 
     def image_encoder(self) -> Callable[[States], Tensor]:
-        return partial(self.merged_features, image=self.merged())
+        return partial(self.image_features, merged=self.merged())
 
 
 @dataclass(frozen=True)
@@ -306,12 +297,4 @@ class MAIL(ModuleMethod[AgentCLIP]):
         return AgentCLIP(backbone, self.rank, self.projections, seed)
 
     def objective(self, module: AgentCLIP, shots: Shots) -> Loss:
-        backbone, each = module.backbone, prompts_each(shots.classes, shots.templates)
-        prompts = module.prompts(shots.classes, shots.templates)
-
-        def loss(batch: Batch) -> Tensor:
-            features = module.image_features(batch.images)
-            logits = cosine_logits(backbone, features, module.class_features(prompts, each))
-            return F.cross_entropy(logits, batch.labels)
-
-        return loss
+        return module.cross_entropy(module.prompts(shots.classes, shots.templates), shots)

@@ -10,7 +10,7 @@ few of the others; classes that no image of a batch needs are not encoded.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -89,8 +89,6 @@ class TunedCLIP(TextLearner):
         UserError: An encoder has no blocks.
     """
 
-    reaches = ("image", "text")
-
     def __init__(self, backbone: Backbone, skipped: float) -> None:
         super().__init__(backbone)
         sides = (backbone.image, backbone.text)
@@ -109,7 +107,6 @@ class TunedCLIP(TextLearner):
         ).requires_grad_()
 
     def image_features(self, states: States) -> Tensor:
-        """Return image features [B, e]."""
         assert self.first is not None
         # not of cast copies
         return self.image.encode(states.x, states.layout, self.first, views=self.image.views)
@@ -123,9 +120,6 @@ class TunedCLIP(TextLearner):
     ) -> list[tuple[Tensor, Packed]]:
         frozen = frozen_prompts(self.backbone, names, templates, self.first_text)
         return [(states.x, states.layout) for states in frozen]
-
-    def image_encoder(self) -> Callable[[States], Tensor]:
-        return self.image_features
 
 
 def choose_classes(

@@ -9,7 +9,7 @@ encoder after stage 1 for others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -47,9 +47,6 @@ class Norms(TextLearner):
     All else is shared with the backbone. Raises UserError for encoders without blocks.
     """
 
-    first = FIRST
-    reaches = ("image", "text")
-
     def __init__(self, backbone: Backbone, classes: int) -> None:
         super().__init__(backbone)
         norms = _norms(backbone.image, backbone.text)
@@ -61,11 +58,7 @@ class Norms(TextLearner):
         )
 
     def image_features(self, states: States) -> Tensor:
-        """Return image features [B, e]."""
         return self.image.encode(states.x, states.layout, FIRST, views=_own_views(self.image))
-
-    def image_encoder(self) -> Callable[[States], Tensor]:
-        return self.image_features
 
     def encode_text(self, x: Tensor, layout: Packed) -> Tensor:
         return self.text.encode(x, layout, views=_own_views(self.text))

@@ -6,12 +6,22 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import torch.nn.functional as F
 from torch import Tensor
 
+from rmadapter.adapter import SIDES
 from rmadapter.backbones.known import kept_adapted
 from rmadapter.encoders import Packed, States
-from rmadapter.prompts import Chunks, Cosines, learnt_weights, prompts_each, stems, untouched
-from rmadapter.training.contract import Known, Learner, ToLogits
+from rmadapter.prompts import (
+    Chunks,
+    Cosines,
+    cosine_logits,
+    learnt_weights,
+    prompts_each,
+    stems,
+    untouched,
+)
+from rmadapter.training.contract import Batch, Known, Learner, Loss, Shots, ToLogits
 
 
 class CosineLearner(Learner):
@@ -36,8 +46,18 @@ class CosineLearner(Learner):
 
 
 class TextLearner(CosineLearner):
-    """A module that also learns inside the text encoder, which it runs on the prompts of
+    """A module that learns inside both encoders, and runs that of text on the prompts of
     classes."""
+
+    first = 1
+    reaches = SIDES
+
+    @abstractmethod
+    def image_features(self, states: States) -> Tensor:
+        """Return image features [B, e], not normalised."""
+
+    def image_encoder(self) -> Callable[[States], Tensor]:
+        return self.image_features
 
     @abstractmethod
     def encode_text(self, x: Tensor, layout: Packed) -> Tensor:
@@ -60,3 +80,14 @@ class TextLearner(CosineLearner):
     def encode_classes(self, names: Sequence[str], known: Known) -> Tensor:
         prompts = self.prompts(names, known.templates)
         return self.class_features(prompts, prompts_each(names, known.templates))
+
+    def cross_entropy(self, prompts: Chunks, shots: Shots) -> Loss:
+        """Return the cross-entropy of a batch of shots, with the prompts of their classes."""
+        each = prompts_each(shots.classes, shots.templates)
+
+        def loss(batch: Batch) -> Tensor:
+            features = self.image_features(batch.images)
+            logits = cosine_logits(self.backbone, features, self.class_features(prompts, each))
+            return F.cross_entropy(logits, batch.labels)
+
+        return loss
