@@ -11,7 +11,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -29,50 +29,57 @@ HOOKS = threading.RLock()
 Block: TypeAlias = Any  # of open_clip, timm or transformers, whose types have nothing in common
 
 
-class Projections(Protocol):
+class Projections(ABC):
     """The parts of a block but its norm: projections, and what follows attention, which the caller
-    does."""
+    does.
 
-    @property
-    def heads(self) -> int: ...
+    Attributes:
+        heads: Number of heads of attention.
+    """
 
-    def qkv(self, n: Tensor) -> tuple[Tensor, ...]: ...
+    heads: int
 
-    def query(self, n: Tensor) -> Tensor: ...
+    def qkv(self, n: Tensor) -> tuple[Tensor, ...]:
+        """Return queries, keys and values of what attention reads, [..., d] each."""
+        return self.query(n), *self.key_value(n)
 
-    def key_value(self, n: Tensor) -> tuple[Tensor, ...]: ...
+    @abstractmethod
+    def query(self, n: Tensor) -> Tensor:
+        """Return the queries alone."""
 
+    @abstractmethod
+    def key_value(self, n: Tensor) -> tuple[Tensor, ...]:
+        """Return keys and values alone."""
+
+    @abstractmethod
     def close(self, x: Tensor, attended: Tensor) -> Tensor:
         """Apply everything after attention: its output projection, the residuals and the MLP."""
-        ...
 
 
-class View(Projections, Protocol):
+class View(Projections):
     """All parts of a block.
 
     Attributes:
         hidden: Width inside the MLP; 0 for an MLP of another make, whose layers are not known.
         norm_first: Whether "norm" is in front of attention, not behind it.
+        norm: Function from tokens [..., d] to what attention reads of them.
     """
 
     hidden: int
     norm_first: bool
+    norm: Callable[[Tensor], Tensor]
 
-    def norm(self, x: Tensor) -> Tensor:
-        """Return what attention reads of the tokens [..., d]."""
-        ...
-
+    @abstractmethod
     def close(self, x: Tensor, attended: Tensor, edit: Edit | None = None) -> Tensor:
         """Do as `Projections.close`, and change what enters the MLP's activation, [..., hidden], by
         `edit`."""
-        ...
 
+    @abstractmethod
     def close_by_parts(self, x: Tensor, attended: Tensor, edit: EditPart) -> Tensor:
         """As `close`, changing the output of each part that follows attention."""
-        ...
 
 
-class Fused(ABC):
+class Fused(Projections):
     """Query, key and value by one projection."""
 
     @abstractmethod
@@ -89,7 +96,7 @@ class Fused(ABC):
         return self.project(n, 1, 3).chunk(2, -1)
 
 
-class PreNorm(Fused):
+class PreNorm(Fused, View):
     """A pre-norm block of open_clip or timm; same arithmetic as its own forward."""
 
     norm_first = True
@@ -142,7 +149,7 @@ def _is_timms(module: nn.Module, where: str, name: str) -> bool:
     return (type(module).__module__, type(module).__qualname__) == (where, name)
 
 
-class PostNorm:
+class PostNorm(View):
     """A post-norm block of a Hugging Face encoder of the BERT family."""
 
     norm_first = False
@@ -154,9 +161,6 @@ class PostNorm:
 
     def norm(self, x: Tensor) -> Tensor:
         return x  # the block below ended with a LayerNorm
-
-    def qkv(self, n: Tensor) -> tuple[Tensor, ...]:
-        return self.query(n), *self.key_value(n)
 
     def query(self, n: Tensor) -> Tensor:
         return self.block.attention.self.query(n)

@@ -233,7 +233,7 @@ class Encoder(ABC, Generic[Layout]):
         return block == self.depth and self.reads_some(layout)
 
 
-class BlockView:
+class BlockView(Projections):
     """A view of a block in the number format of its tokens, of which methods change parts.
 
     Args:
@@ -243,16 +243,13 @@ class BlockView:
 
     def __init__(self, encoder: Encoder[Grid] | Encoder[Packed], block: int) -> None:
         self.encoder, self.block = encoder, block
+        self.heads = self.plain(torch.float32).heads
 
     def plain(self, kind: torch.dtype) -> View:
         """Return the view of the untouched block for tokens of a number format."""
         view = self.encoder.view(self.block, kind)
         assert not isinstance(view, Opaque)
         return view
-
-    @property
-    def heads(self) -> int:
-        return self.plain(torch.float32).heads
 
     def read(self, n: Tensor) -> Tensor:
         """Change what attention reads, [..., d]; by default not at all."""

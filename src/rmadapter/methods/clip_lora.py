@@ -83,13 +83,16 @@ class MergedBlock(Fused):
     """
 
     def __init__(self, block: UpdatedBlock, unit: Tensor) -> None:
-        self.heads, self.close = block.heads, block.close
+        self.heads, self.block = block.heads, block
         self.bias = torch.cat(block.qkv(torch.zeros_like(unit[:1])), -1)  # [1, 3d]
         self.weight = torch.cat(block.qkv(unit), -1) - self.bias  # [d, 3d]
 
     def project(self, n: Tensor, start: int, stop: int) -> Tensor:
         columns = slice(start * n.shape[-1], stop * n.shape[-1])
         return n @ self.weight[:, columns] + self.bias[0, columns]
+
+    def close(self, x: Tensor, attended: Tensor) -> Tensor:
+        return self.block.close(x, attended)
 
 
 class UpdatedCLIP(TextLearner):
