@@ -10,13 +10,19 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from rmadapter.adapter import SIDES, Adapters, Side, loss_terms, token_mean
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import EitherEncoder, OpenClip, States
 from rmadapter.errors import UserError
-from rmadapter.prompts import CHUNK, class_weights, in_chunks, prompts_each, tokenize
+from rmadapter.prompts import (
+    CHUNK,
+    class_weights,
+    in_chunks,
+    one_at_a_time,
+    prompts_each,
+    tokenize,
+)
 from rmadapter.settings import AdapterSettings, LossSettings
 from rmadapter.support.machine import seeded
 from rmadapter.task import TEMPLATES
@@ -285,12 +291,8 @@ class AdaptedCLIP(nn.Module):
             names: Names of C classes.
             templates: Prompt templates, one {} each; several are averaged.
         """
-        parts = list(in_chunks(names, templates))
-        if len(parts) == 1:
-            return self._class_weights(names, templates)
-        weights = self._class_weights
-        each = [checkpoint(weights, part, templates, use_reentrant=False) for part in parts]
-        return torch.cat(each)
+        parts = [(part, templates) for part in in_chunks(names, templates)]
+        return torch.cat(one_at_a_time(self._class_weights, parts))
 
     def _class_weights(self, names: Sequence[str], templates: Sequence[str]) -> Tensor:
         chunks = self.frozen_text(tokenize(self.backbone, names, templates))
@@ -300,14 +302,8 @@ class AdaptedCLIP(nn.Module):
     def _text(
         self, chunks: Sequence[States], reconstruct: bool
     ) -> list[tuple[Tensor, list[Tensor]]]:
-        """Return `features` of each chunk; of several, the gradient keeps only one at a time in
-        memory."""
-        if len(chunks) == 1:
-            return [self.features("text", chunks[0], reconstruct)]
-        return [
-            checkpoint(self.features, "text", chunk, reconstruct, use_reentrant=False)
-            for chunk in chunks
-        ]
+        """Return `features` of each chunk."""
+        return one_at_a_time(self.features, [("text", chunk, reconstruct) for chunk in chunks])
 
     # ---- training ----
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
 from weakref import WeakKeyDictionary, ref
 
 import torch
@@ -24,6 +24,7 @@ from rmadapter.data.names import descriptions
 from rmadapter.encoders import Packed, States, pausing
 from rmadapter.errors import UserError
 
+T = TypeVar("T")
 Chunks: TypeAlias = "list[tuple[Tensor, Packed]]"  # tokens of prompts and their layouts
 CHUNK = 1024  # prompts encoded at once; more are encoded in turn, and again for their gradient
 MOST = 100  # prompts per class and template, where classes have descriptions
@@ -144,12 +145,16 @@ def class_weights(features: Tensor, each: int = 1) -> Tensor:
 def learnt_weights(
     encode: Callable[..., Tensor], chunks: Sequence[tuple[object, ...]], each: int
 ) -> Tensor:
-    """Return normalised class features [C, e] of prompts in chunks, by encode(*chunk). Several
-    chunks are encoded again for the gradient, so that only one at a time holds activations."""
+    """Return normalised class features [C, e] of prompts in chunks, by encode(*chunk)."""
+    return class_weights(torch.cat(one_at_a_time(encode, chunks)), each)
+
+
+def one_at_a_time(encode: Callable[..., T], chunks: Sequence[tuple[object, ...]]) -> list[T]:
+    """Return encode(*chunk) of each chunk. Several chunks are encoded again for the gradient, so
+    that only one at a time holds activations."""
     if len(chunks) == 1:
-        return class_weights(encode(*chunks[0]), each)
-    features = [checkpoint(encode, *chunk, use_reentrant=False) for chunk in chunks]
-    return class_weights(torch.cat(features), each)
+        return [encode(*chunks[0])]
+    return [checkpoint(encode, *chunk, use_reentrant=False) for chunk in chunks]
 
 
 def cosine_logits(backbone: Backbone, features: Tensor, weights: Tensor) -> Tensor:
