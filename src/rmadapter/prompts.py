@@ -187,16 +187,17 @@ def untouched(states: States) -> Tensor:
 
 @runtime_checkable
 class OfFeatures(Protocol):
-    """A scorer of image features, which others may read, too. features: states of B images ->
-    [B, e]."""
+    """A scorer of image features, which others may read, too."""
 
     @property
-    def features(self) -> Callable[[States], Tensor]: ...
+    def features(self) -> Callable[[States], Tensor]:
+        """Return the function from states of B images to features [B, e]."""
 
     def logits(self, features: Tensor) -> Tensor:
         """Return logits [B, C] of features [B, e]."""
 
-    def __call__(self, states: States) -> Tensor: ...
+    def __call__(self, states: States) -> Tensor:
+        """Return logits [B, C] of states of B images."""
 
 
 @dataclass(frozen=True)
