@@ -47,6 +47,13 @@ class ImageEncoder(Encoder[Grid]):
         """Apply the norm after the top block to single tokens [..., d]."""
         raise NotImplementedError
 
+    @torch.no_grad()
+    def untouched(self, states: States) -> Tensor:
+        """Return the features [B, e] of states, from the tokens if the states have none."""
+        if len(states.features) or states.first is None:
+            return states.features
+        return self.encode(states.x, states.layout, states.first)
+
     def frozen(self, images: Tensor, first: int | None = None, *, features: bool = True) -> States:
         """Run the untouched encoder.
 

@@ -156,17 +156,11 @@ class HierarchicalPrompts(Prompted):
         low, high = self._parts("image")
         return [*self._guided("image", low, "text", self._parts("text")[0]), *high]
 
-    def untouched(self, states: States) -> Tensor:
-        """Return untouched features [B, e]: in training those of the batch, else computed from the
-        tokens."""
-        if len(states.features):
-            return states.features
-        with torch.no_grad():
-            return self.backbone.image.encode(states.x, states.layout)
-
     def joint_image(self, states: States, prompts: Sequence[Tensor]) -> Tensor:
         """Return f [B, e], not normalised, with the prompts of `into_image`."""
-        return _sum(encode_image(self.backbone, states, prompts), self.untouched(states))
+        return _sum(
+            encode_image(self.backbone, states, prompts), self.backbone.image.untouched(states)
+        )
 
     def joint_classes(self, text: PromptedText, known: Tensor) -> Tensor:
         """Return w [C, e], normalised.
@@ -237,7 +231,7 @@ class HiCroPL(ModuleMethod[HierarchicalPrompts]):
 
         def loss(batch: Batch) -> dict[str, Tensor]:
             f = module.joint_image(batch.images, module.into_image())
-            w, f_0 = module.joint_classes(text, w_0), module.untouched(batch.images)
+            w, f_0 = module.joint_classes(text, w_0), module.backbone.image.untouched(batch.images)
             terms = {
                 "ce": F.cross_entropy(cosine_logits(module.backbone, f, w), batch.labels),
                 "image": self.consistency * (1 - F.cosine_similarity(f, f_0).mean()),

@@ -147,11 +147,8 @@ class Both:
     untouched: Tensor
 
     def features(self, states: States) -> Tensor:
-        encoder, features = self.model.backbone.image, states.features
-        if not len(features):  # the caller only asked for the input of block `first`
-            assert states.first is not None
-            features = encoder.encode(states.x, states.layout, states.first)
-        return torch.cat([unit(self.model.features("image", states)[0]), unit(features)], -1)
+        untouched = self.model.backbone.image.untouched(states)
+        return torch.cat([unit(self.model.features("image", states)[0]), unit(untouched)], -1)
 
     def logits(self, features: Tensor) -> Tensor:
         f, g = features.chunk(2, -1)
