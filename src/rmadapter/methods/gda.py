@@ -25,7 +25,7 @@ from torch import Tensor
 
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import States
-from rmadapter.methods.parts.features import Places, held_out, unit
+from rmadapter.methods.parts.features import Places, held_out, hits_of, unit
 from rmadapter.prompts import cosine_logits, linear_logits, prior_weights
 from rmadapter.settings import Positive
 from rmadapter.training.contract import (
@@ -123,8 +123,7 @@ class GDA(Untrained):
             fit = classifier(views[:, rows], shots.labels[rows], len(shots.classes))
             x = unit(features)
             clip, ours = cosine_logits(backbone, x, prompts), linear_logits(x, *fit)
-            found = [int(((clip + a * ours).argmax(-1) == targets).sum()) for a in ALPHAS]
-            hits += torch.tensor(found)
+            hits += hits_of((clip + a * ours for a in ALPHAS), targets)
         return ALPHAS[hits.tolist().index(int(hits.max()))] if parts else self.alpha
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import States
-from rmadapter.methods.parts.features import best_pair, columns, held_out, unit
+from rmadapter.methods.parts.features import best_pair, columns, held_out, hits_of, unit
 from rmadapter.prompts import prior_weights
 from rmadapter.settings import STRICT, option
 from rmadapter.training.contract import (
@@ -139,8 +139,7 @@ class ProKeR(Untrained):
                 values, vectors = torch.linalg.eigh(kernel(keys, keys, beta))
                 asked, turned, clip = kernel(x, keys, beta), vectors.T @ rest, x @ weights.T
                 fits = (solve(values, vectors, turned, one) for one in penalties)
-                right = [((clip + asked @ fit).argmax(-1) == targets).sum() for fit in fits]
-                found += torch.tensor([int(count) for count in right])
+                found += hits_of((clip + asked @ fit for fit in fits), targets)
             return found
 
         return best_pair(betas, penalties, hits) if parts else (grid.beta, grid.penalty)

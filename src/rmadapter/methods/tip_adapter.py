@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import States
-from rmadapter.methods.parts.features import best_pair, columns, held_out, one_hot, unit
+from rmadapter.methods.parts.features import best_pair, columns, held_out, hits_of, one_hot, unit
 from rmadapter.prompts import cosine_logits, zero_shot_weights
 from rmadapter.settings import STRICT, option
 from rmadapter.training.cache import Held
@@ -166,8 +166,7 @@ class TipAdapter(Method):
             found = torch.zeros(len(alphas), dtype=torch.long)
             for affinity, values, clip, labels in parts:
                 extra = ask(affinity, values, beta)
-                right = [((clip + alpha * extra).argmax(-1) == labels).sum() for alpha in alphas]
-                found += torch.tensor([int(count) for count in right])
+                found += hits_of((clip + alpha * extra for alpha in alphas), labels)
             return found
 
         beta, alpha = best_pair(betas, alphas, hits)

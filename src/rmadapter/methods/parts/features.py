@@ -3,7 +3,7 @@ encoder that no longer learns."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -158,6 +158,12 @@ class Places:
             parts.append(others([self.names[i] for i in self.new]))
         order = torch.tensor([*self.old, *self.new], device=parts[0].device)
         return torch.cat(parts)[order.argsort()]
+
+
+def hits_of(tables: Iterable[Tensor], labels: Tensor) -> Tensor:
+    """Return how many of B images with these labels [B] each table of logits [B, C] answers
+    right."""
+    return torch.tensor([int((table.argmax(-1) == labels).sum()) for table in tables])
 
 
 def best_pair(
