@@ -235,7 +235,7 @@ def for_so_long(
             mean.add(model.adapters.state_dict())
 
     followed = replace(shots, callbacks=(Callback(on_step=follow),))
-    replace(method.adapters, recipe=recipe).train(model, followed)
+    replace(method, recipe=recipe).train(model, followed)
     found: dict[str, Mapping[str, Tensor]] = {LAST: model.adapters.state_dict()}
     return found | ({AVERAGED: mean.tensors} if variant.constant else {})
 
@@ -252,7 +252,7 @@ class UntilPlateau:
         learnt, held = (replace(shots, images=images) for images in parted(shots.images))
         self.learnt, self.labels = learnt, held.labels
         self.states = list(shots.cache.stream(held.images, model.first("image")))
-        self.tried = method.adapters.model(model.backbone, shots.seed)
+        self.tried = method.model(model.backbone, shots.seed)
         self.mean, self.best, self.since, self.epochs = Mean(), math.inf, 0, 0
         self.tensors: Mapping[str, Tensor] = {}
 
@@ -266,7 +266,7 @@ class UntilPlateau:
         )
         learnt = replace(self.learnt, callbacks=(callback,))
         with suppress(Plateau):
-            replace(self.method.adapters, recipe=recipe).train(self.model, learnt)
+            replace(self.method, recipe=recipe).train(self.model, learnt)
 
     def _judge(self) -> None:
         """Compare the epoch that just ended with the best one."""
@@ -346,7 +346,7 @@ def trained(
 ) -> tuple[dict[str, Mapping[str, Tensor]], dict[str, Any]]:
     """Train a variant; return its tensors by what they are, and steps, seconds and what the ridge
     regression chose."""
-    model, per_epoch = method.adapters.model(backbone, shots.seed), per_epoch_of(method, shots)
+    model, per_epoch = method.model(backbone, shots.seed), per_epoch_of(method, shots)
     started = time.process_time()
     more: dict[str, Any] = {"steps": variant.epochs * per_epoch}
     if variant.ridge:
