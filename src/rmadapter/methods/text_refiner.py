@@ -21,8 +21,8 @@ from rmadapter.adapter import at_least_float32
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import Opaque, States
 from rmadapter.errors import UserError
-from rmadapter.methods.parts.learned_prompts import PromptedText, context_vectors
-from rmadapter.methods.parts.learners import CosineLearner
+from rmadapter.methods.coop import Context, CoOp
+from rmadapter.methods.parts.learned_prompts import PromptedText
 from rmadapter.prompts import cosine_logits, linear_logits
 from rmadapter.settings import Share, Size
 from rmadapter.support.distributed import add_up, several
@@ -33,7 +33,6 @@ from rmadapter.training.contract import (
     Batch,
     Fitted,
     Known,
-    ModuleMethod,
     Parameters,
     Recipe,
     Shots,
@@ -45,9 +44,9 @@ from rmadapter.training.contract import (
 )
 
 
-class Refiner(CosineLearner):
-    """CoOp's context ctx [n, d], the cache [S, e] and the map; these refine class features and are
-    all answers need.
+class Refiner(Context):
+    """CoOp's context, the cache [S, e] and the map; these refine class features and are all answers
+    need.
 
     Raises UserError for an image encoder without a class token, without a linear projection, or
     with blocks that cannot be taken apart.
@@ -57,7 +56,7 @@ class Refiner(CosineLearner):
     cache: Tensor
 
     def __init__(self, method: TextRefiner, backbone: Backbone, seed: int) -> None:
-        super().__init__(backbone)
+        super().__init__(backbone, method.context, method.tokens, seed)
         self.first, self.alpha, size = backbone.image.depth, method.alpha, backbone.embedding_size
         if (
             backbone.image.opaque
@@ -70,7 +69,6 @@ class Refiner(CosineLearner):
                 f"{backbone.name!r} has no such token, block or projection; use another method, "
                 "such as 'coop'"
             )
-        self.ctx = context_vectors(backbone, method.context, method.tokens, seed)
         with seeded(seed):
             self.map = nn.Linear(2 * size, size, bias=False)
             self.register_buffer("cache", F.normalize(torch.rand(method.slots, size), dim=-1))
@@ -82,8 +80,7 @@ class Refiner(CosineLearner):
         return t + self.alpha * self.map(torch.cat([t, read], -1))
 
     def encode_classes(self, names: Sequence[str], known: Known) -> Tensor:
-        prompts = PromptedText(self.backbone, names, len(self.ctx))
-        return self.refine(F.normalize(prompts.encode(self.ctx), dim=-1))
+        return self.refine(super().encode_classes(names, known))
 
     def image_encoder(self) -> Callable[[States], Tensor]:
         head = self.backbone.image.head
@@ -143,7 +140,7 @@ def local_features(backbone: Backbone, states: States, looked_at: int) -> tuple[
 
 
 @dataclass(frozen=True)
-class TextRefiner(ModuleMethod[Refiner]):
+class TextRefiner(CoOp):
     """CoOp whose class features are refined by a cache of image tokens.
 
     The weights of the last epoch are used; the released configuration uses the best epoch on
@@ -170,8 +167,6 @@ class TextRefiner(ModuleMethod[Refiner]):
         uses=Uses(constants="the rate, by files that name no set", tuned=PUBLISHED),
         about=About("text", "CoOp's vectors, refined by image tokens"),
     )
-    context: str = "a photo of a"
-    tokens: Size = 4
     slots: Size = 25
     alpha: float = 0.2
     keep: Share = 0.8
