@@ -19,7 +19,6 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from rmadapter.backbones import Backbone
 from rmadapter.backbones.known import kept_words
@@ -27,7 +26,7 @@ from rmadapter.data.names import descriptions
 from rmadapter.encoders import States
 from rmadapter.errors import UserError
 from rmadapter.methods.parts.learners import CosineLearner
-from rmadapter.prompts import CHUNK, check_prompts, cosine_logits
+from rmadapter.prompts import CHUNK, check_prompts, cosine_logits, one_at_a_time
 from rmadapter.training.contract import Known
 
 _STARTS: WeakKeyDictionary[Backbone, int] = WeakKeyDictionary()
@@ -102,16 +101,13 @@ class PromptedText:
 
 
 def encoder_of(backbone: Backbone, names: Sequence[str], tokens: int) -> Callable[[Tensor], Tensor]:
-    """Return a function: context [tokens, d] -> class features [C, e], not normalised. Prompts are
-    encoded in chunks of CHUNK; if there are several, the backward pass recomputes them, and so only
-    holds one at a time."""
+    """Return a function: context [tokens, d] -> class features [C, e], not normalised, of prompts
+    in chunks of CHUNK, as `one_at_a_time` encodes them."""
     parts = [
         PromptedText(backbone, names[i : i + CHUNK], tokens) for i in range(0, len(names), CHUNK)
     ]
-    if len(parts) == 1:
-        return parts[0].encode
     return lambda context: torch.cat(
-        [checkpoint(part.encode, context, use_reentrant=False) for part in parts]
+        one_at_a_time(PromptedText.encode, [(part, context) for part in parts])
     )
 
 
