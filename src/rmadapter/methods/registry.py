@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING
 from rmadapter.errors import UserError, did_you_mean, quoted
 from rmadapter.settings import configured, settings_of
 from rmadapter.support.files import JsonObject, user_path
+from rmadapter.training.traits import Traits, Uses
 
 if TYPE_CHECKING:
     from rmadapter.backbones import Backbone
     from rmadapter.training.contract import Method
-    from rmadapter.training.traits import Traits
 
 METHODS: dict[str, str] = {
     "zero-shot": "zero_shot:ZeroShot",
@@ -137,7 +137,9 @@ def load_method(
         16
     """
     method = _checked(_find(name), name)
-    return configured(_with_effort(method, effort), values or {}, name)
+    if effort not in EFFORTS:
+        raise UserError(f"effort={effort!r}{did_you_mean(effort, EFFORTS)}")
+    return configured(_scaled(method, EFFORTS[effort]), values or {}, name)
 
 
 def changed_settings(
@@ -233,7 +235,6 @@ def _from_file(path: Path) -> ModuleType:
 def _checked(member: object, name: str) -> Method:
     """Return an instance of `Method`. Raises UserError if the class or object is none."""
     from rmadapter.training.contract import Method
-    from rmadapter.training.traits import Uses
 
     kind = member if isinstance(member, type) else type(member)
     if not is_dataclass(kind) or not issubclass(kind, Method):
@@ -280,13 +281,6 @@ def need_text(backbone: Backbone, what: str) -> None:
 
 
 # Effort
-
-
-def _with_effort(method: Method, effort: str) -> Method:
-    """Return the method with its numbers of epochs and iterations scaled."""
-    if effort not in EFFORTS:
-        raise UserError(f"effort={effort!r}{did_you_mean(effort, EFFORTS)}")
-    return _scaled(method, EFFORTS[effort])
 
 
 def with_passes(method: Method, passes: int, of: int) -> Method:
