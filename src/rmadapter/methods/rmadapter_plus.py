@@ -45,6 +45,8 @@ class RMAdapterPlus(RMAdapter):
     """RMAdapter's adapters, with a regression for classes of the shots and the untouched model for
     others.
 
+    The other settings are those of RMAdapter.
+
     Args:
         head: Weight of the regression.
         penalty: Lambda of the regression.
