@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +34,7 @@ from rmadapter.training.contract import (
 class Context(CosineLearner):
     """Context vectors ctx [n, d] in front of every class name; image features stay untouched."""
 
-    reaches = ("text",)
+    reaches: ClassVar[tuple[str, ...]] = ("text",)
 
     def __init__(self, backbone: Backbone, words: str, tokens: int, seed: int) -> None:
         super().__init__(backbone)
