@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from open_clip.transformer import TextTransformer
 
 
-_pause: ContextVar[Callable[[], object] | None] = ContextVar("pause", default=None)
+_pause: ContextVar[Callable[[], object]] = ContextVar("pause", default=lambda: None)
 
 
 @contextmanager
@@ -83,9 +83,7 @@ class TextEncoder(Encoder[Packed]):
         views: Sequence[Projections | Opaque] = (),
     ) -> Tensor:
         if not torch.compiler.is_compiling():
-            pause = _pause.get()
-            if pause:
-                pause()
+            _pause.get()()
         return super().step(block, x, n, layout, top, views)
 
     @torch.no_grad()
