@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -18,7 +19,8 @@ from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
 from rmadapter.training import loop as training
 from rmadapter.training.contract import Shots
-from rmadapter.training.loop import Batch, as_rows, as_table, key_of, minimise
+from rmadapter.training.disk_cache import checksum
+from rmadapter.training.loop import Batch, key_of, minimise
 from rmadapter.training.shots import Unfinished
 from rmadapter.training.traits import Recipe
 from tests.helpers.learning import fit_adapters, killed_and_resumed, losses
@@ -162,23 +164,23 @@ def test_no_changed_byte_of_a_state_is_resumed(
     fit_adapters(unfinished)
 
 
-def test_a_history_survives_the_table_of_numbers() -> None:
-    history = [
-        {"step": 1, "loss": 0.1, "ce": 1 / 3},
-        {"step": 2, "loss": 2.0},
-        {"loss": 1e-300, "ce": float("inf")},
-    ]
-    names, table = as_table(history)
-    assert (names, table.shape, table.dtype) == (
-        {"step": True, "loss": False, "ce": False},
-        (3, 3),
-        torch.float64,
-    )
-    assert str(as_rows(names, table)) == str(history)  # whole numbers stay whole
-    assert as_rows(*as_table([])) == []
-
-
 @pytest.mark.parametrize("text", ["[" * 100_000, "[]", "1", "{", '{"key": 7}'])
 def test_a_damaged_training_never_has_the_key(tmp_path: Path, text: str) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "t", {"progress": text})
     assert key_of(Unfinished(tmp_path / "t", "x")) in ("", "7")
+
+
+def test_a_state_whose_history_has_another_form_is_refused(
+    tmp_path: Path, tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "SAVE_SECONDS", -1.0)
+    path = tmp_path / "training.safetensors"
+    unfinished = replace(shots_of(tiny_clip, IMAGES), unfinished=Unfinished(path, "mine"))
+    fit_adapters(unfinished)
+    with safe_open(path, "pt") as file:
+        text = file.metadata()["progress"]
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tensors["history"] = torch.ones(2, 3)  # as an earlier version wrote it
+    save_file(tensors, path, {"progress": text, "sum": checksum(tensors, text)})
+    with pytest.raises(UserError, match="not a readable training state"):
+        fit_adapters(unfinished)

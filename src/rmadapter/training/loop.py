@@ -411,10 +411,11 @@ class Trainer:
         tensors |= {"random.cpu": torch.get_rng_state(), "random.batch": self.generator.get_state()}
         if self.device.type == "cuda":  # pragma: no cover: needs a GPU
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
-        # As a tensor, since metadata may have 100 MB at most.
-        terms, tensors["history"] = as_table(self.trained.history)
         record = {"key": unfinished.key, "scaler": self.scaler.state_dict(), **vars(self.trained)}
-        text = json.dumps(record | {"history": terms, "threads": torch.get_num_threads()})
+        # As a tensor, since metadata may have 100 MB at most.
+        history = json.dumps(record.pop("history")).encode()
+        tensors["history"] = torch.frombuffer(bytearray(history), dtype=torch.uint8)
+        text = json.dumps(record | {"threads": torch.get_num_threads()})
         write_tensors(unfinished.path, tensors, {"progress": text, "sum": checksum(tensors, text)})
 
     def load(self, unfinished: Unfinished) -> None:
@@ -427,6 +428,7 @@ class Trainer:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             if facts["sum"] != checksum(tensors, facts["progress"]):
                 raise ValueError
+            history = json.loads(tensors["history"].numpy().tobytes())
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise UserError(
                 f"{path}: not a readable training state ({type(error).__name__}); delete it"
@@ -457,28 +459,8 @@ class Trainer:
                 self._random[name] = tensor
         self.module.load_state_dict(weights)
         self.optimizer.load_state_dict(state)
-        record["history"] = as_rows(record["history"], tensors["history"])
+        record["history"] = history
         self.trained = Trained(**record)
-
-
-def as_table(history: Sequence[Mapping[str, float]]) -> tuple[dict[str, bool], Tensor]:
-    """Return name of each term -> whether it is a whole number, and all values [steps, terms] in
-    float64, NaN for none."""
-    names: dict[str, bool] = {}
-    for step in history:
-        for name, value in step.items():
-            names[name] = names.get(name, True) and isinstance(value, int)
-    rows = [[step.get(name, math.nan) for name in names] for step in history]
-    return names, torch.tensor(rows, dtype=torch.float64).reshape(len(history), len(names))
-
-
-def as_rows(names: Mapping[str, bool], table: Tensor) -> list[dict[str, float]]:
-    """Invert `as_table`."""
-    rows = (zip(names.items(), row, strict=True) for row in table.tolist())
-    return [
-        {name: int(x) if whole else x for (name, whole), x in row if not math.isnan(x)}
-        for row in rows
-    ]
 
 
 def key_of(unfinished: Unfinished) -> str:
