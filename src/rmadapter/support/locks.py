@@ -194,16 +194,18 @@ def hold(path: Path, patience: float, busy: UserError, failed: str) -> Iterator[
 
 
 def is_held(path: Path) -> bool:
-    """Return whether a process holds the lock file `path`."""
+    """Return whether a process holds the lock file `path`, and remove that of a dead one."""
     from filelock import FileLock, Timeout
 
     if not path.exists():
         return False
+    lock = FileLock(path)
     try:
-        with FileLock(path, blocking=False):
-            return False
+        lock.acquire(blocking=False)
     except Timeout:
         return True
+    _release(lock, path)
+    return False
 
 
 def _others(folder: Path, without: Path | None = None) -> bool:
@@ -213,17 +215,7 @@ def _others(folder: Path, without: Path | None = None) -> bool:
         folder: The folder.
         without: Lock file of this process.
     """
-    from filelock import FileLock, Timeout
-
-    for path in folder.glob(f".*{PRESENT}"):
-        if path != without:
-            lock = FileLock(path)
-            try:
-                lock.acquire(blocking=False)
-            except Timeout:
-                return True
-            _release(lock, path)
-    return False
+    return any(is_held(path) for path in folder.glob(f".*{PRESENT}") if path != without)
 
 
 def _release(lock: BaseFileLock, path: Path) -> None:
