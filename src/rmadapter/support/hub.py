@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import re
 from collections.abc import Iterator
-from queue import Empty, Queue
-from threading import Thread
+from multiprocessing.pool import ThreadPool
 
 from rmadapter.errors import UserError, quoted
 
@@ -36,24 +36,14 @@ def check_reachable() -> None:
     """
     import huggingface_hub
 
-    answers: Queue[Exception | None] = Queue()
-
-    def ask() -> None:
-        try:
-            huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT)
-        except Exception as error:  # networks fail in many ways
-            answers.put(error)
-        else:
-            answers.put(None)
-
+    head = huggingface_hub.get_session().head
+    seconds = float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or ANSWER_SECONDS)
     # a thread, because the search for a host's address has no limit of its own
-    Thread(target=ask, daemon=True).start()
-    try:
-        error = answers.get(timeout=float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or ANSWER_SECONDS))
-    except Empty:
-        raise TimeoutError from None
-    if error:
-        raise error
+    with ThreadPool(1) as pool:
+        try:
+            pool.apply_async(head, (huggingface_hub.constants.ENDPOINT,)).get(seconds)
+        except multiprocessing.TimeoutError:
+            raise TimeoutError from None
 
 
 @contextlib.contextmanager
