@@ -18,6 +18,7 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -243,7 +244,11 @@ class BlockView(Projections):
 
     def __init__(self, encoder: Encoder[Grid] | Encoder[Packed], block: int) -> None:
         self.encoder, self.block = encoder, block
-        self.heads = self.plain(torch.float32).heads
+
+    @cached_property
+    def heads(self) -> int:  # type: ignore[override]
+        # read only when needed, as it loads an encoder of which features alone are known
+        return self.plain(torch.float32).heads
 
     def plain(self, kind: torch.dtype) -> View:
         """Return the view of the untouched block for tokens of a number format."""
