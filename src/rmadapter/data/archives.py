@@ -82,8 +82,7 @@ def fetch(
         except (OSError, http.client.HTTPException) as error:
             tries = 1 if part.stat().st_size > before else tries + 1
             if tries == MAX_TRIES or isinstance(error, urllib.error.HTTPError):
-                advice = "run the same command again to resume"
-                raise UserError(f"{url}: {error}; {advice}") from error
+                raise UserError(f"{url}: {error}; run the same command again to resume") from error
     kind, _, wanted = digest.partition(":")
     if wanted and sha256(part, kind) != wanted:
         part.unlink()
@@ -164,8 +163,10 @@ def unpack(archive: Path, folder: Path, budget: Budget, *, fresh: bool = False) 
             budget.take("disk", size, archive)
             path.parent.mkdir(parents=True, exist_ok=True)
             if fresh and path.exists():
-                what = f"holds {name!r:.80} twice, or an archive in it does"
-                raise UserError(f"{archive}: {what}; unpack it first")
+                raise UserError(
+                    f"{archive}: holds {name!r:.80} twice, or an archive in it does; unpack it "
+                    "first"
+                )
             with content() as packed, open(path, "wb") as file:
                 shutil.copyfileobj(packed, file, CHUNK_BYTES)
             # of these, Finder's notes are hidden
@@ -187,8 +188,10 @@ def _inside(name: str, archive: Path) -> PurePosixPath:
     drive = re.match("[A-Za-z]:", name) or (os.name == "nt" and ":" in name)
     odd = drive or "\\" in name or "\0" in name
     if odd or path.is_absolute() or ".." in path.parts or not path.parts:
-        what = f"holds {name!r:.80}, which leads out of its folder"
-        raise UserError(f"{archive}: {what}; nothing in it can be trusted")
+        raise UserError(
+            f"{archive}: holds {name!r:.80}, which leads out of its folder; nothing in it can be "
+            "trusted"
+        )
     return path
 
 
@@ -201,8 +204,9 @@ def _zip_members(archive: Path, budget: Budget) -> Iterator[Member]:
         for info in file.infolist():
             kind = stat.S_IFMT(info.external_attr >> 16)
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                what = f"holds {info.filename!r:.80}, which is a link or a device"
-                raise UserError(f"{archive}: {what}")
+                raise UserError(
+                    f"{archive}: holds {info.filename!r:.80}, which is a link or a device"
+                )
             if info.is_dir():
                 _inside(_zip_name(info), archive)
             else:  # no more than file_size comes out, whatever the data
@@ -249,8 +253,9 @@ def _tar_members(archive: Path, budget: Budget) -> Iterator[Member]:
         for member in file:
             budget.take("files", 1, archive)
             if not (member.isdir() or member.isreg()):
-                what = f"holds {member.name!r:.80}, which is a link or a device"
-                raise UserError(f"{archive}: {what}")
+                raise UserError(
+                    f"{archive}: holds {member.name!r:.80}, which is a link or a device"
+                )
             if member.isdir():  # its name may be ".", as `tar -C photos .` has it
                 _inside(f"{member.name}/x", archive)
             else:
@@ -292,16 +297,18 @@ def unpack_zip(archive: Path, folder: Path, max_bytes: int, max_files: int) -> P
         UserError: Too many files or bytes, a damaged zip, or as `unpack`.
     """
     if listing_size(archive) > MAX_LISTING:
-        what = f"lists far more files than the {max_files:,} that are allowed"
-        raise UserError(f"{archive.name}: {what}")
+        raise UserError(
+            f"{archive.name}: lists far more files than the {max_files:,} that are allowed"
+        )
     try:
         with zipfile.ZipFile(archive) as file:
             count = len(file.infolist())
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise UserError(f"{archive.name}: not a readable zip file ({error})") from None
     if count > max_files:
-        what = f"holds {count:,} files, and at most {max_files:,} are allowed"
-        raise UserError(f"{archive.name}: {what}")
+        raise UserError(
+            f"{archive.name}: holds {count:,} files, and at most {max_files:,} are allowed"
+        )
     folder.mkdir(parents=True)
     try:
         unpack(archive, folder, Budget.of_disk(max_bytes))

@@ -100,8 +100,10 @@ class Budget:
     def _check(self, kind: Kind, amount: float, where: object) -> None:
         if amount > self._limits[kind]:
             unit, remedy = UNITS[kind]
-            limit = f"more than {self._limits[kind]:,.0f} {unit}"
-            raise UserError(f"{where}: reading it takes {limit}, the limit; {remedy}")
+            raise UserError(
+                f"{where}: reading it takes more than {self._limits[kind]:,.0f} {unit}, the limit; "
+                f"{remedy}"
+            )
 
     def lines(self, text: str, where: Path) -> list[str]:
         """Split a text into lines, whose memory it takes."""

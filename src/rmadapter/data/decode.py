@@ -349,8 +349,10 @@ def open_header(file: BinaryIO) -> Image.Image:
     check_size(image)
     need = decoding_cost(image)
     if need > MAX_DECODING_BYTES:
-        what = f"{image.format} of {_sides(image)} pixels takes {need / 1e6:,.0f} MB to decode"
-        raise ValueError(f"{what}, of {MAX_DECODING_BYTES / 1e6:,.0f} allowed")
+        raise ValueError(
+            f"{image.format} of {_sides(image)} pixels takes {need / 1e6:,.0f} MB to decode, of "
+            f"{MAX_DECODING_BYTES / 1e6:,.0f} allowed"
+        )
     return image
 
 

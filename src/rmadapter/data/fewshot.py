@@ -309,8 +309,9 @@ class Split(BaseModel):
         try:
             same = split_digest(few) == self.digest
         except UserError as error:
-            what = "an image the model was trained on can no longer be read"
-            raise UserError(f"{what} ({error})") from None
+            raise UserError(
+                f"an image the model was trained on can no longer be read ({error})"
+            ) from None
         if not same:
             raise UserError(f"images below {root} are no longer those the model was trained on")
         return few

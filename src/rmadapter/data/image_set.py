@@ -183,8 +183,10 @@ class ImageSet:
         object.__setattr__(self, "written", self.written or self.classes)
         object.__setattr__(self, "groups", self.groups or ("",) * len(self.images))
         if len(self.groups) != len(self.images):
-            counts = f"{len(self.images)} images and {len(self.groups)} groups"
-            raise UserError(f"{counts}: give one group for each image")
+            raise UserError(
+                f"{len(self.images)} images and {len(self.groups)} groups: give one group for each "
+                "image"
+            )
         if len(self.written) != len(self.classes):
             counts = f"{len(self.written)} labels as written for {len(self.classes)} classes"
             raise ValueError(counts)
@@ -214,8 +216,9 @@ class ImageSet:
         """
         images, labels = tuple(images), tuple(labels)
         if not images or len(images) != len(labels):
-            counts = f"{len(images)} images and {len(labels)} labels"
-            raise UserError(f"{counts}: give one label for each image")
+            raise UserError(
+                f"{len(images)} images and {len(labels)} labels: give one label for each image"
+            )
         single = [single_label(label, number) for number, label in enumerate(labels)]
         text = all(isinstance(label, str) for label in single)
         if text and classes is None:
@@ -403,8 +406,10 @@ def with_weights(
     labels = np.array(images.labels)
     weights = np.ones(count) if sample_weight is None else _numbers(sample_weight)
     if weights.shape != (count,) or not _are_weights(weights) or not weights.any():
-        what = f"one number of at least 0 for each of the {count} images, not all zero"
-        raise UserError(f"sample_weight: give {what}")
+        raise UserError(
+            f"sample_weight: give one number of at least 0 for each of the {count} images, not all "
+            "zero"
+        )
     present = labels[weights > 0]
     weights = weights * _class_weights(images, class_weight, present, shots)[labels]
     kept = np.flatnonzero((weights > 0) | ~np.isin(labels, labels[weights > 0]))
@@ -424,8 +429,10 @@ def _class_weights(
         drawn = np.minimum(np.bincount(labels, minlength=len(factors)), shots or len(labels))
         return np.asarray(drawn.sum() / np.maximum(drawn, 1) / max(1, np.count_nonzero(drawn)))
     if not isinstance(class_weight, Mapping):
-        advice = "write 'balanced', or a dictionary of label -> weight"
-        raise UserError(f"class_weight={quoted(class_weight)}: {advice}")
+        raise UserError(
+            f"class_weight={quoted(class_weight)}: write 'balanced', or a dictionary of label -> "
+            "weight"
+        )
     values = _numbers(list(class_weight.values()))
     zero = len(values) == len(factors) and not values.any()
     if zero or not _are_weights(values):

@@ -41,8 +41,10 @@ def check_known(names: Mapping[str, str], written: Sequence[Label], where: str |
     known = {nfc(str(label)) for label in written}
     for label in names:
         if label not in known:
-            what = f"names {quoted(label)}, which is not a class of the data"
-            raise UserError(f"{where}: {what}{did_you_mean(label, known)}")
+            raise UserError(
+                f"{where}: names {quoted(label)}, which is not a class of the "
+                f"data{did_you_mean(label, known)}"
+            )
 
 
 # Parents

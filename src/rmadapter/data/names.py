@@ -223,8 +223,10 @@ def prompt_names(
             raise UserError(f"{where}class {quoted(label)}: its name {fault}: rename it")
         twin = first.setdefault(name.casefold(), label)
         if twin != label or label in names:
-            what = f"classes {twin!r} and {label!r} are both called {name!r}"
-            raise UserError(f"{where}{what}: rename one or merge them")
+            raise UserError(
+                f"{where}classes {twin!r} and {label!r} are both called {name!r}: rename one or "
+                "merge them"
+            )
         names[label] = name
     return names
 

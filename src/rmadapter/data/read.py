@@ -177,8 +177,10 @@ def _distinct(splits: Mapping[str, Rows], path: Path) -> dict[str, Rows]:
         name: rows if name == "test" else _once(rows, places, path) for name, rows in splits.items()
     }
     if "all" in splits and len(splits) > 1:
-        what = "some of its images are in no split, but others are"
-        raise UserError(f"{path}: {what}: put all into train, val or test")
+        raise UserError(
+            f"{path}: some of its images are in no split, but others are: put all into train, val "
+            "or test"
+        )
     _check_once(distinct, places, path)
     return distinct
 
@@ -191,8 +193,10 @@ def _once(rows: Rows, places: Mapping[Path, str], path: Path) -> Rows:
         key = places[row.image], row.label
         known = first.setdefault(key, row)
         if known.group and row.group and known.group != row.group:
-            both = f"{quoted(known.group)} and {quoted(row.group)}"
-            raise UserError(f"{path}: {row.image} is in the groups {both}: leave it in one")
+            raise UserError(
+                f"{path}: {row.image} is in the groups {quoted(known.group)} and "
+                f"{quoted(row.group)}: leave it in one"
+            )
         if row.group:
             first[key] = known._replace(group=row.group)
     return [*first.values()]
@@ -206,8 +210,9 @@ def _check_once(splits: Mapping[str, Rows], places: Mapping[Path, str], path: Pa
             where, first = seen.setdefault(places[row.image], (split, row))
             if where != split:
                 same = "" if first.image == row.image else f", called {row.image} there"
-                both = f"{first.image} is in {where} and in {split}{same}"
-                raise UserError(f"{path}: {both}: leave it in one")
+                raise UserError(
+                    f"{path}: {first.image} is in {where} and in {split}{same}: leave it in one"
+                )
             other = split != "test" and first.label != row.label
             # all boxes of an unreadable photo are its path
             if other and not image_error(row.image):
@@ -270,8 +275,10 @@ def _shared_names(
     for split, names in named.items():
         for label, name in names.items():
             if name.casefold() not in shared:
-                what = f"{split} has a class {label!r} that train lacks"
-                raise UserError(f"{path}: {what}: rename it or remove it there")
+                raise UserError(
+                    f"{path}: {split} has a class {label!r} that train lacks: rename it or remove "
+                    "it there"
+                )
             called[label] = shared[name.casefold()]
     return written, called
 
@@ -474,8 +481,7 @@ def _frame_listing(
         return {split: whole.subset(read.rows_of(split)) for split in dict.fromkeys(splits)}
     for name in map(str, paths):
         if URL.match(name):
-            what = f"{quoted(name)} is a web address"
-            raise UserError(f"DataFrame: {what}; fetch the images first")
+            raise UserError(f"DataFrame: {quoted(name)} is a web address; fetch the images first")
     rows: dict[str, Rows] = {}
     for path, label, split, group in zip(paths, labels, splits, groups, strict=True):
         rows.setdefault(split, []).append(Row(str(label), Path(path), group))
@@ -548,8 +554,9 @@ def _list_set(
     if classes is not None or not numbers:
         return ImageSet.from_lists(images, labels, classes, groups)
     if len(images) != len(labels):
-        counts = f"{len(images)} images and {len(labels)} labels"
-        raise UserError(f"{counts}: give one label for each image")
+        raise UserError(
+            f"{len(images)} images and {len(labels)} labels: give one label for each image"
+        )
     written = sorted(set(labels))
     names = tuple(str(number) for number in written)
     some = f"{', '.join(names[:3])}{', ...' * (len(names) > 3)}"

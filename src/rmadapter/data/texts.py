@@ -38,11 +38,14 @@ def parse_texts(value: object, where: str) -> dict[str, list[str]]:
     by_key: dict[str, list[str]] = {}
     for name, texts in (value[TEXTS] if _has_sources(value) else value).items():
         if not isinstance(texts, list) or not all(isinstance(x, str) and x.strip() for x in texts):
-            what = f"class {quoted(name)} needs a list of texts, none of them empty"
-            raise UserError(f"{where}: {what}")
+            raise UserError(
+                f"{where}: class {quoted(name)} needs a list of texts, none of them empty"
+            )
         if key(name) in by_key:
-            what = f"class {quoted(name)} appears in two spellings"
-            raise UserError(f"{where}: {what}: put its texts into one list")
+            raise UserError(
+                f"{where}: class {quoted(name)} appears in two spellings: put its texts into one "
+                "list"
+            )
         by_key[key(name)] = texts
     return by_key
 

@@ -115,8 +115,10 @@ def image_sets(table: CoopSplits, images: Path, source: Path) -> dict[str, Image
     for rows in table.values():
         for _, label, name in rows:
             if names.setdefault(label, name) != name:
-                both = f"{quoted(names[label])} and {quoted(name)}"
-                raise UserError(f"{source}: label {label} is called {both}: keep one name")
+                raise UserError(
+                    f"{source}: label {label} is called {quoted(names[label])} and {quoted(name)}: "
+                    "keep one name"
+                )
     if not names:
         raise UserError(f"{source}: names no image")
     for label in range(len(names)):
@@ -125,8 +127,9 @@ def image_sets(table: CoopSplits, images: Path, source: Path) -> dict[str, Image
     classes = tuple(" ".join(names[label].replace("_", " ").split()) for label in range(len(names)))
     for name in classes:
         if not name or not is_text(name):
-            what = f"a class is called {quoted(name)}"
-            raise UserError(f"{source}: {what}: give it a plain-text name")
+            raise UserError(
+                f"{source}: a class is called {quoted(name)}: give it a plain-text name"
+            )
     sets: dict[str, ImageSet] = {}
     for split, rows in table.items():
         if rows:
@@ -160,8 +163,9 @@ def divide(groups: Iterable[Sequence[T]], shares: Sequence[float], where: Path) 
         ends.append(len(items))
         for part, start, end in zip(parts, ends, ends[1:], strict=False):
             if start >= end:
-                what = f"a class has too few images to split ({len(items)})"
-                raise UserError(f"{where}: {what}: {items[0]}")
+                raise UserError(
+                    f"{where}: a class has too few images to split ({len(items)}): {items[0]}"
+                )
             part += items[start:end]
     return parts
 
@@ -199,8 +203,9 @@ def split_json(path: Path) -> CoopSplits:
     for split, rows in record.items():
         for number, row in enumerate(rows if isinstance(rows, list) else [rows]):
             if not (isinstance(row, list) and [type(cell) for cell in row] == [str, int, str]):
-                what = f"{split}[{number}] is {quoted(row)}"
-                raise UserError(f"{path}: {what}, not [path, label, class name]")
+                raise UserError(
+                    f"{path}: {split}[{number}] is {quoted(row)}, not [path, label, class name]"
+                )
     table: CoopSplits = {}
     for split in SPLIT_NAMES:
         if split in record:
@@ -258,8 +263,10 @@ def class_lists(home: Path, dataset: Dataset) -> CoopSplits:
                 number = numbers.get(written, 0)
             name = spelling(written or names.get(str(number), ""))
             if not (name and number):
-                what = f"class {quoted(written or number)} of {quoted(image)}"
-                raise UserError(f"{home / file}: {what} is not in {dataset.order}")
+                raise UserError(
+                    f"{home / file}: class {quoted(written or number)} of {quoted(image)} is not "
+                    f"in {dataset.order}"
+                )
             path = dataset.file.format(split=split, file=image, name=name)
             table[split].append((path, number - 1, name))
     if "all" in table:

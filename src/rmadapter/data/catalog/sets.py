@@ -125,8 +125,10 @@ def load_dataset(
         home = home_of(dataset, path.parent)
     if home is None:
         if dataset:
-            hint = f"`rmadapter data {dataset.key} --root {base}` says how to get it"
-            raise UserError(f"{dataset.title} is not in {path.parent}: {hint}")
+            raise UserError(
+                f"{dataset.title} is not in {path.parent}: `rmadapter data {dataset.key} --root "
+                f"{base}` says how to get it"
+            )
         beside = [entry.name for entry in base.iterdir() if entry.is_dir()] if base.is_dir() else []
         raise UserError(
             f"{path}: no such data set{did_you_mean(str(name_or_path), {*CATALOG, *beside})}"
@@ -137,13 +139,17 @@ def load_dataset(
         table = table_of(dataset, home, outside)
         missing = _missing(home / dataset.images, table)
         if missing:
-            command = f"rmadapter data {dataset.key} --root {home.parent}"
-            raise UserError(f"{home}: {missing}; `{command}` says what to do")
+            raise UserError(
+                f"{home}: {missing}; `rmadapter data {dataset.key} --root {home.parent}` says what "
+                "to do"
+            )
         return image_sets(table, home / dataset.images, home)
     names = domains(home)
     if names:
-        advice = f"choose one, such as {home.name}/{names[0]}"
-        raise UserError(f"{home}: has the domains {', '.join(names)}; {advice}")
+        raise UserError(
+            f"{home}: has the domains {', '.join(names)}; choose one, such as "
+            f"{home.name}/{names[0]}"
+        )
     sets = read_images(home, outside=outside, crops=crops)
     return _renamed(sets, dataset, home) if dataset else sets
 
@@ -162,8 +168,10 @@ def _renamed(sets: Mapping[str, ImageSet], dataset: Dataset, home: Path) -> dict
     CoOp sorts folders."""
     names = next(iter(sets.values())).classes
     if any(re.fullmatch(r"n\d{8}", name) for name in names):
-        advice = f"`rmadapter data {dataset.key}` says where to get names"
-        raise UserError(f"{home}: classes are WordNet ids; {advice}")
+        raise UserError(
+            f"{home}: classes are WordNet ids; `rmadapter data {dataset.key}` says where to get "
+            "names"
+        )
     ignored = {prompt_name(name) for name in dataset.ignored}
     kept = [i for i, name in enumerate(names) if name not in ignored]
     if dataset.reader == "class_folders":

@@ -137,8 +137,9 @@ def _json_marks(file: Path, budget: Budget, outside: bool) -> dict[str, Marks]:
         return fiftyone.read_samples(file, value, outside)
     if label_studio.is_label_studio(value):
         return {"all": label_studio.read_label_studio(file, value, outside)}
-    what = "not a COCO file, a Label Studio export, or FiftyOne's labels.json or samples.json"
-    raise UserError(f"{file}: {what}")
+    raise UserError(
+        f"{file}: not a COCO file, a Label Studio export, or FiftyOne's labels.json or samples.json"
+    )
 
 
 def rows_of(
@@ -212,8 +213,10 @@ def _shares(mark: Mark) -> Box:
                 return x1, y1, x2, y2
     box = quoted(list(mark.box))
     size = " x ".join(str(side)[:20] for side in mark.size)
-    what = f"the box {box} (left, top, width, height) covers nothing in an image of {size}"
-    raise UserError(f"{mark.where}: {what}")
+    raise UserError(
+        f"{mark.where}: the box {box} (left, top, width, height) covers nothing in an image of "
+        f"{size}"
+    )
 
 
 def cut(image: Path, boxes: Sequence[Box], budget: Budget) -> list[Path]:

@@ -331,5 +331,6 @@ def parsing(path: Path, kind: str) -> Iterator[None]:
     except UserError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        reason = f"{type(error).__name__}: {quoted(str(error))}"
-        raise UserError(f"{path}: not {kind} ({reason})") from None
+        raise UserError(
+            f"{path}: not {kind} ({type(error).__name__}: {quoted(str(error))})"
+        ) from None

@@ -56,15 +56,18 @@ def _scan(root: Path, ignored: Counter[str]) -> dict[str, Rows]:
     if others:
         close = difflib.get_close_matches(others[0].name.casefold(), SPLITS, n=1)
         meant = f" (did you mean {close[0]!r}?)" if close else ""
-        where = f"{root}: holds {splits[0].name!r} beside {others[0].name!r}{meant}"
-        raise UserError(f"{where}: keep either splits or classes there")
+        raise UserError(
+            f"{root}: holds {splits[0].name!r} beside {others[0].name!r}{meant}: keep either "
+            "splits or classes there"
+        )
     rows: dict[str, Rows] = {}
     _count_files(root, ignored)
     for folder in splits:
         name = SPLITS[folder.name.casefold()]
         if name in rows:
-            what = f"{folder.name!r} is a second folder for the split {name!r}"
-            raise UserError(f"{root}: {what}: merge the two")
+            raise UserError(
+                f"{root}: {folder.name!r} is a second folder for the split {name!r}: merge the two"
+            )
         rows[name] = _scan_classes(folder, ignored)
     return {name: rows[name] for name in ("train", "val", "test") if name in rows}
 
@@ -81,11 +84,14 @@ def check_layout(root: Path) -> None:
     around = _data_around(root) if _holds_image(root) else None
     meant = f"; did you mean {str(around)!r}?" if around else ""
     if not folders:
-        advice = f"images belong in {root}/CLASS NAME/"
-        raise UserError(f"{root}: holds no class folders; {advice}{meant}")
+        raise UserError(
+            f"{root}: holds no class folders; images belong in {root}/CLASS NAME/{meant}"
+        )
     if meant:
-        what = f"holds images beside its only folder {folders[0].name!r}, as a class does"
-        raise UserError(f"{root}: {what}{meant}")
+        raise UserError(
+            f"{root}: holds images beside its only folder {folders[0].name!r}, as a class "
+            f"does{meant}"
+        )
 
 
 def _data_around(root: Path) -> Path | None:
@@ -119,8 +125,10 @@ def _scan_classes(parent: Path, ignored: Counter[str]) -> Rows:
     for folder in classes:
         inside = {SPLITS.get(inner.name.casefold(), "") for inner in _folders(folder)}
         if {"train", "test"} <= inside or (inside and "" not in inside):
-            what = "holds splits, so it is a data set, not a class"
-            raise UserError(f"{folder}: {what}: give that folder instead")
+            raise UserError(
+                f"{folder}: holds splits, so it is a data set, not a class: give that folder "
+                "instead"
+            )
         images = image_files(folder, barred - {places.get(folder)}, ignored)
         rows += [Row(folder.name, image) for image in images or [folder]]
     _count_files(parent, ignored)
@@ -159,9 +167,10 @@ def _refuse_named_splits(root: Path, folders: Sequence[Path]) -> None:
         return
     rests = (train.name.casefold().replace("train", ""), test.name.casefold().replace("test", ""))
     if len({*rests}) == 1 or all(map(_folders, folders)):
-        what = f"{train.name!r} and {test.name!r} seem to be splits, not classes"
-        advice = "rename them to train and test, and move other folders out of it"
-        raise UserError(f"{root}: {what}: {advice}")
+        raise UserError(
+            f"{root}: {train.name!r} and {test.name!r} seem to be splits, not classes: rename them "
+            "to train and test, and move other folders out of it"
+        )
 
 
 def _count_files(folder: Path, ignored: Counter[str]) -> None:

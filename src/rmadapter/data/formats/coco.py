@@ -43,8 +43,9 @@ def split_files(folder: Path) -> dict[str, Path]:
         split = split_named(file.parent.name if export else file.stem)
         other = files.setdefault(split, file)
         if other is not file:
-            both = f"{other.name} and {file.name}"
-            raise UserError(f"{folder}: {both} are both for the split {split!r}: keep one")
+            raise UserError(
+                f"{folder}: {other.name} and {file.name} are both for the split {split!r}: keep one"
+            )
     return files
 
 
@@ -76,8 +77,9 @@ def read_coco(path: Path, value: JsonObject, outside: bool = False) -> Marks:
             category = row["category_id"]
             for what, key, known in (("image", image, images), ("category", category, names)):
                 if key not in known:
-                    unknown = f"{what} {quoted(key)}"
-                    raise UserError(f"{where} refers to {unknown}, which the file does not list")
+                    raise UserError(
+                        f"{where} refers to {what} {quoted(key)}, which the file does not list"
+                    )
             crowd = row.get("iscrowd")  # its box surrounds many objects
             box = () if crowd else row.get("bbox") or ()
             if not isinstance(box, (list, tuple)):

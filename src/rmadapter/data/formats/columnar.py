@@ -30,8 +30,9 @@ def pyarrow(module: str, where: str) -> ModuleType:
     try:
         return import_module(f"pyarrow.{module}")
     except ImportError:
-        advice = "`pip install pyarrow`, or use CSV"
-        raise UserError(f"{where}: reading parquet needs pyarrow; {advice}") from None
+        raise UserError(
+            f"{where}: reading parquet needs pyarrow; `pip install pyarrow`, or use CSV"
+        ) from None
 
 
 def parquet_batches(
@@ -64,8 +65,10 @@ def parquet_batches(
             count += batch.num_rows
             yield batch
         if count != facts.num_rows:  # pyarrow ends with the shortest column, without a word
-            what = f"of {facts.num_rows:,} rows only {count:,} can be read"
-            raise UserError(f"{path}: damaged ({what}); write it again")
+            raise UserError(
+                f"{path}: damaged (of {facts.num_rows:,} rows only {count:,} can be read); write "
+                "it again"
+            )
 
 
 def text_columns(path: Path, columns: Sequence[str]) -> list[str]:
@@ -96,8 +99,10 @@ def _check_type(path: Path, name: str, kind: DataType, inner: bool = False) -> N
     shared = [getattr(types, f"is_{name}", None) for name in SHARING_TYPES]
     is_inner = inner and types.is_dictionary(kind)
     if is_inner or any(is_shared(kind) for is_shared in shared if is_shared):
-        what = f"the column {name!r:.80} is of the type {str(kind)!r:.80}"
-        raise UserError(f"{path}: {what}; save it as plain text")
+        raise UserError(
+            f"{path}: the column {name!r:.80} is of the type {str(kind)!r:.80}; save it as plain "
+            "text"
+        )
     for number in range(kind.num_fields):
         _check_type(path, name, kind.field(number).type, True)
 

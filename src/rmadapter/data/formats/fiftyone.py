@@ -64,8 +64,9 @@ def read_fiftyone(path: Path, value: JsonObject) -> Marks:
         stem = image.relative_to(data).with_suffix("").as_posix()
         other = files.setdefault(stem, image)
         if other is not image:
-            both = f"{other.name} and {image.name}"
-            raise UserError(f"{data}: {both} share one name in {path.name}: rename one")
+            raise UserError(
+                f"{data}: {other.name} and {image.name} share one name in {path.name}: rename one"
+            )
     marks: Marks = {}
     with parsing(path, "a FiftyOne list of labels"):
         classes = value.get("classes")
@@ -112,8 +113,10 @@ def read_samples(path: Path, value: JsonObject, outside: bool = False) -> dict[s
             marks = splits.setdefault(split, {})
             marks.setdefault(image, []).extend(_marks(where, sample.get(field)))
     if len(splits) > 1 and any(splits.get("all", {}).values()):
-        what = "some samples are tagged train, val or test and others are not"
-        raise UserError(f"{path}: {what}: tag all or none")
+        raise UserError(
+            f"{path}: some samples are tagged train, val or test and others are not: tag all or "
+            "none"
+        )
     return splits
 
 
@@ -132,8 +135,10 @@ def _label_field(path: Path, samples: Sequence[JsonObject]) -> str:
         return TRUTH_FIELD
     if len(fields) > 1:
         names = ", ".join(map(quoted, [*fields][:5]))
-        advice = f"export only one of them, or call one {TRUTH_FIELD}"
-        raise UserError(f"{path}: has labels in the fields {names}: {advice}")
+        raise UserError(
+            f"{path}: has labels in the fields {names}: export only one of them, or call one "
+            f"{TRUTH_FIELD}"
+        )
     return next(iter(fields))
 
 

@@ -183,8 +183,10 @@ def _names_in(file: Path, names: Sequence[object]) -> list[str]:
     counts = Counter(plain)
     if len(counts) != len(names):
         odd = next((name for name in names if not isinstance(name, str) or counts[name] != 1), "")
-        what = f"names {quoted(odd)}, which is named twice or not a file in its folder"
-        raise UserError(f"{file}: {what}; save the data set again")
+        raise UserError(
+            f"{file}: names {quoted(odd)}, which is named twice or not a file in its folder; save "
+            "the data set again"
+        )
     return plain
 
 
@@ -221,8 +223,7 @@ def read_dataset(
                 ignored[UNLABELLED] += 1
                 continue
             if split == "all" and name != "all":
-                what = f"has a split {quoted(name)}"
-                raise UserError(f"{where}: {what}: call it train, val or test")
+                raise UserError(f"{where}: has a split {quoted(name)}: call it train, val or test")
             place = folder, outside
             image = _image_file(cells["image"], f"{name}-{number}", at, budget, *place)
             splits.setdefault(split, []).append(Row(label, image, group))
@@ -248,8 +249,9 @@ def _cells(
     """
     library, features = _library(where), part.features
     if features is None:
-        what = "its columns are unknown, as of a stream"
-        raise UserError(f"{where}: {what}: give a Dataset with features")
+        raise UserError(
+            f"{where}: its columns are unknown, as of a stream: give a Dataset with features"
+        )
     images = [name for name, kind in features.items() if isinstance(kind, library.Image)]
     labels = []
     for name, feature in features.items():
@@ -328,8 +330,9 @@ def _library(where: str) -> ModuleType:
     try:
         return import_module("datasets")
     except ImportError:
-        advice = "pip install 'rmadapter[data]'"
-        raise UserError(f"{where}: reading this needs the library `datasets`; {advice}") from None
+        raise UserError(
+            f"{where}: reading this needs the library `datasets`; pip install 'rmadapter[data]'"
+        ) from None
 
 
 def store_image(data: bytes, name: str) -> Path:

@@ -55,8 +55,10 @@ def metadata(folder: Path) -> dict[str, Path]:
         split = SPLITS.get(below.name.casefold())
         table = _table(below) if split and below.is_dir() else None
         if split and table and tables.setdefault(split, table) is not table:
-            what = f"{below.name!r} is a second folder for the split {split!r}"
-            raise UserError(f"{folder}: {what}: merge the two")
+            raise UserError(
+                f"{folder}: {below.name!r} is a second folder for the split {split!r}: merge the "
+                "two"
+            )
     return tables
 
 
@@ -85,8 +87,10 @@ def read_imagefolder(tables: Mapping[str, Path], options: ReadOptions) -> dict[s
     for split, table in tables.items():
         for part, rows in scan_table(table, options.outside, named, options.budget).items():
             if split and part not in ("all", split):
-                advice = f"move them out of the folder of {split!r}"
-                raise UserError(f"{table}: lists images of the split {part!r}; {advice}")
+                raise UserError(
+                    f"{table}: lists images of the split {part!r}; move them out of the folder of "
+                    f"{split!r}"
+                )
             for row in rows:
                 name = split or part
                 if name == "all" and not undivided:
@@ -94,8 +98,9 @@ def read_imagefolder(tables: Mapping[str, Path], options: ReadOptions) -> dict[s
                 splits.setdefault(name, []).append(row)
     if "all" in splits and len(splits) > 1:
         count = len(splits["all"])
-        what = f"{count} of its images are in no split folder, but others are"
-        raise UserError(f"{tables['']}: {what}")
+        raise UserError(
+            f"{tables['']}: {count} of its images are in no split folder, but others are"
+        )
     return splits
 
 

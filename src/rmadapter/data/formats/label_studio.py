@@ -45,8 +45,9 @@ def read_label_studio(path: Path, tasks: Sequence[JsonObject], outside: bool = F
             image = _file(path, where, name, str(task.get("file_upload") or ""), outside)
             other = names.setdefault(image, name)
             if other != name:
-                both = f"{quoted(name)} and {quoted(other)}"
-                raise UserError(f"{where}: {both} are both {image} here: rename one")
+                raise UserError(
+                    f"{where}: {quoted(name)} and {quoted(other)} are both {image} here: rename one"
+                )
             labels = _full_marks(where, task) if full else _short_marks(where, task)
             marks.setdefault(image, []).extend(labels)
     return marks
@@ -128,8 +129,9 @@ def _file(path: Path, where: str, written: str, upload: str, outside: bool) -> P
             if os.path.isfile(folder / each):  # unlike Path's, never raises
                 return folder / each
     if address:
-        what = f"{name!r:.200} is a web address, and there is no {base!r:.80} beside the file"
-        raise UserError(f"{where}: {what}")
+        raise UserError(
+            f"{where}: {name!r:.200} is a web address, and there is no {base!r:.80} beside the file"
+        )
     return path.parent / base
 
 

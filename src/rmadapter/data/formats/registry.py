@@ -174,8 +174,10 @@ def _format_of(path: Path) -> Format | None:
 
 def refuse_crops(path: Path) -> None:
     """Raise UserError for data without boxes."""
-    what = "--crops (crops=True) needs boxes (COCO, YOLO, Label Studio, FiftyOne)"
-    raise UserError(f"{path}: {what}; there are none here")
+    raise UserError(
+        f"{path}: --crops (crops=True) needs boxes (COCO, YOLO, Label Studio, FiftyOne); there are "
+        "none here"
+    )
 
 
 def open_class_folders(folder: Path) -> Listing:
@@ -196,8 +198,10 @@ def check_unlabelled(folder: Path, table: str) -> None:
     known = _format_of(folder)
     is_own = known is imagefolder.FORMAT and os.path.lexists(folder / table)
     if not (is_own or known is class_folders.FORMAT):
-        what = "already holds labels, which every command reads"
-        raise UserError(f"{folder}: {what}; give a folder of images without labels")
+        raise UserError(
+            f"{folder}: already holds labels, which every command reads; give a folder of images "
+            "without labels"
+        )
 
 
 def images_root(data: str | Path, crops: bool = False) -> Path:

@@ -174,8 +174,9 @@ def read_rows(
     for where, cells in chosen_cells(str(path), reader, needed, optional, named):
         for kind, cell in cells.items():
             if isinstance(cell, (bytes, dict)):
-                advice = "`datasets` can save images in tables"
-                raise UserError(f"{where}: the {kind} is data, not text; {advice}")
+                raise UserError(
+                    f"{where}: the {kind} is data, not text; `datasets` can save images in tables"
+                )
         yield where, {kind: as_text(cell) for kind, cell in cells.items()}
     if not where:
         raise UserError(f"{path}: has no rows of data")
@@ -358,8 +359,10 @@ def _text(path: Path, budget: Budget, choose: Choice) -> Cells:
         text.encode()
     except UnicodeEncodeError as error:
         line = text.count("\n", 0, error.start) + 1
-        advice = "save it as CSV UTF-8, which spreadsheets offer beside CSV"
-        raise UserError(f"{path}, line {line}: not {kind}; {advice}") from None
+        raise UserError(
+            f"{path}, line {line}: not {kind}; save it as CSV UTF-8, which spreadsheets offer "
+            "beside CSV"
+        ) from None
     delimiter = _delimiter(text)
     budget.take("memory", 2 * len(text) + TEXT_BYTES * text.count(delimiter), path)
     budget.expect("rows", text.count("\n"), path)

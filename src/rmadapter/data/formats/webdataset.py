@@ -172,8 +172,10 @@ def _class_name(label: str, names: Sequence[str], file: Path) -> str:
     if not names or not label.isdecimal():
         return label
     if len(label) > MAX_DIGITS or int(label) >= len(names):
-        lines = f"the {len(names)} lines of classnames.txt"
-        raise UserError(f"{file}: class {label[:MAX_DIGITS]} is not among {lines}")
+        raise UserError(
+            f"{file}: class {label[:MAX_DIGITS]} is not among the {len(names)} lines of "
+            "classnames.txt"
+        )
     return names[int(label)]
 
 

@@ -149,7 +149,8 @@ def _box(points: list[float], where: str) -> tuple[float, ...]:
         x, y, width, height = points
         return x - width / 2, y - height / 2, width, height
     if len(points) < 6 or len(points) % 2:
-        what = f"{len(points)} numbers after the class"
-        raise UserError(f"{where}: {what} are neither a box nor a polygon")
+        raise UserError(
+            f"{where}: {len(points)} numbers after the class are neither a box nor a polygon"
+        )
     left, top = min(points[::2]), min(points[1::2])
     return left, top, max(points[::2]) - left, max(points[1::2]) - top
