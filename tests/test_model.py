@@ -267,8 +267,7 @@ def test_text_in_chunks_equals_text_at_once(
         return len(chunks), terms, gradients, weights
 
     count, whole, gradients, weights = found()
-    for module in ("model", "prompts"):
-        monkeypatch.setattr(f"rmadapter.{module}.CHUNK", 2)
+    monkeypatch.setattr("rmadapter.prompts.CHUNK", 2)
     sizes, frozen = [], backbone.text.frozen
     monkeypatch.setattr(
         type(backbone.text), "frozen", lambda _, t, first: sizes.append(len(t)) or frozen(t, first)

@@ -26,6 +26,7 @@ from rmadapter.prompts import (
     prompts_each,
     raw_text_features,
     text_features,
+    token_chunks,
     tokenize,
     zero_shot_weights,
 )
@@ -145,6 +146,22 @@ def test_prompts_in_chunks_equal_prompts_at_once(
     assert [len(part.features) for part in parts] == [4, 4, 1]
     assert all(part.first == first and (len(part.x) > 0) == (first is not None) for part in parts)
     assert_same_float32(torch.cat([part.features for part in parts]), whole.features)
+
+
+def test_prompts_whose_every_token_is_read_are_split_further(
+    tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 64 tokens, CLIP reads those of the text, and other encoders the padding, too."""
+    tokens = tokenize(tiny_clip, NAMES, TEMPLATES)
+    read, _ = tiny_clip.text.real_tokens(tokens)
+    monkeypatch.setattr(prompts, "MAX_TOKENS", int(read.sum()))
+    assert [len(part) for part in token_chunks(tiny_clip, tokens)] == [9]
+    monkeypatch.setattr(
+        type(tiny_clip.text), "real_tokens", lambda _, all_: (2 * read[: len(all_)], None)
+    )
+    assert [len(part) for part in token_chunks(tiny_clip, tokens)] == [4, 4, 1]
+    monkeypatch.setattr(prompts, "MAX_TOKENS", 1)
+    assert [len(part) for part in token_chunks(tiny_clip, tokens)] == [1] * 9
 
 
 def test_logits_are_cosines_over_the_temperature(tiny_clip: Backbone) -> None:

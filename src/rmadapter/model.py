@@ -16,11 +16,11 @@ from rmadapter.backbones import Backbone
 from rmadapter.encoders import EitherEncoder, OpenClip, States
 from rmadapter.errors import UserError
 from rmadapter.prompts import (
-    CHUNK,
     class_weights,
     in_chunks,
     one_at_a_time,
     prompts_each,
+    token_chunks,
     tokenize,
 )
 from rmadapter.settings import AdapterSettings, LossSettings
@@ -218,7 +218,7 @@ class AdaptedCLIP(nn.Module):
         return self.backbone.image.frozen(images, self.first("image"))
 
     def frozen_text(self, tokens: Tensor) -> list[States]:
-        """Run the untouched text encoder up to the first adapted block, CHUNK prompts at a time.
+        """Run the untouched text encoder up to the first adapted block, in chunks of prompts.
 
         Args:
             tokens: Tokens of the prompts, [C, L].
@@ -227,7 +227,8 @@ class AdaptedCLIP(nn.Module):
             The states of each chunk.
         """
         first = self.first("text")
-        return [self.backbone.text.frozen(chunk, first) for chunk in tokens.split(CHUNK)]
+        chunks = token_chunks(self.backbone, tokens)
+        return [self.backbone.text.frozen(chunk, first) for chunk in chunks]
 
     def features(
         self, side: str, states: States, reconstruct: bool = False

@@ -27,6 +27,7 @@ from rmadapter.errors import UserError
 T = TypeVar("T")
 Chunks: TypeAlias = "list[tuple[Tensor, Packed]]"  # tokens of prompts and their layouts
 CHUNK = 1024  # prompts encoded at once; more are encoded in turn, and again for their gradient
+MAX_TOKENS = 20 * CHUNK  # about, at once: SigLIP, which reads all 64 of a prompt, takes 320 prompts
 MOST = 100  # prompts per class and template, where classes have descriptions
 MOST_PROMPTS = 100_000  # of all classes: ImageNet with 80 templates has 80,000
 _most_prompts = ContextVar("most prompts", default=MOST_PROMPTS)
@@ -104,12 +105,18 @@ def in_chunks(names: Sequence[str], templates: Sequence[str]) -> Iterator[Sequen
         yield names[start : start + size]
 
 
+def token_chunks(backbone: Backbone, tokens: Tensor) -> tuple[Tensor, ...]:
+    """Split the tokens [C, L] of prompts into chunks of at most CHUNK prompts, and of about
+    MAX_TOKENS tokens that the encoder reads."""
+    read = int(backbone.text.real_tokens(tokens)[0].sum())
+    return tokens.split(max(min(CHUNK, MAX_TOKENS * len(tokens) // read), 1))
+
+
 def frozen_prompts(
     backbone: Backbone, names: Sequence[str], templates: Sequence[str], first: int | None = None
 ) -> list[States]:
-    """Run the untouched text encoder on all prompts, in chunks of at most CHUNK. first: as in
-    `States`."""
-    chunks = tokenize(backbone, names, templates).split(CHUNK)
+    """Run the untouched text encoder on all prompts, in chunks. first: as in `States`."""
+    chunks = token_chunks(backbone, tokenize(backbone, names, templates))
     return [backbone.text.frozen(chunk, first) for chunk in chunks]
 
 
@@ -118,7 +125,7 @@ def stems(
     backbone: Backbone, names: Sequence[str], templates: Sequence[str], share: bool = True
 ) -> Chunks:
     """Return what enters the first block of the text encoder for all prompts, and its layout, in
-    chunks of at most CHUNK prompts.
+    chunks.
 
     Args:
         backbone: Backbone with a text encoder.
@@ -126,10 +133,8 @@ def stems(
         templates: Prompt templates.
         share: Whether a common beginning is kept once.
     """
-    layouts = [
-        backbone.text.layout(chunk, share)
-        for chunk in tokenize(backbone, names, templates).split(CHUNK)
-    ]
+    chunks = token_chunks(backbone, tokenize(backbone, names, templates))
+    layouts = [backbone.text.layout(chunk, share) for chunk in chunks]
     return [(backbone.text.stem(layout), layout) for layout in layouts]
 
 

@@ -39,7 +39,14 @@ from rmadapter.encoders import Grid, Packed, States, TextEncoder, pack
 from rmadapter.errors import UserError
 from rmadapter.methods.parts.learned_prompts import check_room, draw
 from rmadapter.methods.parts.learners import CosineLearner
-from rmadapter.prompts import CHUNK, Cosines, class_weights, cosine_logits, prompts_each, tokenize
+from rmadapter.prompts import (
+    Cosines,
+    class_weights,
+    cosine_logits,
+    prompts_each,
+    token_chunks,
+    tokenize,
+)
 from rmadapter.settings import Share, Size
 from rmadapter.support.machine import seeded
 from rmadapter.training.contract import (
@@ -187,9 +194,9 @@ class Representations(CosineLearner):
         return projected if bias is None else projected + bias
 
     def prompts(self, names: Sequence[str], templates: Sequence[str]) -> list[Prompts]:
-        """Return the prompts of all classes, template by template, in chunks of CHUNK."""
+        """Return the prompts of all classes, template by template, in chunks."""
         text, more, first = self.backbone.text, len(self.space), self.lowest["text"]
-        chunks = tokenize(self.backbone, names, templates).split(CHUNK)
+        chunks = token_chunks(self.backbone, tokenize(self.backbone, names, templates))
         return [widen(text, chunk, more, first) for chunk in chunks]
 
     def class_features(self, prompts: Sequence[Prompts], each: int) -> Tensor:
