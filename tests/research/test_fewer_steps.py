@@ -21,6 +21,7 @@ from fewer_steps import (
 )
 
 from rmadapter.backbones import Backbone
+from rmadapter.methods.ridge import HEAD
 from rmadapter.methods.rmadapter_plus import RMAdapterPlus
 from rmadapter.prompts import tokenize
 from rmadapter.runs.lab import Lab
@@ -49,7 +50,7 @@ def test_a_row_is_left_out_as_if_it_had_not_been_there() -> None:
 
 def test_the_derivative_tells_what_the_bias_changes(tiny_clip: Backbone) -> None:
     shots = shots_of(tiny_clip, noisy_colors(3))
-    start = RidgeStart(method().adapters.model(tiny_clip, 1), shots)
+    start = RidgeStart(method().model(tiny_clip, 1), shots)
     torch.manual_seed(0)
     derivative, step = start._derivative(), 1e-2 * torch.randn(start.up.bias.shape)
     before = start._hidden()[1].mean(0)
@@ -61,7 +62,7 @@ def test_the_derivative_tells_what_the_bias_changes(tiny_clip: Backbone) -> None
 
 def test_the_ridge_start_moves_the_last_image_adapter_alone(tiny_clip: Backbone) -> None:
     shots = shots_of(tiny_clip, noisy_colors(4))
-    model = method().adapters.model(tiny_clip, 1)
+    model = method().model(tiny_clip, 1)
     before = {name: tensor.clone() for name, tensor in model.adapters.state_dict().items()}
     text = model.frozen_text(tokenize(tiny_clip, shots.classes, shots.templates))
     chosen = RidgeStart(model, shots)()
@@ -99,25 +100,27 @@ def test_a_plateau_ends_the_training(tiny_clip: Backbone, monkeypatch: pytest.Mo
     monkeypatch.setattr(fewer_steps, "LONGEST", 40)
     own, labels = method(), "ab" * 8
     shots = shots_of(tiny_clip, grouped_noise(labels, labels))  # with nothing to learn
-    until = UntilPlateau(own.adapters.model(tiny_clip, 1), own, shots)
+    until = UntilPlateau(own.model(tiny_clip, 1), own, shots)
     assert len(until.learnt.images) == len(labels) - 2 * HELD
     until()
     assert 2 < until.epochs < 40
     assert until.since == fewer_steps.PATIENCE
     until.mean.tensors = dict(until.tensors)
     assert until._held_loss() == pytest.approx(until.best)
-    start = own.adapters.model(tiny_clip, 1).adapters.state_dict()
+    start = own.model(tiny_clip, 1).adapters.state_dict()
     assert not all(torch.equal(until.tensors[name], start[name]) for name in start)
 
 
 def test_default_trains_as_the_method_does(tiny_clip: Backbone) -> None:
     own, shots = method(), shots_of(tiny_clip, noisy_colors(4))
-    model = own.adapters.model(tiny_clip, shots.seed)
+    model = own.model(tiny_clip, shots.seed)
     found = fewer_steps.for_so_long(model, own, shots, Variant(2))
-    plain = own.adapters.fit(tiny_clip, shots).tensors
+    fitted = own.fit(tiny_clip, shots).tensors
+    plain = {name: tensor for name, tensor in fitted.items() if name != HEAD}
+    assert {*plain} == {*found[LAST]}
     assert all(torch.equal(found[LAST][name], plain[name]) for name in plain)
     constant = fewer_steps.for_so_long(
-        own.adapters.model(tiny_clip, shots.seed), own, shots, Variant(2, constant=True)
+        own.model(tiny_clip, shots.seed), own, shots, Variant(2, constant=True)
     )
     assert any(not torch.equal(constant[LAST][name], plain[name]) for name in plain)
     assert any(not torch.equal(constant[LAST][name], constant[AVERAGED][name]) for name in plain)
