@@ -87,6 +87,8 @@ def tune(
     cluster = ray.address if ray.chosen() else None
     name, values = settings.read(method, {**vars(drawing), "precision": precision})
     request = Request.make(values, name or DEFAULT_METHOD, data=str(data))
+    if request.machine.minutes:
+        raise UserError("minutes: leave them out, or trials would differ in their passes")
     ranges = make_space(request.method, request.name, search or ())
     read = {"skip_bad": files.skip_bad, "outside": files.outside, "crops": crops}
     searched = Search(request, values, folds, read)
