@@ -109,9 +109,10 @@ def precisions(score: np.ndarray, wrong: np.ndarray) -> list[float]:
 class Study:
     """One data set: its images, features and groups of near-duplicates, computed once."""
 
-    def __init__(self, lab: Lab, data: str) -> None:
+    def __init__(self, lab: Lab, data: str, shots: int = 0, backbone: str = "pocket") -> None:
         self.lab, self.data = lab, data
-        self.task = Request.make({"shots": SHOTS.get(data, 0)}, "zero-shot", data=data).task
+        settings = {"shots": SHOTS.get(data, shots), "backbone": backbone}
+        self.task = Request.make(settings, "zero-shot", data=data).task
         self.images = lab.draw(self.task).train
         self.together = groups(self.images.looks(), self.images.groups)
         lab.train_cache(self.task).expect_parts(self.images)
