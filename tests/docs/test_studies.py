@@ -10,6 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import alarms
 import all_images
 import answer
 import answer_readme
@@ -35,7 +36,7 @@ from PIL import Image
 from studies import CHOOSE_ALL, REPORT_ALL
 
 from rmadapter.bench.report.read import read_records
-from rmadapter.curate.suspects import NEIGHBOURS, PROBE
+from rmadapter.curate.suspects import MIN_MARGIN, NEIGHBOURS, PROBE
 from rmadapter.methods.rmadapter_plus import RMAdapterPlus
 from rmadapter.runs.folds import FOLDS
 from rmadapter.support.files import read_json
@@ -103,6 +104,7 @@ def answer_tables() -> dict[str, str]:
         ("studies/unfamiliar.md",
          lambda: unfamiliar.tables(lines_of("unfamiliar")).split("\n\n"), 3),
         ("studies/suspects.md", lambda: suspects.tables(lines_of("suspects")).split("\n\n"), 3),
+        ("studies/suspects.md", lambda: [alarms.tables(lines_of("alarms"))], 1),
     ],
 )  # fmt: skip
 def test_tables_of_a_study_are_those_of_its_lines(
@@ -220,6 +222,7 @@ def test_the_default_share_is_the_chosen_one() -> None:
 @pytest.mark.parametrize(
     ("name", "key", "same"),
     [
+        ("alarms", ("data", "share", "seed"), ("backbone",)),
         ("all_images", ("data", "seed", "variant"), ("backbone",)),
         ("choice", ("data", "shots", "seed", "method"), ()),
         ("familiar", ("data", "shots", "seed", "method"), ()),
@@ -258,6 +261,10 @@ def planned_suspects() -> list[tuple[Any, ...]]:
     command = page("docs/studies/suspects.md").split("--out research/results/suspects.jsonl ")[1]
     sets = command.splitlines()[0].split()
     return [*product(sets, suspects.KINDS, suspects.SHARES, (1, 2, 3))]
+
+
+def test_the_margin_of_suspects_is_the_one_that_was_chosen() -> None:
+    assert alarms.chosen(lines_of("alarms")) == MIN_MARGIN
 
 
 def test_no_planned_run_of_suspects_is_missing() -> None:
