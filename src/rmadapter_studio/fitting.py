@@ -6,6 +6,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import NamedTuple
 
 from rmadapter import Backbone, UserError
 from rmadapter.runs import Gallery
@@ -13,6 +14,13 @@ from rmadapter_studio.project import Project
 from rmadapter_studio.quick import Accuracy, Encoded, fit
 
 BATCH = 16  # images encoded at once: others, and new labels, wait for no more
+
+
+class Point(NamedTuple):
+    """A point of the learning curve."""
+
+    labelled: int
+    accuracy: Accuracy
 
 
 class Fitting:
@@ -28,7 +36,7 @@ class Fitting:
     Attributes:
         known: What is known of the encoded images.
         bad: Why images cannot be read, by name.
-        curve: Numbers of labelled images as they grew, with the accuracies.
+        curve: Accuracies as labels grew.
         trouble: Why the last fit failed, or "".
         done: Number of the last change of labels or encoded images that was fitted to.
     """
@@ -45,7 +53,7 @@ class Fitting:
         empty = Encoded((), self._gallery.features, self._gallery.groups)
         self.known = fit(empty, backbone, (), {})
         self.bad: dict[str, str] = {}
-        self.curve: list[tuple[int, Accuracy]] = []
+        self.curve: list[Point] = []
         self.trouble = ""
         self.done = 0
         self._lock = lock
@@ -105,8 +113,8 @@ class Fitting:
         accuracy, labelled = self.known.accuracy(), int((self.known.labels >= 0).sum())
         if accuracy.images and not self._waiting():
             # after an undo, later points no longer hold
-            before = [point for point in self.curve if point[0] < labelled]
-            self.curve = [*before, (labelled, accuracy)]
+            before = [one for one in self.curve if one.labelled < labelled]
+            self.curve = [*before, Point(labelled, accuracy)]
         self.trouble = ""
         self.done = wanted
 

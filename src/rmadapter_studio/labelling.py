@@ -113,8 +113,8 @@ class Labelling:
             "mistakes": len(quick.wrong()),
             "confusions": self._confusions(quick),
             "curve": [
-                {"labelled": labelled, **accuracy._asdict()}
-                for labelled, accuracy in self.fitting.curve
+                {"labelled": point.labelled, **point.accuracy._asdict()}
+                for point in self.fitting.curve
             ],
         }
 
