@@ -53,6 +53,23 @@ class ServeOptions(NamedTuple):
     device: str = "auto"
 
 
+class Accuracy(TypedDict):
+    """Accuracy in percent with its 95 % interval.
+
+    Attributes:
+        accuracy: The accuracy.
+        low, high: The interval.
+        images: Number of images.
+        of: Which images.
+    """
+
+    accuracy: float
+    low: float
+    high: float
+    images: int
+    of: str
+
+
 class Source(TypedDict):
     """What a folder says of its model, without paths of this machine.
 
@@ -60,14 +77,13 @@ class Source(TypedDict):
         method: Name, title and source of the method.
         backbone: Name and digest of the backbone.
         sha256: Digest of the weights.
-        accuracy: Recorded accuracy in percent, with the ends of its 95 % interval, the number of
-            images, and which they are.
+        accuracy: Recorded accuracy.
     """
 
     method: dict[str, str] | None
     backbone: dict[str, str] | None
     sha256: str
-    accuracy: dict[str, object] | None
+    accuracy: Accuracy | None
 
 
 class ModelFacts(Source, total=False):
@@ -228,7 +244,7 @@ def _without_folder(name: str) -> str:
     return Path(name).name if Path(name).is_absolute() else name
 
 
-def accuracy_of(record: Record) -> dict[str, object] | None:
+def accuracy_of(record: Record) -> Accuracy | None:
     """Return the accuracy that a run recorded, by its judgement or else on its first test images;
     None if unknown."""
     judgement = record.judgement
@@ -244,8 +260,8 @@ def accuracy_of(record: Record) -> dict[str, object] | None:
 
 def _accuracy(
     of: str, images: int, accuracy: float, interval: tuple[float, float] | None = None
-) -> dict[str, object]:
-    """Return an accuracy as `Source` has it, by default with Wilson's interval."""
+) -> Accuracy:
+    """Return an accuracy with its interval, by default Wilson's."""
     if interval is None:
         interval = wilson(round(accuracy * images / 100), images)
     low, high = interval
