@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from importlib import metadata
-from typing import Annotated, cast
+from typing import Annotated, NamedTuple, cast
 
 import anyio
 from fastapi import APIRouter, FastAPI, Query, Request
@@ -196,6 +196,14 @@ async def _body(request: Request) -> Body:
 # The status page, which needs no script and nothing from elsewhere
 
 
+class _Card(NamedTuple):
+    """An image on the page: its name, and what is wrong with it or the answer."""
+
+    image: str
+    error: str
+    answer: Answer | None = None
+
+
 @router.get("/", include_in_schema=False)
 async def page(request: Request) -> HTMLResponse:
     return _page(request)
@@ -212,19 +220,19 @@ async def page_with_answers(request: Request, model: str = "") -> HTMLResponse:
         decider = _decider(result.served, error, turn_away)
     except HTTPException as reason:
         return _page(request, error=str(_content(reason)["error"]), status=reason.status_code)
-    cards: list[tuple[str, str, Answer | None]] = []
+    cards = []
     for image, row in zip(result.images, result.rows, strict=True):
         if isinstance(row, UserError):
-            cards.append((image, str(row), None))
+            cards.append(_Card(image, str(row)))
         else:
-            cards.append((image, "", _decide(request, result.name, decider, row)))
+            cards.append(_Card(image, "", _decide(request, result.name, decider, row)))
     return _page(request, result.name, cards, {"error": error, "turn_away": turn_away})
 
 
 def _page(
     request: Request,
     model: str = "",
-    answers: Sequence[tuple[str, str, Answer | None]] = (),
+    answers: Sequence[_Card] = (),
     chosen: Mapping[str, str] | None = None,
     error: str = "",
     status: int = 200,
@@ -234,7 +242,7 @@ def _page(
     Args:
         request: The request.
         model: Name of the model that answered, if one did.
-        answers: Names of the images, with what is wrong with each or its answer.
+        answers: Its answers.
         chosen: The shares that it was asked for, by name.
         error: Why there are no answers.
         status: Status of the response.
