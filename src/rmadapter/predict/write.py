@@ -123,7 +123,10 @@ class AnswerFile:
 
     def __post_init__(self) -> None:
         self._write = _format(self.path)
-        self.partial = partial_of(self.path)
+
+    @property
+    def partial(self) -> Path:
+        return partial_of(self.path)
 
     def rows(self) -> Iterator[Row]:
         """Yield rows of the unfinished file. The row of a bad image has "bad", which says what is
@@ -208,8 +211,13 @@ class AnswerFile:
     def _cut(self) -> None:
         """Remove a last line that a killed process left incomplete."""
         with _writing(self.partial), open(self.partial, "rb+") as file:
-            complete = sum(len(line) for line in file if line.endswith(b"\n"))
-            file.truncate(complete)
+            end = file.seek(0, os.SEEK_END)
+            while end:
+                file.seek(end - 1)
+                if file.read(1) == b"\n":
+                    break
+                end -= 1
+            file.truncate(end)
 
     def finish(self) -> None:
         """Write the final file and remove the unfinished one. Bad images only have rows if a column
