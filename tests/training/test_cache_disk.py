@@ -21,7 +21,7 @@ from rmadapter.data.read import ImageSet, load_image
 from rmadapter.settings import Machine, configured
 from rmadapter.task import Task
 from rmadapter.training.cache import Cache, Held, Live
-from rmadapter.training.disk_cache import TAG, Store
+from rmadapter.training.disk_cache import Store
 from tests.helpers.rounding import assert_same_float32
 from tests.helpers.shell import Command, refused, rmadapter
 from tests.helpers.shots import noise_images
@@ -217,7 +217,7 @@ def test_eval_reuses_the_disk_cache_and_cache_lists_and_clears_it(
     assert rmadapter.json("cache", "unpacked", "--clear")["removed_mb"] == 0
     (place / "pocket").mkdir()
     assert rmadapter.json("cache", "--clear")["removed_mb"] == pytest.approx(shown["mb"])
-    assert {path.name for path in place.rglob("*")} == {"activations", TAG, "pocket"}
+    assert [path.name for path in place.iterdir()] == ["pocket"]
     assert rmadapter("cache").out == f"{place}: 0.0 MB\n"
 
 

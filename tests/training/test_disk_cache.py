@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rmadapter.support.cache import clear
+from rmadapter.errors import UserError
 from rmadapter.training import disk_cache as module
 from rmadapter.training.disk_cache import TAG, Store
 
@@ -99,45 +99,37 @@ def test_a_damaged_file_is_reported_once_and_removed(
     assert capsys.readouterr().err.count(file.name) == 1
 
 
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The user's cache folder, in which `filled` makes its store."""
-    monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-def test_clear_removes_all_rows_and_the_folder_can_be_filled_again(cache: Path) -> None:
-    store = filled(cache)
-    (cache / "beside").touch()
-    assert clear("activations") == []
-    assert [path.name for path in store.folder.iterdir()] == [TAG]
-    assert {path.name for path in cache.iterdir()} == {"activations", "beside"}
-    assert clear("activations") == []
-    assert (filled(cache).read(NAME, KEYS, blank()), store.contents()[0]["images"]) == ([], 5)
+def test_clear_removes_everything_including_leftovers_of_killed_processes(tmp_path: Path) -> None:
+    store = filled(tmp_path)
+    left = tmp_path / ".activations.01234567"
+    left.mkdir()
+    (tmp_path / "beside").touch()
+    assert store.clear() > 5 * (48 + 4)
+    assert [path.name for path in tmp_path.iterdir()] == ["beside"]
+    assert store.clear() == 0
+    assert (filled(tmp_path).read(NAME, KEYS, blank()), store.contents()[0]["images"]) == ([], 5)
 
 
 @pytest.mark.parametrize("foreign", ["no tag", "a file", "a link", "a linked folder"])
-def test_a_foreign_folder_or_file_is_never_touched(foreign: str, cache: Path) -> None:
-    photos = cache / "photos"
-    photos.mkdir(parents=True)
-    (photos / "1.jpg").touch()
-    if foreign == "no tag":
-        photos.rename(cache / "activations")
-    elif foreign == "a file":
-        (photos / "1.jpg").rename(filled(cache).folder / NAME / "photo.jpg")
+def test_a_foreign_folder_or_file_is_never_touched(foreign: str, tmp_path: Path) -> None:
+    store, photo = filled(tmp_path), tmp_path / "activations" / NAME / "photo.jpg"
+    if foreign == "a file":
+        photo.touch()
+    elif foreign == "no tag":
+        (store.folder / TAG).unlink()
+        (store.folder / "photos").mkdir()
     elif foreign == "a link":
-        (filled(cache).folder / OTHER).symlink_to(photos)
+        photo.with_name("4" * 16).symlink_to(tmp_path)
     else:
-        (cache / "activations").symlink_to(photos)
-    before = sorted(cache.rglob("*"))
+        store.folder.rename(tmp_path / "real")
+        store.folder.symlink_to(tmp_path / "real")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match="nothing was removed"):
+        store.clear()
+    assert sorted(tmp_path.rglob("*")) == before
     if foreign in ("no tag", "a linked folder"):
-        filled(cache, name=OTHER)
-        assert sorted(cache.rglob("*")) == before
-    clear("activations")
-    left = before
-    if foreign == "a link":
-        left = [path for path in before if path.parent.name != NAME and path.name != NAME]
-    assert sorted(cache.rglob("*")) == left
+        filled(tmp_path, name=OTHER)
+        assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions")
@@ -146,20 +138,20 @@ def test_the_folder_is_private(tmp_path: Path) -> None:
 
 
 def test_clearing_while_another_process_writes_is_harmless(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, write = filled(cache), module._write
+    store, write = filled(tmp_path), module._write
 
     def cleared(*given: Any) -> None:
-        clear("activations")
+        store.clear()
         write(*given)
 
     monkeypatch.setattr(module, "_write", cleared)
-    filled(cache, name=OTHER)
+    filled(tmp_path)  # into a folder that is no longer there
     monkeypatch.undo()
-    assert store.read(OTHER, KEYS, blank()) == []
+    assert filled(tmp_path, name=OTHER).read(OTHER, KEYS, blank()) == []
     assert store.folder.stat().st_mode & 0o077 == 0
-    assert clear("activations") == []
+    assert store.clear() > 0
 
 
 def test_failed_writes_are_harmless(tmp_path: Path) -> None:

@@ -373,6 +373,9 @@ def cache(
     kinds = [kind] if kind else [*kept.KINDS]
     before = sum(kept.usage(name).bytes for name in kinds)
     for name in kinds if clear else ():
+        if name == "activations":
+            Store(place()).clear()
+            continue
         for path in kept.clear(name):
             note(f"{path}: kept, because another process is using it")
     rows = [kept.usage(name) for name in kinds]

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+import secrets
+import shutil
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,18 +23,21 @@ import torch
 from torch import Tensor
 
 from rmadapter.errors import UserError
-from rmadapter.support.files import atomic, cache_folder, write_text
+from rmadapter.support.files import PART_NAME, atomic, cache_folder, write_text
 from rmadapter.support.terminal import note
 
 GB = 1e9
 FEATURES_BYTES = 1e9  # of what is kept unasked, which holds no tokens: 500,000 images of width 512
 CLOCK_SKEW = 60.0  # seconds by which the clocks of machines that share the folder may differ
 SHARD_BYTES = 2**26  # bytes of a file, roughly; it is copied in memory while it is written
+# files of fewer bytes, which are joined beyond this number
+SMALL_BYTES, MAX_SMALL_FILES = 2**20, 32
 TAG = "CACHEDIR.TAG"  # tells backup programs to leave this folder out (bford.info/cachedir)
 TAG_TEXT = (
     "Signature: 8a477f597d28d172789f06886806bc55\n"
     "# Of rmadapter: `rmadapter cache --clear` removes this folder.\n"
 )
+FILE_NAME = re.compile(r"[0-9a-f]{16}(\.safetensors)?")
 
 
 class Rows(NamedTuple):
@@ -158,6 +164,26 @@ class Store:
             entry["used"] = max(entry["used"], status.st_mtime)
         return sorted(entries.values(), key=lambda entry: entry["what"])
 
+    def clear(self) -> int:
+        """Remove everything at once and return the bytes freed. Raises UserError, and removes
+        nothing, if the folder holds anything that this class did not write."""
+        size = sum(status.st_size for _, status in self.files())
+        if self.folder.exists() or self.folder.is_symlink():
+            if not self._make():
+                raise UserError(f"{self.folder}: rmadapter did not make it; nothing was removed")
+            for path in sorted(self.folder.rglob("*")):
+                if not _is_known(path):
+                    raise UserError(
+                        f"{path}: not a file of rmadapter, move it elsewhere; nothing was removed"
+                    )
+            # A reader has its file open; a writer that finds the folder gone makes a new one.
+            trash = f".{self.folder.name}.{secrets.token_hex(4)}"
+            os.replace(self.folder, self.folder.with_name(trash))
+        # Including what a killed process left behind.
+        for trashed in self.folder.parent.glob(f".{self.folder.name}.????????"):
+            shutil.rmtree(trashed, ignore_errors=True)
+        return size
+
     def _is_ours(self) -> bool:
         with suppress(OSError, UnicodeDecodeError):
             tag = (self.folder / TAG).read_text(encoding="utf-8")
@@ -168,9 +194,17 @@ class Store:
         """Make the folder, readable only by this user. Return False if it belongs to others."""
         with suppress(OSError, UserError):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if not self.folder.is_symlink() and not any(self.folder.glob("[!.]*")):
+            untagged = not self._is_ours() and not self.folder.is_symlink()
+            if untagged and all(map(_is_known, self.folder.iterdir())):
+                self.folder.chmod(0o700)  # made by a writer after `clear` took its folder away
                 write_text(self.folder / TAG, TAG_TEXT)
         return self._is_ours()
+
+
+def _is_known(path: Path) -> bool:
+    """Return whether this module may have written the file or folder."""
+    known = path.name == TAG or FILE_NAME.fullmatch(path.name) or PART_NAME.fullmatch(path.name)
+    return bool(known) and not path.is_symlink()
 
 
 def _write(folder: Path, rows: Rows) -> None:
