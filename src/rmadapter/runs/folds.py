@@ -9,7 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
@@ -277,7 +277,7 @@ class Folds:
         answers = self.answers(method, name, count=count)
         table = metrics.tempered(answers.table, temperature)
         judged = self.judged.subset(range(len(table)))
-        return Answered.on(judged, table, answers.distances)
+        return replace(Answered.on(judged, table), distances=answers.distances)
 
 
 def _read(file: Path, count: int) -> Answers | None:

@@ -42,10 +42,9 @@ class Answered:
     distances: np.ndarray = field(default_factory=lambda: np.empty(0))
 
     @classmethod
-    def on(cls, images: ImageSet, table: np.ndarray, *distances: np.ndarray) -> Answered:
-        """Return answers on images of known labels, and their distances if they matter."""
-        labels = np.array(images.labels)
-        return cls(table, labels, images.group_numbers, images.taxonomy, *distances)
+    def on(cls, images: ImageSet, table: np.ndarray) -> Answered:
+        """Return answers on images of known labels, without distances."""
+        return cls(table, np.array(images.labels), images.group_numbers, images.taxonomy)
 
     def calibrate(self, fitted: Fitted, source: Origin, seed: int) -> Fitted:
         """Return a copy of a model that can promise an error by these answers, of which one of each
