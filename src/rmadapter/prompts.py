@@ -262,7 +262,7 @@ def text_features(backbone: Backbone, texts: Sequence[str]) -> Tensor:
     for it are cut. Raises UserError as `check_prompts`."""
     check_prompts(len(texts))
     backbone.with_text("a text about a class")
-    chunks = backbone.tokenizer(list(texts)).to(backbone.device).split(CHUNK)
+    chunks = token_chunks(backbone, backbone.tokenizer(list(texts)).to(backbone.device))
     return class_weights(torch.cat([backbone.text.frozen(chunk).features for chunk in chunks]))
 
 
