@@ -269,7 +269,7 @@ def read_answers(path: Path, classes: Sequence[Named]) -> list[tuple[str, str]]:
 def _from_json(body: str, path: Path) -> list[tuple[str, str]]:
     """Read objects that name a class, or whose keys are classes: one, a list, or one a line."""
     try:
-        whole = json.loads(body)
+        whole = json.loads(body, object_pairs_hook=_object)
         values = whole if isinstance(whole, list) else [whole]
     except (ValueError, RecursionError):
         values = _json_lines(body, path)
@@ -294,10 +294,22 @@ def _json_lines(body: str, path: Path) -> list[object]:
     values = []
     for number, line in enumerate(body.splitlines(), 1):
         try:
-            values += [json.loads(line)] if line.strip() else []
+            values += [json.loads(line, object_pairs_hook=_object)] if line.strip() else []
         except (ValueError, RecursionError):
             raise UserError(f"{path}, line {number}: not readable JSON") from None
     return values
+
+
+def _object(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
+    """Return an object of JSON; a class that is named again keeps the texts of before, too."""
+    found: dict[str, object] = {}
+    for name, value in pairs:
+        found[name] = [*_as_list(found[name]), *_as_list(value)] if name in found else value
+    return found
+
+
+def _as_list(value: object) -> list[object]:
+    return value if isinstance(value, list) else [value]
 
 
 def _from_lines(

@@ -102,6 +102,7 @@ def test_a_question_names_the_class() -> None:
 
 ANSWERS = {
     "object": '{"zebra": ["black", "white"], "CAT": ["it purrs"]}',
+    "twice": '{"zebra": ["black"], "cat": "it purrs", "zebra": "white"}',
     "list": '[{"class": "n1", "texts": ["black","white"]}, {"class": "cat", "answer": "it purrs"}]',
     "JSON lines": '{"class": "n1", "answer": "- black\\n\\n- white"}\n\n{"cat": ["it purrs"]}\n',
     "fenced": 'Of course!\n```json\n{"zebra": ["black", "white"], "cat": ["it purrs"]}\n```\nDone.',
