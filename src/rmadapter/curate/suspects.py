@@ -49,8 +49,8 @@ MEANINGS = {  # kinds of reasons, the worst first
     "broken": "Files that cannot be read.",
     "two labels": "The same or nearly the same picture under different labels: at least one of "
     "them is wrong.",
-    WRONG: "Another class reaches the probability that its own images have on average, and the "
-    f"label does not. The clearest cases come first: {RIGHT_ALARMS}.",
+    WRONG: "Another class reaches the probability that its own images have on average, and is "
+    f"clearly ahead of the label. The clearest cases come first: {RIGHT_ALARMS}.",
     "same file": "Byte-for-byte copies of another training image of the same class, so of no use.",
     "nearly the same": "An image of the same class resized, mirrored or from the same burst.",
     "one colour": "Hardly anything to see.",
