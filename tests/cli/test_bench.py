@@ -328,6 +328,7 @@ def test_a_run_that_is_left_out_is_named(rmadapter: Command, results: Path, tmp_
     assert json.loads(out)["runs"] == 26
 
 
+@pytest.mark.real_plots
 def test_two_seeds_far_apart_are_no_fault(tmp_path: Path) -> None:
     """Their interval is wider than all accuracies."""
     runs = [
@@ -337,7 +338,10 @@ def test_two_seeds_far_apart_are_no_fault(tmp_path: Path) -> None:
     ]
     write_leaderboard(write(tmp_path / "results", *runs), tmp_path / "out")
     page = (tmp_path / "out/index.html").read_text(encoding="utf-8")
-    assert page.count('<figure class="plot">') == 1
+    (plot,) = re.findall(r'<figure class="plot">(.*?)</figure>', page, re.S)
+    ticks = re.findall(r"<text[^>]*>([\d.\u2212]+)</text>", plot)
+    assert len(ticks) > 4
+    assert all(0 <= float(tick) <= 110 for tick in ticks)
 
 
 def test_printed_averages_show_all_values_where_sources_differ() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
 from typing import Any
 
@@ -51,6 +52,19 @@ def test_trade_off_has_a_point_per_method_that_names_new_classes() -> None:
     assert any(text.startswith("HM ") for text in shown)
     assert "var(--adapted" in figure.svg
     assert figures([r for r in runs if r.method.name == "mma"]) == []
+
+
+def test_intervals_end_where_no_accuracy_can_be() -> None:
+    """That of two seeds far apart is wider than all accuracies."""
+    runs = [
+        record(method, "a", seed, {"base": 60.0, "novel": novel})
+        for method in ("mma", "rmadapter")
+        for seed, novel in ((1, 5.0), (2, 45.0))
+    ]
+    figure, *_ = figures(runs)
+    ticks = [text for text in texts(figure) if re.fullmatch(r"[\d.\u2212]+", text)]
+    assert len(ticks) > 4
+    assert all(0 <= float(tick) <= 110 for tick in ticks)
 
 
 def test_cost_has_a_point_per_trained_method_and_a_line_for_zero_shot() -> None:

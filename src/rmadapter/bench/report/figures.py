@@ -95,7 +95,7 @@ def trade_off(group: Group) -> list[Figure]:
     name, title = f"{group.slug}-{TRADE_OFF}", "Base against novel accuracy"
     with canvas(4.2, 3.6, name, title) as (axes, out):
         for label, (base, novel, _) in points.items():
-            _point(axes, base.number, novel, label, looks[label], base.interval)
+            _point(axes, base.number, novel, label, looks[label], _possible(base))
         axes.margins(0.12)
         _equal_hm(axes)
         axes.set(xlabel="base classes, %", ylabel="novel classes, %")
@@ -128,6 +128,14 @@ def _cost(group: Group) -> list[Figure]:
     return [Figure(name, title, out[0])]
 
 
+def _possible(accuracy: Cell) -> Interval:
+    """Return both parts of an interval up to 0 and 100 %: that of two seeds may reach beyond."""
+    if accuracy.interval is None:
+        return None
+    below, above = accuracy.number, 100 - accuracy.number
+    return [[min(accuracy.interval, below)], [min(accuracy.interval, above)]]
+
+
 def _point(
     axes: Axes,
     x: float,
@@ -140,7 +148,7 @@ def _point(
     """Draw a row's mark with the interval of y and, if there is one, of x, as lines of a width."""
     colour, marker = look
     axes.errorbar(
-        x, y.number, y.interval, interval, fmt="none", ecolor=colour, elinewidth=width, alpha=0.6
+        x, y.number, _possible(y), interval, fmt="none", ecolor=colour, elinewidth=width, alpha=0.6
     )
     axes.plot(x, y.number, marker, color=colour, markersize=6.5, markeredgewidth=0, label=label)
 
