@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ pytest.importorskip("starlette", reason="pip install 'rmadapter[app]'")
 
 from starlette.requests import Request
 
+from rmadapter.answers.held_out import needed
 from rmadapter_studio import words as module
 from rmadapter_studio.labelling import FILES, VIEWS
 from rmadapter_studio.order import ORDERS
@@ -169,3 +171,9 @@ def test_a_link_chooses_another_language(name: str, other_page: str) -> None:
         assert f'<a href="?lang={language}"' not in text
         kept = "" if "x" in query else f"?{query}"
         assert f'<a href="{other_page}{kept}">' in text
+
+
+@pytest.mark.parametrize("words", languages().values(), ids=languages())
+def test_the_number_of_images_that_a_promise_needs(words: dict[str, Any]) -> None:
+    [share] = re.findall(r"const PREFERRED = ([\d.]+)", (ASSETS / "page.mjs").read_text("utf-8"))
+    assert re.findall(r"\d+", words["train"]["few"]) == [f"{needed(float(share))}"]
