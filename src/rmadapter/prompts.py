@@ -107,8 +107,9 @@ def in_chunks(names: Sequence[str], templates: Sequence[str]) -> Iterator[Sequen
 
 def token_chunks(backbone: Backbone, tokens: Tensor) -> tuple[Tensor, ...]:
     """Split the tokens [C, L] of prompts into chunks of at most CHUNK prompts, and of about
-    MAX_TOKENS tokens that the encoder reads."""
-    read = int(backbone.text.real_tokens(tokens)[0].sum())
+    MAX_TOKENS tokens that the encoder reads. A traced graph reads padding, too."""
+    traced = torch.compiler.is_compiling()
+    read = tokens.numel() if traced else int(backbone.text.real_tokens(tokens)[0].sum())
     return tokens.split(max(min(CHUNK, MAX_TOKENS * len(tokens) // read), 1))
 
 
