@@ -174,6 +174,11 @@ def test_one_image_of_each_group_counts_for_the_temperature_and_for_answers_kept
     assert HeldOut.of(table[copies], true[copies].tolist()).right.count("0") == 50
 
 
+def test_probabilities_that_are_kept_are_not_above_those_of_the_answers() -> None:
+    table = np.array([[0.99996, 0.00004], [0.3, 0.7]])
+    assert HeldOut.of(table, [0, 0]) == HeldOut(probabilities=(0.9999, 0.7), right="10")
+
+
 @pytest.mark.ci
 def test_a_slow_method_is_calibrated_by_enough_images_and_no_more_folds(
     tiny_clip: Backbone, colors: Path, monkeypatch: pytest.MonkeyPatch

@@ -251,7 +251,9 @@ class HeldOut(Value):
         order = rows[np.argsort(-sure[rows], kind="stable")]
         order = order[:: -(-len(order) // MAX_HELD_OUT)]
         right = "".join("1" if best[row] == labels[row] else "0" for row in order)
-        return cls(probabilities=tuple(round(float(p), 4) for p in sure[order]), right=right)
+        # rounded down, as a higher threshold would not keep the answer itself
+        rounded = np.floor(sure[order].astype(np.float64) * 1e4) / 1e4
+        return cls(probabilities=tuple(rounded.tolist()), right=right)
 
     def sure_from(self, precision: float) -> float:
         """Return the probability as `metrics.sure_from` does."""
