@@ -10,7 +10,6 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
 from scipy import stats
 from scipy.special import softmax
 from sklearn.calibration import calibration_curve
@@ -308,64 +307,6 @@ def test_a_few_right_answers_do_not_demand_certainty() -> None:
     found = metrics.tempered(table, metrics.temperature(table, labels))
     # one image more, of which nothing is known, leaves two thirds of a sixth to the wrong classes
     np.testing.assert_allclose(found.max(1), 1 - 2 / 3 / 6, atol=1e-3)
-
-
-def test_answers_are_sure_from_where_enough_of_them_are_right() -> None:
-    confidence = [0.5, 0.9, 0.7, 0.8, 0.6]
-    right = [False, True, True, True, True]
-    # 0.9, 0.8, 0.7 and 0.6 have a mean of 0.75, and 4 of 4 + 1 are right
-    assert metrics.sure_from(confidence, right, 0.75) == 0.6
-    assert metrics.sure_from(confidence, right, 0.6) == 0.5
-    # the mean is 0.8 down to 0.7, where 3 of 3 + 1 are too few to say; those from 0.8 on are right
-    assert metrics.sure_from(confidence, right, 0.8) == 0.8
-    assert metrics.sure_from(confidence, right, 0.99) == 0.99  # which no answer reaches
-    assert metrics.sure_from([], [], 0.8) == 0.8
-
-
-def test_no_answer_is_sure_where_too_few_are_right() -> None:
-    assert metrics.sure_from([0.9] * 20, [True, False] * 10, 0.8) == math.inf
-    assert metrics.sure_from([0.95, 0.5], [False, True], 0.9) == math.inf
-    rng = np.random.default_rng(0)
-    overconfident = rng.uniform(0.8, 0.99, 200), rng.random(200) < 0.6
-    assert metrics.sure_from(*overconfident, 0.9) == math.inf
-
-
-def test_equal_confidences_are_sure_together() -> None:
-    """Also where the right ones among them come first."""
-    right = [True] * 60 + [False] * 40
-    assert metrics.sure_from([0.97] * 100, right, 0.9) == math.inf
-    # 20 answers above them are right
-    assert metrics.sure_from([0.98] * 20 + [0.97] * 100, [True] * 20 + right, 0.9) == 0.98
-    assert metrics.sure_from([0.9] * 20, [True] * 20, 0.9) == 0.9  # a mean may be rounded
-
-
-def test_answers_are_sure_where_both_conditions_hold_at_once() -> None:
-    """Five wrong answers at the top: 90 % are right only where the mean is far below 0.9."""
-    confidence = np.r_[np.full(5, 0.99), np.linspace(0.985, 0.905, 15), np.linspace(0.6, 0.5, 80)]
-    right = np.arange(100) >= 5
-    assert metrics.sure_from(confidence, right, 0.9) == math.inf
-
-
-@given(
-    st.lists(st.tuples(st.integers(0, 100), st.booleans()), max_size=60),
-    st.integers(1, 100),
-)
-def test_the_wanted_share_of_sure_held_out_answers_is_right(
-    answers: list[tuple[int, bool]], percent: int
-) -> None:
-    confidence = np.array([each[0] / 100 for each in answers])
-    right = np.array([each[1] for each in answers], bool)
-    sure = confidence >= metrics.sure_from(confidence, right, percent / 100)
-    assert not sure.any() or right[sure].sum() * 100 >= percent * sure.sum()
-
-
-def test_a_wanted_precision_is_kept_on_new_answers() -> None:
-    rng = np.random.default_rng(0)
-    confidence = rng.uniform(0.2, 1, 2000)
-    right = rng.random(2000) < confidence  # calibrated
-    for wanted in (0.7, 0.8, 0.9):
-        sure = confidence[1000:] >= metrics.sure_from(confidence[:1000], right[:1000], wanted)
-        assert right[1000:][sure].mean() == pytest.approx(wanted, abs=0.03)
 
 
 def test_probabilities_rounded_to_zero_have_a_temperature() -> None:

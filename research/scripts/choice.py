@@ -48,7 +48,7 @@ Tasks: TypeAlias = Mapping[Task, Mapping[str, Line]]  # lines by method
 AUTO, BEST = "auto", "best in hindsight"
 MINUTES = 600.0  # to choose: on a busy machine, nothing is left out for its time
 ERRORS = ("error", "error_untouched", "error_best", "error_by_chance")
-SAID, ASKED = 0.6, 0.9  # a probability, and a share of right answers
+SAID, WRONG = 0.6, 0.1  # a probability, and a share of wrong answers
 
 
 # Measuring
@@ -104,12 +104,12 @@ def trust(
 ) -> dict[str, Any]:
     """Return the calibration error on test images at a temperature, at 1 and at the best one, and
     what so many images would show of a model that says exactly how often it is right; and how many
-    answers, and right ones, have the probability SAID, and are sure if ASKED is asked for."""
+    answers, and right ones, have the probability SAID, and are sure if WRONG may be wrong."""
     right = table.argmax(1) == labels
     sure = metrics.tempered(table, temperature or 1).max(1)
     best = metrics.tempered(table, metrics.temperature(table, labels)).max(1)
     said = sure >= SAID
-    asked = sure >= (held_out.sure_from(ASKED) if held_out else ASKED)
+    asked = sure >= (held_out.sure_from(WRONG) if held_out else 1 - WRONG)
     return {
         "images": len(labels),
         "temperature": temperature,
@@ -177,7 +177,7 @@ def trust_table(tasks: Tasks) -> str:
     sets, and shares of all answers that are sure and of these that are right."""
     heads = ["shots", "calibration error", "before", "at best", "by chance"]
     heads += [f"said {SAID:.0%}", "right"]
-    heads += [f"asked {ASKED:.0%}", "right"]
+    heads += [f"asked {1 - WRONG:.0%}", "right"]
     rows = []
     for few in sorted({few for _, few, _ in tasks}):
         lines = [of[AUTO] for (_, shots, _), of in tasks.items() if shots == few]

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 BINS = 15  # of the calibration error
-ROUNDING = 1e-9  # of a mean of probabilities
 
 
 def accuracy(answers: ArrayLike, labels: ArrayLike) -> float:
@@ -227,32 +226,6 @@ def equal_count(
     ends = [wilson(int(correct[part].sum()), len(part)) for part in parts]
     means = [[100 * float(values[part].mean()) for part in parts] for values in (sure, correct)]
     return np.array(means[0]), np.array(means[1]), np.array(ends)
-
-
-def sure_from(confidence: ArrayLike, right: ArrayLike, precision: float) -> float:
-    """Return the lowest confidence from which on a share `precision` of answers is right, by N
-    answers on held-out images; infinity where no answer is sure enough.
-
-    The answers from there on have a mean confidence of `precision` or more, and as many of them,
-    and one more wrong one, are right. Where that holds nowhere, `precision` itself is returned,
-    unless too few of the answers from there on are right.
-
-    confidence: [N], calibrated probabilities. right: [N] bool.
-    """
-    values, correct = np.asarray(confidence, np.float64), np.asarray(right, bool)
-    order = np.argsort(-values, kind="stable")
-    values, hits = values[order], np.cumsum(correct[order])
-    counts = np.arange(1, len(values) + 1)
-    expected = np.cumsum(values) / counts >= precision - ROUNDING
-    counted = hits / (counts + 1) >= precision
-    # a threshold keeps all answers of equal confidence, so only the last of them can end
-    last = np.diff(values, append=-np.inf) < 0
-    ends = np.flatnonzero(expected & counted & last)
-    if len(ends):
-        return float(values[ends[-1]])
-    kept = int((values >= precision).sum())
-    enough = not kept or hits[kept - 1] / kept >= precision
-    return precision if enough else float("inf")
 
 
 def tempered(probabilities: ArrayLike, temperature: float) -> np.ndarray:

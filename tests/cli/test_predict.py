@@ -211,14 +211,15 @@ def test_unsure_takes_a_wanted_share_of_right_answers(
     assert held_out
     assert len(held_out.right) == 24
     backbone = ["--backbone", tiny_clip.name]
-    for wanted in (0.5, 0.9):
-        threshold = held_out.sure_from(wanted)
-        done = rmadapter("predict", run, photos, *backbone, "--wrong", 1 - wanted, "--json")
+    for wrong in (0.5, 0.3):
+        threshold = held_out.sure_from(wrong)
+        done = rmadapter("predict", run, photos, *backbone, "--wrong", wrong, "--json")
         answers = json.loads(done.out)
         for answer in answers:
             assert answer["unsure"] == (answer["classes"][0]["probability"] < threshold)
-        assert f"{threshold:.2f}, by the answers on 24 held-out" in done.err
         reached, right = held_out.reached(threshold)
+        for part in (f"{threshold:.2f}", "estimated on folds", "24 training images", "nine of ten"):
+            assert part in done.err
         assert f": {reached} reach it, and {right} of these" in done.err
     # it has no answers about other classes
     done = rmadapter("predict", run, photos, *backbone, "--names", "red,blue", "--wrong", "10%")
@@ -239,10 +240,15 @@ def test_every_answer_is_unsure_where_held_out_ones_were_wrong(
     answered = tmp_path / "a.csv"
     done = rmadapter("predict", run, photos, *backbone, "--wrong", "10%", "--out", answered)
     assert "unsure: every answer" in done.err
-    assert "100 held-out" in done.err
+    assert "100 training images" in done.err
+    assert "allow 47 % or more" in done.err  # 46 % allows 39 wrong ones of 100
     assert {row["label"] for row in rows(answered)} == {"unsure"}
     answers = rmadapter.json("predict", run, photos, *backbone, "--wrong", "10%")
     assert all(answer["unsure"] for answer in answers)
+    facts["held_out"] = {"probabilities": [0.97], "right": "0"}
+    (run / "run.json").write_text(json.dumps(facts))
+    done = rmadapter("predict", run, photos, *backbone, "--wrong", "99%", "--json")
+    assert "nor any other share" in done.err
 
 
 @pytest.fixture

@@ -80,6 +80,10 @@ def test_a_taxonomy_that_does_not_fit_is_refused(
 def test_predict_backs_off_to_parents(
     rmadapter: Command, run: Path, colors: Path, tiny_clip: Backbone, tmp_path: Path
 ) -> None:
+    facts = json.loads((run / "run.json").read_text())
+    facts["held_out"] = {"probabilities": [0.99] * 230, "right": "1" * 230}  # enough for 1 %
+    (run / "run.json").write_text(json.dumps(facts))
+    (run / "SHA256SUMS").unlink()
     words = ["predict", run, colors / "test", "--backbone", tiny_clip.name, "--no-zero-shot"]
     answers = rmadapter.json(*words, "--top", 4, "--wrong", "1%")
     for answer in answers:

@@ -12,6 +12,7 @@ from dataclasses import fields
 from typing import ClassVar, Literal, TypeAlias, TypedDict, TypeVar, get_args
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from rmadapter.errors import UserError
 
@@ -19,6 +20,9 @@ Origin: TypeAlias = Literal["folds", "held out"]
 HeldOutType = TypeVar("HeldOutType", bound="HeldOut")
 SHARES = (0.01, 0.05, 0.1)  # that are measured, and offered where there is a choice
 MAX_CALIBRATION_IMAGES = 10_000
+# of the answers, kept by the first threshold that is tested: if fewer, one wrong answer among the
+# surest ends the search; if more, thresholds that keep few are missed
+FIRST_SHARE = 1 / 8
 CONFIDENCE = 0.9  # share of draws of the images by which a promise is kept
 # before what is promised: the models of folds are not the one that promises
 ESTIMATED: dict[Origin, str] = {"folds": "estimated on folds, ", "held out": ""}
@@ -166,3 +170,37 @@ def rank(images: int, share: float) -> int:
     ways = np.cumsum(np.log(np.append(1, (images - fewer[:-1]) / (fewer[:-1] + 1))))
     chances = np.exp(ways + fewer * math.log(share) + (images - fewer) * math.log1p(-share))
     return int(np.count_nonzero(chances.cumsum() <= 1 - CONFIDENCE))
+
+
+def sure_from(confidence: ArrayLike, right: ArrayLike, wrong: float) -> float:
+    """Return the lowest confidence from which on at most a share of new answers is wrong, for nine
+    of ten draws of N images; infinity if no answer is sure enough.
+
+    Thresholds are tested from the highest down until one fails (fixed-sequence testing;
+    Angelopoulos et al., 2021, arXiv 2110.01052). How many answers each keeps depends on N alone:
+    the first an eighth, or as many as pass without a wrong one if these are more; the next ones as
+    few as pass with one more wrong answer each; the last all. One passes if so few wrong answers
+    among those that it keeps had a probability of at most 0.1 if each were wrong with the
+    probability `wrong` (the exact binomial test). Of the thresholds that keep too large a share of
+    wrong answers only the first matters, and it passes for at most one of ten draws. This is exact
+    if a lower threshold never keeps a smaller share of wrong answers than a higher one.
+
+    Args:
+        confidence: [N], probabilities of answers.
+        right: [N] bool, whether each is right.
+        wrong: Share of the answers from there on that may be wrong, above 0 and below 1.
+    """
+    values, correct = np.asarray(confidence, np.float64), np.asarray(right, bool)
+    order = np.argsort(-values, kind="stable")
+    values, misses = values[order], np.cumsum(~correct[order])
+    threshold, passing = float("inf"), 0
+    first = max(needed(wrong), int(len(values) * FIRST_SHARE))
+    for count in range(first, len(values) + 1):
+        places = rank(count, wrong)
+        if places > passing or count == len(values):
+            passing = places
+            kept = int((values >= values[count - 1]).sum())  # equal ones are kept together
+            if misses[kept - 1] >= rank(kept, wrong):
+                break
+            threshold = float(values[count - 1])
+    return threshold

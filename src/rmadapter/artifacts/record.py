@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from rmadapter.answers.held_out import one_of_each_group
+from rmadapter.answers.held_out import one_of_each_group, sure_from
 from rmadapter.answers.taxonomy import MAX_DEPTH
 from rmadapter.artifacts.value import (
     BackboneChoice,
@@ -33,7 +33,7 @@ from rmadapter.artifacts.value import (
 )
 from rmadapter.errors import UserError, first_fault
 from rmadapter.methods import changed_settings, name_with_settings
-from rmadapter.metrics import harmonic_mean, sure_from
+from rmadapter.metrics import harmonic_mean
 from rmadapter.support.files import read_text, write_text
 from rmadapter.task import Question, Task, without_balanced
 from rmadapter.training.traits import Uses
@@ -255,9 +255,10 @@ class HeldOut(Value):
         rounded = np.floor(sure[order].astype(np.float64) * 1e4) / 1e4
         return cls(probabilities=tuple(rounded.tolist()), right=right)
 
-    def sure_from(self, precision: float) -> float:
-        """Return the probability as `metrics.sure_from` does."""
-        return sure_from(self.probabilities, [mark == "1" for mark in self.right], precision)
+    def sure_from(self, wrong: float) -> float:
+        """Return the probability from which on at most a share of answers is wrong, as
+        `answers.held_out.sure_from` does."""
+        return sure_from(self.probabilities, [mark == "1" for mark in self.right], wrong)
 
     def reached(self, threshold: float) -> tuple[int, int]:
         """Return how many answers have a probability of `threshold` or more, and how many of these

@@ -286,31 +286,36 @@ def _sure_from(run: Path, wrong: float, other_classes: bool) -> float:
         wrong: Share of the other answers that may be wrong; 0 if none is unsure.
         other_classes: Whether the classes are others than those of the run's held-out answers.
     """
+    from rmadapter.answers.held_out import ESTIMATED, describe_images
     from rmadapter.artifacts.record import read_record
 
     if not wrong:
         return 0.0
-    wanted = round(1 - wrong, 9)  # share that is to be right
     file = RunFolder(run).record
     answers = read_record(file).held_out if file.is_file() and not other_classes else None
     if answers is None:
         note(
-            f"unsure: below a probability of {wanted:.2f}; this run has no answers on held-out "
-            "images of these classes"
+            f"unsure: below a probability of {1 - wrong:.2f}, without a promise; this run has no "
+            "answers on held-out images of these classes"
         )
-        return wanted
-    threshold = answers.sure_from(wanted)
-    images = f"the answers on {len(answers.right):,} held-out training images"
+        return round(1 - wrong, 9)
+    threshold = answers.sure_from(wrong)
+    images = describe_images(len(answers.right), "folds")
     if threshold > 1:
+        others = (percent for percent in range(1, 100) if answers.sure_from(percent / 100) <= 1)
+        least = next(others, None)
+        allowed = f"allow {least} % or more" if least else "nor any other share"
         note(
-            f"unsure: every answer, as there is no probability from which on {100 * wanted:g} % of "
-            f"{images} are right; allow more wrong ones"
+            f"unsure: every answer, as {images}, do not suffice to promise at most "
+            f"{100 * wrong:g} % wrong ones in nine of ten calibrations; {allowed}"
         )
     else:
         reached, right = answers.reached(threshold)
         note(
-            f"unsure: below a probability of {threshold:.2f}, by {images}: {reached:,} reach it, "
-            f"and {right:,} of these are right"
+            f"unsure: below a probability of {threshold:.2f}; {ESTIMATED['folds']}at most "
+            f"{100 * wrong:g} % of the other answers to images like these {images} are wrong, in "
+            f"nine of ten calibrations like this one: {reached:,} reach it, and {right:,} of these "
+            "are right"
         )
     return threshold
 
