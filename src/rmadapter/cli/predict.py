@@ -82,7 +82,7 @@ class SortOptions:
             parser=share,
             metavar="SHARE",
             help='Label answers "unsure" so that at most this share of the others is wrong, such '
-            "as 10%, by the answers on held-out training images.",
+            "as 10%, in nine of ten calibrations by held-out training images.",
         ),
     ] = 0.0
     error: Error = 0.0
