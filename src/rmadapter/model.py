@@ -17,10 +17,10 @@ from rmadapter.encoders import EitherEncoder, OpenClip, States
 from rmadapter.errors import UserError
 from rmadapter.prompts import (
     class_weights,
+    frozen_chunks,
     in_chunks,
     one_at_a_time,
     prompts_each,
-    token_chunks,
     tokenize,
 )
 from rmadapter.settings import AdapterSettings, LossSettings
@@ -226,9 +226,7 @@ class AdaptedCLIP(nn.Module):
         Returns:
             The states of each chunk.
         """
-        first = self.first("text")
-        chunks = token_chunks(self.backbone, tokens)
-        return [self.backbone.text.frozen(chunk, first) for chunk in chunks]
+        return frozen_chunks(self.backbone, tokens, self.first("text"))
 
     def features(
         self, side: str, states: States, reconstruct: bool = False

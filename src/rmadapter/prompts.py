@@ -21,7 +21,7 @@ from rmadapter.adapter import at_least_float32
 from rmadapter.backbones import Backbone
 from rmadapter.backbones.known import kept_weights
 from rmadapter.data.names import descriptions
-from rmadapter.encoders import Packed, States, pausing
+from rmadapter.encoders import Packed, States, in_halves, pausing
 from rmadapter.errors import UserError
 
 T = TypeVar("T")
@@ -117,8 +117,14 @@ def frozen_prompts(
     backbone: Backbone, names: Sequence[str], templates: Sequence[str], first: int | None = None
 ) -> list[States]:
     """Run the untouched text encoder on all prompts, in chunks. first: as in `States`."""
-    chunks = token_chunks(backbone, tokenize(backbone, names, templates))
-    return [backbone.text.frozen(chunk, first) for chunk in chunks]
+    return frozen_chunks(backbone, tokenize(backbone, names, templates), first)
+
+
+def frozen_chunks(backbone: Backbone, tokens: Tensor, first: int | None = None) -> list[States]:
+    """Run the untouched text encoder on the tokens [C, L] of prompts, in chunks, which are smaller
+    where the memory of a GPU ends. first: as in `States`."""
+    encode = partial(backbone.text.frozen, first=first)
+    return [part for chunk in token_chunks(backbone, tokens) for part in in_halves(encode, chunk)]
 
 
 @torch.no_grad()
@@ -263,8 +269,8 @@ def text_features(backbone: Backbone, texts: Sequence[str]) -> Tensor:
     for it are cut. Raises UserError as `check_prompts`."""
     check_prompts(len(texts))
     backbone.with_text("a text about a class")
-    chunks = token_chunks(backbone, backbone.tokenizer(list(texts)).to(backbone.device))
-    return class_weights(torch.cat([backbone.text.frozen(chunk).features for chunk in chunks]))
+    chunks = frozen_chunks(backbone, backbone.tokenizer(list(texts)).to(backbone.device))
+    return class_weights(torch.cat([states.features for states in chunks]))
 
 
 def raw_text_features(backbone: Backbone, names: Sequence[str], templates: Sequence[str]) -> Tensor:

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from rmadapter.artifacts.record import read_record
 from rmadapter.backbones import Backbone
+from rmadapter.encoders import ImageEncoder, States
 from rmadapter.export.runtime import Model
 from tests.helpers.pretend_gpu import limited, plugged_in
 from tests.helpers.shell import Command, backbone_option, refused, rmadapter
@@ -144,3 +147,19 @@ def test_a_full_gpu_is_told_in_one_line(
         ]
     with plugged_in(), limited(10_000):
         refused(rmadapter(*words), "memory ended", "set device=cpu")
+
+
+@pytest.mark.parametrize("verb", ["predict", "eval"])
+def test_a_gpu_without_memory_for_one_image_is_told_in_one_line(
+    verb: str, rmadapter: Command, finished: Path, colors: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[int] = []
+
+    def full(encoder: object, images: Tensor, *_: object) -> list[States]:
+        tried.append(len(images))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(ImageEncoder, "_frozen_at", full)
+    data = sorted(colors.glob("test/*/*.png")) if verb == "predict" else [colors]
+    refused(rmadapter(verb, finished, *data, *backbone_option(finished)), "memory ended")
+    assert (tried[0], tried[-1]) == (16, 1)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from torch import Tensor
 
 from rmadapter.encoders.blocks import Fused, Opaque, PreNorm, Projections, View, with_own
-from rmadapter.encoders.encoder import BlockView, Encoder, States, weights_of
+from rmadapter.encoders.encoder import BlockView, Encoder, States, in_halves, weights_of
 from rmadapter.encoders.image import ClipImage, ImageEncoder, TimmImage, WholeImage
 from rmadapter.encoders.layouts import Grid, Packed, pack, send
 from rmadapter.encoders.text import BertText, ClipText, TextEncoder, WholeText, pausing
@@ -37,6 +37,7 @@ __all__ = [
     "WholeText",
     "encoders_of",
     "image_encoder_of",
+    "in_halves",
     "pack",
     "pausing",
     "send",

@@ -29,6 +29,8 @@ from rmadapter.encoders.blocks import Opaque, Projections, View, cast, view_of
 from rmadapter.encoders.layouts import Grid, Packed, send
 
 Layout = TypeVar("Layout", Grid, Packed)
+Batch = TypeVar("Batch", Tensor, "States")
+T = TypeVar("T")
 EMPTY = torch.empty(0)
 
 
@@ -65,10 +67,53 @@ class States:
     y: Tensor = EMPTY
     views: Tensor = EMPTY
 
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.features, self.x, self.y, self.views
+
+    def __len__(self) -> int:
+        """Return the number of images; of text, the layout has that of prompts."""
+        return max(len(self.features), len(self.x))
+
+    def __getitem__(self, rows: Tensor | slice) -> States:
+        """Return the states of some images."""
+        parts = (part[rows] if len(part) else part for part in self.tensors)
+        return States(self.first, self.layout, *parts)
+
     def to(self, device: torch.device) -> States:
-        parts = (self.features, self.x, self.y, self.views)
-        moved = (send(part, device) for part in parts)
+        moved = (send(part, device) for part in self.tensors)
         return States(self.first, self.layout.to(device), *moved)
+
+
+def joined(parts: Sequence[States]) -> States:
+    """Return the states of all images of several batches."""
+    if len(parts) == 1:
+        return parts[0]
+    tensors = map(torch.cat, zip(*(part.tensors for part in parts), strict=True))
+    return States(parts[0].first, parts[0].layout, *tensors)
+
+
+def in_halves(run: Callable[[Batch], T], batch: Batch, *, whole: bool = False) -> list[T]:
+    """Return run(batch), or, where the memory of a GPU ends, the results of its halves, which are
+    halved as often as needed.
+
+    Args:
+        run: Function without gradients.
+        batch: Images or prompts.
+        whole: Whether results depend on the other rows of a batch, which is then never halved.
+
+    Raises:
+        torch.OutOfMemoryError: There is no memory for a single row, or for a batch as a whole.
+    """
+    try:
+        return [run(batch)]
+    except torch.OutOfMemoryError:
+        if whole or len(batch) < 2:
+            raise
+    # Not within the clause above, where the error holds what the attempt computed.
+    torch.cuda.empty_cache()
+    middle = len(batch) // 2
+    return in_halves(run, batch[:middle]) + in_halves(run, batch[middle:])
 
 
 class Encoder(ABC, Generic[Layout]):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rmadapter.encoders.blocks import HOOKS, Opaque
-from rmadapter.encoders.encoder import EMPTY, Encoder, States, weights_of
+from rmadapter.encoders.encoder import EMPTY, Encoder, States, in_halves, joined, weights_of
 from rmadapter.encoders.layouts import Grid
 
 if TYPE_CHECKING:
@@ -72,9 +72,16 @@ class ImageEncoder(Encoder[Grid]):
     def frozen_at(
         self, images: Tensor, firsts: Sequence[int | None], *, features: bool = True
     ) -> list[States]:
-        """Return the states of `frozen` at several blocks from one pass. Hooks on the encoder's
-        forward make this work for every stem. The top block runs only for the token that is read,
-        if just one is."""
+        """Return the states of `frozen` at several blocks from one pass, or several where the
+        memory of a GPU ends."""
+        parts = in_halves(lambda some: self._frozen_at(some, firsts, features), images)
+        return [joined(states) for states in zip(*parts, strict=True)]
+
+    def _frozen_at(
+        self, images: Tensor, firsts: Sequence[int | None], features: bool
+    ) -> list[States]:
+        """Return the states of `frozen_at` from one pass. Hooks on the encoder's forward make this
+        work for every stem. The top block runs only for the token that is read, if just one is."""
         top = self.depth
         seen: dict[int, tuple[Tensor, Tensor]] = {}  # block -> its input and output
         extras: dict[int, dict[str, object]] = {}
@@ -196,9 +203,8 @@ class WholeImage(ImageEncoder):
         super().__init__(visual, (), 0, None)
         self.kind, self._encode = kind, encode
 
-    @torch.no_grad()
-    def frozen_at(
-        self, images: Tensor, firsts: Sequence[int | None], *, features: bool = True
+    def _frozen_at(
+        self, images: Tensor, firsts: Sequence[int | None], features: bool
     ) -> list[States]:
         assert not any(firsts), "it has no blocks"
         return [States(None, Grid(None), self._encode(images))] * len(firsts)

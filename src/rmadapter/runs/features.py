@@ -14,7 +14,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.data.image_set import without_classes
 from rmadapter.data.read import ImageSet, ImageSource
 from rmadapter.data.transforms import decode_batches
-from rmadapter.encoders import States
+from rmadapter.encoders import States, in_halves
 from rmadapter.prompts import OfFeatures, untouched
 from rmadapter.support.terminal import track
 from rmadapter.training.cache import Cache
@@ -111,12 +111,14 @@ def outputs_of(
 
     @torch.no_grad()
     def outputs(states: States) -> tuple[np.ndarray, np.ndarray | None]:
-        if features is None or means is None:
-            return probabilities(logits(states) / fitted.temperature, title).numpy(), None
-        own = features(states)
-        scores = logits.logits(own) if isinstance(logits, OfFeatures) else logits(states)
-        table = probabilities(scores / fitted.temperature, title)
-        return table.numpy(), distances(own, means).cpu().numpy()
+        own = None if features is None else torch.cat(in_halves(features, states))
+        if own is not None and isinstance(logits, OfFeatures):
+            scores = logits.logits(own)
+        else:
+            scores = torch.cat(in_halves(logits, states, whole=fitted.remembers))
+        table = probabilities(scores / fitted.temperature, title).numpy()
+        far = None if own is None or means is None else distances(own, means).cpu().numpy()
+        return table, far
 
     return outputs
 
@@ -202,7 +204,11 @@ def transformed(
         UserError: An image is unreadable.
     """
     of = image_features(fitted, names)
-    parts = [of(states) for states in states_of(fitted, images, progress, keep)]
+    parts = [
+        part
+        for states in states_of(fitted, images, progress, keep)
+        for part in in_halves(of, states)
+    ]
     return (
         unit(torch.cat(parts))
         if parts

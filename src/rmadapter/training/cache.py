@@ -25,7 +25,7 @@ from torch import Tensor
 from rmadapter.backbones import Backbone
 from rmadapter.data.read import ImageSet
 from rmadapter.data.transforms import ImageTensors, TrainTransform, WithViews, batches
-from rmadapter.encoders import Grid, States, send
+from rmadapter.encoders import Grid, States, in_halves, send
 from rmadapter.errors import UserError
 from rmadapter.settings import Machine
 from rmadapter.support.files import atomic, reserve
@@ -85,13 +85,16 @@ class Held:
         """Return the number of images."""
         return len(self.features) // self.views
 
+    @property
+    def _states(self) -> States:
+        return States(self.first, self.layout, self.features, self.x, self.y)
+
     def near(self, room: float) -> Held:
         """Return a copy on the device that the states are for, if it has this many bytes of room,
         else itself."""
         if self.bytes > room:
             return self
-        parts = (part.to(self.device) for part in (self.features, self.x, self.y))
-        features, x, y = parts
+        features, x, y = (part.to(self.device) for part in (self.features, self.x, self.y))
         return replace(self, features=features, x=x, y=y)
 
     @property
@@ -101,8 +104,7 @@ class Held:
     def batch(self, rows: Tensor, epoch: int = 0) -> States:
         """Return the states of some images; each epoch takes the next view."""
         rows = send(rows + epoch % self.views * len(self), self.features.device)
-        parts = [part[rows] if len(part) else part for part in (self.features, self.x, self.y)]
-        return States(self.first, self.layout, *parts).to(self.device)
+        return self._states[rows].to(self.device)
 
     def batches(self, epoch: int, orders: Sequence[Tensor]) -> Iterator[States]:
         for rows in orders:
@@ -110,8 +112,7 @@ class Held:
 
     def subset(self, rows: Tensor, images: ImageSet) -> Held:
         """Keep some rows, those of the views of some images."""
-        parts = [part[rows] if len(part) else part for part in (self.features, self.x, self.y)]
-        features, x, y = parts
+        features, x, y, _ = self._states[rows].tensors
         return replace(self, features=features, x=x, y=y, contents=images.contents)
 
 
@@ -507,7 +508,9 @@ def encoded(source: Source, of: Callable[[States], Tensor]) -> Tensor:
     number of views."""
     orders = in_turn(len(source))
     views = [source.batches(view, orders) for view in range(source.views)]
-    return torch.stack([torch.cat([of(states) for states in view]) for view in views])
+    return torch.stack(
+        [torch.cat([part for states in view for part in in_halves(of, states)]) for view in views]
+    )
 
 
 def in_turn(count: int) -> list[Tensor]:

@@ -22,7 +22,7 @@ from rmadapter.answers.sets import Calibration
 from rmadapter.answers.taxonomy import Taxonomy
 from rmadapter.backbones import Backbone
 from rmadapter.data.read import ImageSource
-from rmadapter.encoders import States
+from rmadapter.encoders import States, in_halves
 from rmadapter.errors import UserError
 from rmadapter.support.terminal import track
 from rmadapter.training.cache import Source, test_batch, test_transform
@@ -221,7 +221,11 @@ class Fitted:
         """
         with torch.no_grad():
             logits = self.for_classes(self.classes if names is None else tuple(names))
-        return torch.no_grad()(lambda states: logits(states) / self.temperature)
+        return torch.no_grad()(
+            lambda states: (
+                torch.cat(in_halves(logits, states, whole=self.remembers)) / self.temperature
+            )
+        )
 
     def probabilities(
         self,
