@@ -7,6 +7,7 @@ import json
 import shutil
 import time
 from dataclasses import dataclass, replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,12 @@ FIRST_USE = 16 * 256
 @pytest.fixture
 def fixed_timing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "time_method", lambda *_: TIMING)
-    monkeypatch.setattr(module, "peak", lambda _: {"peak_mb": 1000.0})
+    peaks = cycle([300.0, 1000.0])  # before measuring, and with it
+
+    def peak(device: object) -> dict[str, float | None]:
+        return {"peak_mb": next(peaks), "peak_gpu_mb": None}
+
+    monkeypatch.setattr(module, "peak", peak)
 
 
 def cost(bench: Bench, out: Path, processes: int = 1, **words: Any) -> Cost:
@@ -115,6 +121,28 @@ def test_memory_is_what_measuring_took_and_the_activations_that_fit(
     plan = bench.plan(tmp_path, bench.jobs(methods=["mma"]), cache_memory=room / 1e9)
     found = module.cost(plan, progress=False)
     assert (found.disk, found.memory) == (0, pytest.approx(10**9 + train + room, abs=1))
+
+
+@pytest.mark.parametrize(("on_gpu", "expected"), [(None, 700), (450.0, 450)])
+def test_memory_of_a_gpu_is_measured_on_it_or_what_the_process_grew_by(
+    fixed_timing: None, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    on_gpu: float | None, expected: int,
+) -> None:  # fmt: skip
+    """It counts from before the backbone is loaded."""
+    peak, check, order = module.peak, module.check_images, list[str]()
+
+    def checked(*words: Any) -> None:
+        order.append("loaded")
+        check(*words)
+
+    def measured(device: Any) -> dict[str, float | None]:
+        order.append("measured")
+        return {**peak(device), "peak_gpu_mb": on_gpu}
+
+    monkeypatch.setattr(module, "check_images", checked)
+    monkeypatch.setattr(module, "peak", measured)
+    assert cost(bench, tmp_path, methods=["mma"]).gpu_memory == expected * 10**6
+    assert order == ["measured", "loaded", "measured"]
 
 
 @pytest.mark.ci
@@ -217,6 +245,7 @@ def test_the_command(rmadapter: Command, bench: Bench, tmp_path: Path) -> None:
     code, out, _ = rmadapter(*words, "--out", tmp_path / "x", "--json")
     found = json.loads(out)
     assert (code, found["left"], len(found["lines"]), len(found["order"])) == (0, 2, 2, 2)
+    assert 0 <= found["gpu_memory"] <= found["memory"]
     code, out, _ = rmadapter(*words, "--methods", "mma", "--out", tmp_path / "x")
     assert code == 0  # mma starts at block 5 of a backbone that has four
     assert "unknown" in out

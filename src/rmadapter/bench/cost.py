@@ -97,6 +97,8 @@ class Cost:
         disk: Bytes of activations that do not fit into memory.
         memory: Bytes that a process needs, apart from a GPU's: the most while measuring, where that
             is known, and the activations that it will hold.
+        gpu_memory: Bytes of a GPU's memory that a process needs: the most of its tensors while
+            measuring on it; elsewhere what the process grew by meanwhile, 0 where it is not known.
         spent: Seconds that measuring took.
         lines: Runs by data set, method and shots.
         order: Runs that are left, in their order.
@@ -110,6 +112,7 @@ class Cost:
     hours: float
     disk: int
     memory: int
+    gpu_memory: int
     spent: float
     lines: tuple[CostLine, ...]
     order: tuple[str, ...]
@@ -124,6 +127,8 @@ def cost(plan: Plan, processes: int = 1, progress: bool = True) -> Cost:
     state = Progress(plan)
     check_settings(plan)
     state.check()
+    device = find_device(plan.machine.device)
+    before = peak(device)["peak_mb"] or 0.0  # the backbone, whose weights count, is loaded later
     remaining = {*state.remaining()}
     jobs = [job for job in in_order(plan.jobs) if job in remaining]
     lab = replace(plan.lab(), folder=None)  # nothing is written
@@ -134,18 +139,20 @@ def cost(plan: Plan, processes: int = 1, progress: bool = True) -> Cost:
     devices = max(1, min(processes, len(shared_gpus(plan.machine.device))))
     room = plan.machine.cache_memory * 1e9
     sizes = _sizes(jobs, lab, timings)
-    measured = peak(find_device(plan.machine.device))["peak_mb"] or 0.0
+    most = peak(device)
+    measured = most["peak_mb"] or 0.0
     # what a cache for training images holds at most, and one for test images
     held = [min(room, sum(size for size in some if size <= room)) for some in sizes]
     return Cost(
         runs=len(plan.jobs),
         left=len(jobs),
         unmeasured=len(jobs) - len(seconds),
-        device=str(find_device(plan.machine.device)),
+        device=str(device),
         devices=devices,
         hours=sum(seconds.values()) / 3600 / devices,
         disk=sum(size for some in sizes for size in some if size > room),
         memory=round(1e6 * measured + sum(held)),
+        gpu_memory=round(1e6 * (most["peak_gpu_mb"] or measured - before)),
         spent=time.monotonic() - started,
         lines=tuple(_lines(plan.jobs, remaining, seconds)),
         order=tuple(map(str, jobs)),

@@ -221,8 +221,9 @@ def _estimate(runs: Plan, processes: int, on_ray: bool, as_json: bool) -> None:
     if total.unmeasured:
         print(f"not counted, as they could not be measured: {total.unmeasured}")
     print(
-        f"memory: {total.memory / 1e9:.1f} GB per process; activations on disk: "
-        f"{total.disk / 1e9:.1f} GB; measured in {total.spent:.0f} s"
+        f"memory: {total.memory / 1e9:.1f} GB per process, of a GPU about "
+        f"{total.gpu_memory / 1e9:.1f} GB; activations on disk: {total.disk / 1e9:.1f} GB; "
+        f"measured in {total.spent:.0f} s"
     )
     if total.order:
         print(
