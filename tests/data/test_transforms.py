@@ -8,6 +8,8 @@ import random
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -107,6 +109,30 @@ def test_batches_have_the_requested_rows(workers: int) -> None:
     assert torch.equal(two, torch.cat(list(batches(augmented, orders(3)))))
     backwards = torch.cat(list(batches(augmented, [[4, 3, 2, 1, 0]], workers)))
     assert torch.equal(two, backwards.flip(0))  # the place of an image does not matter
+
+
+def test_images_are_decoded_while_the_caller_works() -> None:
+    decoded = []
+    images = ImageTensors(five(), lambda image: decoded.append(image) or PREPROCESS(image))
+    stream = batches(images, [[0], [1], [2], [3], [4]])
+    next(stream)
+    end = time.monotonic() + 30
+    while len(decoded) < 3:  # two batches ahead
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    stream.close()
+
+
+def test_images_are_augmented_by_the_thread_that_asks() -> None:
+    """Which may draw from the same generator between two batches."""
+    seen = set()
+
+    def augment(image: Image.Image, seed: int) -> torch.Tensor:
+        seen.add(threading.get_ident())
+        return AUGMENT(image, seed)
+
+    list(batches(ImageTensors(five(), augment, (1, 0)), orders(2)))
+    assert seen == {threading.get_ident()}
 
 
 def test_augmentation_depends_on_seed_view_and_index() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from threading import Lock
 from typing import TYPE_CHECKING, TypeVar
 
@@ -26,6 +26,7 @@ from rmadapter.support.machine import cores, end_with_parent, seeded, uninterrup
 if TYPE_CHECKING:
     from PIL import Image
 
+A = TypeVar("A")
 S = TypeVar("S", bound=ImageSource)
 T = TypeVar("T")
 _GENERATOR_LOCK = Lock()
@@ -137,11 +138,39 @@ def batches(
 ) -> Iterator[Tensor]:
     """Yield float tensors [B, 3, H, W], one batch for each list of rows in `orders`.
 
-    The loader draws a base seed even if nothing is random, so it gets its own generator instead of
-    torch's global one.
+    Images that are not augmented are decoded while the caller works on earlier ones.
+
+    Args:
+        tensors: The images and their transform.
+        orders: Rows of each batch.
+        workers: Processes that decode and augment; 0 decodes in threads, two batches ahead, and
+            augments in the caller's.
 
     Raises:
         UserError: As for `load_image`.
+    """
+    try:
+        if workers:
+            yield from _in_processes(tensors, orders, workers)
+        elif tensors.key:  # draws from torch's global generator, which the caller may use meanwhile
+            for rows in orders:
+                yield torch.stack([tensors[row] for row in rows])
+        else:
+            ahead = 2 * max(map(len, orders), default=1)
+            stream = _ahead(tensors.__getitem__, chain.from_iterable(orders), ahead)
+            for rows in orders:
+                yield torch.stack([future.result() for _, future in islice(stream, len(rows))])
+    except UserError as error:  # a worker process sends its whole traceback as the message
+        raise UserError(f"{str(error).rpartition('UserError: ')[2].strip()}; {SKIP_BAD}") from None
+
+
+def _in_processes(
+    tensors: ImageTensors, orders: Sequence[Sequence[int]], workers: int
+) -> Iterator[Tensor]:
+    """Yield the same batches from worker processes.
+
+    The loader draws a base seed even if nothing is random, so it gets its own generator instead of
+    torch's global one.
     """
     loader: DataLoader[Tensor] = DataLoader(
         tensors,
@@ -150,12 +179,9 @@ def batches(
         generator=torch.Generator(),
         worker_init_fn=_in_worker,
     )
-    try:
-        with uninterrupted():
-            stream = iter(loader)
-        yield from stream
-    except UserError as error:  # a worker process sends its whole traceback as the message
-        raise UserError(f"{str(error).rpartition('UserError: ')[2].strip()}; {SKIP_BAD}") from None
+    with uninterrupted():
+        stream = iter(loader)
+    yield from stream
 
 
 def decode_batches(
@@ -174,41 +200,45 @@ def decode_batches(
         bad: Collects unreadable images with the reason, which are then left out. If None, the first
             one raises UserError, after the images before it were yielded.
     """
-
-    def load(image: S) -> Tensor | UserError:
-        try:
-            return transform(load_image(image))
-        except UserError as error:
-            return error
-
-    pool = ThreadPoolExecutor(cores())
-    rest = iter(images)
-    waiting: deque[tuple[S, Future[Tensor | UserError]]] = deque()
     batch: list[tuple[S, Tensor]] = []
-    failure: UserError | None = None
+    for image, future in _ahead(lambda one: transform(load_image(one)), images, 2 * size):
+        try:
+            batch.append((image, future.result()))
+        except UserError as error:
+            if bad is None:
+                if batch:
+                    yield _stacked(batch)
+                raise
+            bad.append((image, str(error)))
+        if len(batch) == size:
+            yield _stacked(batch)
+            batch = []
+    if batch:
+        yield _stacked(batch)
+
+
+def _stacked(batch: Sequence[tuple[S, Tensor]]) -> tuple[list[S], Tensor]:
+    """Return the images of a batch, and their tensors as one."""
+    return [image for image, _ in batch], torch.stack([pixels for _, pixels in batch])
+
+
+def _ahead(
+    function: Callable[[A], T], items: Iterable[A], ahead: int
+) -> Iterator[tuple[A, Future[T]]]:
+    """Yield items with their results to come, in order, while threads work on the next `ahead`
+    items."""
+    pool = ThreadPoolExecutor(cores())
+    rest = iter(items)
+    waiting: deque[tuple[A, Future[T]]] = deque()
     try:
         while True:
-            if not failure:
-                ahead = islice(rest, 3 * size - len(waiting))
-                waiting += [(image, pool.submit(load, image)) for image in ahead]
-            if batch and (len(batch) == size or failure or not waiting):
-                yield [image for image, _ in batch], torch.stack([pixels for _, pixels in batch])
-                batch = []
-            if failure or not waiting:
-                break
-            while waiting and len(batch) < size and not failure:
-                image, future = waiting.popleft()
-                result = future.result()
-                if isinstance(result, Tensor):
-                    batch.append((image, result))
-                elif bad is None:
-                    failure = result
-                else:
-                    bad.append((image, str(result)))
+            more = islice(rest, ahead + 1 - len(waiting))
+            waiting += [(item, pool.submit(function, item)) for item in more]
+            if not waiting:
+                return
+            yield waiting.popleft()
     finally:
         pool.shutdown(cancel_futures=True)
-    if failure:
-        raise failure
 
 
 def _in_worker(_: int) -> None:
