@@ -56,8 +56,7 @@ class Aligned(Function):
     def backward(ctx: Any, *by: Tensor) -> tuple[Tensor, None, None]:
         [a], [b] = (torch.autograd.grad(ctx.end, ctx.start, part, retain_graph=True) for part in by)
         if several():
-            add_up(a)
-            add_up(b)
+            add_up(a, b)
             a = a / dist.get_world_size()  # as the loop sums what all processes return
         # Of a prompt that is still zero-shot CLIP's own, b is nothing but rounding, 1e-7 of a's
         # length, and has no direction: what is removed along it fades out below 1e-4.

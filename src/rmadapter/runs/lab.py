@@ -379,6 +379,7 @@ def _device(device: str, local: int) -> str:
             raise UserError(
                 f"process {local} of this machine has no GPU; there are {count}: start fewer"
             )
+        torch.cuda.set_device(local)  # else each process also opens a context on the first GPU
         return f"cuda:{local}"
     return "cpu" if device == "auto" else device  # gloo does not support Apple's GPU
 

@@ -140,12 +140,17 @@ def begin(tensors: Iterable[Tensor], step: int) -> None:
         _broadcast(tensor)
 
 
-def add_up(tensor: Tensor) -> None:
-    """Sum a tensor over all processes, in place."""
+def add_up(*tensors: Tensor) -> None:
+    """Sum tensors of one device over all processes, in place, in one message."""
+    import torch
     import torch.distributed as dist
 
+    sums = torch.cat([tensor.flatten() for tensor in tensors])
     with _all():
-        dist.all_reduce(tensor)
+        dist.all_reduce(sums)
+    parts = sums.split([tensor.numel() for tensor in tensors])
+    for tensor, part in zip(tensors, parts, strict=True):
+        tensor.copy_(part.view_as(tensor))
 
 
 def _broadcast(tensor: Tensor) -> None:

@@ -368,9 +368,7 @@ class Trainer:
         shared = several()
         self.scaler.scale(terms["loss"] * share if shared else terms["loss"]).backward()
         if shared:
-            for parameter in self.parameters:
-                if parameter.grad is not None:
-                    add_up(parameter.grad)
+            add_up(*(one.grad for one in self.parameters if one.grad is not None))
         if self.recipe.clip_gradient:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip_gradient)
