@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
+import typer
+from huggingface_hub import constants
 
+from rmadapter.backbones.names import PRESETS
+from rmadapter.cli import checks
+from rmadapter.cli.checks import ask_for_backbone
+from tests.helpers.fake_hub import Hub, hub
 from tests.helpers.shell import Command, refused, rmadapter
 
-__all__ = ["rmadapter"]  # a fixture
+__all__ = ["hub", "rmadapter"]  # fixtures
 
 # Runs each command of a list in one process, and prints what was refused and what was loaded.
 REFUSALS = """
@@ -130,3 +140,78 @@ def test_a_single_class_is_refused_before_a_backbone_is_loaded(
     (tmp_path / "set/red").symlink_to(colors / "train/red")
     command = ["fit", tmp_path / "set", "--backbone", "hf-hub:nobody/nothing"]
     refused(rmadapter(*command, "--out", tmp_path / "run", "-q"), "'red'")
+
+
+@pytest.fixture
+def terminal(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """A hub in reach, and a user who was never asked, at a terminal."""
+    monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    stream = SimpleNamespace(isatty=lambda: True)
+    monkeypatch.setattr(checks, "sys", SimpleNamespace(stdin=stream, stderr=stream))
+    return hub
+
+
+@pytest.mark.parametrize(("answer", "found"), [(True, "laptop"), (False, None)])
+def test_a_user_at_a_terminal_is_asked_once_for_a_backbone(
+    answer: bool, found: str | None, terminal: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Mock(return_value=answer)
+    monkeypatch.setattr(typer, "confirm", asked)
+    assert ask_for_backbone() == found
+    [question] = asked.call_args.args
+    assert all(part in question for part in (PRESETS["laptop"], "605 MB", "MIT"))
+    assert asked.call_args.kwargs["err"]  # stdout is what a command prints
+    assert ask_for_backbone() is None
+    assert asked.call_count == 1
+
+
+@pytest.mark.parametrize("reason", ["script", "offline", "no answer", "torchrun"])
+def test_nobody_is_asked_without_a_terminal_or_a_hub(
+    reason: str, terminal: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Mock()
+    monkeypatch.setattr(typer, "confirm", asked)
+    if reason == "script":
+        monkeypatch.setattr(checks, "sys", sys)
+    elif reason == "offline":
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    elif reason == "no answer":
+        monkeypatch.setattr(constants, "ENDPOINT", "http://localhost:9")
+    else:
+        monkeypatch.setattr(checks, "launched", lambda: True)
+    assert ask_for_backbone() is None
+    assert not asked.called
+
+
+@pytest.mark.ci
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+@pytest.mark.parametrize(
+    ("words", "asked"),
+    [([], True), (["--quiet"], False), (["--json"], False), (["--backbone", "pocket"], False)],
+)
+def test_fit_takes_the_backbone_that_a_user_at_a_terminal_agrees_to(
+    words: list[str], asked: bool, terminal: Hub, colors: Path, tmp_path: Path
+) -> None:
+    """This hub has none; and nobody has a hundred images of each color."""
+    import pty
+
+    ours, theirs = pty.openpty()
+    shots = "2" if asked else "100"
+    command = ["fit", str(colors), "--shots", shots, *words, "--out", str(tmp_path / "run")]
+    environment = {**os.environ, "HF_ENDPOINT": terminal.url, "HF_HUB_OFFLINE": "0"}
+    code = "from rmadapter.cli.main import main; main()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *command],
+        stdin=theirs, stdout=theirs, stderr=theirs, env=environment,
+    ) as process:  # fmt: skip
+        os.close(theirs)
+        os.write(ours, b"y\n")
+        shown = b""
+        with contextlib.suppress(OSError):  # of Linux, once the command has ended
+            while part := os.read(ours, 1000):
+                shown += part
+        os.close(ours)
+    assert process.returncode == 2, shown.decode()
+    assert (b"[Y/n]" in shown) == asked
+    assert ("CLIP-ViT-B-32-DataComp" if asked else "100") in shown.decode().splitlines()[-1]

@@ -3,17 +3,21 @@ a mistake costs no time."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from rmadapter.artifacts.run_folder import check_model, is_remote
-from rmadapter.backbones.names import AUTO, check_name, names_in
+from rmadapter.backbones.names import AUTO, PRESETS, check_name, names_in
 from rmadapter.data.formats.base import URL
 from rmadapter.errors import UserError
 from rmadapter.settings import parse_overrides, read_yaml
 from rmadapter.support.distributed import launched
-from rmadapter.support.files import user_path
+from rmadapter.support.files import cache_folder, user_path, write_text
+from rmadapter.support.hub import check_reachable
 from rmadapter.support.terminal import note
+
+ASKED = "asked.txt"  # in the cache's folder, once a user was asked for a backbone
 
 
 def check_runs(*runs: str | Path) -> None:
@@ -44,25 +48,51 @@ def check_backbones(
     names: str | None,
     sets: Sequence[str] | None = None,
     config: Path | None = None,
-    default: str = "",
     choosing: bool = False,
-) -> None:
-    """Raise UserError for a backbone that cannot exist.
+) -> str:
+    """Return the backbones that a command names, "" for none. Raises UserError for one that cannot
+    exist.
 
     Args:
         names: Backbones that an option names.
         sets: Settings, which come before the option.
         config: File of settings, which comes after it.
-        default: Backbones of the command otherwise.
         choosing: Whether `auto` may stand for some.
     """
     named = parse_overrides([*(sets or ())]).get("backbone") or names
     if named is None and config:
         named = read_yaml(config).get("backbone")
-    named = named or default
-    for name in names_in(str(named)) if named else ():
+    text = str(named or "")
+    for name in names_in(text) if text else ():
         if not (choosing and name == AUTO):
             check_name(name)
+    return text
+
+
+def ask_for_backbone() -> str | None:
+    """Ask on a terminal whether to fetch the backbone for laptops; return its short name if so.
+
+    It is asked once for all, and never in a script or where the hub is out of reach.
+    """
+    asked = cache_folder() / ASKED
+    if launched() or asked.exists() or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return None
+    import typer
+
+    from rmadapter.backbones.published import PUBLISHED
+
+    try:
+        check_reachable()
+    except Exception:  # networks fail in many ways
+        return None
+    write_text(asked, "whether to fetch a backbone\n")
+    known = PUBLISHED[PRESETS["laptop"]]
+    question = (
+        "On photographs a real CLIP is far better than the backbone of this package. Fetch "
+        f"{PRESETS['laptop']} ({known.megabytes} MB from the Hugging Face hub, once; licence: "
+        f"{known.licence})?"
+    )
+    return "laptop" if typer.confirm(question, default=True, err=True) else None
 
 
 def note_caveats(*backbones: str) -> None:

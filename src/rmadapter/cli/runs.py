@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -126,15 +126,16 @@ def fit(
     as_json: Json = False,
 ) -> None:
     """Train a model on images; write it, its record and report.html."""
-    from rmadapter.backbones.packaged import POCKET_3
-    from rmadapter.cli.checks import check_backbones, check_folder, note_caveats
+    from rmadapter.cli.checks import ask_for_backbone, check_backbones, check_folder, note_caveats
     from rmadapter.data.label_files import check_known, read_names
 
     trackers = trackers_in(track)
-    check_backbones(options.backbone, settings.sets, settings.config, POCKET_3, choosing=True)
+    named = check_backbones(options.backbone, settings.sets, settings.config, choosing=True)
     check_folder(out)
     known = read_names(names_from) if names_from else {}
     located = files.locate(data, images, images.crops)
+    if not (named or quiet or as_json):
+        options = replace(options, backbone=ask_for_backbone())
     from rmadapter.backbones.importing import import_for_command
 
     import_for_command()
