@@ -55,7 +55,14 @@ from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
 from rmadapter.runs.run import run_task
 from rmadapter.support.files import write_text
-from rmadapter.support.machine import describe, end_with_parent, find_device, peak, reset_peak
+from rmadapter.support.machine import (
+    allow_tf32,
+    describe,
+    end_with_parent,
+    find_device,
+    peak,
+    reset_peak,
+)
 from rmadapter.support.terminal import note
 from rmadapter.training.loop import compiled
 
@@ -153,7 +160,9 @@ def lineup(options: argparse.Namespace) -> list[Way]:
     for batch in options.batch:
         for variant, name in [*ways_of(options), ("reference", "fp32")]:
             found += [Way("step", variant, name, batch, classes) for classes in options.classes]
-        found += [Way("images", variant, name, batch) for variant, name in ways_of(options)]
+        # as users get them: images are encoded in float32, by products in TF32
+        kinds = [variant for variant, name in ways_of(options) if name == "fp32"]
+        found += [Way("images", variant, "fp32", batch) for variant in kinds]
     if options.fit:
         found += [
             Way("fit", "fit", name, min(16, options.fit), options.fit) for name in ("fp32", "bf16")
@@ -206,6 +215,7 @@ def _answer(pipe: Connection, function: Callable[..., Any], inputs: Sequence[obj
 def look(options: argparse.Namespace, device: torch.device) -> tuple[Card, Row]:
     """Measure what the card reaches, and say which one it is."""
     set_up(options)
+    allow_tf32(device)
     peaks = {name: rate(device, kind, options) for name, kind in FORMATS.items()}
     about = {"device": describe(device)["device"], "tf32": torch.backends.cuda.matmul.allow_tf32}
     return Card(device, peaks, bandwidth(device, options)), about
@@ -257,10 +267,10 @@ def row_of(options: argparse.Namespace, card: Card, way: Way) -> Row:
         operations = sum(step_work(step.model, *states).values())
         cost = Cost(operations, step_bytes(step, FORMATS[way.name], states))
         return timed(options, card, way, cost, partial(training, step, way.variant, way.name))
-    operations = counted(encoding(step, "lean", "fp32"))
-    size = nbytes(backbone.image.visual.parameters(), FORMATS[way.name])
+    operations = counted(encoding(step, "lean"))
+    size = nbytes(backbone.image.visual.parameters(), torch.float32)
     cost = Cost(operations, size + step.images.nbytes)
-    return timed(options, card, way, cost, partial(encoding, step, way.variant, way.name))
+    return timed(options, card, way, cost, partial(encoding, step, way.variant))
 
 
 def fitted(options: argparse.Namespace, card: Card, way: Way) -> Row:
@@ -399,16 +409,15 @@ def lower(states: States, kind: torch.dtype) -> States:
     )
 
 
-def encoding(step: Step, variant: str, name: str) -> Callable[[], object]:
+def encoding(step: Step, variant: str) -> Callable[[], object]:
     """Return a function that makes adapted features of a batch of images from their pixels."""
-    model, kind, device = step.model, FORMATS[name], step.images.device
+    model, device = step.model, step.images.device
     image = model.backbone.image
 
     @torch.no_grad()
     def run() -> Tensor:
-        with torch.autocast(device.type, kind, enabled=kind != torch.float32):
-            states = image.frozen(step.images, model.first("image"), features=False)
-            return model.features("image", states)[0]
+        states = image.frozen(step.images, model.first("image"), features=False)
+        return model.features("image", states)[0]
 
     if variant in MODES:
         return anew(run, variant)

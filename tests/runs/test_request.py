@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
@@ -120,21 +121,35 @@ def test_a_config_names_its_method_by_a_text(value: str, tmp_path: Path) -> None
         read_config(tmp_path / "config.yaml")
 
 
-@pytest.mark.parametrize(
-    ("precision", "speed", "words"),
-    [("bf16", 2.0, "bfloat16 takes 0.5"), ("fp16", 4.0, "float16 takes 0.25")],
-)
 def test_precision_auto_is_the_fastest_here(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], precision: str,
-    speed: float, words: str,
-) -> None:  # fmt: skip
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     fastest = "rmadapter.runs.request.fastest_precision"
-    monkeypatch.setattr(fastest, lambda device: (precision, speed))
-    assert Request.make({"precision": "auto"}).machine.precision == precision
-    err = capsys.readouterr().err
-    assert f"precision={precision}: a matrix product in {words} of its float32 time" in err
+    monkeypatch.setattr(fastest, lambda device: ("bf16", "so it is"))
+    assert Request.make({"precision": "auto"}).machine.precision == "bf16"
+    assert "precision=bf16: so it is" in capsys.readouterr().err
     assert Request.make({"precision": "fp32"}).machine.precision == "fp32"
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("values", "precision"),
+    [
+        ({}, "fp16"),
+        ({"device": "cpu"}, "fp32"),
+        ({"precision": "fp32"}, "fp32"),
+        ({"deterministic": True}, "fp32"),
+        ({"deterministic": True, "precision": "auto"}, "fp16"),
+    ],
+)
+def test_a_gpu_trains_in_its_fastest_format_unless_asked_otherwise(
+    values: dict[str, object], precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A card of 2018, without bfloat16."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    found = {"auto": torch.device("cuda"), "cpu": torch.device("cpu")}
+    monkeypatch.setattr("rmadapter.runs.request.find_device", found.__getitem__)
+    assert Request.make(values).machine.precision == precision
 
 
 def test_flags_come_before_the_file_and_set_before_both(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 from importlib import metadata
 from types import SimpleNamespace
+from unittest.mock import ANY
 
 import numpy as np
 import psutil
@@ -20,6 +21,7 @@ from rmadapter.errors import UserError
 from rmadapter.support.machine import (
     VISIBLE_GPUS,
     all_seeded,
+    allow_tf32,
     cores,
     describe,
     end_with_parent,
@@ -27,6 +29,7 @@ from rmadapter.support.machine import (
     find_device,
     gpus,
     keep_freed_memory,
+    make_deterministic,
     make_pool,
     peak,
     reset_peak,
@@ -128,11 +131,78 @@ def test_devices_that_the_machine_lacks_are_refused() -> None:
             find_device(name)
 
 
-def test_a_gpu_of_apple_is_used_without_one_of_nvidia(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def cards(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[int, int], float]]:
+    """Pretend GPUs of NVIDIA: the compute capability of each, and the share of its memory that is
+    free. The installed torch has kernels for 7.5 and 8.6, and code for 9.0 to compile there."""
+    known: list[tuple[tuple[int, int], float]] = []
+    names = ["sm_75", "sm_86", "compute_90"]
+    for name, function in (
+        ("device_count", lambda: len(known)),
+        ("get_device_capability", lambda index: known[index][0]),
+        ("mem_get_info", lambda index: (known[index][1] * 8e9, 8e9)),
+        ("get_arch_list", lambda: names),
+    ):
+        monkeypatch.setattr(torch.cuda, name, function)
+    return known
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([((8, 6), 0.9)], "cuda:0"),
+        ([((8, 9), 0.9)], "cuda:0"),  # 8.6's kernels run there
+        ([((12, 0), 0.9)], "cuda:0"),  # 9.0's code is compiled there
+        ([((6, 1), 0.9)], "cpu"),
+        ([((8, 0), 0.9)], "cpu"),
+        ([((8, 6), 0.05)], "cpu"),  # another program fills it
+        ([((6, 1), 0.9), ((8, 6), 0.02), ((7, 5), 0.5)], "cuda:2"),
+    ],
+)
+def test_auto_leaves_out_gpus_without_kernels_and_full_ones(
+    given: list[tuple[tuple[int, int], float]],
+    expected: str,
+    cards: list[tuple[tuple[int, int], float]],
+) -> None:
+    cards += given
+    assert str(find_device()) == expected
+
+
+def test_a_gpu_of_amd_is_used(
+    cards: list[tuple[tuple[int, int], float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cards.append(((9, 4), 0.9))
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["gfx90a", "gfx942"])
+    assert str(find_device()) == "cuda:0"
+
+
+def test_a_gpu_of_apple_is_used_without_one_of_nvidia(
+    cards: list[tuple[tuple[int, int], float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    for cuda, kind in ((True, "cuda"), (False, "mps")):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
-        assert find_device().type == kind
+    assert find_device().type == "mps"
+    cards.append(((8, 6), 0.9))
+    assert find_device().type == "cuda"
+
+
+def test_a_gpu_multiplies_in_tf32_unless_its_results_shall_repeat() -> None:
+    matmul, gpu = torch.backends.cuda.matmul, torch.device("cuda")
+    before, convolutions = matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        allow_tf32(CPU)
+        make_deterministic(CPU)
+        assert not torch.are_deterministic_algorithms_enabled()
+        assert (matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (before, convolutions)
+        allow_tf32(gpu)
+        assert matmul.allow_tf32
+        make_deterministic(gpu)
+        allow_tf32(gpu)
+        assert not (matmul.allow_tf32)
+        assert not (torch.backends.cudnn.allow_tf32)
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+        matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before, convolutions
 
 
 def test_gpus_are_those_that_cuda_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,8 +261,8 @@ def test_global_generators_are_seeded_and_restored() -> None:
 
 
 def test_the_fastest_number_format_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = {torch.float32: 8.0, torch.bfloat16: 4.0, torch.float16: 2.0}
-    clock, running, ones, sides = [0.0], torch.Tensor.__matmul__, torch.ones, list[int]()
+    times = {torch.float32: 8.0, torch.bfloat16: 4.0}
+    clock, sides = [0.0], list[int]()
 
     def product(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         clock[0] += times[x.dtype]
@@ -201,23 +271,28 @@ def test_the_fastest_number_format_is_measured(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr("rmadapter.support.machine.time.perf_counter", lambda: clock[0])
     monkeypatch.setattr(torch.Tensor, "__matmul__", product)
-    assert fastest_precision(CPU) == ("bf16", 2.0)
+    assert fastest_precision(CPU) == ("bf16", ANY)
+    assert " 0.5 of its float32 time" in fastest_precision(CPU)[1]
     times[torch.bfloat16] = 7.0
-    assert fastest_precision(CPU) == ("fp32", 8 / 7)
+    assert fastest_precision(CPU) == ("fp32", ANY)
     times[torch.bfloat16] = 80.0
     sides.clear()
-    assert fastest_precision(CPU) == ("fp32", 0.1)
+    assert fastest_precision(CPU) == ("fp32", ANY)
     assert {*sides} == {256}  # larger ones would take seconds each
-    monkeypatch.setattr(torch, "ones", lambda *size, dtype, device: ones(*size, dtype=dtype))
-    gpu = torch.device("cuda")
-    assert fastest_precision(gpu) == ("fp16", 4.0)  # a card without bfloat16
-    times[torch.bfloat16] = 3.0
-    assert fastest_precision(gpu) == ("bf16", 8 / 3)  # which needs no scaling of the loss
-    times |= {torch.bfloat16: 7.0, torch.float16: 7.0}
-    assert fastest_precision(gpu) == ("fp32", 8 / 7)
-    monkeypatch.setattr(torch.Tensor, "__matmul__", running)
     monkeypatch.undo()
-    assert fastest_precision(CPU)[1] > 0
+    assert fastest_precision(CPU)[0] in ("bf16", "fp32")
+
+
+@pytest.mark.parametrize(
+    ("capability", "amd", "expected"),
+    [((7, 5), None, "fp16"), ((8, 0), None, "bf16"), ((6, 0), "7.1", "bf16")],
+)
+def test_a_gpu_trains_in_the_format_it_has(
+    capability: tuple[int, int], amd: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "hip", amd)
+    assert fastest_precision(torch.device("cuda"))[0] == expected
 
 
 def seen() -> tuple[int, str | None, int]:

@@ -20,7 +20,7 @@ from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError
 from rmadapter.settings import Machine
 from rmadapter.support import distributed
-from rmadapter.support.machine import find_device
+from rmadapter.support.machine import find_device, make_deterministic
 from rmadapter.task import Half, Question, Task
 from rmadapter.training.cache import Cache
 from rmadapter.training.contract import Method
@@ -147,7 +147,10 @@ class Lab:
         if self._backbone is None or self._backbone.name != name:
             self.add_backbone(load_backbone(name))
         assert self._backbone is not None
-        return self._backbone.to(find_device(self.machine.device))
+        device = find_device(self.machine.device)
+        if self.machine.deterministic:
+            make_deterministic(device)
+        return self._backbone.to(device)
 
     def draw(self, task: Task) -> FewShot:
         """Draw the shots of a task.

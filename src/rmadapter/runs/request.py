@@ -160,16 +160,16 @@ def requested(
 
 
 def machine_of(values: Mapping[str, object]) -> Machine:
-    """Build a Machine; resolve precision=auto and log the choice. Raises as `configured` does."""
+    """Build a Machine; resolve precision=auto, which a GPU has unless a format is given or its
+    results shall repeat, and log the choice. Raises as `configured` does."""
     machine = configured(Machine(), values)
-    if machine.precision != "auto":
+    if machine.precision != "auto" and ("precision" in values or machine.deterministic):
         return machine
-    precision, times = fastest_precision(find_device(machine.device))
-    kind = "float16" if precision == "fp16" else "bfloat16"
-    note(
-        f"precision={precision}: a matrix product in {kind} takes {1 / times:.2g} of its float32 "
-        "time here"
-    )
+    device = find_device(machine.device)
+    if machine.precision != "auto" and device.type != "cuda":
+        return machine
+    precision, why = fastest_precision(device)
+    note(f"precision={precision}: {why}")
     return replace(machine, precision=precision)
 
 

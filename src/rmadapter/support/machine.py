@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import torch
 
 MIN_SPEEDUP = 1.3  # of a number format; the rest of a training step gains less
+MIN_FREE_SHARE = 0.1  # of a GPU's memory
 SOFTWARE_SPEEDUP = 0.5  # below it, bfloat16 is done in software
 VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 LIBRARIES = [
@@ -115,7 +116,7 @@ def end_with_parent() -> None:
 
 
 def find_device(name: str = "auto") -> torch.device:
-    """Return a device by name; "auto" is a GPU of NVIDIA, AMD or Apple if there is one.
+    """Return a device by name; "auto" is a GPU of NVIDIA, AMD or Apple if there is one to use.
 
     Raises:
         UserError: This machine lacks the device.
@@ -123,8 +124,10 @@ def find_device(name: str = "auto") -> torch.device:
     import torch
 
     if name == "auto":
-        apple = torch.backends.mps.is_available()
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if apple else "cpu")
+        first = next(filter(_is_usable, range(torch.cuda.device_count())), None)
+        if first is not None:
+            return torch.device("cuda", first)
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     if not re.fullmatch(r"(cpu|cuda|mps)(:(0|[1-9]\d?))?", name):
         raise UserError(f"device={name!r}: write auto, cpu, cuda or cuda:0")
     device = torch.device(name)
@@ -137,16 +140,61 @@ def find_device(name: str = "auto") -> torch.device:
     return device
 
 
-def fastest_precision(device: torch.device) -> tuple[Literal["fp32", "bf16", "fp16"], float]:
-    """Return the fastest number format here, and how many times as fast as fp32 it is.
+def _is_usable(index: int) -> bool:
+    """Return whether the installed torch has kernels for a GPU, and other programs leave a tenth of
+    its memory free."""
+    import torch
 
-    bf16 is chosen if a product of two matrices [1024, 1024] is clearly faster in it, else fp16 if
-    that is, on a GPU of NVIDIA or AMD, else fp32. Each time is the least of ten. Smaller matrices
-    first rule out processors without bfloat16, on which the large ones would take half a minute.
+    major, minor = torch.cuda.get_device_capability(index)
+    # Code for sm_86 runs on cards 8.6 to 8.9; what is compiled on the card, compute_80, on newer
+    # ones, too. AMD's cards have names of another form.
+    names = [re.fullmatch(r"(sm|compute)_(\d+)(\d)", name) for name in torch.cuda.get_arch_list()]
+    codes = [(one[1], int(one[2]), int(one[3])) for one in names if one]
+    runs = [
+        (kind == "compute" or code == major) and (code, part) <= (major, minor)
+        for kind, code, part in codes
+    ]
+    if runs and not any(runs):
+        return False
+    free, total = torch.cuda.mem_get_info(index)
+    return free > MIN_FREE_SHARE * total
+
+
+def allow_tf32(device: torch.device) -> None:
+    """Let a GPU of NVIDIA multiply float32 in TF32, which keeps 10 bits of the fraction, unless
+    torch uses deterministic algorithms."""
+    import torch
+
+    if device.type == "cuda" and not torch.are_deterministic_algorithms_enabled():
+        torch.backends.cuda.matmul.allow_tf32 = True
+
+
+def make_deterministic(device: torch.device) -> None:
+    """Have torch use deterministic algorithms on a GPU, without TF32; it warns of operations that
+    have none. A processor's results repeat anyway."""
+    import torch
+
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its start
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+
+
+def fastest_precision(device: torch.device) -> tuple[Literal["fp32", "bf16", "fp16"], str]:
+    """Return the fastest number format of training here, and the reason as text.
+
+    A GPU of NVIDIA or AMD gets bf16 if it has it, else fp16. Elsewhere, bf16 is chosen if a product
+    of two matrices [1024, 1024] is clearly faster in it. Each time is the least of ten. Smaller
+    matrices first rule out processors without bfloat16, on which the large ones would take half a
+    minute.
     """
     import torch
 
-    def least(kind: torch.dtype, side: int = 1024) -> float:
+    if device.type == "cuda":
+        new = bool(torch.version.hip) or torch.cuda.get_device_capability(device) >= (8, 0)
+        return "bf16" if new else "fp16", "the fastest of this GPU; --precision fp32 is more exact"
+
+    def least(kind: torch.dtype, side: int) -> float:
         x = torch.ones(side, side, dtype=kind, device=device)
         times: list[float] = []
         for _ in range(12):  # the first two warm up
@@ -155,19 +203,12 @@ def fastest_precision(device: torch.device) -> tuple[Literal["fp32", "bf16", "fp
             times.append(time.perf_counter() - begun)
         return min(times[2:])
 
-    if device.type == "cpu":
-        small = least(torch.float32, 256) / least(torch.bfloat16, 256)
-        if small < SOFTWARE_SPEEDUP:
-            return "fp32", small
-    plain = least(torch.float32)
-    ratio = plain / least(torch.bfloat16)
-    if ratio > MIN_SPEEDUP:
-        return "bf16", ratio
-    if device.type == "cuda":
-        half = plain / least(torch.float16)
-        if half > MIN_SPEEDUP:
-            return "fp16", half
-    return "fp32", ratio
+    for side in (256, 1024):
+        ratio = least(torch.float32, side) / least(torch.bfloat16, side)
+        if ratio < SOFTWARE_SPEEDUP:
+            break
+    why = f"a matrix product in bfloat16 takes {1 / ratio:.2g} of its float32 time here"
+    return "bf16" if ratio > MIN_SPEEDUP else "fp32", why
 
 
 def gpus() -> list[str]:
