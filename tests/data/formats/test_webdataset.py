@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from rmadapter.data.budget import Budget
-from rmadapter.data.formats.webdataset import class_names, is_sampled, read_shards, samples, shards
+from rmadapter.data.formats.base import ReadOptions
+from rmadapter.data.formats.webdataset import class_names, is_sampled, read, samples, shards
 from rmadapter.errors import UserError
 from tests.helpers.formats import sample, write_shard
 from tests.helpers.small_images import png
@@ -28,7 +29,7 @@ def test_numbers_are_lines_of_classnames(tmp_path: Path) -> None:
     (home / "classnames.txt").write_text("house cat\ndog\n")
     found = shards(home)
     assert {split: len(files) for split, files in found.items()} == {"test": 1, "train": 2}
-    rows = read_shards(home, found, Counter(), Budget())
+    rows = read(home, ReadOptions()).splits
     assert {s: [(r.image.name, r.label) for r in own] for s, own in rows.items()} == {
         "test": [("000000.png", "house cat")],
         "train": [("000000.png", "house cat"), ("000001.png", "dog"), ("000000.png", "dog")],

@@ -320,7 +320,8 @@ def listed_image(folder: Path, where: str, name: str, outside: bool = False) -> 
 
 @contextmanager
 def parsing(path: Path, kind: str) -> Iterator[None]:
-    """Convert errors of missing or malformed values of a parsed file into a UserError.
+    """Convert errors of reading a broken file, or of missing or malformed values in it, into a
+    UserError.
 
     Args:
         path: The file.
@@ -330,7 +331,7 @@ def parsing(path: Path, kind: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+    except Exception as error:  # on broken files the libraries' readers raise nearly anything
         raise UserError(
             f"{path}: not {kind} ({type(error).__name__}: {quoted(str(error))})"
         ) from None

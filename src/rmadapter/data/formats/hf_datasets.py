@@ -28,6 +28,7 @@ from rmadapter.data.formats.base import (
     Rows,
     check_inside,
     in_order,
+    parsing,
 )
 from rmadapter.data.formats.columnar import check_arrow, parquet_batches, pyarrow
 from rmadapter.data.formats.tables import (
@@ -130,23 +131,18 @@ def _open(path: Path, budget: Budget) -> tuple[dict[str, Dataset], Path]:
     Counts the bytes of all columns first, since `datasets` writes them to its cache."""
     if is_saved(path):
         library = _library(str(path))
-        try:
+        with parsing(path, "a readable save_to_disk folder"):
             for file in arrow_files(path, budget):
                 budget.allow_file(file.stat().st_size)
                 check_arrow(file, budget)
             saved = library.load_from_disk(str(path))
-        except UserError:
-            raise
-        except Exception as error:  # on broken files it raises nearly anything
-            reason = type(error).__name__
-            raise UserError(f"{path}: not a readable save_to_disk folder ({reason})") from None
         return ({**saved} if isinstance(saved, Mapping) else {"all": saved}), path
     files = hub_parquets(path) if path.is_dir() else {"all": [path]}
     first = next(iter(files.values()))[0]
     load = _library(str(first)).Dataset.from_parquet
     cache = str(cache_folder() / "datasets")
     parts = {}
-    try:
+    with parsing(first, "a readable parquet file"):
         for split, part in files.items():
             for file in part:
                 budget.allow_file(file.stat().st_size)
@@ -154,10 +150,6 @@ def _open(path: Path, budget: Budget) -> tuple[dict[str, Dataset], Path]:
                     budget.take("disk", batch.nbytes, file)
             with silenced():  # it logs what the message below says
                 parts[split] = load([str(file) for file in part], cache_dir=cache)
-    except UserError:
-        raise
-    except Exception as error:  # on broken files it raises nearly anything
-        raise UserError(f"{first}: not a readable parquet file ({type(error).__name__})") from None
     return parts, first.parent
 
 

@@ -21,6 +21,7 @@ from rmadapter.data.formats.base import (
     Row,
     Rows,
     listed_image,
+    parsing,
 )
 from rmadapter.data.formats.columnar import cells_of, parquet_batches, pyarrow, text_columns
 from rmadapter.data.names import OTHER_SPLITS, SPLITS, listed_label, only_label
@@ -369,7 +370,7 @@ def _text(path: Path, budget: Budget, choose: Choice) -> Cells:
     content = io.BytesIO(text.encode())
     del text  # unlike this, a StringIO would take four bytes for each character
     lines = io.TextIOWrapper(content, "utf-8", newline="")
-    try:
+    with parsing(path, kind):
         reader = csv.DictReader(lines, delimiter=delimiter, strict=True)
         choose(reader.fieldnames or [])
         for row in reader:
@@ -382,8 +383,6 @@ def _text(path: Path, budget: Budget, choose: Choice) -> Cells:
             if any(cell and cell.strip() for cell in row.values()):
                 yield where, row
             # spreadsheets write empty rows below the last one
-    except csv.Error as error:
-        raise UserError(f"{path}: not {kind} ({error})") from None
 
 
 def _delimiter(text: str) -> str:
@@ -423,7 +422,7 @@ def _json_lines(path: Path, budget: Budget, choose: Choice) -> Cells:
 def _parquet(path: Path, budget: Budget, choose: Choice) -> Cells:
     parquet = pyarrow("parquet", str(path))
     number = 0
-    try:
+    with parsing(path, "a readable parquet file"):
         chosen, unread = choose(parquet.read_schema(path).names)
         columns = [*chosen.values(), *_with_splits_at_first(path, unread)]
         for batch in parquet_batches(path, columns, budget):
@@ -431,10 +430,6 @@ def _parquet(path: Path, budget: Budget, choose: Choice) -> Cells:
             for row in range(batch.num_rows):
                 number += 1
                 yield f"row {number}", {name: cells[name][row] for name in columns}
-    except UserError:
-        raise
-    except Exception as error:  # on broken files pyarrow raises nearly anything
-        raise UserError(f"{path}: not a readable parquet file ({type(error).__name__})") from None
 
 
 def _with_splits_at_first(path: Path, columns: Sequence[str]) -> list[str]:

@@ -44,14 +44,16 @@ def detects(path: Path) -> bool:
 
 
 def read(path: Path, options: ReadOptions) -> Listing:
-    """List the images of a folder of shards, or of an unpacked one. Raises UserError as
-    `read_shards` and `samples`."""
+    """List the images of a folder of shards in their order, or of an unpacked one. Raises UserError
+    as `unpack_once` and `samples`."""
     ignored: Counter[str] = Counter()
-    files = shards(path)
-    if files:
-        splits = read_shards(path, files, ignored, options.budget)
-    else:
-        splits = {"all": samples(path, class_names(path), ignored, options.budget)}
+    names = class_names(path)
+    splits: dict[str, Rows] = {}
+    for split, files in shards(path).items():
+        for file in files:
+            rows = samples(unpack_once(file, options.budget), names, ignored, options.budget)
+            splits.setdefault(split, []).extend(rows)
+    splits = splits or {"all": samples(path, names, ignored, options.budget)}
     return Listing(image_root(path), splits, ignored)
 
 
@@ -91,20 +93,6 @@ def shards(folder: Path) -> dict[str, list[Path]]:
 
 def _is_shard(file: Path) -> bool:
     return file.name.lower().endswith(SHARD_SUFFIXES) and not file.name.startswith(".")
-
-
-def read_shards(
-    folder: Path, files: dict[str, list[Path]], ignored: Counter[str], budget: Budget
-) -> dict[str, Rows]:
-    """Return split -> rows in the order of the shards. Raises UserError as `unpack_once` and
-    `samples`."""
-    names = class_names(folder)
-    splits: dict[str, Rows] = {}
-    for split, part in files.items():
-        for file in part:
-            rows = samples(unpack_once(file, budget), names, ignored, budget)
-            splits.setdefault(split, []).extend(rows)
-    return splits
 
 
 def class_names(folder: Path) -> list[str]:
