@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -319,6 +320,22 @@ def test_all_processes_take_the_number_format_of_the_first(monkeypatch: pytest.M
     monkeypatch.setattr(distributed, "broadcast_numbers", lambda numbers: [numbers[0] + 1])
     machine = Team.of("mma", load_method("mma"), Machine(device="cpu")).machine
     assert (machine.precision, machine.device) == ("bf16", "cpu")
+
+
+@pytest.mark.usefixtures("launched")
+@pytest.mark.parametrize("device", ["cuda", "auto"])
+def test_each_process_works_on_its_own_gpu_alone(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else pinned memory and NCCL would also take some of the first GPU's memory."""
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    chosen = Mock()
+    monkeypatch.setattr(torch.cuda, "set_device", chosen)
+    monkeypatch.setattr(distributed, "broadcast_numbers", lambda numbers: numbers)
+    assert Team.of("mma", load_method("mma"), Machine(device=device)).machine.device == "cuda:1"
+    chosen.assert_called_once_with(1)
 
 
 def test_helpers_join_a_training_only_of_the_same_key(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,9 @@ SYSTEM_FOLDERS = ("$RECYCLE.BIN", "@eaDir", "lost+found", "System Volume Informa
 UNLABELLED = "images without a label"
 # suffixes of files that may hold labels
 LIST_SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".json", ".yaml", ".yml", ".txt")
+# what code raises for missing or malformed values, and what libraries do that read a broken file
+OF_VALUES = (LookupError, TypeError, ValueError, AttributeError, OverflowError)
+OF_LIBRARIES = (Exception,)
 
 
 class Row(NamedTuple):
@@ -319,19 +322,21 @@ def listed_image(folder: Path, where: str, name: str, outside: bool = False) -> 
 
 
 @contextmanager
-def parsing(path: Path, kind: str) -> Iterator[None]:
-    """Convert errors of reading a broken file, or of missing or malformed values in it, into a
-    UserError.
+def parsing(
+    path: Path, kind: str, errors: tuple[type[Exception], ...] = OF_VALUES
+) -> Iterator[None]:
+    """Convert errors of missing or malformed values of a file that is read into a UserError.
 
     Args:
         path: The file.
         kind: What it should be, such as "a COCO file".
+        errors: The errors.
     """
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # on broken files the libraries' readers raise nearly anything
+    except errors as error:
         raise UserError(
             f"{path}: not {kind} ({type(error).__name__}: {quoted(str(error))})"
         ) from None

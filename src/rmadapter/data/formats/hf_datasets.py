@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from rmadapter.data.budget import Budget
 from rmadapter.data.formats.base import (
+    OF_LIBRARIES,
     UNLABELLED,
     Format,
     Inputs,
@@ -131,7 +132,7 @@ def _open(path: Path, budget: Budget) -> tuple[dict[str, Dataset], Path]:
     Counts the bytes of all columns first, since `datasets` writes them to its cache."""
     if is_saved(path):
         library = _library(str(path))
-        with parsing(path, "a readable save_to_disk folder"):
+        with parsing(path, "a readable save_to_disk folder", OF_LIBRARIES):
             for file in arrow_files(path, budget):
                 budget.allow_file(file.stat().st_size)
                 check_arrow(file, budget)
@@ -142,7 +143,7 @@ def _open(path: Path, budget: Budget) -> tuple[dict[str, Dataset], Path]:
     load = _library(str(first)).Dataset.from_parquet
     cache = str(cache_folder() / "datasets")
     parts = {}
-    with parsing(first, "a readable parquet file"):
+    with parsing(first, "a readable parquet file", OF_LIBRARIES):
         for split, part in files.items():
             for file in part:
                 budget.allow_file(file.stat().st_size)

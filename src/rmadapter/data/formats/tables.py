@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeAlias
 
 from rmadapter.data.budget import TEXT_BYTES, Budget
 from rmadapter.data.formats.base import (
+    OF_LIBRARIES,
     Format,
     Inputs,
     Listing,
@@ -370,7 +371,7 @@ def _text(path: Path, budget: Budget, choose: Choice) -> Cells:
     content = io.BytesIO(text.encode())
     del text  # unlike this, a StringIO would take four bytes for each character
     lines = io.TextIOWrapper(content, "utf-8", newline="")
-    with parsing(path, kind):
+    try:
         reader = csv.DictReader(lines, delimiter=delimiter, strict=True)
         choose(reader.fieldnames or [])
         for row in reader:
@@ -383,6 +384,8 @@ def _text(path: Path, budget: Budget, choose: Choice) -> Cells:
             if any(cell and cell.strip() for cell in row.values()):
                 yield where, row
             # spreadsheets write empty rows below the last one
+    except csv.Error as error:
+        raise UserError(f"{path}: not {kind} ({error})") from None
 
 
 def _delimiter(text: str) -> str:
@@ -422,7 +425,7 @@ def _json_lines(path: Path, budget: Budget, choose: Choice) -> Cells:
 def _parquet(path: Path, budget: Budget, choose: Choice) -> Cells:
     parquet = pyarrow("parquet", str(path))
     number = 0
-    with parsing(path, "a readable parquet file"):
+    with parsing(path, "a readable parquet file", OF_LIBRARIES):
         chosen, unread = choose(parquet.read_schema(path).names)
         columns = [*chosen.values(), *_with_splits_at_first(path, unread)]
         for batch in parquet_batches(path, columns, budget):
