@@ -55,7 +55,7 @@ scale: setup  # Ray and Optuna, 80 MB of downloads, and the tests that need them
 		tests/predict/test_ray.py tests/rmadapter_research/test_tune.py \
 		tests/rmadapter_research/test_search_space.py tests/cli/test_runs.py
 
-trackers: setup  # TensorBoard, MLflow, Weights & Biases and Trackio, and the tests that need them
+trackers: setup  # TensorBoard, MLflow and Weights & Biases, and the tests that need them
 	$(BIN)/pip install --quiet --editable ".[track]"
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 0 -m "" tests/runs/test_trackers.py tests/test_docstrings.py
 

@@ -32,7 +32,7 @@ from tests.helpers.shell import Command, refused, rmadapter
 __all__ = ["bench", "rmadapter"]  # fixtures
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("tensorboard", "mlflow", "wandb", "trackio")
+NAMES = ("tensorboard", "mlflow", "wandb")
 
 
 class Memory:
@@ -117,7 +117,7 @@ def fit_tiny(
 def test_a_list_of_trackers_is_closed(memory: list[Memory]) -> None:
     assert trackers_in("") == trackers_in(" , ") == ()
     assert trackers_in("memory, failing,memory") == ("memory", "failing")
-    with pytest.raises(UserError, match="'tensorbord': known are tensorboard, mlflow, wandb, tr"):
+    with pytest.raises(UserError, match="'tensorbord': known are tensorboard, mlflow, wandb"):
         trackers_in("memory,tensorbord")
 
 

@@ -147,42 +147,6 @@ def step_key(item: Any) -> str:
     return item.key or "/".join(item.nested_key)
 
 
-IN_TRACKIO = """
-import sys
-from pathlib import Path
-from tests.runs.test_trackers import track_in_two_parts
-track_in_two_parts("trackio", Path(sys.argv[1]), Path.cwd())
-"""
-
-
-def test_trackio(finished: Path, tmp_path: Path) -> None:
-    """In a process of its own, since Trackio looks for its folder when it is imported."""
-    installed("trackio")
-    env = {
-        **os.environ,
-        "TRACKIO_DIR": str(tmp_path / "store"),
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
-    env = {
-        name: value for name, value in env.items() if name not in ("TRACKIO_SPACE_ID", "HF_TOKEN")
-    }
-    command = [sys.executable, "-c", IN_TRACKIO, str(finished)]
-    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (0, ""), done.stderr
-    database = sqlite3.connect(tmp_path / "store/rmadapter.db")
-    rows = database.execute("select run_name, step, metrics from metrics order by step").fetchall()
-    assert len({name for name, _, _ in rows}) == 1
-    assert rows[0][0].startswith("first-")
-    assert {step for _, step, text in rows if "train/loss" in json.loads(text)} == {1, 2, 3, 4, 5}
-    figures = {key: value for _, _, text in rows for key, value in json.loads(text).items()}
-    record = read_record(RunFolder(finished).record)
-    assert figures["accuracy/all"] == record.metrics["all"]
-    [config] = database.execute("select config from configs").fetchone()
-    assert json.loads(config)["method.rank"] == 4
-    [[pages]] = database.execute("select count(*) from artifacts where type = 'page'").fetchall()
-    assert pages == 1
-
-
 def test_a_server_that_is_gone_does_not_end_a_run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -204,9 +168,8 @@ def test_workers_of_a_bench_track_their_own_runs(bench: Bench, tmp_path: Path) -
     words = bench_command(bench, out, "--jobs", "2", "--track", ",".join(names))
     words[words.index("--methods") + 1] = "mma"
     words = [word for word in words if not word.startswith("--set=rmadapter")]
-    own = ("WANDB_", "MLFLOW_", "TRACKIO_", "HF_TOKEN")
+    own = ("WANDB_", "MLFLOW_")
     env = {name: value for name, value in os.environ.items() if not name.startswith(own)}
-    env["TRACKIO_DIR"] = str(tmp_path / "store")
     done = subprocess.run(words, capture_output=True, text=True, env=env, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "goes on without" not in done.stderr
@@ -214,12 +177,9 @@ def test_workers_of_a_bench_track_their_own_runs(bench: Bench, tmp_path: Path) -
         "tensorboard": len([*out.glob("tensorboard/base-to-novel/*/mma/*/events.*")]),
         "wandb": len([*tmp_path.glob("wandb/offline-run-*")]),
     }
-    for name, file, query in (
-        ("mlflow", "mlflow.db", "select count(*) from runs where status = 'FINISHED'"),
-        ("trackio", "store/rmadapter.db", "select count(distinct run_name) from metrics"),
-    ):
-        if name in names:
-            [counts[name]] = sqlite3.connect(tmp_path / file).execute(query).fetchone()
+    if "mlflow" in names:
+        query = "select count(*) from runs where status = 'FINISHED'"
+        [counts["mlflow"]] = sqlite3.connect(tmp_path / "mlflow.db").execute(query).fetchone()
     assert {name: counts[name] for name in names} == dict.fromkeys(names, 3)
 
 

@@ -129,7 +129,7 @@ Track = Annotated[
     str,
     typer.Option(
         "--track",
-        metavar="tensorboard,mlflow,wandb,trackio",
+        metavar="tensorboard,mlflow,wandb",
         help="Experiment trackers to log to, one or more; each needs the extra of its name.",
     ),
 ]

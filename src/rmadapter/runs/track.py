@@ -30,7 +30,7 @@ class Tracking:
     rmadapter, unless WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME names another.
 
     Args:
-        trackers: Names out of tensorboard, mlflow, wandb and trackio, in a list or with commas;
+        trackers: Names out of tensorboard, mlflow and wandb, in a list or with commas;
             without any, nothing is tracked.
         name: Name of the run.
         folder: Folder for the event files of TensorBoard; the others have their own places.

@@ -1,4 +1,4 @@
-"""The experiment trackers, each as one small class: TensorBoard, MLflow, Weights & Biases, Trackio.
+"""The experiment trackers, each as one small class: TensorBoard, MLflow, Weights & Biases.
 
 Each needs a package of its own, which is imported when a run starts.
 """
@@ -174,37 +174,10 @@ class WandB:
         self.run.finish(exit_code=int(bool(reason)))
 
 
-class Trackio:
-    """Log to Trackio's local database, or to the Space that TRACKIO_SPACE_ID names."""
-
-    def __init__(
-        self, name: str, run_id: str, settings: Mapping[str, str | float], folder: Path
-    ) -> None:
-        import trackio
-
-        name = f"{name}-{run_id}"  # by which Trackio finds a run that is resumed
-        self.trackio: Any = trackio
-        self.run: Any = trackio.init(
-            PROJECT, name, config=dict(settings), resume="allow", embed=False
-        )
-
-    def log(self, figures: Figures, step: int) -> None:
-        self.run.log(dict(figures), step=step)
-
-    def add_page(self, page: Path, step: int) -> None:
-        self.run.log_artifact(page, name=f"page-{self.run.name}", type="page")
-
-    def finish(self, reason: str) -> None:
-        if reason:
-            self.run.alert("failed", reason)
-        self.trackio.finish()
-
-
 TRACKERS: dict[str, type[Tracker]] = {  # by the name of its package
     "tensorboard": TensorBoard,
     "mlflow": MLflow,
     "wandb": WandB,
-    "trackio": Trackio,
 }
 
 
@@ -225,13 +198,9 @@ def trackers_in(words: str | Sequence[str], on_ray: bool = False) -> tuple[str, 
             raise UserError(f"--track {quoted(name)}: known are {', '.join(TRACKERS)}")
         spec = find_spec(name)
         if spec is None or spec.origin is None:  # None: a folder of this name, such as ./wandb
-            how = f"run `pip install 'rmadapter[{name}]'`"
-            if name == "trackio":  # which asks for an older Pillow than rmadapter does there
-                how += (
-                    "; from Python 3.11 on, run `pip install trackio`, then "
-                    "`pip install --upgrade pillow`"
-                )
-            raise UserError(f"--track {name} needs the package {name}: {how}")
+            raise UserError(
+                f"--track {name} needs the package {name}: run `pip install 'rmadapter[{name}]'`"
+            )
     if names and on_ray:
         raise UserError(
             "--track does not work with --ray, whose workers may be on other machines: leave out "
