@@ -16,6 +16,7 @@ from scipy import ndimage
 
 from rmadapter.artifacts.predictions import Neighbour
 from rmadapter.backbones import Backbone
+from rmadapter.curate import suspects
 from rmadapter.curate.suspects import (
     COLUMNS,
     KINDS,
@@ -35,6 +36,7 @@ from rmadapter.curate.suspects import (
 from rmadapter.data.read import ImageSet, read_images
 from rmadapter.errors import UserError
 from rmadapter.runs.lab import Lab
+from rmadapter.runs.labels import Doubt
 from tests.helpers.decodes import count_decodes
 from tests.helpers.html import Page
 from tests.helpers.images import write_damaged_colors
@@ -118,6 +120,23 @@ def test_images_in_memory_are_judged(tiny_clip: Backbone, colors: Path) -> None:
     assert suspects_of(tiny_clip, images, method="zero-shot").judged == 24
 
 
+def test_a_label_is_called_wrong_if_another_class_is_clearly_ahead(
+    tiny_clip: Backbone, colors: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By 1.5, as docs/studies/suspects.md chose; the clearest case comes first."""
+    images = read_images(colors, progress=False)["train"]
+
+    def wrong(*margins: float) -> list[int | None]:
+        doubts = [Doubt(row, 1, 0.9, margin) for row, margin in enumerate(margins)]
+        monkeypatch.setattr(suspects, "doubted_labels", lambda table, labels: doubts)
+        found = suspects_of(tiny_clip, images).suspects
+        return [one.row for one in found if "wrong label" in one.reasons]
+
+    first, second = wrong(1.49, 4.0, 1.5)
+    assert first != second
+    assert wrong(1.49, 1.5, 4.0) == [second, first]
+
+
 def test_single_images_per_class_are_not_judged(tiny_clip: Backbone) -> None:
     rng = np.random.default_rng(0)
     noise = [Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)) for _ in range(2)]
@@ -187,9 +206,17 @@ def test_page_shows_images_labels_and_neighbours_without_scripts(tmp_path: Path)
     assert len(sources) == 1 + 2 + 1
     assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
     assert f"{EVIL}0.88" in page.text.replace(" ", "")
+    # of the suspect both neighbours have the suggested label
+    assert [value for value in page.values("class") if value == "adapted"] == ["adapted"] * 3
     content = (tmp_path / "s.html").read_text("utf-8")
     assert "://" not in content
     assert "prefers-color-scheme: dark" in content
+
+
+def test_json_has_what_the_list_has(tmp_path: Path) -> None:
+    [_, wrong, _] = (one.json() for one in example(tmp_path).suspects)
+    expected = ["image", "given", "reasons", "suggested", "confidence", "neighbours"]
+    assert list(wrong) == expected
 
 
 def test_page_with_many_suspects_names_the_list(tmp_path: Path) -> None:
