@@ -32,7 +32,7 @@ from rmadapter.artifacts.page import (
     write_run_page,
 )
 from rmadapter.artifacts.predictions import Evaluation, Mistake, Neighbour, Predictions
-from rmadapter.artifacts.record import Judgement, Rates, Record, Score
+from rmadapter.artifacts.record import HeldOut, Judgement, Rates, Record, Score
 from rmadapter.data.read import ImageSet, ImageSource
 from rmadapter.methods import load_method
 from rmadapter.settings import documentation, settings_of
@@ -108,6 +108,19 @@ def test_a_judged_run_begins_with_plain_sentences(tmp_path: Path, base: Evaluati
     assert "zero-shot" in top
     judged = page.text[page.text.index("Is it good?") :]
     assert "trains in 4.0 s" in judged
+
+
+@pytest.mark.parametrize(
+    ("right", "option"), [("1" * 60, "--wrong 10%"), ("1" * 10, "--wrong 21%"), ("0" * 10, "")]
+)
+def test_the_next_command_asks_for_what_can_be_promised(
+    right: str, option: str, base: Evaluation, tmp_path: Path
+) -> None:
+    held_out = HeldOut(probabilities=(0.9,) * len(right), right=right)
+    page = written(tmp_path, record(score(base, "all"), held_out=held_out), [base])
+    command, _, rest = page.text.partition("--sort-into sorted")[2].partition("RUN is the folder")
+    assert command.strip() == option
+    assert ("unsure" in rest.partition("Before and after")[0]) == bool(option)
 
 
 def test_a_judged_run_has_one_set_of_figures(

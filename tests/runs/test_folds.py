@@ -179,6 +179,17 @@ def test_probabilities_that_are_kept_are_not_above_those_of_the_answers() -> Non
     assert HeldOut.of(table, [0, 0]) == HeldOut(probabilities=(0.9999, 0.7), right="10")
 
 
+@pytest.mark.parametrize(
+    ("right", "least"),
+    [("1" * 30, 8), ("1" * 22, 10), ("1" * 21, 11), ("0" * 30, None)],
+)
+def test_the_least_share_of_wrong_answers_that_can_be_promised(
+    right: str, least: int | None
+) -> None:
+    """Of N right answers that all must pass, the least share s has (1 - s)^N <= 0.1."""
+    assert HeldOut(probabilities=(0.9,) * len(right), right=right).least_wrong == least
+
+
 @pytest.mark.ci
 def test_a_slow_method_is_calibrated_by_enough_images_and_no_more_folds(
     tiny_clip: Backbone, colors: Path, monkeypatch: pytest.MonkeyPatch

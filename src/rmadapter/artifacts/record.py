@@ -260,6 +260,12 @@ class HeldOut(Value):
         `answers.held_out.sure_from` does."""
         return sure_from(self.probabilities, [mark == "1" for mark in self.right], wrong)
 
+    @property
+    def least_wrong(self) -> int | None:
+        """Return the smallest share of wrong answers, in whole percent, for which `sure_from` finds
+        sure answers; None if there is none."""
+        return next((share for share in range(1, 100) if self.sure_from(share / 100) <= 1), None)
+
     def reached(self, threshold: float) -> tuple[int, int]:
         """Return how many answers have a probability of `threshold` or more, and how many of these
         are right."""

@@ -302,8 +302,7 @@ def _sure_from(run: Path, wrong: float, other_classes: bool) -> float:
     threshold = answers.sure_from(wrong)
     images = describe_images(len(answers.right), "folds")
     if threshold > 1:
-        others = (percent for percent in range(1, 100) if answers.sure_from(percent / 100) <= 1)
-        least = next(others, None)
+        least = answers.least_wrong
         allowed = f"allow {least} % or more" if least else "nor any other share"
         note(
             f"unsure: every answer, as {images}, do not suffice to promise at most "
