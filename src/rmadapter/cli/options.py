@@ -84,7 +84,7 @@ Precision = Annotated[
     typer.Option(
         "--precision",
         metavar="fp32 | bf16 | fp16 | auto",
-        help="Number format; in training fp32 by default; auto: the fastest here.",
+        help="Number format of training; by default fp32, on a GPU auto: the fastest.",
     ),
 ]
 Shots = Annotated[
