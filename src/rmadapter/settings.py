@@ -135,8 +135,8 @@ class Machine:
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     precision: Literal["fp32", "bf16", "fp16", "auto"] = option(
         "fp32",
-        "number format of the forward pass in training; auto: bf16 or fp16 where they are faster, "
-        "which a GPU of NVIDIA or AMD gets where no format is given",
+        "number format of training; auto: bf16 or fp16 where faster; a GPU has auto if none is "
+        "given",
     )
     deterministic: bool = option(
         False,
