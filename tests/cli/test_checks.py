@@ -193,12 +193,12 @@ def test_nobody_is_asked_without_a_terminal_or_a_hub(
 def test_fit_takes_the_backbone_that_a_user_at_a_terminal_agrees_to(
     words: list[str], asked: bool, terminal: Hub, colors: Path, tmp_path: Path
 ) -> None:
-    """This hub has none; and nobody has a hundred images of each color."""
+    """This hub has none. Where nobody is asked, a setting is refused before anything is trained."""
     import pty
 
     ours, theirs = pty.openpty()
-    shots = "2" if asked else "100"
-    command = ["fit", str(colors), "--shots", shots, *words, "--out", str(tmp_path / "run")]
+    setting = "seed=1" if asked else "seed=-1"
+    command = ["fit", str(colors), "--set", setting, *words, "--out", str(tmp_path / "run")]
     environment = {**os.environ, "HF_ENDPOINT": terminal.url, "HF_HUB_OFFLINE": "0"}
     code = "from rmadapter.cli.main import main; main()"
     with subprocess.Popen(
@@ -214,4 +214,4 @@ def test_fit_takes_the_backbone_that_a_user_at_a_terminal_agrees_to(
         os.close(ours)
     assert process.returncode == 2, shown.decode()
     assert (b"[Y/n]" in shown) == asked
-    assert ("CLIP-ViT-B-32-DataComp" if asked else "100") in shown.decode().splitlines()[-1]
+    assert ("CLIP-ViT-B-32-DataComp" if asked else "seed") in shown.decode().splitlines()[-1]
