@@ -16,13 +16,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from rmadapter.data.catalog.matlab import Value, structures, variable
 from rmadapter.data.decode import image_formats
 from rmadapter.data.formats.tables import read_columns
 from rmadapter.data.image_set import ImageSet
-from rmadapter.errors import UserError, first_fault, is_text, quoted
+from rmadapter.errors import UserError, is_text, quoted
 from rmadapter.support.files import read_json, read_text
 
 CoopRow: TypeAlias = tuple[str, int, str]  # path, label, class name
@@ -194,27 +194,23 @@ def _with_val(table: CoopSplits, where: Path) -> CoopSplits:
 # Readers
 
 
-class _SplitFile(BaseModel):
-    """A split file of CoOp."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    train: list[tuple[StrictStr, StrictInt, StrictStr]]
-    val: list[tuple[StrictStr, StrictInt, StrictStr]] = []
-    test: list[tuple[StrictStr, StrictInt, StrictStr]]
-
-
 def split_json(path: Path) -> CoopSplits:
     """Read CoOp's split file: {"train" | "val" | "test": [[path, label, class name], ...]}."""
-    try:
-        splits = _SplitFile.model_validate(read_json(path))
-    except ValidationError as error:
-        place, reason = first_fault(error)
-        raise UserError(
-            f'{path}: write it as {{"train": [[path, label, class name], ...], "val": ..., "test": '
-            f"...}} ({place}: {reason})"
-        ) from None
-    return {split: rows for split, rows in splits if split in splits.model_fields_set}
+    record = read_json(path)
+    if not isinstance(record, dict) or not {"train", "test"} <= record.keys() <= {*SPLIT_NAMES}:
+        form = '{"train": [[path, label, class name], ...], "val": ..., "test": ...}'
+        raise UserError(f"{path}: write it as {form}")
+    for split, rows in record.items():
+        for number, row in enumerate(rows if isinstance(rows, list) else [rows]):
+            if not (isinstance(row, list) and [type(cell) for cell in row] == [str, int, str]):
+                raise UserError(
+                    f"{path}: {split}[{number}] is {quoted(row)}, not [path, label, class name]"
+                )
+    table: CoopSplits = {}
+    for split in SPLIT_NAMES:
+        if split in record:
+            table[split] = [(path, label, name) for path, label, name in record[split]]
+    return table
 
 
 def class_folders(home: Path, dataset: Dataset) -> CoopSplits:
