@@ -395,7 +395,12 @@ def _image_files(root: Path, folder: str) -> list[str]:
 
 
 def _lines(path: Path, pattern: str) -> Iterator[re.Match[str]]:
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    try:
+        lines = read_text(path).splitlines()
+    except UserError as error:
+        what = "not a readable text file" if path.exists() else "no such file"
+        raise UserError(f"{path}: {what}") from error
+    for number, line in enumerate(lines, 1):
         text = line.strip()
         if text:
             match = re.fullmatch(pattern, text)
