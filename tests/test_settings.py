@@ -264,7 +264,7 @@ def test_any_override_is_accepted_or_refused(name: str, text: str) -> None:
     try:
         wanted = Request.make(parse_overrides([f"{name}={text}"]))
     except UserError as error:
-        assert len(str(error)) < 650  # noqa: PT017
+        assert len(str(error)) < 600  # noqa: PT017
     else:
         values = {"templates": wanted.task.templates, "seed": wanted.task.seed}
         values |= settings_of(wanted.machine) | settings_of(wanted.method)

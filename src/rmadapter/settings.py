@@ -138,7 +138,7 @@ class Machine:
         "number format of training; auto: bf16 or fp16 where faster; a GPU has auto if none is "
         "given",
     )
-    deterministic: bool = option(
+    repeatable: bool = option(
         False,
         "on a GPU, fp32 without TF32, and deterministic algorithms: slower, but results repeat",
     )

@@ -138,8 +138,8 @@ def test_precision_auto_is_the_fastest_here(
         ({}, "fp16"),
         ({"device": "cpu"}, "fp32"),
         ({"precision": "fp32"}, "fp32"),
-        ({"deterministic": True}, "fp32"),
-        ({"deterministic": True, "precision": "auto"}, "fp16"),
+        ({"repeatable": True}, "fp32"),
+        ({"repeatable": True, "precision": "auto"}, "fp16"),
     ],
 )
 def test_a_gpu_trains_in_its_fastest_format_unless_asked_otherwise(

@@ -148,7 +148,7 @@ class Lab:
             self.add_backbone(load_backbone(name))
         assert self._backbone is not None
         device = find_device(self.machine.device)
-        if self.machine.deterministic:
+        if self.machine.repeatable:
             make_deterministic(device)
         return self._backbone.to(device)
 

@@ -163,7 +163,7 @@ def machine_of(values: Mapping[str, object]) -> Machine:
     """Build a Machine; resolve precision=auto, which a GPU has unless a format is given or its
     results shall repeat, and log the choice. Raises as `configured` does."""
     machine = configured(Machine(), values)
-    if machine.precision != "auto" and ("precision" in values or machine.deterministic):
+    if machine.precision != "auto" and ("precision" in values or machine.repeatable):
         return machine
     device = find_device(machine.device)
     if machine.precision != "auto" and device.type != "cuda":
