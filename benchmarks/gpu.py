@@ -225,6 +225,7 @@ def measure(options: argparse.Namespace, card: Card, way: Way) -> tuple[Row, str
     """Return the figures of a row, and the text of its failure: too little memory, a format or a
     kernel that the card lacks, no compiler."""
     set_up(options)
+    allow_tf32(card.device)
     try:
         return (fitted if way.what == "fit" else row_of)(options, card, way), ""
     except Exception as error:

@@ -8,9 +8,10 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from functools import cache
 from importlib import metadata
 from types import SimpleNamespace
-from unittest.mock import ANY
 
 import numpy as np
 import psutil
@@ -18,6 +19,7 @@ import pytest
 import torch
 
 from rmadapter.errors import UserError
+from rmadapter.support import machine
 from rmadapter.support.machine import (
     VISIBLE_GPUS,
     all_seeded,
@@ -132,7 +134,7 @@ def test_devices_that_the_machine_lacks_are_refused() -> None:
 
 
 @pytest.fixture
-def cards(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[int, int], float]]:
+def cards(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[tuple[int, int], float]]]:
     """Pretend GPUs of NVIDIA: the compute capability of each, and the share of its memory that is
     free. The installed torch has kernels for 7.5 and 8.6, and code for 9.0 to compile there."""
     known: list[tuple[tuple[int, int], float]] = []
@@ -144,7 +146,10 @@ def cards(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[int, int], float]
         ("get_arch_list", lambda: names),
     ):
         monkeypatch.setattr(torch.cuda, name, function)
-    return known
+    monkeypatch.setattr(machine, "_usable_gpu", machine._usable_gpu.__wrapped__)
+    before = torch.backends.cuda.matmul.allow_tf32
+    yield known
+    torch.backends.cuda.matmul.allow_tf32 = before
 
 
 @pytest.mark.parametrize(
@@ -166,6 +171,17 @@ def test_auto_leaves_out_gpus_without_kernels_and_full_ones(
 ) -> None:
     cards += given
     assert str(find_device()) == expected
+    assert torch.backends.cuda.matmul.allow_tf32 == expected.startswith("cuda")
+
+
+def test_a_gpu_that_this_process_fills_is_still_its_own(
+    cards: list[tuple[tuple[int, int], float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "_usable_gpu", cache(machine._usable_gpu))
+    cards.append(((8, 6), 0.9))
+    assert str(find_device()) == "cuda:0"
+    cards[0] = ((8, 6), 0.01)
+    assert str(find_device()) == "cuda:0"
 
 
 def test_a_gpu_of_amd_is_used(
@@ -271,13 +287,13 @@ def test_the_fastest_number_format_is_measured(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr("rmadapter.support.machine.time.perf_counter", lambda: clock[0])
     monkeypatch.setattr(torch.Tensor, "__matmul__", product)
-    assert fastest_precision(CPU) == ("bf16", ANY)
-    assert " 0.5 of its float32 time" in fastest_precision(CPU)[1]
+    said = "a matrix product in bfloat16 takes {} of its float32 time here".format
+    assert fastest_precision(CPU) == ("bf16", said("0.5"))
     times[torch.bfloat16] = 7.0
-    assert fastest_precision(CPU) == ("fp32", ANY)
+    assert fastest_precision(CPU) == ("fp32", said("0.88"))
     times[torch.bfloat16] = 80.0
     sides.clear()
-    assert fastest_precision(CPU) == ("fp32", ANY)
+    assert fastest_precision(CPU) == ("fp32", said("10"))
     assert {*sides} == {256}  # larger ones would take seconds each
     monkeypatch.undo()
     assert fastest_precision(CPU)[0] in ("bf16", "fp32")

@@ -23,7 +23,6 @@ from rmadapter.encoders import (
 )
 from rmadapter.errors import UserError
 from rmadapter.support.files import JsonObject
-from rmadapter.support.machine import allow_tf32
 
 
 class Facts(NamedTuple):
@@ -168,7 +167,7 @@ class Backbone:
         return self
 
     def to(self, device: torch.device) -> Backbone:
-        """Move the model to a device, as `allow_tf32`.
+        """Move the model to a device.
 
         Args:
             device: Device to move to.
@@ -176,7 +175,6 @@ class Backbone:
         Returns:
             The backbone itself.
         """
-        allow_tf32(device)
         self.model.to(device)
         return self
 

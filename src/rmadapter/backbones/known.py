@@ -35,7 +35,7 @@ from rmadapter.support.files import (
     write_json,
     write_tensors,
 )
-from rmadapter.support.machine import allow_tf32, versions
+from rmadapter.support.machine import versions
 
 CACHE_FOLDER = "backbones"  # in the cache
 MAX_FILES = 500  # files there
@@ -279,7 +279,6 @@ class ImageFirst(Backbone):
         return cast("TextEncoder", later)
 
     def to(self, device: torch.device) -> Backbone:
-        allow_tf32(device)
         self.visible.to(device)
         if "_rest" in vars(self):
             self.model.to(device)

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from importlib import metadata
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
@@ -116,7 +117,8 @@ def end_with_parent() -> None:
 
 
 def find_device(name: str = "auto") -> torch.device:
-    """Return a device by name; "auto" is a GPU of NVIDIA, AMD or Apple if there is one to use.
+    """Return a device by name; "auto" is a GPU of NVIDIA, AMD or Apple if there is one to use. What
+    a GPU of NVIDIA computes in this process from then on is as in `allow_tf32`.
 
     Raises:
         UserError: This machine lacks the device.
@@ -124,10 +126,8 @@ def find_device(name: str = "auto") -> torch.device:
     import torch
 
     if name == "auto":
-        first = next(filter(_is_usable, range(torch.cuda.device_count())), None)
-        if first is not None:
-            return torch.device("cuda", first)
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        first, apple = _usable_gpu(), torch.backends.mps.is_available()
+        name = f"cuda:{first}" if first is not None else "mps" if apple else "cpu"
     if not re.fullmatch(r"(cpu|cuda|mps)(:(0|[1-9]\d?))?", name):
         raise UserError(f"device={name!r}: write auto, cpu, cuda or cuda:0")
     device = torch.device(name)
@@ -137,7 +137,17 @@ def find_device(name: str = "auto") -> torch.device:
             f"device={name!r}: this machine has no usable GPU of that name; write device=cpu or "
             "device=auto"
         )
+    allow_tf32(device)
     return device
+
+
+@cache
+def _usable_gpu() -> int | None:
+    """Return the number of the first GPU that is usable, if any. It is found once in a process,
+    whose own tensors take memory later."""
+    import torch
+
+    return next(filter(_is_usable, range(torch.cuda.device_count())), None)
 
 
 def _is_usable(index: int) -> bool:
