@@ -237,7 +237,7 @@ def evaluate(
     from rmadapter.runs import request
     from rmadapter.runs.evaluate import evaluate_saved, known_names
     from rmadapter.runs.promises import kept
-    from rmadapter.settings import configured, parse_overrides
+    from rmadapter.settings import Machine, configured, parse_overrides
     from rmadapter.task import Task
     from rmadapter.training.cache import Cache
 
@@ -247,7 +247,7 @@ def evaluate(
     reading = {field: overrides.pop(field) for field in request.READING if field in overrides}
     if options.device:
         reading = {"device": options.device, **reading}
-    machine = request.machine_of(reading)
+    machine = configured(Machine(), reading)
     own = request.split(values, name)[2] | overrides
     folder = find_run(run)
     saved = load(run, options.backbone, method=options.code, settings=own, device=machine.device)

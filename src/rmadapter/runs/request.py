@@ -163,12 +163,11 @@ def machine_of(values: Mapping[str, object]) -> Machine:
     """Build a Machine; resolve precision=auto, which a GPU has unless a format is given or its
     results shall repeat, and log the choice. Raises as `configured` does."""
     machine = configured(Machine(), values)
-    if machine.precision != "auto" and ("precision" in values or machine.repeatable):
+    is_open = "precision" not in values and not machine.repeatable
+    on_gpu = is_open and find_device(machine.device).type == "cuda"
+    if machine.precision != "auto" and not on_gpu:
         return machine
-    device = find_device(machine.device)
-    if machine.precision != "auto" and device.type != "cuda":
-        return machine
-    precision, why = fastest_precision(device)
+    precision, why = fastest_precision(find_device(machine.device))
     note(f"precision={precision}: {why}")
     return replace(machine, precision=precision)
 
