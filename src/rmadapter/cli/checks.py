@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rmadapter.artifacts.run_folder import check_model, is_remote
-from rmadapter.backbones.names import AUTO, PRESETS, check_name, names_in
+from rmadapter.backbones.names import AUTO, check_name, names_in
+from rmadapter.backbones.packaged import POCKET_3
 from rmadapter.data.formats.base import URL
 from rmadapter.errors import UserError
 from rmadapter.settings import parse_overrides, read_yaml
@@ -79,19 +80,14 @@ def ask_for_backbone() -> str | None:
         return None
     import typer
 
-    from rmadapter.backbones.published import PUBLISHED
+    from rmadapter.backbones.published import caveat
 
     try:
         check_reachable()
     except Exception:  # networks fail in many ways
         return None
     write_text(asked, "whether to fetch a backbone\n")
-    known = PUBLISHED[PRESETS["laptop"]]
-    question = (
-        "On photographs a real CLIP is far better than the backbone of this package. Fetch "
-        f"{PRESETS['laptop']} ({known.megabytes} MB from the Hugging Face hub, once; licence: "
-        f"{known.licence})?"
-    )
+    question = f"{caveat(POCKET_3)}. Fetch the backbone laptop, and use it for this run?"
     return "laptop" if typer.confirm(question, default=True, err=True) else None
 
 
