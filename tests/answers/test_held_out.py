@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 from scipy.stats import binomtest
+from wrong import Rule, mean_rule
 
 from rmadapter.answers import held_out
 from rmadapter.answers.held_out import needed, rank, sure_from
@@ -40,22 +41,12 @@ KINDS: dict[str, Kind] = {
         lambda sure: np.where((sure > 0.86) & (sure < 0.9), 0.4, 0.97),
     ),
 }
-Rule: TypeAlias = Callable[[np.ndarray, np.ndarray, float], float]
 
 
 @pytest.fixture(autouse=True)
 def remembered_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compute each rank once, of those that thousands of calibrations share."""
     monkeypatch.setattr(held_out, "rank", cache(rank))
-
-
-def mean_rule(confidence: np.ndarray, right: np.ndarray, wrong: float) -> float:
-    """Return the threshold of an earlier version, which held on average: the lowest from which on
-    the mean confidence is high enough, and so many answers, and one more wrong one, are right."""
-    counts = np.arange(1, len(confidence) + 1)
-    expected = np.cumsum(confidence) / counts >= 1 - wrong
-    ends = np.flatnonzero(expected & (np.cumsum(right) / (counts + 1) >= 1 - wrong))
-    return float(confidence[ends[-1]]) if len(ends) else math.inf
 
 
 def simulated(kind: str, images: int, wrong: float, rule: Rule) -> tuple[float, float]:
