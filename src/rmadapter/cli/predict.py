@@ -312,7 +312,7 @@ def _sure_from(run: Path, wrong: float, other_classes: bool) -> float:
         reached, right = answers.reached(threshold)
         note(
             f"unsure: below a probability of {threshold:.2f}; {ESTIMATED['folds']}at most "
-            f"{100 * wrong:g} % of the other answers to images like these {images} are wrong, in "
+            f"{100 * wrong:g} % of the other answers are wrong for images like these {images}, in "
             f"nine of ten calibrations like this one: {reached:,} reach it, and {right:,} of these "
             "are right"
         )
