@@ -106,6 +106,10 @@ MECHANISM: dict[str, dict[str, Any]] = {
     "principal directions, branch first": {"principal": True, "steps": 2000},
 }
 VARIANTS |= {name: ("rmadapter", NO_CON, {"steps": 0, **how}) for name, how in MECHANISM.items()}
+VARIANTS |= {  # R7
+    "reconstruction, adapted": ("rmadapter", {**NO_CON, "target": "adapted"}, {}),
+    "both, adapted": ("rmadapter", {"target": "adapted"}, {}),
+}
 KEY = ("data", "draw", "shots", "variant", "base")  # of a line
 SHARES = tuple(round(0.1 * step, 1) for step in range(11))  # of the trained model
 ERRORS = 3  # standard errors above chance, from which there is something to keep
@@ -355,6 +359,13 @@ PAIRS = (  # R2 and R5
     ("plus", "ridge"),
 )
 ROOTS = {name.split("/")[0] for name in REPORT_ALL}
+ADAPTED = (  # R7
+    ("reconstruction, adapted", "neither"),
+    ("reconstruction, adapted", "reconstruction, printed"),
+    ("both, adapted", "neither"),
+    ("both, adapted", "both"),
+    ("both, adapted", "both, printed"),
+)
 RIVALS = tuple((CHOSEN, name) for name in ("plus", "zero-shot", "neither", "ridge", "both"))
 # Looked at afterwards, over all data sets, and what may stand in place of the largest.
 LOSSES = ("reconstruction", "reconstruction, printed", "constraint", "both")

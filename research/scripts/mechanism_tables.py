@@ -1,16 +1,17 @@
-"""Make the tables of R3, R4 and R6 of research/studies/registration.md from lines of answer.py.
+"""Make the tables of R3, R4, R6 and R7 of research/studies/registration.md from lines of answer.py.
 
     python research/scripts/mechanism_tables.py --pages research/studies/mechanism.md
 
 R3 asks whether the paper's mechanism can work at all, with adapters that are prepared before
-training; R4 what the losses do with more classes to train on; R6 what ten random settings bring.
-Their lines are mechanism.jsonl, classes.jsonl and tuning.jsonl in results; those of
-keeping.jsonl stand beside them.
+training; R4 what the losses do with more classes to train on; R6 what ten random settings bring;
+R7 what another reading of Eq. 11 and 12 does. Their lines are mechanism.jsonl, classes.jsonl,
+tuning.jsonl and adapted.jsonl in results; those of keeping.jsonl stand beside them.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -195,13 +196,42 @@ def tuned(lines: Lines) -> dict[str, str]:
     return found_tables
 
 
+# R7
+
+
+def adapted(lines: Lines) -> dict[str, str]:
+    """Compare the reading whose gradient reaches the whole adapter with the others, on the draws
+    that all of them have."""
+    names = tuple(dict.fromkeys(name for pair in answer.ADAPTED for name in pair))
+    found = {}
+    for (title, sets), shots in itertools.product(
+        (("choosing", CHOOSE_ALL), ("reporting", REPORT_ALL)), (4, 16)
+    ):
+        some = shared(answer.of_sets(lines, sets, shots), names)
+        if not some:
+            continue
+        count = len(answer.shared_by_all(some))
+        head = [f"{count} sets, in %", *answer.HEADS]
+        found[f"R7, {title}, {shots} shots"] = markdown(head, answer.means(some))
+        for figure, value in answer.FIGURES.items():
+            rows = answer.differences(some, value, answer.ADAPTED)
+            name = f"R7, {title}, {shots} shots, {figure}"
+            found[name] = markdown([f"difference, {figure}", *TESTED], rows)
+    return found
+
+
 def recorded() -> dict[str, str]:
     """Make the tables of the recorded lines."""
-    mechanism, steps, tuning, beside = (
+    mechanism, steps, tuning, reading, beside = (
         read_lines(RESULTS / f"{name}.jsonl")
-        for name in ("mechanism", "classes", "tuning", "keeping")
+        for name in ("mechanism", "classes", "tuning", "adapted", "keeping")
     )
-    return prepared([*mechanism, *beside]) | classes(steps) | tuned([*tuning, *beside])
+    return (
+        prepared([*mechanism, *beside])
+        | classes(steps)
+        | tuned([*tuning, *beside])
+        | adapted([*reading, *beside])
+    )
 
 
 def main() -> None:

@@ -81,3 +81,22 @@ def test_the_best_settings_are_those_of_the_choosing_sets() -> None:
     assert "mma #2 - mma | +11.0 |" in found["R6, novel"]
     assert "#1" not in "".join(found.values())
     assert row.endswith("| alpha=0.25 |")
+
+
+def test_a_reading_is_compared_on_the_draws_that_all_variants_have() -> None:
+    names = dict.fromkeys(name for pair in answer.ADAPTED for name in pair)
+    lines = [
+        line(data, name, 80, 40 + (i + 1) * ("adapted" in name), auroc=50.0, chance=[50, 50, 25])
+        for i, data in enumerate(SETS)
+        for name in names
+    ]
+    lines += [line("euro_coins", name, 80, 99, auroc=50.0, chance=[50, 50, 25]) for name in (
+        "neither", "both, adapted")]  # fmt: skip
+    found = mechanism_tables.adapted(lines)
+    assert found["R7, reporting, 4 shots"].splitlines()[0].startswith("| 3 sets, in % |")
+    rows = found["R7, reporting, 4 shots, novel"].splitlines()[2:]
+    assert [row.split(" | ")[0].strip("| ") for row in rows] == [
+        f"{one} - {other}" for one, other in answer.ADAPTED
+    ]
+    assert all(" | +2.0 | " in row for row in rows)
+    assert "R7, reporting, 16 shots" not in found
