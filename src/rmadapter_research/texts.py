@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -39,7 +39,7 @@ AS_JSON = (
     "\nAnswer with JSON alone, an object of this form with every class in it:\n"
     '{"class": ["text", "text", ...], ...}'
 )
-TEXTS, LEFT_OUT = "texts", "left_out"
+TEXTS = "texts"
 BULLET = re.compile(r"\s*(?:[-*\u2022]+|\d+[.)])\s+")
 
 
@@ -57,37 +57,20 @@ class TextFile:
     Args:
         texts: The texts of each class.
         sources: As `source_of` returns them, the newest last.
-        left_out: Texts of classes that a measurement replaced.
-        measured: What `describe.measure_texts` found, or nothing.
     """
 
     texts: Mapping[str, list[str]] = field(default_factory=dict)
     sources: tuple[dict[str, object], ...] = ()
-    left_out: Mapping[str, list[str]] = field(default_factory=dict)
-    measured: dict[str, Any] = field(default_factory=dict)
 
     def extended(self, texts: Mapping[str, list[str]], source: dict[str, object]) -> TextFile:
-        """Return a file whose texts of some classes are these.
-
-        What was measured no longer holds, so that texts that were left out are back.
-        """
+        """Return a file whose texts of some classes are these."""
         new = {key(name) for name in texts}
-        kept = {name: some for name, some in self.all_texts().items() if key(name) not in new}
+        kept = {name: some for name, some in self.texts.items() if key(name) not in new}
         return TextFile({**kept, **texts}, (*self.sources, source))
-
-    def all_texts(self) -> dict[str, list[str]]:
-        """Return the texts of each class, those that were left out among them."""
-        out = {key(name): some for name, some in self.left_out.items()}
-        return {
-            name: [*dict.fromkeys([*some, *out.get(key(name), ())])]
-            for name, some in self.texts.items()
-        }
 
     def write(self, path: Path) -> None:
         """Write the file, atomically."""
-        always = (TEXTS, "sources")
-        facts = {name: value for name, value in vars(self).items() if value or name in always}
-        write_json(path, facts)
+        write_json(path, vars(self))
 
 
 def source_of(who: str, question: str, texts: Mapping[str, list[str]]) -> dict[str, object]:
@@ -118,7 +101,6 @@ def read_text_file(path: Path) -> TextFile:
     parse_texts(value, str(path))
     if not isinstance(value.get(TEXTS), dict):  # a class called texts has a list
         return TextFile(value)
-    parse_texts(value.get(LEFT_OUT, {}), f"{path}: {LEFT_OUT}")
     try:
         return TypeAdapter(TextFile).validate_python(value)
     except ValidationError as error:

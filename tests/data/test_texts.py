@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rmadapter.data.texts import read_texts, selection_in, texts_of, texts_of_all
+from rmadapter.data.texts import read_texts, texts_of, texts_of_all
 from rmadapter.errors import UserError
 
 
@@ -55,17 +55,9 @@ def test_a_class_without_texts_is_named(tmp_path: Path, value: Any) -> None:
         read_texts("missing.json")
 
 
-def test_a_file_says_on_which_images_texts_were_left_out(tmp_path: Path) -> None:
-    """As `describe --measure` writes it; a class may be called texts."""
-    texts = {"texts": {"cat": ["a"]}}
-    on_images = {"measured": {"split_digest": "12"}, "left_out": {"cat": ["b"]}}
-    cases = [
-        (texts | on_images, "12"),
-        (texts | on_images | {"measured": {"best": "texts"}}, ""),
-        (texts | on_images | {"left_out": {}}, None),
-        (texts | on_images | {"measured": {}}, None),
-        (texts, None),
-        ({"texts": ["a page"], "measured": ["b"], "left_out": ["c"]}, None),
-    ]
-    for value, digest in cases:
-        assert selection_in(Path(written(tmp_path, value))) == digest
+def test_texts_stand_beside_their_sources_or_alone(tmp_path: Path) -> None:
+    """A class may be called texts."""
+    beside = written(tmp_path, {"texts": {"cat": ["a"]}, "sources": []})
+    assert read_texts(beside) == {"cat": ["a"]}
+    alone = written(tmp_path, {"texts": ["a page"], "sources": ["b"]})
+    assert read_texts(alone) == {"texts": ["a page"], "sources": ["b"]}

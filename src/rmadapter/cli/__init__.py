@@ -8,7 +8,6 @@ from rmadapter.support.lazy import lazy_names
 
 if TYPE_CHECKING:
     from rmadapter.backbones.load import first_of as first_of
-    from rmadapter.cli.checks import check_backbones as check_backbones
     from rmadapter.cli.options import (
         Columns as Columns,
         Command as Command,
@@ -38,7 +37,6 @@ __getattr__, __all__ = lazy_names(
     __name__,
     {
         "rmadapter.backbones.load": ["first_of"],
-        "rmadapter.cli.checks": ["check_backbones"],
         "rmadapter.cli.options": [
             "Columns",
             "Command",

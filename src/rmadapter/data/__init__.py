@@ -15,7 +15,6 @@ if TYPE_CHECKING:
         image_formats as image_formats,
         load_image as load_image,
     )
-    from rmadapter.data.fewshot import split_digest as split_digest
     from rmadapter.data.formats.base import Row as Row, image_files as image_files
     from rmadapter.data.formats.imagefolder import write_imagefolder as write_imagefolder
     from rmadapter.data.formats.registry import (
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
         prompt_names as prompt_names,
         typed_name as typed_name,
     )
-    from rmadapter.data.texts import parse_texts as parse_texts, texts_of_all as texts_of_all
+    from rmadapter.data.texts import parse_texts as parse_texts
     from rmadapter.errors import is_text as is_text
 
 __getattr__, __all__ = lazy_names(
@@ -45,7 +44,6 @@ __getattr__, __all__ = lazy_names(
             "image_formats",
             "load_image",
         ],
-        "rmadapter.data.fewshot": ["split_digest"],
         "rmadapter.data.formats.base": ["Row", "image_files"],
         "rmadapter.data.formats.imagefolder": ["write_imagefolder"],
         "rmadapter.data.formats.registry": [
@@ -61,7 +59,7 @@ __getattr__, __all__ = lazy_names(
             "prompt_names",
             "typed_name",
         ],
-        "rmadapter.data.texts": ["parse_texts", "texts_of_all"],
+        "rmadapter.data.texts": ["parse_texts"],
         "rmadapter.errors": ["is_text"],
     },
 )

@@ -1,13 +1,12 @@
 """Files of texts about classes, which methods read.
 
-A file is {class name: [text, ...]}, or has that object in "texts" beside what `describe` writes:
-the sources of the texts, and what a measurement on images left out.
+A file is {class name: [text, ...]}, or has that object in "texts" beside their sources, which
+`describe` writes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Literal, TypeAlias
 
 from rmadapter.data.names import descriptions, key
@@ -15,7 +14,7 @@ from rmadapter.errors import UserError, quoted
 from rmadapter.support.files import JsonObject, read_json, user_path
 
 Form: TypeAlias = Literal["sentences", "descriptors"]
-TEXTS, LEFT_OUT, MEASURED = "texts", "left_out", "measured"
+TEXTS = "texts"
 
 
 def read_texts(file: str) -> dict[str, list[str]]:
@@ -72,20 +71,3 @@ def texts_of_all(
         if not texts_of(texts, name):
             raise UserError(f"{file}: class {quoted(name)} has no texts: add some")
     return [texts_of(texts, name) for name in names]
-
-
-def selection_in(path: Path) -> str | None:
-    """Return the digest of the draw on whose images texts of a file were left out.
-
-    Returns:
-        The digest, "" if the file does not say it; None if no text was left out.
-
-    Raises:
-        UserError: As for `read_texts`.
-    """
-    value = read_json(path)
-    parse_texts(value, str(path))
-    measured = value.get(MEASURED) if _has_sources(value) else None
-    if not (isinstance(measured, dict) and measured and value.get(LEFT_OUT)):
-        return None
-    return str(measured.get("split_digest", ""))

@@ -8,16 +8,8 @@ from rmadapter.support.lazy import lazy_names
 
 if TYPE_CHECKING:
     from rmadapter.backbones.published import caveat as caveat
-    from rmadapter.methods.descriptions import (
-        text_weights as text_weights,
-        whole_texts as whole_texts,
-    )
-    from rmadapter.metrics import paired as paired, wilson as wilson
-    from rmadapter.prompts import (
-        bounded_text as bounded_text,
-        text_features as text_features,
-        zero_shot_weights as zero_shot_weights,
-    )
+    from rmadapter.metrics import wilson as wilson
+    from rmadapter.prompts import bounded_text as bounded_text
     from rmadapter.runs.add import (
         add_names as add_names,
         can_add_names as can_add_names,
@@ -41,9 +33,8 @@ __getattr__, __all__ = lazy_names(
     __name__,
     {
         "rmadapter.backbones.published": ["caveat"],
-        "rmadapter.methods.descriptions": ["text_weights", "whole_texts"],
-        "rmadapter.metrics": ["paired", "wilson"],
-        "rmadapter.prompts": ["bounded_text", "text_features", "zero_shot_weights"],
+        "rmadapter.metrics": ["wilson"],
+        "rmadapter.prompts": ["bounded_text"],
         "rmadapter.runs.add": ["add_names", "can_add_names", "classify_by_names"],
         "rmadapter.runs.features": ["examine"],
         "rmadapter.runs.folds": ["Folds"],

@@ -3,8 +3,7 @@ learnt from."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,14 +11,12 @@ import numpy as np
 from rmadapter import metrics
 from rmadapter.answers.sets import Calibration
 from rmadapter.artifacts.predictions import Evaluation
-from rmadapter.artifacts.record import LEVEL, Judgement, Rates, Record, Score
+from rmadapter.artifacts.record import LEVEL, Judgement, Rates, Score
 from rmadapter.artifacts.summary import describe_tie
 from rmadapter.artifacts.value import Balanced, Promise, Split
 from rmadapter.data.duplicates import pairs
-from rmadapter.data.fewshot import FewShot, split_digest
+from rmadapter.data.fewshot import FewShot
 from rmadapter.data.read import ImageSet
-from rmadapter.data.texts import selection_in
-from rmadapter.errors import UserError
 from rmadapter.methods import load_method
 from rmadapter.methods.linear_probe import LinearProbe
 from rmadapter.runs.evaluate import levels_of
@@ -28,7 +25,6 @@ from rmadapter.runs.folds import Folds, fitted_temperature
 from rmadapter.runs.lab import Lab, Sets
 from rmadapter.runs.promises import Answered, halves
 from rmadapter.runs.run import Outcome, learnt_from
-from rmadapter.support.files import user_path
 from rmadapter.task import Task
 from rmadapter.training.contract import Method
 from rmadapter.training.traits import Expected
@@ -77,27 +73,10 @@ def judge(
         calibrated = replace(answers, distances=far).calibrate(outcome.fitted, split, task.seed)
         outcome = replace(outcome, fitted=calibrated)
     promises = _promises(outcome.fitted.calibration, answers, split, folds, task.seed)
-    doubts = (*judgement.doubts, *_doubts_of_texts(record, method, few, split))
-    judgement = judgement.model_copy(update={"promises": promises, "doubts": doubts})
+    judgement = judgement.model_copy(update={"promises": promises})
     outcome = outcome.with_facts(judgement=judgement)
     tie = describe_tie(outcome.record)
     return outcome.with_facts(notes=(*record.notes, tie)) if tie else outcome
-
-
-def _doubts_of_texts(record: Record, method: Method, few: FewShot, split: Split) -> Iterator[str]:
-    """Yield a warning that texts about the classes were chosen by images that judge. split: which
-    images judge."""
-    name = getattr(method, "descriptions", "")
-    if split == "test" or not isinstance(name, str) or not name:
-        return
-    with suppress(UserError):  # the file may be gone after a long training
-        selected_on = selection_in(user_path(name))
-        undrawn = split == "held out" and selected_on == split_digest(few)
-        if selected_on is not None and not undrawn:
-            yield (
-                f"the texts in {name} were chosen on images that may judge here: "
-                f"{record.method.title} is likely to be a little worse elsewhere"
-            )
 
 
 def _promises(
