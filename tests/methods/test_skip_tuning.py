@@ -3,7 +3,6 @@ classes."""
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import replace
 from typing import Any
@@ -15,34 +14,15 @@ from torch import Tensor
 
 from rmadapter.backbones import Backbone
 from rmadapter.encoders.blocks import PreNorm
-from rmadapter.methods.skip_tuning import Prompts, SkipTuning, TunedCLIP, choose_classes
+from rmadapter.methods.parts.tuned import TunedCLIP
+from rmadapter.methods.skip_tuning import Prompts, SkipTuning, choose_classes
 from tests.helpers.rounding import assert_same_float32, double
 from tests.helpers.shots import noise_images, shots_of, untrained
 from tests.helpers.slow import ci_except
+from tests.helpers.tuned import TEMPLATES, plain_logits, plain_model
 
 NAMES = ("cat", "a small red car. a blue bird", "dog", "house")
-TEMPLATES = ("a photo of a {}.", "{}")
 KINDS = ("tiny_clip", "tiny_siglip", "tiny_eva", "tiny_hf")
-
-
-def plain_model(module: TunedCLIP) -> Any:
-    """The backbone's model with what was tuned in the place of its own, which alone learns."""
-    model: Any = copy.deepcopy(module.backbone.model).requires_grad_(False)
-    own = dict(model.named_parameters())
-    for name, tensor in module.tuned.items():
-        own[name.replace("/", ".")].data.copy_(tensor)
-        own[name.replace("/", ".")].requires_grad_()
-    return model
-
-
-def plain_logits(model: Any, backbone: Backbone, pixels: Tensor, names: tuple[str, ...]) -> Tensor:
-    """[B, C] by the encoders' own forward passes from pixels and words to features."""
-    each = [
-        F.normalize(model.encode_text(backbone.tokenizer([t.format(n) for n in names])), dim=-1)
-        for t in TEMPLATES
-    ]
-    classes = F.normalize(torch.stack(each).mean(0), dim=-1)
-    return model.logit_scale.exp() * F.normalize(model.encode_image(pixels), dim=-1) @ classes.T
 
 
 def plain_loss(logits: Tensor, labels: Tensor, keep: Tensor) -> Tensor:

@@ -62,6 +62,7 @@ METHODS: dict[str, str] = {
     "clip-lora": "clip_lora:CLIPLoRA",
     "2sfs": "two_stages:TwoStages",
     "skip-tuning": "skip_tuning:SkipTuning",
+    "full-finetune": "full_finetune:FullFinetune",
     "maple": "maple:MaPLe",
     "dept": "dept:DePT",
     "promptsrc": "promptsrc:PromptSRC",

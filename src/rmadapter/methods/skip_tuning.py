@@ -17,12 +17,12 @@ from typing import Annotated
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from rmadapter.backbones import Backbone
-from rmadapter.encoders import Packed, States, encoders_of, send, weights_of, with_own
+from rmadapter.encoders import Packed, send
 from rmadapter.errors import UserError
-from rmadapter.methods.parts.learners import TextLearner
+from rmadapter.methods.parts.tuned import TunedCLIP
 from rmadapter.prompts import (
     CHUNK,
     Chunks,
@@ -74,52 +74,6 @@ class Prompts:
         # the first has the shared beginning
         prompt = F.pad(layout.slots // layout.grid[1], (layout.prefix, 0))
         return self.x[rows[prompt], layout.positions], layout
-
-
-class TunedCLIP(TextLearner):
-    """Both encoders, whose upper blocks and the norm and projection after them learn.
-
-    All else is the backbone's own.
-
-    Args:
-        backbone: Backbone with blocks.
-        skipped: Share of the blocks, from below, that do not learn.
-
-    Raises:
-        UserError: An encoder has no blocks.
-    """
-
-    def __init__(self, backbone: Backbone, skipped: float) -> None:
-        super().__init__(backbone)
-        sides = (backbone.image, backbone.text)
-        self.first, self.first_text = (1 + int(skipped * encoder.depth) for encoder in sides)
-        upper = (
-            *backbone.image.blocks[self.first - 1 :],
-            *backbone.text.blocks[self.first_text - 1 :],
-        )
-        own = weights_of(*upper, *backbone.image.tail, *backbone.text.tail)
-        model = with_own(backbone.model, own)
-        self.image, self.text = encoders_of(model)
-        theirs = {id(parameter) for parameter in backbone.model.parameters()}
-        copies = {name: p for name, p in model.named_parameters() if id(p) not in theirs}
-        self.tuned = nn.ParameterDict(
-            {name.replace(".", "/"): p for name, p in copies.items()}
-        ).requires_grad_()
-
-    def image_features(self, states: States) -> Tensor:
-        assert self.first is not None
-        # not of cast copies
-        return self.image.encode(states.x, states.layout, self.first, views=self.image.views)
-
-    def encode_text(self, x: Tensor, layout: Packed) -> Tensor:
-        """Encode tokens [T, d] that enter the first trained block -> features [P, e]."""
-        return self.text.encode(x, layout, self.first_text, views=self.text.views)
-
-    def prompts(
-        self, names: Sequence[str], templates: Sequence[str]
-    ) -> list[tuple[Tensor, Packed]]:
-        frozen = frozen_prompts(self.backbone, names, templates, self.first_text)
-        return [(states.x, states.layout) for states in frozen]
 
 
 def choose_classes(
