@@ -45,7 +45,7 @@ KEEPING = (
     "mmrl-plus-plus", "clip-lora",
 )  # fmt: skip
 # methods that need the text encoder for each image, or to be restored
-LOADING = ("cocoop", "tpt", "2sfs", "skip-tuning", "lweib", "heba", "mail")
+LOADING = ("cocoop", "tpt", "2sfs", "skip-tuning", "full-finetune", "lweib", "heba", "mail")
 
 
 @pytest.fixture(params=["tiny_clip", "tiny_siglip", "tiny_eva", "tiny_hf"])

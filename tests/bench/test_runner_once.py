@@ -18,7 +18,7 @@ from tests.helpers.decodes import count_decodes
 __all__ = ["bench"]  # a fixture
 IN_BLOCKS = ("rmadapter", "mma")  # whose adapters begin at the same block
 # which begin at others
-ELSEWHERE = ("clip-lora", "2sfs", "maple", "dept", "mmrl", "skip-tuning", "lweib")
+ELSEWHERE = ("clip-lora", "2sfs", "maple", "dept", "mmrl", "skip-tuning", "full-finetune", "lweib")
 # one needs texts about its classes, the other reads crops of each test image
 APART = ("zero-shot-descriptions", "tpt")
 FREE = tuple(name for name in METHODS if traits_of(name).reads != "tokens" and name not in APART)

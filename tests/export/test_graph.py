@@ -36,6 +36,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "text-refiner": FEW,
     "2sfs": {"iterations": 2, "batch_size": 4},
     "skip-tuning": FEW,
+    "full-finetune": FEW,
     "tip-adapter-f": FEW,
     "clip-lora": {"iterations": 2, "batch_size": 4},
     "maple": FEW,

@@ -37,6 +37,7 @@ def fitted_by(name: str, backbone: Backbone, settings: dict[str, Any], **options
             ("clip-lora", {"iterations": 2, "batch_size": 4}),
             ("2sfs", {"iterations": 2, "batch_size": 4}),
             ("skip-tuning", FEW),
+            ("full-finetune", FEW),
             ("text-refiner", FEW),
             ("prolip", FEW),
             ("maple", FEW),

@@ -64,6 +64,7 @@ CASES: list[tuple[str, Callable[[Backbone], Shots], float, dict[str, Any]]] = [
     ("text-refiner", eight_shots, 0.2, CONTEXT | {"likeness": 0.0}),
     ("clip-lora", flat, 0.1, {"learning_rate": 0.02, "iterations": 15}),
     ("2sfs", noise, 0.5, {"learning_rate": 0.05, "iterations": 0, "epochs": 40}),
+    ("full-finetune", named, 1, {"learning_rate": 0.001, "epochs": 40}),
     ("skip-tuning", named, 1, {"learning_rate": 0.01, "epochs": 40}),
     ("maple", eight_images, 1, DEEP | {"epochs": 80}),
     ("dept", eight_images, 1, DEEP | {"epochs": 60, "learning_rate": 0.02}),

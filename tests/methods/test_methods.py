@@ -204,6 +204,7 @@ STARTS = [
     ("clip-lora", ALL[:2], None),
     ("2sfs", ALL[:2], OTHERS),
     ("skip-tuning", ALL, OTHERS),
+    ("full-finetune", ALL, OTHERS),
     ("rmadapter", ALL, OTHERS),
 ]
 

@@ -68,6 +68,7 @@ COUNTS = {
     # Two norms a block: `trainable_norm_params` of the released code; and `classifier`
     "2sfs": (24 * 2 * (768 + 512) + 100 * 512, 0),
     "skip-tuning": (3 * (block(768) + block(512)) + (768 + 512) * 2 + (768 + 512) * 512, 0),
+    "full-finetune": (12 * (block(768) + block(512)) + (768 + 512) * 2 + (768 + 512) * 512, 0),
     "maple": (MAPLE, 0),
     # MaPLe's, two scales and two shifts, and a linear layer
     "dept": (MAPLE + 4 * 512 + 100 * (512 + 1), 0),

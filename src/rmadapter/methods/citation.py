@@ -50,6 +50,8 @@ TITLES = {
     "Validation",
     "2507.14976": "Hierarchical Cross-modal Prompt Learning for Vision-Language Models",
     "2512.06811": "RMAdapter: Reconstruction-based Multi-Modal Adapter for Vision-Language Models",
+    "2603.00478": "Benchmarking Few-shot Transferability of Pre-trained Models with Improved "
+    "Evaluation Protocols",
     "2603.02959": "Semi-Supervised Few-Shot Adaptation of Vision-Language Models",
     "2603.04341": "Hold-One-Shot-Out (HOSO) for Validation-Free Few-Shot CLIP Adapters",
     "2603.11542": "ReHARK: Refined Hybrid Adaptive RBF Kernels for Robust One-Shot Vision-Language "
