@@ -210,6 +210,12 @@ def test_a_promise_names_the_frequencies_of_classes_that_share_a_limit() -> None
     assert "of each" not in text  # each class has a limit
 
 
+def test_one_class_is_as_frequent_as_itself() -> None:
+    few = Calibration.of(np.ones((needed(0.1), 1)), np.zeros(needed(0.1), int), "folds")
+    assert not few.by_class(0.1)
+    assert few.details(0.1, 1) == []
+
+
 def test_an_error_needs_images() -> None:
     assert [needed(error) for error in (0.01, 0.05, 0.1, 0.5)] == [230, 45, 22, 4]
     calibration = Calibration.of(*draw(44, 5), "folds")
