@@ -133,6 +133,8 @@ def wordings(lines: Lines) -> list[list[str]]:
     rows = []
     for variant, shots in itertools.product(WORDED, SHOTS):
         own = of(lines, shots, variant)
+        if not own:
+            continue
         columns = zip(*(line["each"] for line in own), strict=True)
         spread = fmean(max(line["each"]) - min(line["each"]) for line in own)
         cells = [*(f"{fmean(column):.1f}" for column in columns), f"{spread:.1f}"]
@@ -143,7 +145,7 @@ def wordings(lines: Lines) -> list[list[str]]:
 def tables(lines: Lines) -> dict[str, str]:
     """Make the tables of research/studies/fewtrans.md by name."""
     found = {}
-    for shots in SHOTS:
+    for shots in (few for few in SHOTS if of(lines, few, "linear probe")):
         head = [f"{len(of(lines, shots, 'linear probe'))} sets, in %"]
         head += [*(f"rate x {factor:g}" for factor in FACTORS), "best of three on the test set"]
         found[f"{shots} images"] = markdown([*head, "ensemble"], table_of(lines, shots))
