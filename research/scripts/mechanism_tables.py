@@ -1,6 +1,7 @@
 """Make the tables of R3, R4, R6 and R7 of research/studies/registration.md from lines of answer.py.
 
-    python research/scripts/mechanism_tables.py --pages research/studies/mechanism.md
+    python research/scripts/mechanism_tables.py \\
+        --pages research/studies/mechanism.md research/results/mechanism.md
 
 R3 asks whether the paper's mechanism can work at all, with adapters that are prepared before
 training; R4 what the losses do with more classes to train on; R6 what ten random settings bring;

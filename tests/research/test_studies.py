@@ -8,8 +8,10 @@ import re
 from collections.abc import Callable, Mapping
 from itertools import product
 from pathlib import Path
+from statistics import fmean
 from typing import Any, TypeAlias
 
+import answer
 import at_test_time
 import demo_draws
 import explain_study
@@ -27,6 +29,8 @@ import steps_drawing
 import suggest
 from studies import REPORT_ALL
 from suggest_rules import DEFAULT
+
+from rmadapter.bench.report.stats import holm, over_sets
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "research/results"
@@ -65,7 +69,7 @@ def step_tables() -> dict[str, str]:
 @pytest.mark.parametrize(
     ("name", "tables", "count"),
     [
-        ("studies/mechanism.md", lambda: marked(mechanism_tables.recorded()), 9),
+        ("studies/mechanism.md", lambda: marked(mechanism_tables.recorded()), 29),
         ("studies/families.md",
          lambda: marked(
              families.tables(families.beside(
@@ -193,3 +197,29 @@ def test_the_picture_of_fewer_steps_shows_the_lines() -> None:
         r'<use xlink:href="[^"]*" x="([^"]*)"', shown
     )
     assert "](fewer_steps.svg)" in page("research/studies/fewer_steps.md")
+
+
+def test_the_sentences_about_the_third_reading_show_the_lines() -> None:
+    names = dict.fromkeys(name for pair in answer.ADAPTED for name in pair)
+    lines = [*lines_of("adapted"), *lines_of("keeping")]
+    tests: dict[tuple[int, str, str, str], float] = {}
+    ends = list[float]()
+    for shots in (4, 16):
+        some = mechanism_tables.shared(answer.of_sets(lines, REPORT_ALL, shots), [*names])
+        for figure, value in answer.FIGURES.items():
+            for one, other in answer.ADAPTED:
+                sets = answer.by_set(some, value, one, other)
+                found, mean = over_sets(sets), fmean(map(fmean, sets))
+                assert found.p is not None
+                assert found.half is not None
+                tests[shots, figure, one, other] = found.p
+                if figure in ("base", "novel") and other != "neither":
+                    ends += [abs(mean - found.half), abs(mean + found.half)]
+    every = dict(zip(tests, holm([*tests.values()]).tolist(), strict=True))
+    text = " ".join(page("research/studies/mechanism.md").split())
+    assert f"by at most {max(ends):.1f} points" in text
+    assert f"Of the {len(tests)} differences" in text
+    assert f"Corrected for all {len(tests)}, p is {min(every.values()):.3f}" in text
+    assert min(every, key=lambda name: every[name]) == (16, "joint", "both, adapted", "both")
+    shown = f"[at most {max(ends):.1f} points](../../research/studies/mechanism.md)"
+    assert shown in " ".join(page("docs/studies/answer.md").split())
