@@ -17,6 +17,7 @@ import demo_draws
 import explain_study
 import families
 import fewer_steps
+import fewtrans
 import four_ideas
 import int8_study
 import label_curve
@@ -75,6 +76,7 @@ def step_tables() -> dict[str, str]:
              families.tables(families.beside(
                  lines_of("families"), [*lines_of("choice"), *lines_of("learning")]))
              | at_test_time.tables(lines_of("at_test_time"))), 7),
+        ("studies/fewtrans.md", lambda: marked(fewtrans.tables(lines_of("fewtrans"))), 4),
         ("studies/four_ideas.md", lambda: marked(four_ideas.tables(lines_of("four_ideas"))), 4),
         ("studies/demo.md",
          lambda: marked(demo_draws.tables(lines_of("demo_draws"))
@@ -223,3 +225,20 @@ def test_the_sentences_about_the_third_reading_show_the_lines() -> None:
     assert min(every, key=lambda name: every[name]) == (16, "joint", "both, adapted", "both")
     shown = f"[at most {max(ends):.1f} points](../../research/studies/mechanism.md)"
     assert shown in " ".join(page("docs/studies/answer.md").split())
+
+
+def test_the_sentences_about_full_fine_tuning_show_the_lines() -> None:
+    found = fewtrans.tables(lines_of("fewtrans"))
+    text = " ".join(page("research/studies/fewtrans.md").split())
+
+    def cells(table: str, name: str) -> list[str]:
+        [row] = [row for row in found[table].splitlines() if row.startswith(f"| {name} |")]
+        return [cell.strip() for cell in row.split("|")[2:]]
+
+    points, ends, *_ = cells("4 images, compared", "full fine-tuning - RMAdapter+")
+    assert f"({points} points, {ends})" in text
+    points, ends, _, p, _, _ = cells("4 images, compared", "full fine-tuning - adapters alone")
+    assert f"({points.lstrip('+')}, {ends}, p {p} corrected)" in text
+    points, ends, *_ = cells("4 images, rate x 1", "full fine-tuning - RMAdapter+")
+    low, high = (end.lstrip("-") for end in ends.split(" to "))
+    assert f"it is {points.lstrip('-')} points behind RMAdapter+** ({high} to {low})" in text
