@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,28 @@ def test_features_are_those_of_timm_without_its_classifier(
     assert backbone.embedding_size == own(pixels).shape[1]
     assert not backbone.has_text
     assert not any(parameter.requires_grad for parameter in backbone.model.parameters())
+
+
+@torch.no_grad()
+def test_a_dinov3_gives_its_class_token_unless_its_folder_says_otherwise(tmp_path: Path) -> None:
+    """As its authors read it; timm's default is the mean of the patches."""
+    sizes = {"img_size": SIZE, "patch_size": 8, "embed_dim": WIDTH, "depth": 2, "num_heads": 4}
+    folder = write_timm(tmp_path / "model", "vit_small_patch16_dinov3", **sizes)
+    own = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
+    pixels = torch.randn(3, 3, SIZE, SIZE)
+    tokens, backbone = own.forward_features(pixels), load_backbone(f"timm:{folder}")
+    assert torch.allclose(features(backbone, pixels), tokens[:, 0], rtol=1e-5, atol=1e-6)
+    own.reset_classifier(0, "token")
+    assert torch.allclose(features(backbone, pixels), own(pixels), rtol=1e-5, atol=1e-6)
+    mean = load_backbone(f"timm:{changed(folder, global_pool='avg')}")
+    patches = tokens[:, own.num_prefix_tokens :].mean(1)
+    assert torch.allclose(features(mean, pixels), patches, rtol=1e-5, atol=1e-6)
+    # so that no run, record or file of features of one is taken for the other's
+    assert mean.digest != backbone.digest
+    assert mean.structure != backbone.structure
+    shutil.copytree(folder, tmp_path / "said")
+    said = load_backbone(f"timm:{changed(tmp_path / 'said', global_pool='token')}")
+    assert said.digest == backbone.digest
 
 
 def test_images_are_prepared_as_timm_prepares_them(tmp_path: Path) -> None:

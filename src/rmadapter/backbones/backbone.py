@@ -220,13 +220,15 @@ class Backbone:
 
     @cached_property
     def digest(self) -> str:
-        """Return the SHA-256 in hex of the weights' names, shapes and bytes, and of the GELU."""
+        """Return the SHA-256 in hex of the weights' names, shapes and bytes, of the GELU, and of a
+        DINOv3's pooling, if it is not timm's."""
         if self.facts:
             return self.facts.digest
         from open_clip.transformer import QuickGELU
 
         quick_gelu = any(isinstance(module, QuickGELU) for module in self.model.modules())
         sha = hashlib.sha256(b"quick_gelu" if quick_gelu else b"gelu")
+        sha.update(getattr(self.model.visual, "pooling", "").encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)

@@ -212,7 +212,8 @@ def _built(
     shapes: JsonObject,
     size: int,
 ) -> nn.Module:
-    """Build a model of timm without its classifier.
+    """Build a model of timm without its classifier. A DINOv3 gives its class token, unless `shapes`
+    says otherwise.
 
     Args:
         name: Name of the backbone, for messages.
@@ -232,6 +233,8 @@ def _built(
     config |= {"file": str(file) if file else None, "hf_hub_id": None, "url": ""}
     classes = config.get("num_classes") or 0
     arguments = {**shapes, "num_classes": classes, "pretrained_cfg": config}
+    if "dinov3" in architecture:  # trained to be read at its class token; timm takes the mean
+        arguments.setdefault("global_pool", "token")
     if size and config.get("fixed_input_size"):
         arguments["img_size"] = size
     fill = Unfilled() if file else nullcontext()
@@ -245,6 +248,8 @@ def _built(
             raise UserError(f"{what} {name!r}: {first_line(error)}") from error
     model.reset_classifier(0)  # type: ignore[operator]
     model.preprocess_cfg = _transform(config, size)  # type: ignore[assignment]
+    if "dinov3" in architecture and arguments["global_pool"] != "avg":
+        model.pooling = arguments["global_pool"]  # for the digest; the weights do not tell it
     return model
 
 

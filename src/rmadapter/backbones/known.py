@@ -39,6 +39,7 @@ from rmadapter.support.machine import versions
 
 CACHE_FOLDER = "backbones"  # in the cache
 MAX_FILES = 500  # files there
+VERSION = 2  # of facts; those of 1 had the mean of DINOv3's tokens
 TENSOR_NAME, DIGEST = "weights", "sha256"  # of a file of class weights
 LATE_FIELDS = ("model", "tokenizer")  # fields of a backbone that are found when they are asked for
 
@@ -70,7 +71,7 @@ def key_of(folder: Path) -> str:
         if not file.name.startswith("."):
             with suppress(OSError):  # a broken link, or a file that is gone by now
                 states.append([str(file), state_of(file.stat())])
-    return _digest(str(folder), states, _versions())
+    return _digest(VERSION, str(folder), states, _versions())
 
 
 def read_facts(key: str) -> Facts | None:
