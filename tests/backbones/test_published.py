@@ -42,7 +42,7 @@ def test_sizes_are_those_of_the_weights(name: str) -> None:
 def test_image_encoders_are_those_of_timm(name: str) -> None:
     import timm
 
-    own = name.removeprefix("timm:")
+    own = name.removeprefix("timm:").partition("@")[0]  # the size is not part of timm's name
     with torch.device("meta"):
         model = timm.create_model(own.partition(".")[0], num_classes=0)
     megabytes = sum(p.numel() for p in model.parameters()) * 4 / 1e6
@@ -199,6 +199,7 @@ def test_weights_in_the_hubs_cache_are_listed_under_the_name_that_loads_them(
 ) -> None:
     for name, file in {
         "models--timm--vit_base_patch16_clip_224.openai": "open_clip_model.safetensors",
+        "models--timm--vit_small_patch14_dinov2.lvd142m": "model.safetensors",
         "models--somebody--their-clip": "open_clip_model.safetensors",
         "models--a--pickle": "weights.bin",
     }.items():
@@ -213,6 +214,9 @@ def test_weights_in_the_hubs_cache_are_listed_under_the_name_that_loads_them(
         None,
     )
     assert "75.5 % zero-shot on ImageNet" in absent["about"]
+    dino = rows["timm:vit_small_patch14_dinov2.lvd142m@224"]  # its own 518 pixels are very slow
+    assert (dino["state"], dino["mb"]) == ("ready", 2)
+    assert published.licence_of(dino["name"]) == "apache-2.0 (timm's table of weights)"
     other = rows["hf-hub:somebody/their-clip"]
     assert (other["mb"], other["about"]) == (2, "")
     assert not any("pickle" in name for name in rows)

@@ -40,7 +40,7 @@ PUBLISHED = {
     "ViT-B-32/openai": Published("general", 605, "Apache-2.0", 63.2),
     "ViT-B-16/openai": Published("as in papers", 598, "Apache-2.0", 68.3),
     "ViT-L-14/openai": Published("general", 1710, AS_ITS_CARD, 75.5),
-    "timm:vit_small_patch14_dinov2.lvd142m": Published("general", 88, "apache-2.0"),
+    "timm:vit_small_patch14_dinov2.lvd142m@224": Published("general", 88, "apache-2.0"),
     "timm:vit_small_patch16_dinov3.lvd1689m": Published("general", 86, "dinov3-license"),
     "timm:convnext_tiny.in12k_ft_in1k": Published("general", 111, "apache-2.0"),
     "timm:mobilenetv4_conv_small.e2400_r224_in1k": Published("small", 10, "apache-2.0"),
@@ -119,7 +119,7 @@ def _repositories() -> dict[str, str]:
     import open_clip
 
     names = [name for name in PUBLISHED if name.startswith(TIMM)]
-    repositories = {name: f"timm/{name.removeprefix(TIMM)}" for name in names}
+    repositories = {name: f"timm/{name.removeprefix(TIMM).partition('@')[0]}" for name in names}
     for architecture, tag in open_clip.list_pretrained():
         repositories[f"{architecture}/{tag}"] = repository_of(architecture, tag)
     return repositories
