@@ -125,7 +125,8 @@ def test_the_command_gets_one_and_lists_all(
         assert [rows[name][key] for key in speed.SPEED_FIELDS] == [12.3, 598.5]
     assert "598 MB" in rows["ViT-B-16/openai"]["state"]
     shown = rmadapter("backbones", "--speed").out
-    assert "images/s here" in shown
+    assert " 81 " in shown  # seconds for 1,000 images at 12.3 a second
+    assert "598.5 MB in memory" in shown
     assert processor() in shown
 
 
@@ -154,7 +155,25 @@ def test_three_come_first_and_others_that_are_not_here_only_with_all(
     every = json.loads(rmadapter("backbones", "--all", "--json").out)
     assert len(every) > len(rows)
     shown = rmadapter("backbones").out
-    assert all(f"{preset} (" in shown for preset in PRESETS)
+    for preset, name in PRESETS.items():
+        [line] = [one for one in shown.splitlines() if f"{preset} (" in one]
+        state, commercial, seconds = [cell.strip() for cell in line.split("│")[2:5]]
+        assert state.startswith(f"{published.PUBLISHED[name].megabytes:,} MB")
+        assert (commercial, seconds) == ("yes", "-")
+    assert "--speed" in shown  # which measures the seconds
+    assert "--backbone laptop" in shown
+
+
+def test_commercial_use_is_as_the_licence_says() -> None:
+    by_answer = {
+        "yes": [*PRESETS.values(), "timm:vit_small_patch14_dinov2.lvd142m@224"],
+        "no": ["pocket", "pocket-3"],  # for research and teaching
+        "read it": ["timm:vit_small_patch16_dinov3.lvd1689m", "ViT-L-14/openai", "hf-hub:a/b"],
+    }
+    for answer, names in by_answer.items():
+        assert {published.commercial_use(name) for name in names} == {answer}
+    rows = {row["name"]: row["commercial"] for row in published.listed()}
+    assert (rows["pocket-3"], rows[PRESETS["phone"]]) == ("no", "yes")
 
 
 def test_a_preset_is_recorded_by_the_name_that_it_stands_for(

@@ -54,6 +54,7 @@ PUBLISHED = {
     BIOMED_CLIP: Published("medicine", 784, "MIT", weights=PICKLED),
 }
 READY = "ready"
+FREE_LICENCES = ("mit", "apache-2.0")  # which allow commercial use without further terms
 
 
 def caveat(name: str) -> str:
@@ -86,6 +87,15 @@ def licence_of(name: str) -> str:
     return "its publisher's, not known here: check where the backbone comes from"
 
 
+def commercial_use(name: str) -> str:
+    """Return whether the licence of a backbone's weights allows commercial use: "yes", "no", or
+    "read it" where it has terms of its own or is not known here."""
+    if name in OURS:  # for research and teaching, as their licence says
+        return "no"
+    known = PUBLISHED.get(name)
+    return "yes" if known and known.licence.lower() in FREE_LICENCES else "read it"
+
+
 def on_disk(hub_cache: Path | None = None) -> list[str]:
     """Return the backbones that need no download: those of installed packages, and published ones
     of open_clip and timm; the default if there are none.
@@ -98,8 +108,8 @@ def on_disk(hub_cache: Path | None = None) -> list[str]:
 
 
 def listed(hub_cache: Path | None = None) -> list[JsonObject]:
-    """Return name, state, megabytes on disk (None if absent) and folder of each backbone; `about`
-    says more of a few.
+    """Return name, state, megabytes on disk (None if absent), folder and `commercial_use` of each
+    backbone; `about` says more of a few.
 
     Args:
         hub_cache: Folder of the Hugging Face hub's cache, by default its library's.
@@ -110,7 +120,8 @@ def listed(hub_cache: Path | None = None) -> list[JsonObject]:
         place = cached.pop(repository, None)
         if place or name in PUBLISHED:
             rows.append(_row(name, place))
-    return rows + [_row(f"{HF_HUB}{repository}", place) for repository, place in cached.items()]
+    rows += [_row(f"{HF_HUB}{repository}", place) for repository, place in cached.items()]
+    return [{**row, "commercial": commercial_use(row["name"])} for row in rows]
 
 
 def _repositories() -> dict[str, str]:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from rmadapter.training.traits import About
 
 FOR_DEVELOPERS = ("dev", "docs", "release")  # extras that no user needs
+UNMEASURED = "which --speed measures on this machine, in about a minute"
 SHOTS = 16  # per class, for which the parameters of a method are counted
 
 
@@ -338,18 +339,20 @@ def _list_backbones(speed: bool, every: bool, as_json: bool) -> None:
     if as_json:
         print(json.dumps(found))
         return
-    header = ["--backbone", "state", "on disk", "about"]
-    if speed:
-        header += ["images/s here", "MB in memory"]
+    header = ["--backbone", "state", "commercial", "s per 1,000", "about"]
     cells = []
     for row in found:
         name = f"{presets[row['name']]} ({row['name']})" if row["name"] in presets else row["name"]
-        on_disk = "" if row["mb"] is None else f"{row['mb']} MB"
-        speeds = [str(row.get(key, "")) for key in SPEED_FIELDS] if speed else []
-        cells.append([name, row["state"], on_disk, row["about"], *speeds])
+        state = row["state"] if row["mb"] is None else f"{row['state']}, {row['mb']} MB"
+        rate, memory = (row.get(key) for key in SPEED_FIELDS)
+        seconds = f"{1000 / rate:,.0f}" if rate else "-"
+        about = row["about"] if memory is None else f"{row['about']}; {memory} MB in memory"
+        cells.append([name, state, row["commercial"], seconds, about])
     table(header, cells)
-    if speed:
-        print(f"images/s: encoded in batches of {BATCH_SIZE} on {named(device)}")
+    how = f"encoded in batches of {BATCH_SIZE} on {named(device)}"
+    print("commercial: whether the licence of the weights allows commercial use.")
+    print(wrapped(f"s per 1,000: seconds per 1,000 images, {how if speed else UNMEASURED}."))
+    print("To use one: rmadapter fit IMAGES --backbone laptop")
 
 
 def cache(
