@@ -6,9 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
-from rmadapter.backbones.load import fetch, model_folder, tokenizer_folder
-from tests.helpers.fake_hub import Hub, Repository, hub
+from rmadapter.backbones.load import fetch, load_backbone, model_folder, tokenizer_folder
+from rmadapter.errors import UserError
+from rmadapter.support.hub import Unreachable
+from tests.helpers.fake_hub import Hub, Repository, hub, point_to
 
 __all__ = ["hub"]
 NAME = "anna/clip"
@@ -44,3 +47,22 @@ def test_weights_that_were_fetched_alone_are_completed(hub: Hub) -> None:
     assert not (folder / "config.json").exists()
     assert model_folder(NAME) == folder
     assert (folder / "config.json").is_file()
+
+
+def test_a_refusal_names_what_to_set(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub hides what is private, so a token may be missing wherever a repository seems to."""
+    hub.repositories["bert/own"] = Repository(private=True, **FILES)
+    pickled = {name: data for name, data in FILES.items() if name != "model.safetensors"}
+    hub.repositories["anna/pickled"] = Repository(**pickled)
+    for name in ("bert/own", "anna/none", "anna/pickled"):
+        with pytest.raises(UserError, match=f"{name}.*HF_TOKEN.*safetensors.*backbones convert"):
+            load_backbone(f"hf-hub:{name}")
+    gate = (403, {"error": "Access is restricted"}, {"X-Error-Code": "GatedRepo"})
+    with monkeypatch.context() as gated:
+        gated.setattr(hub, "answer", lambda *given: gate)
+        with pytest.raises(UserError, match=r"anna/clip.*conditions.*HF_TOKEN"):
+            load_backbone(f"hf-hub:{NAME}")
+    point_to("http://127.0.0.1:9", Path(constants.HF_HUB_CACHE), monkeypatch)
+    for name in (f"hf-hub:{NAME}", "ViT-B-32/openai"):
+        with pytest.raises(Unreachable, match=r"HTTPS_PROXY, SSL_CERT_FILE or HF_ENDPOINT"):
+            load_backbone(name)

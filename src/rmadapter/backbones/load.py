@@ -311,7 +311,7 @@ def _hub_errors(repository: str, typed: str = "") -> AbstractContextManager[None
     return hub_errors(
         repository,
         typed=typed,
-        missing=", or none with safetensors weights; if it holds a pickle, fetch that: "
+        missing="; or it has no safetensors weights: if it holds a pickle, fetch that: "
         + how_to_convert(Path("FILE")),
         otherwise=", give a local file or folder, or use the backbone 'pocket-3'",
     )

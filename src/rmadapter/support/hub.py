@@ -54,7 +54,8 @@ def hub_errors(
 
     Args:
         repository: Name of the repository.
-        missing: What to do if the repository, or a file of it, does not exist.
+        missing: What else to do if the repository, or a file of it, does not exist; a token may be
+            missing, too, since the hub hides private ones.
         otherwise: What else to do if the hub cannot be reached.
         typed: What the user named, if that is not the repository.
 
@@ -71,14 +72,17 @@ def hub_errors(
     except errors.RevisionNotFoundError as error:
         raise UserError(f"{repository} on the Hugging Face hub has no such revision") from error
     except errors.GatedRepoError as error:  # a kind of RepositoryNotFoundError
-        raise UserError(f"{repository}: accept its conditions on its hub page first") from error
+        raise UserError(
+            f"{repository}: accept its conditions on its hub page first, then use {LOG_IN}"
+        ) from error
     except (
         errors.RepositoryNotFoundError,
         errors.RemoteEntryNotFoundError,
         errors.HFValidationError,
     ) as error:
-        advice = missing or f", or it is private: use {LOG_IN}"
-        raise UserError(f"the Hugging Face hub has no {repository!r}{advice}") from error
+        raise UserError(
+            f"the Hugging Face hub has no {repository!r}, or it is private: use {LOG_IN}{missing}"
+        ) from error
     except errors.LocalTokenNotFoundError as error:
         raise UserError(f"{repository}: {_refusal(401)}") from error
     except errors.HfHubHTTPError as error:
