@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 from huggingface_hub import constants
+from packaging.version import Version
 
 from rmadapter.backbones.load import fetch, load_backbone, model_folder, tokenizer_folder
 from rmadapter.errors import UserError
@@ -38,6 +41,46 @@ def test_a_newer_revision_does_not_replace_what_is_cached(
     assert ask(NAME) == first
     assert hub.asked == []
     assert (first / "tokenizer.json").read_bytes() == b"{}"
+
+
+CLOSED = "http://127.0.0.1:9"  # where nobody listens
+
+
+def closed_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    point_to(CLOSED, Path(constants.HF_HUB_CACHE), monkeypatch)
+
+
+def refusing_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    point_to("https://huggingface.co", Path(constants.HF_HUB_CACHE), monkeypatch)
+    monkeypatch.setenv("HTTPS_PROXY", CLOSED)
+
+
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
+@pytest.mark.parametrize("cut", [closed_endpoint, refusing_proxy, offline])
+def test_what_was_fetched_is_used_at_once_where_nothing_answers(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, cut: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    """The library lists the files of a commit when it fetches some, and finds others missing."""
+    hub.repositories[NAME] = Repository(**FILES)
+    folder = model_folder(NAME)
+    listed = [*folder.parents[1].glob("trees/*.json")]
+    if Version(huggingface_hub.__version__) >= Version("1.22"):  # earlier ones keep no list
+        assert [file.stem for file in listed] == [folder.name]
+    assert not (folder / "README.md").exists()
+    huggingface_hub.close_session()  # which has the proxy that was set when it was opened
+    cut(monkeypatch)
+    hub.asked.clear()
+    start = time.monotonic()
+    assert model_folder(NAME) == tokenizer_folder(NAME) == folder
+    assert fetch(NAME, "model.safetensors") == folder / "model.safetensors"
+    assert time.monotonic() - start < 1
+    assert hub.asked == []
+    with pytest.raises(Unreachable, match="anna/absent"):  # what is not here cannot come
+        model_folder("anna/absent")
+    huggingface_hub.close_session()
 
 
 def test_weights_that_were_fetched_alone_are_completed(hub: Hub) -> None:
