@@ -329,13 +329,23 @@ def test_each_process_works_on_its_own_gpu_alone(
 ) -> None:
     """Else pinned memory and NCCL would also take some of the first GPU's memory."""
     monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     chosen = Mock()
     monkeypatch.setattr(torch.cuda, "set_device", chosen)
     monkeypatch.setattr(distributed, "broadcast_numbers", lambda numbers: numbers)
     assert Team.of("mma", load_method("mma"), Machine(device=device)).machine.device == "cuda:1"
     chosen.assert_called_once_with(1)
+
+
+@pytest.mark.usefixtures("launched")
+def test_a_gpu_that_another_program_has_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    busy = torch.AcceleratorError("CUDA error: devices are busy or unavailable\nmore")
+    monkeypatch.setattr(torch.cuda, "set_device", Mock(side_effect=busy))
+    with pytest.raises(UserError, match=r"process 0 .* busy or unavailable\): .*start fewer"):
+        Team.of("mma", load_method("mma"), Machine(device="cuda"))
 
 
 def test_helpers_join_a_training_only_of_the_same_key(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -184,6 +184,44 @@ def test_a_gpu_that_this_process_fills_is_still_its_own(
     assert str(find_device()) == "cuda:0"
 
 
+@pytest.mark.parametrize("question", ["get_device_capability", "mem_get_info"])
+def test_a_gpu_that_refuses_to_be_asked_is_left_out(
+    question: str,
+    cards: list[tuple[tuple[int, int], float]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As one that is full, or that another program has for itself."""
+    cards += [((8, 6), 0.9)] * 2
+    answer = getattr(torch.cuda, question)
+
+    def busy(index: int) -> object:
+        if index == 0:
+            raise torch.AcceleratorError("CUDA error: CUDA-capable device(s) is/are busy")
+        return answer(index)
+
+    monkeypatch.setattr(torch.cuda, question, busy)
+    assert str(find_device()) == "cuda:1"
+    del cards[1]
+    assert str(find_device()) == "cpu"
+
+
+@pytest.mark.parametrize(("local", "expected"), [("0", "cuda:0"), ("1", "cuda:1"), ("2", "cpu")])
+def test_one_of_several_processes_asks_for_no_other_memory(
+    local: str,
+    expected: str,
+    cards: list[tuple[tuple[int, int], float]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Which would open a context on that GPU, in each process."""
+    cards += [((8, 6), 0.9)] * 2
+    asked: list[int] = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: asked.append(index) or (8, 8))
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, local if "LOCAL" in name else "3")
+    assert str(find_device()) == expected
+    assert {*asked} <= {int(local)}
+
+
 def test_a_gpu_of_amd_is_used(
     cards: list[tuple[tuple[int, int], float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -376,13 +376,20 @@ def _device(device: str, local: int) -> str:
         raise UserError(
             f"device={device}: each of several processes takes its own GPU; write device=cuda"
         )
-    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
-        count = torch.cuda.device_count()
+    count = torch.cuda.device_count()
+    if device == "cuda" or (device == "auto" and count):
         if local >= count:
             raise UserError(
                 f"process {local} of this machine has no GPU; there are {count}: start fewer"
             )
-        torch.cuda.set_device(local)  # else each process also opens a context on the first GPU
+        try:
+            torch.cuda.set_device(local)  # else each process also opens a context on the first GPU
+        except RuntimeError as error:  # full, or another program's alone
+            reason = str(error).partition("\n")[0][:200]
+            raise UserError(
+                f"process {local} of this machine cannot use its GPU ({reason}): end what else "
+                "uses it, or start fewer"
+            ) from None
         return f"cuda:{local}"
     return "cpu" if device == "auto" else device  # gloo does not support Apple's GPU
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rmadapter.errors import UserError
+from rmadapter.support.distributed import launched
 
 if TYPE_CHECKING:
     import torch
@@ -144,30 +145,39 @@ def find_device(name: str = "auto") -> torch.device:
 @cache
 def _usable_gpu() -> int | None:
     """Return the number of the first GPU that is usable, if any. It is found once in a process,
-    whose own tensors take memory later."""
+    whose own tensors take memory later.
+
+    One of several processes takes the GPU of its own number and asks for no other's memory, which
+    would open a context there.
+    """
     import torch
 
-    return next(filter(_is_usable, range(torch.cuda.device_count())), None)
+    known = range(torch.cuda.device_count())
+    if launched():
+        local = int(os.environ["LOCAL_RANK"])
+        return local if local in known else None
+    return next(filter(_is_usable, known), None)
 
 
 def _is_usable(index: int) -> bool:
     """Return whether the installed torch has kernels for a GPU, and other programs leave a tenth of
-    its memory free."""
+    its memory free. One that is full, or another program's alone, may refuse even to be asked."""
     import torch
 
-    major, minor = torch.cuda.get_device_capability(index)
-    # Code for sm_86 runs on cards 8.6 to 8.9; what is compiled on the card, compute_80, on newer
-    # ones, too. AMD's cards have names of another form.
-    names = [re.fullmatch(r"(sm|compute)_(\d+)(\d)", name) for name in torch.cuda.get_arch_list()]
-    codes = [(one[1], int(one[2]), int(one[3])) for one in names if one]
-    runs = [
-        (kind == "compute" or code == major) and (code, part) <= (major, minor)
-        for kind, code, part in codes
-    ]
-    if runs and not any(runs):
-        return False
-    free, total = torch.cuda.mem_get_info(index)
-    return free > MIN_FREE_SHARE * total
+    with contextlib.suppress(RuntimeError):
+        major, minor = torch.cuda.get_device_capability(index)
+        # Code for sm_86 runs on cards 8.6 to 8.9; what is compiled on the card, compute_80, on
+        # newer ones, too. AMD's cards have names of another form.
+        names = (re.fullmatch(r"(sm|compute)_(\d+)(\d)", x) for x in torch.cuda.get_arch_list())
+        codes = [(one[1], int(one[2]), int(one[3])) for one in names if one]
+        runs = [
+            (kind == "compute" or code == major) and (code, part) <= (major, minor)
+            for kind, code, part in codes
+        ]
+        if any(runs) or not runs:
+            free, total = torch.cuda.mem_get_info(index)
+            return free > MIN_FREE_SHARE * total
+    return False
 
 
 def allow_tf32(device: torch.device) -> None:
