@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from pydantic import TypeAdapter, ValidationError
 
 from rmadapter.errors import (
@@ -9,6 +10,7 @@ from rmadapter.errors import (
     did_you_mean,
     first_fault,
     is_text,
+    memory_ended,
     quoted,
     user_message,
 )
@@ -31,6 +33,30 @@ def test_user_message_is_one_line_and_reraises_bugs() -> None:
     )
     with pytest.raises(ZeroDivisionError):
         user_message(ZeroDivisionError())
+
+
+@pytest.mark.parametrize(
+    ("error", "ended"),
+    [
+        (torch.OutOfMemoryError("CUDA ran full"), True),
+        (
+            torch.AcceleratorError("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA"),
+            True,
+        ),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), True),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 18.00 GB, max: 20 GB)"), True),
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), False),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_memory_that_ends_is_recognised(error: Exception, ended: bool) -> None:
+    assert memory_ended(error) == ended
+    if ended:
+        assert "device=cpu" in user_message(error)
+    else:
+        with pytest.raises(type(error)):
+            user_message(error)
 
 
 def test_did_you_mean_suggests_a_close_word_or_lists_all() -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 MAX_LISTED_WORDS = 100  # known words that a message lists at most
 MAX_COMPARED_WORDS = 1000  # known words among which a close one is sought; each takes 1 ms at most
 LINE, END = 1000, 300  # characters of a message, and those of its end if it is longer
+NO_MEMORY = ("out of memory", "STATUS_ALLOC_FAILED")  # of torch, MPS and libraries of CUDA
 
 
 class UserError(ValueError):
@@ -51,7 +52,7 @@ def user_message(error: Exception) -> str:
     it is a bug."""
     if isinstance(error, UserError):
         return " ".join(str(error).split())
-    if type(error).__name__ == "OutOfMemoryError":  # of torch, which takes long to import
+    if memory_ended(error):
         return (
             "the GPU's memory ended: end what else uses it, take a smaller backbone, or set "
             "device=cpu"
@@ -76,6 +77,14 @@ def user_message(error: Exception) -> str:
         else ""
     )
     return f"{text[0].lower()}{text[1:]} ({hint}`{path} -h` lists arguments and options)"
+
+
+def memory_ended(error: Exception) -> bool:
+    """Return whether a device had no memory left. Not all of torch raises its OutOfMemoryError."""
+    return isinstance(error, RuntimeError) and (
+        type(error).__name__ == "OutOfMemoryError"  # torch takes long to import
+        or any(words in str(error) for words in NO_MEMORY)
+    )
 
 
 def damaged(place: object, error: Exception) -> UserError:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.encoders import Encoder, TextEncoder, in_halves
@@ -22,7 +22,7 @@ from rmadapter.methods import load_method
 from rmadapter.prompts import frozen_prompts, text_features
 from rmadapter.runs.features import distances_of, examine, outputs_of, transformed, with_means
 from rmadapter.training.cache import Cache
-from rmadapter.training.contract import Fitted
+from rmadapter.training.contract import Batch, Fitted, Recipe, minimise
 from tests.helpers.methods import probabilities, quick_method
 from tests.helpers.pretend_gpu import limited, plugged_in
 from tests.helpers.rounding import assert_same_float32
@@ -90,6 +90,28 @@ def test_a_batch_is_halved_until_it_fits_and_stays_in_order() -> None:
     assert room.taken == [2, 3, 2, 3]
     assert in_halves(double, torch.arange(3.0)) == [[0.0, 2.0, 4.0]]
     assert in_halves(double, torch.empty(0)) == [[]]
+
+
+@pytest.mark.parametrize("text", ["MPS backend out of memory", "CUBLAS_STATUS_ALLOC_FAILED"])
+def test_a_batch_is_halved_for_each_way_of_a_device_to_say_so(text: str) -> None:
+    def one(rows: Tensor) -> int:
+        if len(rows) > 1:
+            raise RuntimeError(text)
+        return len(rows)
+
+    assert in_halves(one, torch.arange(5.0)) == [1] * 5
+
+
+def test_a_batch_is_not_halved_for_another_error() -> None:
+    tried: list[int] = []
+
+    def broken(rows: Tensor) -> None:
+        tried.append(len(rows))
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="mat1"):
+        in_halves(broken, torch.arange(5.0))
+    assert tried == [5]
 
 
 @pytest.mark.parametrize(("rows", "whole"), [(0, False), (3, True)])
@@ -232,3 +254,34 @@ def test_the_batch_size_that_is_named_fits(tiny_clip: Backbone) -> None:
             gc.collect()
             assert found
             train(int(found[1]))
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "precision", "named"),
+    [
+        (8, "fp32", {"batch_size=4", "precision=bf16"}),
+        (100, "fp32", {"batch_size=6", "precision=bf16"}),  # of 12 images
+        (8, "bf16", {"batch_size=4"}),
+        (1, "fp32", {"precision=bf16"}),
+        (1, "bf16", set()),
+    ],
+)
+def test_only_what_can_still_be_lowered_is_named(
+    batch_size: int, precision: str, named: set[str], tiny_clip: Backbone
+) -> None:
+    def full(batch: Batch) -> Tensor:
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`")
+
+    module, shots = nn.Linear(2, 2), shots_of(tiny_clip, IMAGES, precision=precision)
+    with pytest.raises(UserError, match="smaller backbone or fewer classes") as told:
+        minimise(module, full, Recipe(batch_size=batch_size), shots, shots.source())
+    assert {*re.findall(r"\w+=\w+", str(told.value))} == named
+
+
+def test_another_error_of_a_step_is_raised_as_it_is(tiny_clip: Backbone) -> None:
+    def broken(batch: Batch) -> Tensor:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    shots = shots_of(tiny_clip, IMAGES)
+    with pytest.raises(RuntimeError, match="mat1"):
+        minimise(nn.Linear(2, 2), broken, Recipe(), shots, shots.source())

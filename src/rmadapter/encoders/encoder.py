@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from rmadapter.encoders.blocks import Opaque, Projections, View, cast, view_of
 from rmadapter.encoders.layouts import Grid, Packed, send
+from rmadapter.errors import memory_ended
 
 Layout = TypeVar("Layout", Grid, Packed)
 Batch = TypeVar("Batch", Tensor, "States")
@@ -103,12 +104,12 @@ def in_halves(run: Callable[[Batch], T], batch: Batch, *, whole: bool = False) -
         whole: Whether results depend on the other rows of a batch, which is then never halved.
 
     Raises:
-        torch.OutOfMemoryError: There is no memory for a single row, or for a batch as a whole.
+        RuntimeError: There is no memory for a single row, or for a batch as a whole.
     """
     try:
         return [run(batch)]
-    except torch.OutOfMemoryError:
-        if whole or len(batch) < 2:
+    except RuntimeError as error:
+        if whole or len(batch) < 2 or not memory_ended(error):
             raise
     # Not within the clause above, where the error holds what the attempt computed.
     torch.cuda.empty_cache()

@@ -10,7 +10,8 @@ import json
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 from statistics import fmean, median
@@ -22,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from rmadapter.encoders import States, send
-from rmadapter.errors import UserError
+from rmadapter.errors import UserError, memory_ended
 from rmadapter.support.distributed import add_up, begin, several
 from rmadapter.support.files import JsonObject, write_tensors
 from rmadapter.support.machine import keep_freed_memory
@@ -148,14 +149,8 @@ def minimise(
                 begun = time.perf_counter()
                 rates = [one.rate(trained.step, per_epoch, epochs) for one in trainer.recipes]
                 batch = Batch(epoch, part, labels[send(part, device)], images, trainer.generator)
-                try:
+                with _memory_told(recipe, shots, len(part)):
                     trainer.step(call, batch, rates, share)
-                except torch.OutOfMemoryError:
-                    raise UserError(
-                        f"{device}: its memory ended in a step of {len(part)} images and "
-                        f"{len(shots.classes)} classes: set batch_size={max(1, len(part) // 2)} or "
-                        "precision=bf16, or take a smaller backbone or fewer classes"
-                    ) from None
                 if trained.step % per_epoch == 0:
                     after_epoch(epoch)
                 now = time.monotonic()
@@ -178,6 +173,26 @@ def minimise(
     trained.step_seconds = median(seconds) if seconds else None
     trained.weighed = True
     return trained
+
+
+@contextmanager
+def _memory_told(recipe: Recipe, shots: Shots, size: int) -> Iterator[None]:
+    """Raise UserError where memory ends within the block, a step on `size` images; it names what
+    can still be lowered."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not memory_ended(error):
+            raise
+        batch = min(recipe.batch_size, len(shots.images))
+        ways = [f"batch_size={batch // 2}"] if batch > 1 else []
+        if shots.machine.precision == "fp32":
+            ways.append("precision=bf16")
+        lower = f"set {' or '.join(ways)}, or " if ways else ""
+        raise UserError(
+            f"{shots.device}: its memory ended in a step of {size} images and "
+            f"{len(shots.classes)} classes: {lower}take a smaller backbone or fewer classes"
+        ) from None
 
 
 def _prepare(module: nn.Module, shots: Shots) -> None:
