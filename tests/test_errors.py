@@ -59,6 +59,20 @@ def test_memory_that_ends_is_recognised(error: Exception, ended: bool) -> None:
             user_message(error)
 
 
+@pytest.mark.parametrize(
+    ("text", "needed"),
+    [
+        ("InvalidCxxCompiler: No working C++ compiler found in cpp.cxx: (None, 'g++')", "a C++"),
+        ("RuntimeError: Failed to find C compiler. Please specify via CC environment", "a C comp"),
+        ("Cannot find a working triton installation. Either the package is not", "Triton"),
+    ],
+)
+def test_what_compiling_lacks_is_told_in_one_line(text: str, needed: str) -> None:
+    told = user_message(RuntimeError(text))
+    assert told.startswith(f"torch.compile needs {needed}")
+    assert "compile=none" in told
+
+
 def test_did_you_mean_suggests_a_close_word_or_lists_all() -> None:
     known = {"rank": 1, "alpha": 2, "epochs": 3}
     assert did_you_mean("rnak", known) == "; did you mean 'rank'?"

@@ -14,6 +14,11 @@ MAX_LISTED_WORDS = 100  # known words that a message lists at most
 MAX_COMPARED_WORDS = 1000  # known words among which a close one is sought; each takes 1 ms at most
 LINE, END = 1000, 300  # characters of a message, and those of its end if it is longer
 NO_MEMORY = ("out of memory", "STATUS_ALLOC_FAILED")  # of torch, MPS and libraries of CUDA
+COMPILERS = {  # what errors of torch.compile say -> what it needs
+    "InvalidCxxCompiler": "a C++ compiler, such as g++",
+    "Failed to find C compiler": "a C compiler, such as gcc",
+    "Cannot find a working triton": "Triton, on Windows the package triton-windows",
+}
 
 
 class UserError(ValueError):
@@ -57,9 +62,9 @@ def user_message(error: Exception) -> str:
             "the GPU's memory ended: end what else uses it, take a smaller backbone, or set "
             "device=cpu"
         )
-    # of torch.compile on a processor, and of its Triton on a GPU
-    if "InvalidCxxCompiler" in str(error) or "Failed to find C compiler" in str(error):
-        return "torch.compile found no C++ compiler: install one, such as g++, or set compile=none"
+    for words, needed in COMPILERS.items():
+        if words in str(error):
+            return f"torch.compile needs {needed}: install it, or set compile=none"
     # Typer's errors have this method; their class depends on its version.
     if not hasattr(error, "format_message"):
         raise error
