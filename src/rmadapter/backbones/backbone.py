@@ -220,8 +220,10 @@ class Backbone:
 
     @cached_property
     def digest(self) -> str:
-        """Return the SHA-256 in hex of the weights' names, shapes and bytes, of the GELU, and of a
-        DINOv3's pooling, if it is not timm's."""
+        """Return the SHA-256 in hex of the weights' names, shapes and bytes, and of the GELU.
+
+        A DINOv3's pooling is part of it where it is not timm's.
+        """
         if self.facts:
             return self.facts.digest
         from open_clip.transformer import QuickGELU
