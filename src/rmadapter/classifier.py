@@ -341,9 +341,10 @@ class FewShotClassifier(TransformerMixin, ClassifierMixin, BaseEstimator):
         """Return the labels that may be right.
 
         The promise: none of them is right for a share of at most `error` of images like those of
-        the calibration. With images that `calibrate` was given, it holds on average over such
+        the calibration. With images that `calibrate` was given, it holds in nine of ten such
         calibrations. `fit` calibrates by folds of the shots, whose models are not the final one, so
-        that the promise is an estimate (docs/studies/promises.md).
+        that the promise is an estimate (docs/studies/promises.md). A run of `rmadapter fit` whose
+        judgement measured that an error was not kept gives a UserWarning that says so.
 
         Args:
             images: N images, or a single one.
@@ -370,6 +371,9 @@ class FewShotClassifier(TransformerMixin, ClassifierMixin, BaseEstimator):
         check_is_fitted(self, "fitted_")
         own = dict(zip(map(str, self.classes_), self.classes_.tolist(), strict=True))
         decider = self.fitted_.decider(self.class_names_, [*own], error=error)
+        doubt = decider.calibration.doubt(error) if decider.calibration else ""
+        if doubt:
+            warnings.warn(doubt, stacklevel=3)
         single, listed = _as_list(images)
         answers = decider.answer(self.predict_proba(listed))
         return single, [[own[label] for label in answer.labels] for answer in answers]
@@ -378,7 +382,7 @@ class FewShotClassifier(TransformerMixin, ClassifierMixin, BaseEstimator):
         """Return whether images are of the classes of the fit at all.
 
         Of images of these classes that are like those of the fit, a share of at most `turn_away` is
-        called unfamiliar, on average over draws of images. How many others are found depends on
+        called unfamiliar, in nine of ten draws of such images. How many others are found depends on
         how unlike they are. An image whose most probable class was added by name is familiar.
 
         Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -111,11 +112,24 @@ def test_what_is_possible() -> None:
     assert decider().possible() == {
         "calibration": {"images": 50, "source": "held out", "grouped": False},
         "errors": [0.05, 0.1],
+        "broken": [],
         "familiarity": {"images": 50, "source": "folds", "grouped": False},
         "shares": [0.05, 0.1],
     }
-    nothing = {"calibration": None, "errors": [], "familiarity": None, "shares": []}
+    nothing = {"calibration": None, "errors": [], "broken": [], "familiarity": None, "shares": []}
     assert Decider(LABELS, 3).possible() == nothing
+
+
+def test_an_error_that_was_not_kept_is_not_possible_and_its_promise_says_so(tmp_path: Path) -> None:
+    broken = Decider(LABELS, 3, replace(CALIBRATION, broken=(0.05,), missed=(0.08,)))
+    possible = broken.possible()
+    assert (possible["errors"], possible["broken"]) == ([0.1], [0.05])
+    assert [text for text in broken.at(0.1).promises() if "8.0 %" in text] == []
+    for error in (0.05, 0.07):  # a larger one than was measured, but less than was missed
+        [text] = broken.at(error).promises()
+        assert "8.0 % were missed where 5 % was promised" in text
+    write_decider(tmp_path, broken)
+    assert read_decider(tmp_path, LABELS).possible() == possible
 
 
 def test_what_cannot_be_promised_is_refused() -> None:

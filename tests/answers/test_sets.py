@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from mapie.classification import SplitConformalClassifier
@@ -129,8 +131,11 @@ def test_the_same_as_json_and_what_earlier_versions_wrote() -> None:
         calibration = Calibration.of(table, labels, "held out", groups)
         assert Calibration.from_json(calibration.json()) == calibration
     earlier = Calibration.of(table, labels, "held out")
-    values = {name: value for name, value in earlier.json().items() if name != "grouped"}
+    new = ("grouped", "broken", "missed")
+    values = {name: value for name, value in earlier.json().items() if name not in new}
     assert Calibration.from_json(values) == earlier
+    judged = replace(earlier, broken=(0.05, 0.1), missed=(0.2, 0.25))
+    assert Calibration.from_json(judged.json()) == judged
     with pytest.raises(ValueError, match="grouped"):
         Calibration.from_json({**values, "grouped": 1})
 
@@ -249,3 +254,14 @@ def test_a_damaged_calibration_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=r"."):
         Calibration(shares, classes, 2, "folds")
+
+
+@pytest.mark.parametrize(
+    ("broken", "missed"),
+    [((0.1,), ()), ((), (0.1,)), ((0.0,), (0.1,)), ((0.1,), (1.1,)), ((0.1,) * 4, (0.2,) * 4)],
+)
+def test_damaged_measurements_are_refused(
+    broken: tuple[float, ...], missed: tuple[float, ...]
+) -> None:
+    with pytest.raises(ValueError, match="missed"):
+        Calibration((0.5,), (0,), 2, "folds", False, broken, missed)

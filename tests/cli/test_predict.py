@@ -20,6 +20,7 @@ from PIL import Image
 from rmadapter.artifacts.checkpoint import load, save
 from rmadapter.artifacts.record import read_record
 from rmadapter.backbones import Backbone
+from rmadapter.classifier import FewShotClassifier
 from rmadapter.cli.predict import SortOptions, _classes, _show_counts, answers_key
 from rmadapter.data.fewshot import read_split
 from rmadapter.data.formats.base import Inputs
@@ -288,6 +289,24 @@ def test_an_error_is_promised_by_sets_of_classes(
         assert row["label"] == ("unsure" if unsure else row["guess"])
         assert Path(row["sorted_to"]).parent.name == row["label"]
     assert "in the set" in rmadapter(*every, "--error", "10%").out
+
+
+def test_a_promise_that_was_measured_not_to_be_kept_says_so(
+    rmadapter: Command, promising: list[object], photos: Path, tmp_path: Path
+) -> None:
+    saved = load(Path(str(promising[1])), str(promising[3]))
+    assert saved.fitted.calibration
+    measured = replace(saved.fitted.calibration, broken=(0.1,), missed=(0.3,))
+    run = tmp_path / "judged"
+    save(run, replace(saved.fitted, calibration=measured), saved.name)
+    for verb in ("predict", "explain"):
+        done = rmadapter(verb, run, *promising[2:], photos, "--error", "10%")
+        assert done.code == 0
+        assert "30.0 % were missed" in done.err
+    image = next(photos.glob("*.png"))
+    model = FewShotClassifier.load(run, backbone=str(promising[3]))
+    with pytest.warns(UserWarning, match=r"30\.0 % were missed"):
+        model.predict_set(image, error=0.1)
 
 
 @pytest.mark.parametrize("options", [{"wrong": 0.5}, {"error": 0.1}, {"turn_away": 0.1}])

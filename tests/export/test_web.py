@@ -7,6 +7,7 @@ import itertools
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,13 @@ def test_a_large_image_is_halved_as_in_python(tmp_path: Path) -> None:
         assert Image.fromarray(pixels).reduce(2).tobytes() == half, pixels.shape
 
 
+KEPT_IN_NODE = """
+import {{ checked, isKept }} from {module};
+import {{ readFileSync, writeFileSync }} from "node:fs";
+const {{ calibration, errors }} = JSON.parse(readFileSync({cases}, "utf8"));
+const own = checked(calibration, 3);
+writeFileSync({out}, JSON.stringify(errors.filter((error) => isKept(own, error))));
+"""
 SETS_IN_NODE = """
 import {{ checked, chosen, decide, limits, needed }} from {module};
 import {{ readFileSync, writeFileSync }} from "node:fs";
@@ -186,9 +194,22 @@ def test_a_damaged_calibration_is_refused_by_the_page(tmp_path: Path) -> None:
         {"shares": [0.5, 0.25]}, {"shares": ["0.1", "0.2"]}, {"shares": [0.1]}, {"known": 4},
         {"shares": [-1, 0.5]}, {"shares": [0.5, 2]}, {"classes": [0, 3]}, {"classes": [0, 0.5]},
         {"shares": [], "classes": []}, {"source": "x"}, {"known": "3"}, {"shares": None},
+        {"broken": [0.1]}, {"broken": ["0.1"], "missed": [0.2]}, {"missed": 0.2},
     ]  # fmt: skip
     broken = [None, 3, [], *({**sound, **change} for change in changes)]
     run_node(tmp_path, BROKEN_IN_NODE, broken)
+
+
+@needs_node
+def test_errors_that_were_not_kept_are_those_of_python(tmp_path: Path) -> None:
+    errors = [0.01, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3]
+    sound = Calibration((0.25, 0.5), (0, 2), 3, "folds")
+    broken = replace(sound, broken=(0.05, 0.1), missed=(0.08, 0.2))
+    for calibration in (sound, broken):
+        case = {"calibration": calibration.json(), "errors": errors}
+        kept = [error for error in errors if not calibration.doubt(error)]
+        assert run_node(tmp_path, KEPT_IN_NODE, case) == kept
+    assert kept == [0.01, 0.2, 0.3]
 
 
 @needs_node

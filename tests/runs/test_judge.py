@@ -12,19 +12,18 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from rmadapter import metrics
+from rmadapter.answers.sets import Calibration
 from rmadapter.artifacts.predictions import Evaluation
 from rmadapter.artifacts.record import Judgement, MethodName, Record
 from rmadapter.artifacts.summary import describe_tie, judgement_table
 from rmadapter.artifacts.value import Balanced
 from rmadapter.backbones import Backbone
-from rmadapter.data.fewshot import split_digest
 from rmadapter.data.read import ImageSet, read_images
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.runs import judge as judging
 from rmadapter.runs.folds import Folds, fitted_temperature
 from rmadapter.runs.judge import BASELINES, calibrated, judge
 from rmadapter.runs.run import run_task
-from rmadapter.support.files import write_json
 from rmadapter.task import Task
 from rmadapter.training.traits import Expected, Traits
 from tests.helpers.external_methods import ExternalMethod
@@ -60,31 +59,6 @@ def test_test_images_of_a_group_that_was_trained_on_do_not_judge(tiny_clip: Back
     plain = ImageSet(train.images, train.labels, train.classes)
     notes = judged(tiny_clip, {"train": plain, "test": test}).notes
     assert not any("share the group" in text for text in notes)
-
-
-@pytest.mark.ci
-def test_texts_that_were_chosen_on_images_that_judge_are_doubted(
-    tiny_clip: Backbone, tmp_path: Path
-) -> None:
-    """Only if some were left out, and unless the images are of a test split or undrawn."""
-    texts, train = {"a": ["red"], "b": ["blue"]}, grouped_noise("aaabbb", [""] * 6)
-    test = grouped_noise("ab" * 6, [""] * 12, seed=1)
-    folds, undrawn = {"all": train}, {"all": grouped_noise("a" * 9 + "b" * 9, [""] * 18)}
-    few = prepare(tiny_clip, undrawn, shots=3)[1].draw(Task(data="x", shots=3))
-    cases = [
-        (folds, {"best": "texts"}, {"a": ["round"]}, True),
-        (folds, {"best": "texts"}, {}, False),
-        (folds, {}, {"a": ["round"]}, False),
-        ({"train": train, "test": test}, {"best": "texts"}, {"a": ["round"]}, False),
-        (undrawn, {"split_digest": split_digest(few)}, {"a": ["round"]}, False),
-        (undrawn, {"split_digest": "of other images"}, {"a": ["round"]}, True),
-    ]
-    for number, (splits, measured, left_out, doubted) in enumerate(cases):
-        path = tmp_path / f"{number}.json"
-        write_json(path, {"texts": texts, "left_out": left_out, "measured": measured})
-        method = {"method": "zero-shot-descriptions", "descriptions": str(path)}
-        found = judgement_of(judged(tiny_clip, splits, shots=3, **method)).doubts
-        assert any(path.name in doubt for doubt in found) == doubted, number
 
 
 @pytest.mark.parametrize("title", ["linear-probe", ""])
@@ -278,6 +252,28 @@ def test_undrawn_images_calibrate_by_halves(tiny_clip: Backbone) -> None:
     assert judgement.promises[0].calibrated == judgement.images // 2
     for promise in judgement.promises:
         assert promise.low <= promise.missed <= promise.high
+
+
+def test_a_calibration_knows_which_of_its_promises_were_not_kept(tiny_clip: Backbone) -> None:
+    """Sets of sure classes alone miss about half of the images of noise."""
+    parts = {
+        name: grouped_noise("ab" * 30, [""] * 60, seed)
+        for seed, name in enumerate(["train", "test"])
+    }
+    wanted, lab = prepare(tiny_clip, parts, shots=8)
+    few = lab.draw(wanted.task)
+    done = run_task(wanted.task, wanted.method, lab, wanted.name, baselines=BASELINES)
+    for share, kept in ((0.0, True), (1.0, False)):
+        fitted = replace(
+            done.fitted, calibration=Calibration((share,) * 48, (0, 1) * 24, 2, "folds")
+        )
+        outcome = judge(wanted.task, wanted.method, lab, replace(done, fitted=fitted), few)
+        promises = judgement_of(outcome.record).promises
+        assert [promise.error for promise in promises] == [5, 10]
+        calibration = outcome.fitted.calibration
+        assert calibration is not None
+        assert calibration.broken == (() if kept else (0.05, 0.1))
+        assert calibration.missed == (() if kept else (promises[0].missed / 100,) * 2)
 
 
 @pytest.mark.ci

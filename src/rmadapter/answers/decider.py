@@ -32,10 +32,11 @@ Parsed = TypeVar("Parsed")
 
 class Possible(TypedDict):
     """Which of 1, 5 and 10 % can be promised as errors and as shares to reject, and by which
-    images."""
+    images; and which errors were promised and not kept on the images that judged the model."""
 
     calibration: HeldOutFacts | None
     errors: list[float]
+    broken: list[float]
     familiarity: HeldOutFacts | None
     shares: list[float]
 
@@ -204,9 +205,11 @@ class Decider:
     def possible(self) -> Possible:
         """Return what can be promised."""
         calibration, rejection = self.calibration, self.rejection
+        errors = calibration.possible() if calibration else []
         return {
             "calibration": calibration.facts if calibration else None,
-            "errors": calibration.possible() if calibration else [],
+            "errors": [error for error in errors if calibration and not calibration.doubt(error)],
+            "broken": [*calibration.broken] if calibration else [],
             "familiarity": rejection.facts if rejection else None,
             "shares": rejection.possible() if rejection else [],
         }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import ClassVar, Literal, TypeAlias, TypedDict, TypeVar, get_args
 
 import numpy as np
@@ -60,13 +60,15 @@ class HeldOut(ABC):
 
     @classmethod
     def from_json(cls: type[HeldOutType], values: object) -> HeldOutType:
-        """Check what `json` returned; earlier versions wrote no `grouped`. Raises ValueError for
-        anything else."""
-        names = {field.name for field in fields(cls)}  # type: ignore[arg-type]
-        if not isinstance(values, dict) or values.keys() | {"grouped"} != names:
+        """Check what `json` returned; earlier versions wrote none of the fields that have a
+        default. Raises ValueError for anything else."""
+        own = fields(cls)  # type: ignore[arg-type]
+        optional = {field.name: field.default for field in own if field.default is not MISSING}
+        names = {field.name for field in own}
+        if not isinstance(values, dict) or values.keys() | optional.keys() != names:
             raise ValueError(f"not the fields of {cls.__name__}")
-        facts = {"grouped": False, **values}
-        for name in cls.numbers:
+        facts = {**optional, **values}
+        for name in {*cls.numbers} & values.keys():
             if not isinstance(facts[name], list) or {*map(type, facts[name])} - {int, float}:
                 raise ValueError(f"{name}: not a list of numbers")
             facts[name] = tuple(facts[name])

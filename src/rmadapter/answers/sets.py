@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 from rmadapter.answers.held_out import (
     ESTIMATED,
     MAX_CALIBRATION_IMAGES,
+    SHARES,
     HeldOut,
     Origin,
     describe_images,
@@ -39,6 +40,8 @@ class Calibration(HeldOut):
         classes: Index of that class, for each image.
         known: Number of classes of the model.
         source, grouped: As for `HeldOut`.
+        broken: Errors that were promised and not kept on the images that judged the model.
+        missed: Share of those images that was missed, for each of these errors.
     """
 
     shares: tuple[float, ...]
@@ -46,8 +49,10 @@ class Calibration(HeldOut):
     known: int
     source: Origin
     grouped: bool = False
+    broken: tuple[float, ...] = ()
+    missed: tuple[float, ...] = ()
 
-    numbers = ("shares", "classes")
+    numbers = ("shares", "classes", "broken", "missed")
     request = "an error of"
 
     def __post_init__(self) -> None:
@@ -61,6 +66,10 @@ class Calibration(HeldOut):
             raise ValueError("an unknown class")
         if [*self.shares] != sorted(self.shares):
             raise ValueError("probabilities that do not ascend")
+        if len(self.broken) != len(self.missed) or len(self.broken) > len(SHARES):
+            raise ValueError("not one missed share for each broken error, or too many")
+        if not all(0 < share <= 1 for share in (*self.broken, *self.missed)):
+            raise ValueError("a broken error or a missed share outside 0 to 1")
 
     @classmethod
     def of(
@@ -131,7 +140,22 @@ class Calibration(HeldOut):
                 limits[number] = own[rank(len(own), error) - 1]
         return limits
 
+    def doubt(self, error: float) -> str:
+        """Return in words why an error cannot be counted on: a promise of as small an error was not
+        kept, and missed more than this one allows. "" where no measurement speaks against it."""
+        for broken, missed in zip(self.broken, self.missed, strict=True):
+            if broken <= error < missed:
+                return (
+                    f"do not count on an error of {100 * error:g} %: of the images that judged "
+                    f"this model, {100 * missed:.1f} % were missed where {100 * broken:g} % was "
+                    "promised"
+                )
+        return ""
+
     def promise(self, error: float) -> str:
+        doubt = self.doubt(error)
+        if doubt:
+            return doubt
         images = describe_images(**self.facts)
         return (
             f"{ESTIMATED[self.source]}the right class is missing from the sets of at most "
@@ -140,8 +164,11 @@ class Calibration(HeldOut):
         )
 
     def details(self, error: float, classes: int) -> list[str]:
-        """Return what else is to be said of a promise for so many classes."""
-        texts = []
+        """Return what else is to be said of a promise for so many classes; nothing of one that is
+        not kept."""
+        texts: list[str] = []
+        if self.doubt(error):
+            return texts
         if self.by_class(error):
             texts.append("the same holds for each class by itself")
         elif self.known > 1:

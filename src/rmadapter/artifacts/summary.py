@@ -239,13 +239,12 @@ def weak_classes(judged: Judgement) -> str:
 
 
 def broken_promises(judged: Judgement) -> list[str]:
-    """Return a sentence for each error that these images show to be broken: even the lower end of
-    the interval of what was missed is above it."""
+    """Return a sentence for each error that these images show to be broken."""
     return [
         f"a promised error of {promise.error:g} % was not kept: {promise.missed:.1f} % of these "
         f"images were missed ({promise.low:.1f} to {promise.high:.1f})"
         for promise in judged.promises
-        if promise.low > promise.error
+        if promise.is_broken
     ]
 
 

@@ -130,6 +130,11 @@ class Promise(Value):
     levels: tuple[Percent, ...] = Field(default=(), max_length=MAX_DEPTH + 1)
     wrong: Percent | None = None
 
+    @property
+    def is_broken(self) -> bool:
+        """Whether even the lower end of the interval of what was missed is above the error."""
+        return self.low > self.error
+
 
 class BackboneRow(Value):
     """A backbone that could have been chosen.

@@ -53,6 +53,7 @@ ExportFacts = TypedDict(
         "run": dict[str, str] | None,
         "parity": JsonObject,  # of a `Parity`
         "calibration": HeldOutFacts | None,
+        "broken promises": list[str],
         "familiarity": HeldOutFacts | None,
         "levels": list[str],
         "kept in spite of": str,
@@ -213,7 +214,9 @@ def _facts(
         MethodName(name=saved.name, title=fitted.method.title, source=fitted.method.source),
         BackboneName(name=fitted.backbone.name, digest=fitted.backbone.digest),
     )
-    possible = saved.decider().possible()
+    decider = saved.decider()
+    possible, calibration = decider.possible(), decider.calibration
+    broken = calibration.broken if calibration else ()
     return {
         "format": 1,
         "to": options.to,
@@ -231,6 +234,7 @@ def _facts(
         "run": {"key": record.key, "split_digest": record.split_digest} if record else None,
         "parity": asdict(measured),
         "calibration": possible["calibration"],
+        "broken promises": [calibration.doubt(error) for error in broken if calibration],
         "familiarity": possible["familiarity"],
         "levels": saved.tree.level_names if saved.tree else [],
         "kept in spite of": fault,

@@ -26,7 +26,7 @@ from rmadapter.runs.lab import Lab, Sets
 from rmadapter.runs.promises import Answered, halves
 from rmadapter.runs.run import Outcome, learnt_from
 from rmadapter.task import Task
-from rmadapter.training.contract import Method
+from rmadapter.training.contract import Fitted, Method
 from rmadapter.training.traits import Expected
 
 ZERO_SHOT = "zero-shot"
@@ -75,8 +75,19 @@ def judge(
     promises = _promises(outcome.fitted.calibration, answers, split, folds, task.seed)
     judgement = judgement.model_copy(update={"promises": promises})
     outcome = outcome.with_facts(judgement=judgement)
+    outcome = replace(outcome, fitted=_with_measured(outcome.fitted, judgement))
     tie = describe_tie(outcome.record)
     return outcome.with_facts(notes=(*record.notes, tie)) if tie else outcome
+
+
+def _with_measured(fitted: Fitted, judgement: Judgement) -> Fitted:
+    """Return a model whose calibration knows which of its promises were not kept."""
+    broken = [promise for promise in judgement.promises if promise.is_broken]
+    if not fitted.calibration or not broken:
+        return fitted
+    errors = tuple(promise.error / 100 for promise in broken)
+    missed = tuple(promise.missed / 100 for promise in broken)
+    return replace(fitted, calibration=replace(fitted.calibration, broken=errors, missed=missed))
 
 
 def _promises(

@@ -164,6 +164,7 @@ function drawPromise(model) {
     ...(model.added ? [text(words.promised_added, { n: model.added })] : [])].join(" ");
   $("promised").textContent = error ? promised()
     : !calibration ? words.no_promise
+    : model.broken.includes(PREFERRED) ? text(words.broken, { share: percent(PREFERRED, 0) })
     : model.errors.includes(PREFERRED) ? "" : text(words.few, { share: percent(PREFERRED, 0), images: calibration.images });
   $("kept").textContent = share
     ? text(words.kept[familiarity.source], { share: percent(share, 0), images: number(familiarity) }) : "";

@@ -2,7 +2,7 @@
 
 import { load } from "./answer.mjs";
 import { judge, NONE, possible } from "./familiar.mjs";
-import { chosen, decide, ERRORS, limits, rank } from "./sets.mjs";
+import { chosen, decide, ERRORS, isKept, limits, rank } from "./sets.mjs";
 import { best, common } from "./taxonomy.mjs";
 
 const SHOWN = 5; // answers on a card
@@ -89,10 +89,10 @@ const named = (images, { source, grouped }) => `images like these ${images} ${gr
 // Answers of folds are of other models than the one that promises.
 const opening = ({ source }, word) => source === "folds" ? `Estimated on folds, ${word.toLowerCase()}` : word;
 
-// Offers the errors for which the calibration has enough images.
+// Offers the errors for which the calibration has enough images, and that were kept where it was judged.
 function offerErrors(calibration, labels) {
   const images = calibration?.shares.length ?? 0;
-  offer(error, promise, ERRORS.filter((each) => rank(images, each)), (chosenError) => {
+  offer(error, promise, ERRORS.filter((each) => rank(images, each) && isKept(calibration, each)), (chosenError) => {
     const more = labels.length - calibration.known;
     bounds = chosenError ? limits(calibration, chosenError, labels.length) : null;
     promised.textContent = chosenError ? `${opening(calibration, "The")} right class is missing on at most ` +

@@ -22,15 +22,21 @@ export const needed = (error) => Math.ceil(Math.round((Math.log(1 - CONFIDENCE) 
 
 // The calibration of a model with so many classes. Raises an Error for anything else.
 export function checked(calibration, count) {
-  const { shares, classes, known, source, grouped = false } = calibration ?? {};
+  const { shares, classes, known, source, grouped = false, broken = [], missed = [] } = calibration ?? {};
   const whole = (x) => Number.isInteger(x) && x >= 0;
+  const small = (list) => Array.isArray(list) && list.every((x) => typeof x === "number" && x > 0 && x <= 1);
   if (!Array.isArray(shares) || !Array.isArray(classes) || !whole(known) || known > count ||
       shares.length !== classes.length || !shares.length || shares.length > MAX_CALIBRATION_IMAGES ||
       !shares.every((share, i) => typeof share === "number" && share >= (i ? shares[i - 1] : 0) && share <= 1) ||
-      !classes.every((number) => whole(number) && number < known) || !["folds", "held out"].includes(source))
+      !classes.every((number) => whole(number) && number < known) || !["folds", "held out"].includes(source) ||
+      !small(broken) || !small(missed) || broken.length !== missed.length)
     throw Error("calibration.json is damaged: copy the folder again, or export it again.");
-  return { shares, classes, known, source, grouped: Boolean(grouped) };
+  return { shares, classes, known, source, grouped: Boolean(grouped), broken, missed };
 }
+
+// Whether no measurement speaks against promising an error.
+export const isKept = ({ broken, missed }, error) =>
+  !broken.some((each, i) => each <= error && error < missed[i]);
 
 // The probability of each class from which on it belongs to the set; classes without images of their own come last.
 export function limits({ shares, classes, known }, error, count) {
