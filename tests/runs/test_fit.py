@@ -4,6 +4,7 @@ for it."""
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -315,6 +316,26 @@ def test_base_classes_train_and_both_halves_are_evaluated(
         assert record.metric("hm", zero_shot) == pytest.approx(harmonic_mean(halves))
     assert load(tmp_path, record.backbone.name).fitted.classes == ("blue", "green")
     assert record.notes[0] == "class 'blue' has 6 images, fewer than 8 shots"
+
+
+@pytest.mark.ci
+def test_bars_count_the_steps_of_all_trainings(
+    tiny_clip: Backbone,
+    colors: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("rmadapter.support.progress_lines.LINE_SECONDS", 0.0)
+    wanted, lab = prepare(tiny_clip, {"all": read_images(colors)["train"]}, epochs=1)
+    lab.progress = True
+    fit(wanted.task, wanted.method, tmp_path, lab, wanted.name, folds=2)
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("training")]
+    # 12 of 24 images make 2 steps in each of 2 folds, and all of them 3
+    assert [re.sub(r",.*model", ", model", line).split(", loss")[0] for line in lines] == [
+        *[f"training: {step} of 6, model {1 + (step > 2)} of 3" for step in (1, 2, 3, 4)],
+        *[f"training: {step} of 9, model 3 of 3" for step in (7, 8, 9)],
+    ]
 
 
 @pytest.mark.slow

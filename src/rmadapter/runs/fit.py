@@ -168,6 +168,7 @@ class _Run:
             files.tracking,
         )
         with tracking as tracked:
+            lab.expect_training(count + 1, count + 1)
             outcome = run_task(
                 task,
                 method,
@@ -266,6 +267,7 @@ def fit_images(
     method, _, _ = _in_time(method, folds, count, 0, Unfinished(Path(), "in memory"))
     temperature = folds.temperature(method, name, count)
     held_out = temperature and folds.tempered(method, name, temperature)
+    lab.expect_training(count + 1, count + 1)
     fitted = learn(method, train, task, few, lab, callbacks=tuple(callbacks))
     fitted = replace(fitted, temperature=temperature or 1.0)
     fitted = with_means(fitted, train, lab.train_cache(task))

@@ -79,6 +79,21 @@ class Lab:
         self._tests: dict[tuple[str, Half, _Draw | None], ImageSet] = {}
         self._train: tuple[tuple[str, int, int], Cache] | None = None
         self._test: Cache | None = None
+        self._training = (1, 1)
+
+    def expect_training(self, number: int, of: int) -> None:
+        """Say which training of a run comes next, for what bars show.
+
+        Args:
+            number: Its number, from 1 on.
+            of: How many trainings the run has.
+        """
+        self._training = (number, of)
+
+    def next_training(self) -> tuple[int, int]:
+        """Return what was said of the training that begins, (1, 1) if nothing was."""
+        training, self._training = self._training, (1, 1)
+        return training
 
     def add(self, name: str, splits: Splits, leftover: bool = False) -> None:
         """Add images in memory as a data set.

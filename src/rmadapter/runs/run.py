@@ -192,6 +192,7 @@ def learn(
         lab.progress,
         lab.callbacks if callbacks is None else callbacks,
         lab.unlabelled(task, few, images) if method.traits.unlabelled else None,
+        lab.next_training(),
     )
     if lab.team:
         whole = half(few.train, task.classes)

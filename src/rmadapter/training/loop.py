@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 from statistics import fmean, median
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -32,6 +32,9 @@ from rmadapter.training.cache import DTYPES, Source
 from rmadapter.training.disk_cache import checksum
 from rmadapter.training.shots import Callback, Figures, Shots, Trained, Unfinished
 from rmadapter.training.traits import Recipe
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 SAVE_SECONDS = 30.0  # a killed run loses at most this much work
 READ_SECONDS = 0.5  # between two readings of losses, for which a processor waits for its GPU
@@ -139,7 +142,7 @@ def minimise(
     with torch.random.fork_rng(gpus), bar(shots.progress) as display:
         trainer.seed()
         total = epochs * per_epoch
-        task = display.add_task("training", total=total, completed=trained.step, note="")
+        advance = _advances(display, shots.training, total, trained.step)
         for epoch in range(trained.step // per_epoch, epochs):
             orders = order(len(labels), recipe.batch_size, shots.seed, epoch, shots.weights)
             orders = orders[trained.step % per_epoch :]
@@ -165,7 +168,7 @@ def minimise(
                 if count:
                     seconds += [spent / count] * count
                     spent, shown = 0.0, f"loss {trained.history[-1]['loss']:.3f}"
-                display.update(task, advance=1, note=shown)
+                advance(shown)
                 if saves and shots.unfinished:
                     trainer.save(shots.unfinished)
                     saved = time.monotonic()
@@ -173,6 +176,29 @@ def minimise(
     trained.step_seconds = median(seconds) if seconds else None
     trained.weighed = True
     return trained
+
+
+def _advances(
+    display: Progress, training: tuple[int, int], total: int, step: int
+) -> Callable[[str], None]:
+    """Add a bar of the steps of all trainings of a run, as if each took as many as this one, and
+    return what advances it by a step and shows a text beside it.
+
+    Args:
+        display: Where the bar is shown.
+        training: As in `Shots`.
+        total: Number of steps of this training.
+        step: Number of those that are done.
+    """
+    number, of = training
+    which = [f"model {number} of {of}"] if of > 1 else []
+    done = (number - 1) * total + step
+    task = display.add_task("training", total=of * total, completed=done, note=", ".join(which))
+
+    def advance(text: str) -> None:
+        display.update(task, advance=1, note=", ".join(filter(None, [*which, text])))
+
+    return advance
 
 
 @contextmanager

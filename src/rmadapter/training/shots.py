@@ -113,6 +113,7 @@ class Shots:
         callbacks: Functions that are called after every step.
         unlabelled: Train images of all classes, including novel ones, for methods whose traits ask
             for them; their labels mean nothing.
+        training: Which training of a run this is, and of how many: bars show the steps of all.
 
     Example:
         >>> from rmadapter import Lab, Shots, Task
@@ -135,6 +136,7 @@ class Shots:
     progress: bool = True
     callbacks: Sequence[Callback] = ()
     unlabelled: ImageSet | None = None
+    training: tuple[int, int] = (1, 1)
 
     @property
     def classes(self) -> tuple[str, ...]:
