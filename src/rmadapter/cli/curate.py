@@ -1,5 +1,4 @@
-"""The verbs `suspects`, `suggest` and `labels`, which look at images before training; slow imports
-wait until a verb runs."""
+"""The verb `suspects`, which looks at images before training; slow imports wait until it runs."""
 
 from __future__ import annotations
 

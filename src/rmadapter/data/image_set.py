@@ -349,12 +349,12 @@ def without_classes(images: Sequence[ImageSource], reader: ImageReader | None = 
     return ImageSet(tuple(images), labels, ("image",), reader=reader or ImageReader())
 
 
-SKIP_BAD = "--skip-bad, or skip_bad=True in Python, leaves out such files"
+SKIP_BAD = "--skip-bad, or skip_bad=True in Python, leaves them out"
 
 
 def unreadable(errors: Sequence[str], note: str = "") -> str:
     """Return a message about images that cannot be read, which quotes the first of the errors."""
-    more = f" (the first of {len(errors)} bad files)" if len(errors) > 1 else ""
+    more = f" (the first of {len(errors)} bad files or empty folders)" if len(errors) > 1 else ""
     return f"{errors[0]}{more}{note}; {SKIP_BAD}"
 
 

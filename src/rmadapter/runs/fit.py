@@ -195,7 +195,7 @@ class _Run:
                     *filter(None, [caveat(backbone.name)]),
                     *outcome.record.notes,
                     *shorter,
-                    *_unused(few),
+                    *(_used(few) if task.classes == "all" else []),
                     *promised,
                     *origin.notes,
                     *no_images,
@@ -348,11 +348,11 @@ def _check_finished(
         note(f"{out} was finished before, so --track logs nothing")
 
 
-def _unused(few: FewShot) -> list[str]:
-    """Return a note if there are images that were not drawn."""
-    if not len(few.heldout):
-        return []
+def _used(few: FewShot) -> list[str]:
+    """Return a note that says how many images were drawn, of how many."""
     drawn = len(few.train)
+    if not len(few.heldout):
+        return [f"trained on all {drawn:,} training images"]
     return [f"trained on {drawn:,} of {drawn + len(few.heldout):,} images: --shots 0 takes all"]
 
 
