@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 PUBLIC = (
     "rmadapter",
     *("rmadapter.answers", "rmadapter.artifacts", "rmadapter.bench", "rmadapter.cli"),
-    *("rmadapter.data", "rmadapter.export", "rmadapter.predict", "rmadapter.runs"),
+    *("rmadapter.data", "rmadapter.export", "rmadapter.runs"),
 )
 # Names that a package still takes from inside the library; a number only falls.
 PACKAGES = {"rmadapter_studio": 0, "rmadapter_serve": 0, "rmadapter_research": 0}

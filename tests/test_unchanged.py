@@ -11,7 +11,7 @@ import csv
 import hashlib
 import json
 import os
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,6 +33,8 @@ from tests.helpers.shell import Command, backbone_option, rmadapter
 
 __all__ = ["rmadapter"]  # a fixture
 
+# from which the packages beside the library may import
+ROOMS = ("answers", "artifacts", "bench", "cli", "data", "export", "runs")
 PINS = Path(__file__).with_name("unchanged.json")
 RESULTS = Path(__file__).parents[1] / "research/results"
 
@@ -75,6 +77,8 @@ def test_options() -> None:
 
 def test_public_names() -> None:
     same("public names", sorted(package.__all__))
+    rooms = {name: import_module(f"rmadapter.{name}") for name in ROOMS}
+    same("public names of rooms", {name: sorted(one.__all__) for name, one in rooms.items()})
     groups = metadata.entry_points(group="rmadapter.methods")
     same(
         "methods",

@@ -73,13 +73,13 @@ class Backbone:
     """
 
     name: str
-    model: nn.Module
-    preprocess: Callable[[Image.Image], Tensor]
-    tokenizer: Callable[[list[str]], Tensor]
+    model: nn.Module = field(repr=False)
+    preprocess: Callable[[Image.Image], Tensor] = field(repr=False)
+    tokenizer: Callable[[list[str]], Tensor] = field(repr=False)
     image_size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    tokenizer_digest: str = ""
+    mean: tuple[float, float, float] = field(repr=False)
+    std: tuple[float, float, float] = field(repr=False)
+    tokenizer_digest: str = field(default="", repr=False)
     has_text: bool = True
     # what was found out about the same files before, if it was kept; no copy has it
     facts: Facts | None = field(default=None, init=False, repr=False)

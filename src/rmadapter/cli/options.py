@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from rmadapter.settings import Machine
     from rmadapter.task import Task
 
+# panels of the help, for options that few people need
+READING = "Options: reading images and labels"
+TRAINING = "Options: training"
+
 Run = Annotated[Path, typer.Argument(help="Folder written by `fit`, or hf:OWNER/NAME.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Quiet = Annotated[
@@ -53,11 +57,20 @@ Out = Annotated[
 ]
 Sets = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="FIELD=VALUE", help="Any setting; for example rank=8."),
+    typer.Option(
+        "--set",
+        metavar="FIELD=VALUE",
+        help="Any setting; for example rank=8.",
+        rich_help_panel=TRAINING,
+    ),
 ]
 Config = Annotated[
     Path | None,
-    typer.Option("--config", help="YAML file of settings, such as a run's config.yaml."),
+    typer.Option(
+        "--config",
+        help="YAML file of settings, such as a run's config.yaml.",
+        rich_help_panel=TRAINING,
+    ),
 ]
 Half = Annotated[
     str | None,
@@ -65,6 +78,7 @@ Half = Annotated[
         "--half",
         metavar="all | base | novel",
         help="Classes: all (the default), base (the first half) or novel (the second).",
+        rich_help_panel=TRAINING,
     ),
 ]
 Backbone = Annotated[
@@ -85,6 +99,7 @@ Precision = Annotated[
         "--precision",
         metavar="fp32 | bf16 | fp16 | auto",
         help="Number format of training; by default fp32, on a GPU auto: the fastest.",
+        rich_help_panel=TRAINING,
     ),
 ]
 Shots = Annotated[
@@ -97,6 +112,7 @@ Draw = Annotated[
         "--draw",
         metavar="balanced | natural",
         help="As many shots of each class (the default), or by the data's own frequencies.",
+        rich_help_panel=TRAINING,
     ),
 ]
 Seed = Annotated[
@@ -106,17 +122,33 @@ RunData = Annotated[
     Path | None, typer.Option("--run-data", help="Where the run's own images are now.")
 ]
 ImageColumn = Annotated[
-    str, typer.Option(help="Table column of paths; by default path, image, file, filename, ...")
+    str,
+    typer.Option(
+        help="Table column of paths; by default path, image, file, filename, ...",
+        rich_help_panel=READING,
+    ),
 ]
 Crops = Annotated[
     bool,
-    typer.Option("--crops", help="COCO, YOLO, Label Studio, FiftyOne: use the boxes as images."),
+    typer.Option(
+        "--crops",
+        help="COCO, YOLO, Label Studio, FiftyOne: use the boxes as images.",
+        rich_help_panel=READING,
+    ),
 ]
 Outside = Annotated[
-    bool, typer.Option("--allow-outside", help="Read listed files even outside the data's folder.")
+    bool,
+    typer.Option(
+        "--allow-outside",
+        help="Read listed files even outside the data's folder.",
+        rich_help_panel=READING,
+    ),
 ]
 SkipBad = Annotated[
-    bool, typer.Option("--skip-bad", help="Skip unreadable images and report them.")
+    bool,
+    typer.Option(
+        "--skip-bad", help="Skip unreadable images and report them.", rich_help_panel=READING
+    ),
 ]
 Tolerance = Annotated[
     float | None, typer.Option(help="Points by which a figure may be off; 1 by default.")
@@ -131,6 +163,7 @@ Track = Annotated[
         "--track",
         metavar="tensorboard,mlflow,wandb",
         help="Experiment trackers to log to, one or more; each needs the extra of its name.",
+        rich_help_panel=TRAINING,
     ),
 ]
 OnRay = Annotated[bool, typer.Option("--ray", help="Work on a Ray cluster; needs the extra `ray`.")]
@@ -148,16 +181,25 @@ class Columns:
 
     image_column: ImageColumn = ""
     label_column: Annotated[
-        str, typer.Option(help="Table column of classes; by default label, class or category.")
+        str,
+        typer.Option(
+            help="Table column of classes; by default label, class or category.",
+            rich_help_panel=READING,
+        ),
     ] = ""
     split_column: Annotated[
         str,
         typer.Option(
-            help="Table column of train, val or test; by default split or subset. none: one set."
+            help="Table column of train, val or test; by default split or subset. none: one set.",
+            rich_help_panel=READING,
         ),
     ] = ""
     group_column: Annotated[
-        str, typer.Option(help="Table column of groups, such as patients; by default group.")
+        str,
+        typer.Option(
+            help="Table column of groups, such as patients; by default group.",
+            rich_help_panel=READING,
+        ),
     ] = ""
 
     def named(self) -> dict[str, str]:

@@ -13,6 +13,8 @@ import typer
 
 from rmadapter.artifacts.run_folder import check_no_model, find_run, run_folder
 from rmadapter.cli.options import (
+    READING,
+    TRAINING,
     Columns,
     Crops,
     DataOptions,
@@ -57,6 +59,7 @@ Taxonomy = Annotated[
         "--taxonomy",
         help="Table of label,parent[,grandparent], or JSON; such as that of the images. Parents "
         "are judged, too.",
+        rich_help_panel=READING,
     ),
 ]
 
@@ -77,11 +80,17 @@ class FitOptions(ShotOptions):
     half: Half = None
     precision: Precision = None
     effort: Annotated[
-        str, typer.Option(metavar="fast | normal | thorough", help="How long to train.")
+        str,
+        typer.Option(
+            metavar="fast | normal | thorough", help="How long to train.", rich_help_panel=TRAINING
+        ),
     ] = "normal"
     minutes: Annotated[
         float | None,
-        typer.Option(help="Minutes in which all should end, with fewer passes if need be."),
+        typer.Option(
+            help="Minutes in which all should end, with fewer passes if need be.",
+            rich_help_panel=TRAINING,
+        ),
     ] = None
 
     def request(self, data: Path, settings: SettingOptions) -> Request:
@@ -108,17 +117,30 @@ def fit(
     images: DataOptions = DataOptions(),
     names_from: Annotated[
         Path | None,
-        typer.Option("--names-from", help="CSV file of label,name: class names for prompts."),
+        typer.Option(
+            "--names-from",
+            help="CSV file of label,name: class names for prompts.",
+            rich_help_panel=READING,
+        ),
     ] = None,
     settings: SettingOptions = SettingOptions(),
     folds: Annotated[
         int | None,
-        typer.Option(min=0, help="Number of folds; 4 by default where needed, 0: no judgement."),
+        typer.Option(
+            min=0,
+            help="Number of folds; 4 by default where needed, 0: no judgement.",
+            rich_help_panel=TRAINING,
+        ),
     ] = None,
     files: FileOptions = FileOptions(),
     taxonomy: Taxonomy = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Decode all images first, not only those drawn.")
+        bool,
+        typer.Option(
+            "--check",
+            help="Decode all images first, not only those drawn.",
+            rich_help_panel=READING,
+        ),
     ] = False,
     track: Track = "",
     quiet: Quiet = False,

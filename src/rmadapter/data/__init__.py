@@ -8,7 +8,7 @@ from rmadapter.support.lazy import lazy_names
 
 if TYPE_CHECKING:
     from rmadapter.data.archives import unpack_zip as unpack_zip
-    from rmadapter.data.catalog.sets import CATALOG as CATALOG, ELEVEN as ELEVEN, check as check
+    from rmadapter.data.catalog.sets import CATALOG as CATALOG, check as check
     from rmadapter.data.decode import (
         decode_upload as decode_upload,
         image_error as image_error,
@@ -37,7 +37,7 @@ __getattr__, __all__ = lazy_names(
     __name__,
     {
         "rmadapter.data.archives": ["unpack_zip"],
-        "rmadapter.data.catalog.sets": ["CATALOG", "ELEVEN", "check"],
+        "rmadapter.data.catalog.sets": ["CATALOG", "check"],
         "rmadapter.data.decode": [
             "decode_upload",
             "image_error",

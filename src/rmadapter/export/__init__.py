@@ -9,7 +9,6 @@ from rmadapter.support.lazy import lazy_names
 if TYPE_CHECKING:
     from rmadapter.export.cached import cached_export as cached_export
     from rmadapter.export.engines import Outputs as Outputs, engine_of as engine_of
-    from rmadapter.export.folder import export as export
     from rmadapter.export.graph import FittedModel as FittedModel
     from rmadapter.export.runtime import Model as Model
 
@@ -20,7 +19,6 @@ __getattr__, __all__ = lazy_names(
     {
         "rmadapter.export.cached": ["cached_export"],
         "rmadapter.export.engines": ["Outputs", "engine_of"],
-        "rmadapter.export.folder": ["export"],
         "rmadapter.export.graph": ["FittedModel"],
         "rmadapter.export.runtime": ["Model"],
     },

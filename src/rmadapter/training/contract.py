@@ -148,17 +148,17 @@ class Fitted:
 
     method: Method
     backbone: Backbone
-    known: Known
-    tensors: Mapping[str, Tensor]
-    for_classes: Callable[[Sequence[str]], ToLogits]
+    known: Known = field(repr=False)
+    tensors: Mapping[str, Tensor] = field(repr=False)
+    for_classes: Callable[[Sequence[str]], ToLogits] = field(repr=False)
     first: int | None = None
     parameters: int = 0
-    trained: Trained = field(default_factory=Trained)
+    trained: Trained = field(default_factory=Trained, repr=False)
     temperature: float = 1.0
-    calibration: Calibration | None = None
-    familiarity: RejectionScore | None = None
-    means: Tensor | None = None
-    examples: Tensor | None = None
+    calibration: Calibration | None = field(default=None, repr=False)
+    familiarity: RejectionScore | None = field(default=None, repr=False)
+    means: Tensor | None = field(default=None, repr=False)
+    examples: Tensor | None = field(default=None, repr=False)
     remembers: bool = False
 
     @property
