@@ -41,6 +41,7 @@ METHODS: dict[str, str] = {
     "lp-plus-plus": "lp_plus_plus:LPPlusPlus",
     "clip-adapter": "clip_adapter:CLIPAdapter",
     "hoso-adapter": "hoso:HOSOAdapter",
+    "biclip": "biclip:BiCLIP",
     "tip-adapter": "tip_adapter:TipAdapter",
     "tip-adapter-f": "tip_adapter:TipAdapterF",
     "gda": "gda:GDA",
