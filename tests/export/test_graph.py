@@ -32,6 +32,7 @@ UPPER = {"first_block": 3}
 METHODS: dict[str, dict[str, Any]] = {
     "linear-probe": {},
     "lp-plus-plus": FEW,
+    "biclip": FEW,
     "prolip": FEW,
     "text-refiner": FEW,
     "2sfs": {"iterations": 2, "batch_size": 4},

@@ -51,6 +51,7 @@ CASES: list[tuple[str, Callable[[Backbone], Shots], float, dict[str, Any]]] = [
     ("linear-probe", noise, 1, {"search_steps": 0, "C": 1e6}),
     ("lp-plus-plus", noise, 0.1, {}),
     ("clip-adapter", uneven, 1, {"learning_rate": 0.2, "epochs": 300}),
+    ("biclip", noise, 1, {"learning_rate": 0.01, "epochs": 60}),
     ("tip-adapter", flat, 1, TIP),
     ("tip-adapter-f", flat, 0.1, TIP_F),
     ("prolip", noise, 0.1, {"strength": 1e-6, "learning_rate": 0.02}),

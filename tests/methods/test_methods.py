@@ -200,6 +200,7 @@ STARTS = [
     ("clap", ALL[:2], None),
     ("coop", ALL[:2], OTHERS),
     ("kgcoop", ALL[:1], OTHERS),
+    ("biclip", ALL, OTHERS),
     ("prolip", ALL[:3], None),
     ("clip-lora", ALL[:2], None),
     ("2sfs", ALL[:2], OTHERS),

@@ -51,6 +51,7 @@ COUNTS = {
     "lp-plus-plus": (100 * (512 + 1) + 100, 0),
     "clip-adapter": (2 * 512 * 128, 0),
     "hoso-adapter": (2 * 512 * 128 + 1, 0),
+    "biclip": (512 * 513 // 2, 0),  # what the mask of the released code leaves of `W`
     "prolip": (768 * 512, 0),  # 0.39 M in the authors' table
     "coop": (4 * 512, 0),
     "coop-few-shot": (16 * 512, 0),

@@ -39,17 +39,18 @@ from rmadapter.training.contract import (
 class Bilinear(Learner):
     """The upper triangle of W, row by row, [e (e + 1) / 2]."""
 
+    places: Tensor  # of these numbers in W, [2, e (e + 1) / 2]
+
     def __init__(self, backbone: Backbone) -> None:
         super().__init__(backbone)
         size = backbone.embedding_size
-        rows, columns = torch.triu_indices(size, size)
-        self.upper = nn.Parameter((rows == columns).float())
+        self.register_buffer("places", torch.triu_indices(size, size), persistent=False)
+        self.upper = nn.Parameter((self.places[0] == self.places[1]).float())
 
     def matrix(self) -> Tensor:
         """Return W [e, e]."""
         size = self.backbone.embedding_size
-        rows, columns = torch.triu_indices(size, size, device=self.upper.device)
-        return self.upper.new_zeros(size, size).index_put((rows, columns), self.upper)
+        return self.upper.new_zeros(size, size).index_put(tuple(self.places), self.upper)
 
     def classifier(self, weights: Tensor) -> Tensor:
         """Turn class features [C, e] into weights [C, e] for unit image features: scale * t W^T."""

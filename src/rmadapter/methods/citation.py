@@ -54,6 +54,7 @@ TITLES = {
     "Evaluation Protocols",
     "2603.02959": "Semi-Supervised Few-Shot Adaptation of Vision-Language Models",
     "2603.04341": "Hold-One-Shot-Out (HOSO) for Validation-Free Few-Shot CLIP Adapters",
+    "2603.08942": "BiCLIP: Domain Canonicalization via Structured Geometric Transformation",
     "2603.11542": "ReHARK: Refined Hybrid Adaptive RBF Kernels for Robust One-Shot Vision-Language "
     "Adaptation",
     "2603.16653": "HeBA: Heterogeneous Bottleneck Adapters for Robust Vision-Language Models",
