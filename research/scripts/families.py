@@ -58,7 +58,7 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
     "linear classifiers": (
         *("linear-probe", "linear-probe-zero-shot", "linear-probe-pair", "clap", "lp-plus-plus"),
     ),
-    "behind the encoder": ("clip-adapter", "hoso-adapter", "tip-adapter-f"),
+    "behind the encoder": ("clip-adapter", "hoso-adapter", "biclip", "tip-adapter-f"),
 }
 # Those that train through the encoders; the first is compared with the others.
 BESIDE = (
