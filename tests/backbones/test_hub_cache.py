@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +11,16 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 from packaging.version import Version
+from safetensors.torch import load_file, save as safetensors
 
+from rmadapter.artifacts.checkpoint import from_values, load, save, to_values
+from rmadapter.backbones import Backbone
 from rmadapter.backbones.load import fetch, load_backbone, model_folder, tokenizer_folder
 from rmadapter.errors import UserError
 from rmadapter.support.hub import Unreachable
 from tests.helpers.fake_hub import Hub, Repository, hub, point_to
+from tests.helpers.methods import quick_method
+from tests.helpers.shots import noisy_colors, shots_of
 
 __all__ = ["hub"]
 NAME = "anna/clip"
@@ -109,3 +115,28 @@ def test_a_refusal_names_what_to_set(hub: Hub, monkeypatch: pytest.MonkeyPatch) 
     for name in (f"hf-hub:{NAME}", "ViT-B-32/openai"):
         with pytest.raises(Unreachable, match=r"HTTPS_PROXY, SSL_CERT_FILE or HF_ENDPOINT"):
             load_backbone(name)
+
+
+def test_a_run_is_loaded_with_the_commit_that_it_was_fitted_on(
+    hub: Hub, tiny_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing is cached, too, though the repository has other weights by now."""
+    source = Path(tiny_clip.name)
+    files = {file.name: file.read_bytes() for file in source.iterdir()}
+    repository = hub.repositories[NAME] = Repository(**files)
+    first, name = repository.log[-1][0], f"hf-hub:{NAME}"
+    backbone = load_backbone(name)
+    shots = shots_of(backbone, noisy_colors(2))
+    save(tmp_path / "run", quick_method("coop").fit(backbone, shots), "coop")
+    kept = json.loads((tmp_path / "run" / "model.json").read_text())["backbone"]
+    assert kept == {"name": name, "digest": backbone.digest, "revision": first}
+    weights = load_file(source / "open_clip_model.safetensors")
+    changed = {key: tensor + 1 for key, tensor in weights.items()}
+    repository.commit({**files, "open_clip_model.safetensors": safetensors(changed)}, "newer")
+    point_to(hub.url, tmp_path / "another cache", monkeypatch)
+    fitted = load(tmp_path / "run", name, device="cpu").fitted
+    assert (fitted.backbone.digest, fitted.backbone.revision) == (backbone.digest, first)
+    restored = from_values(to_values(fitted), "coop", "cpu")  # as in another process
+    assert restored.backbone.digest == backbone.digest
+    point_to(hub.url, tmp_path / "a third cache", monkeypatch)
+    assert load_backbone(name).digest != backbone.digest

@@ -174,7 +174,9 @@ def _save(
     settings = json.loads(json.dumps(settings_of(method)))
     model = Model(
         method=MethodName(name=name, title=method.title, source=method.source, settings=settings),
-        backbone=BackboneName(name=backbone.name, digest=backbone.digest),
+        backbone=BackboneName(
+            name=backbone.name, digest=backbone.digest, revision=backbone.revision
+        ),
         classes=fitted.classes,
         names=() if names == fitted.classes else names,
         labels=labels or names or fitted.classes,
@@ -324,7 +326,7 @@ def _load_backbone(
                 f"backbone={shown}"
             )
         trust_name(name)
-        backbone = load_known(name)
+        backbone = load_known(name, saved.revision if name == saved.name else "")
     if backbone.digest != saved.digest:
         raise UserError(
             f"{folder} was trained on {saved.name} ({saved.digest[:12]}), but {backbone.name} "
@@ -372,7 +374,7 @@ def to_values(fitted: Fitted) -> dict[str, Any]:
 
     return {
         "settings": settings_of(fitted.method),
-        "backbone": (fitted.backbone.name, fitted.backbone.digest),
+        "backbone": (fitted.backbone.name, fitted.backbone.digest, fitted.backbone.revision),
         "known": fitted.known,
         "tensors": {name: plain(tensor) for name, tensor in fitted.tensors.items()},
         "kept": {"examples": plain(fitted.examples), "means": plain(fitted.means)},
@@ -400,8 +402,8 @@ def from_values(values: Mapping[str, Any], name: str, device: str) -> Fitted:
     for other in backbones_in(name, values["settings"]):
         trust_name(other)
     home = find_device(device)
-    place, digest = values["backbone"]
-    backbone = reload(place, digest, home, trusted=True)
+    place, digest, revision = values["backbone"]
+    backbone = reload(place, digest, home, trusted=True, revision=revision)
 
     def tensors(part: str) -> dict[str, Any]:
         arrays = values[part].items()

@@ -55,10 +55,13 @@ class BackboneName(Value):
     Attributes:
         name: Name that `load_backbone` accepts.
         digest: Digest of the weights.
+        revision: Commit of the repository on the hub that they are from; empty elsewhere, and where
+            the record does not say.
     """
 
     name: str
     digest: str
+    revision: Annotated[str, Field(pattern=r"^([0-9a-f]{40})?$")] = ""
 
 
 class MethodName(Value):

@@ -64,6 +64,7 @@ class Backbone:
         std: Standard deviation of RGB, by which `preprocess` divides.
         tokenizer_digest: SHA-256 in hex of the tokenizer's files and settings, if known.
         has_text: Whether it has a text encoder.
+        revision: Commit of the repository on the hub that it was loaded from; empty elsewhere.
 
     Example:
         >>> from rmadapter import load_backbone
@@ -81,6 +82,7 @@ class Backbone:
     std: tuple[float, float, float] = field(repr=False)
     tokenizer_digest: str = field(default="", repr=False)
     has_text: bool = True
+    revision: str = ""
     # what was found out about the same files before, if it was kept; no copy has it
     facts: Facts | None = field(default=None, init=False, repr=False)
 

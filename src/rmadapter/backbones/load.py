@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -122,8 +123,7 @@ def load_backbone(name: str) -> Backbone:
     name = full_name(name)
     folder = user_path(name)
     if name.startswith(HF_HUB):
-        repository = name.removeprefix(HF_HUB)
-        return _load_untrusted(name, model_folder(repository), repository)
+        return _load_repository(name)
     if is_packaged(name):
         package = load_package(name)
         place = package.build()
@@ -164,9 +164,16 @@ def first_of(names: str, device: str = "cpu") -> Backbone:
     raise AssertionError("the last one is returned or raises")
 
 
-def load_known(name: str) -> Backbone:
+def load_known(name: str, revision: str = "") -> Backbone:
     """Load a backbone as `load_backbone` does, but of a folder that was loaded here before, and has
-    not changed since, only the image encoder until something asks for the rest."""
+    not changed since, only the image encoder until something asks for the rest.
+
+    Args:
+        name: Name as for `load_backbone`.
+        revision: Commit of a repository on the hub, if not the cached or the newest one.
+    """
+    if revision and name.startswith(HF_HUB):
+        return _load_repository(name, revision)
     package = load_package(name) if is_packaged(name) else None
     folder = package.build() if package else user_path(name)
     weights = _weights_in(folder) if folder.is_dir() and not name.startswith(HF_HUB) else None
@@ -229,18 +236,20 @@ def check_trusted(name: str) -> None:
         )
 
 
-def shared(name: str, device: torch.device) -> Backbone:
+def shared(name: str, device: torch.device, revision: str = "") -> Backbone:
     """Load a backbone that the user named on a device, or return the copy in use if the name alone
-    determines the weights."""
+    determines the weights. revision: as for `load_known`."""
     trust_name(name)
     key = (name, str(device), threading.get_ident())
     backbone = IN_USE.get(key) if is_published(name) else None
     if backbone is None:
-        backbone = IN_USE[key] = load_known(name).to(device)
+        backbone = IN_USE[key] = load_known(name, revision).to(device)
     return backbone
 
 
-def reload(name: str, digest: str, device: torch.device, *, trusted: bool = False) -> Backbone:
+def reload(
+    name: str, digest: str, device: torch.device, *, trusted: bool = False, revision: str = ""
+) -> Backbone:
     """Return the backbone that a model was fitted on: the copy in use, or loaded by its name.
 
     Args:
@@ -248,6 +257,7 @@ def reload(name: str, digest: str, device: torch.device, *, trusted: bool = Fals
         digest: Digest that it must have.
         device: Device of the copy.
         trusted: Whether the user gave the name; else only published backbones are loaded.
+        revision: Commit that it was loaded from, of a repository on the hub.
 
     Raises:
         UserError: The backbone is not trusted, is gone, or has other weights.
@@ -256,7 +266,7 @@ def reload(name: str, digest: str, device: torch.device, *, trusted: bool = Fals
         check_trusted(name)
     backbone = IN_USE.get((name, str(device), threading.get_ident()))
     if backbone is None or backbone.digest != digest:
-        backbone = shared(name, device)
+        backbone = shared(name, device, revision)
     if backbone.digest != digest:
         raise UserError(
             f"the model was fitted on {name} ({digest[:12]}), but the backbone of that name here "
@@ -265,13 +275,14 @@ def reload(name: str, digest: str, device: torch.device, *, trusted: bool = Fals
     return backbone
 
 
-def fetch(repository: str, file: str, typed: str = "") -> Path:
+def fetch(repository: str, file: str, typed: str = "", revision: str = "") -> Path:
     """Fetch one file. A cached copy is used as it is, so that a backbone stays the same.
 
     Args:
         repository: Repository on the hub.
         file: Path in it.
         typed: What the user named, if that is not the repository.
+        revision: Commit, if not the cached or the newest one.
 
     Raises:
         UserError: It is not cached and cannot be fetched.
@@ -279,32 +290,40 @@ def fetch(repository: str, file: str, typed: str = "") -> Path:
     import huggingface_hub
 
     with _hub_errors(repository, typed):
+        download = partial(
+            huggingface_hub.hf_hub_download, repository, file, revision=revision or None
+        )
         try:
-            return Path(huggingface_hub.hf_hub_download(repository, file, local_files_only=True))
+            return Path(download(local_files_only=True))
         except huggingface_hub.errors.LocalEntryNotFoundError:
             check_reachable()
-            return Path(huggingface_hub.hf_hub_download(repository, file))
+            return Path(download())
 
 
-def model_folder(repository: str) -> Path:
+def model_folder(repository: str, revision: str = "") -> Path:
     """Return a folder with the configuration, tokenizer and safetensors weights of a repository.
 
-    Raises UserError when it is not cached and cannot be fetched.
+    Args:
+        repository: Repository on the hub.
+        revision: Commit, if not the cached or the newest one.
+
+    Raises:
+        UserError: It is not cached and cannot be fetched.
     """
-    folder = _snapshot(repository, ("*.safetensors",), ("*config.json",))
+    folder = _snapshot(repository, ("*.safetensors",), ("*config.json",), revision=revision)
     if any(folder.glob("*.safetensors")):
         return folder
     open_clip = (folder / "open_clip_config.json").is_file()
     weights = "open_clip_model.safetensors" if open_clip else "model.safetensors"
-    return fetch(repository, weights).parent
+    return fetch(repository, weights, revision=revision).parent
 
 
-def tokenizer_folder(repository: str) -> Path:
+def tokenizer_folder(repository: str, revision: str = "") -> Path:
     """Return a folder with the small files of a repository, including its tokenizer.
 
-    Raises UserError when it is not cached and cannot be fetched.
+    Raises UserError when it is not cached and cannot be fetched. revision: as for `model_folder`.
     """
-    return _snapshot(repository, ("tokenizer*", "vocab*", "*.model"))
+    return _snapshot(repository, ("tokenizer*", "vocab*", "*.model"), revision=revision)
 
 
 def _hub_errors(repository: str, typed: str = "") -> AbstractContextManager[None]:
@@ -317,7 +336,7 @@ def _hub_errors(repository: str, typed: str = "") -> AbstractContextManager[None
     )
 
 
-def _snapshot(repository: str, *kinds: tuple[str, ...]) -> Path:
+def _snapshot(repository: str, *kinds: tuple[str, ...], revision: str) -> Path:
     """Return the cached snapshot if it has a file of each kind, matching one of its patterns; else
     fetch its small files."""
     import huggingface_hub
@@ -325,7 +344,10 @@ def _snapshot(repository: str, *kinds: tuple[str, ...]) -> Path:
     with _hub_errors(repository):
         # Without the patterns, files that were never asked for count as missing.
         fetch_files = partial(
-            huggingface_hub.snapshot_download, repository, allow_patterns=SMALL_FILES
+            huggingface_hub.snapshot_download,
+            repository,
+            revision=revision or None,
+            allow_patterns=SMALL_FILES,
         )
         try:
             folder = Path(fetch_files(local_files_only=True))
@@ -460,7 +482,15 @@ def _tokenizer_place(folder: Path, repository: str, named: object) -> Path | Non
             f"{folder / CONFIG}: hf_tokenizer_name leads out of the repository, "
             f"to {str(named)[:200]!r}"
         )
-    return tokenizer_folder(str(named))
+    own = folder.name if named == repository else ""  # of the same commit as the weights
+    return tokenizer_folder(str(named), own)
+
+
+def _load_repository(name: str, revision: str = "") -> Backbone:
+    """Load a repository of the hub, which keeps the commit that it was loaded from."""
+    repository = name.removeprefix(HF_HUB)
+    folder = model_folder(repository, revision)
+    return replace(_load_untrusted(name, folder, repository), revision=folder.name)
 
 
 def _load_untrusted(name: str, folder: Path, repository: str = "") -> Backbone:

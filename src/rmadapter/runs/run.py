@@ -242,7 +242,9 @@ def describe_run(
         format=FORMAT,
         task=task,
         method=described,
-        backbone=BackboneName(name=backbone.name, digest=backbone.digest),
+        backbone=BackboneName(
+            name=backbone.name, digest=backbone.digest, revision=backbone.revision
+        ),
         precision=lab.machine.precision,
         key=run_key(task, method, name, lab.machine, backbone, few) if few else "",
         split_digest=split_digest(few) if few else "",
