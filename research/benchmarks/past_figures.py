@@ -112,7 +112,8 @@ def folder(r: Result) -> str:
 def backbones(r: Result) -> str:
     """What backbones cost beside each other."""
     title = "Backbones with random weights, float32, batches of 8 (`backbones.py`)"
-    return table(title, *costs(r["rows"])) + about(r["machine"])
+    licence = "MobileCLIP's weights have Apple's licence, for research only (`apple-amlr`).\n"
+    return table(title, *costs(r["rows"])) + about(r["machine"]) + licence
 
 
 def costs(rows: Sequence[Result]) -> tuple[list[str], list[list[str]]]:

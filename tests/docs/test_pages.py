@@ -107,6 +107,14 @@ def test_a_wrong_command_is_noticed(line: str, complaint: str) -> None:
 
 
 @each_page
+def test_a_measured_mobileclip_has_its_licence_in_the_same_section(page: Path) -> None:
+    """Its weights are for research only; the list of architectures advises nobody."""
+    sections = re.split(r"^#+ ", page.read_text(encoding="utf-8"), flags=re.M)
+    measured = [section for section in sections if "\n| MobileCLIP" in section]
+    assert all("apple-amlr" in section for section in measured)
+
+
+@each_page
 def test_settings_exist(page: Path) -> None:
     """--set NAME=... anywhere, with or without a command around it."""
     methods = [*METHODS, f"{ROOT}/examples/nearest_mean.py:NearestMean"]
