@@ -245,10 +245,12 @@ def test_class_weights_have_a_gradient_for_every_text_adapter(tiny_clip: Backbon
     assert not torch.allclose(model.class_weights(NAMES), before)
 
 
+@pytest.mark.parametrize("limit", ["CHUNK", "MAX_TOKENS"])
 @pytest.mark.parametrize("templates", [PHOTO, TWO])
 def test_text_in_chunks_equals_text_at_once(
-    tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch, templates: tuple[str, ...]
+    tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch, templates: tuple[str, ...], limit: str
 ) -> None:
+    """Of 2 prompts, or of as many tokens as 2 have."""
     backbone = double(tiny_clip)
     model = adapted(backbone, alpha=0.5).train()
     image = model.frozen(noise(backbone))
@@ -267,7 +269,9 @@ def test_text_in_chunks_equals_text_at_once(
         return len(chunks), terms, gradients, weights
 
     count, whole, gradients, weights = found()
-    monkeypatch.setattr("rmadapter.prompts.CHUNK", 2)
+    read = int(backbone.text.real_tokens(tokens)[0].sum())
+    value = 2 if limit == "CHUNK" else -(-read * 2 // len(tokens))
+    monkeypatch.setattr(f"rmadapter.prompts.{limit}", value)
     sizes, frozen = [], backbone.text.frozen
     monkeypatch.setattr(
         type(backbone.text), "frozen", lambda _, t, first: sizes.append(len(t)) or frozen(t, first)

@@ -105,12 +105,17 @@ def in_chunks(names: Sequence[str], templates: Sequence[str]) -> Iterator[Sequen
         yield names[start : start + size]
 
 
-def token_chunks(backbone: Backbone, tokens: Tensor) -> tuple[Tensor, ...]:
-    """Split the tokens [C, L] of prompts into chunks of at most CHUNK prompts, and of about
-    MAX_TOKENS tokens that the encoder reads. A traced graph reads padding, too."""
+def chunk_size(backbone: Backbone, tokens: Tensor) -> int:
+    """Return how many prompts, of which these are the tokens [C, L], are encoded at once: at most
+    CHUNK, and about MAX_TOKENS tokens that the encoder reads. A traced graph reads padding, too."""
     traced = torch.compiler.is_compiling()
     read = tokens.numel() if traced else int(backbone.text.real_tokens(tokens)[0].sum())
-    return tokens.split(max(min(CHUNK, MAX_TOKENS * len(tokens) // read), 1))
+    return max(min(CHUNK, MAX_TOKENS * len(tokens) // read), 1)
+
+
+def token_chunks(backbone: Backbone, tokens: Tensor) -> tuple[Tensor, ...]:
+    """Split the tokens [C, L] of prompts into chunks of `chunk_size`."""
+    return tokens.split(chunk_size(backbone, tokens))
 
 
 def frozen_prompts(

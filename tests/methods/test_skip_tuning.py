@@ -16,6 +16,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.encoders.blocks import PreNorm
 from rmadapter.methods.parts.tuned import TunedCLIP
 from rmadapter.methods.skip_tuning import Prompts, SkipTuning, choose_classes
+from rmadapter.prompts import tokenize
 from tests.helpers.rounding import assert_same_float32, double
 from tests.helpers.shots import noise_images, shots_of, untrained
 from tests.helpers.slow import ci_except
@@ -46,8 +47,7 @@ def test_it_is_fine_tuning_of_the_upper_blocks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Loss, every gradient and the answers, of all classes and of some."""
-    for place in ("prompts", "methods.skip_tuning"):
-        monkeypatch.setattr(f"rmadapter.{place}.CHUNK", chunk)  # more prompts than fit at once
+    monkeypatch.setattr("rmadapter.prompts.CHUNK", chunk)  # more prompts than fit at once
     given: Backbone = request.getfixturevalue(name)
     backbone, pixels = double(given), torch.randn(5, 3, 32, 32).double()
     shots = shots_of(given, noise_images(5, NAMES), templates=TEMPLATES)
@@ -128,6 +128,17 @@ def test_skipped_blocks_are_not_computed(
         id(view) for encoder in (tiny_clip.image, tiny_clip.text) for view in encoder.views
     }
     assert 2 <= prompts[0] < 15
+
+
+def test_prompts_are_selected_in_chunks_of_so_many_tokens(
+    tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"thing {i}" for i in range(9)]
+    read = int(tiny_clip.text.real_tokens(tokenize(tiny_clip, names, TEMPLATES))[0].sum())
+    monkeypatch.setattr("rmadapter.prompts.MAX_TOKENS", -(-read * 4 // (9 * len(TEMPLATES))))
+    chosen = Prompts(tiny_clip, names, TEMPLATES, 3).of(torch.arange(5))
+    count = 5 * len(TEMPLATES)
+    assert [layout.grid[0] for _, layout in chosen] == [4] * (count // 4) + [count % 4]
 
 
 @pytest.mark.ci

@@ -24,8 +24,8 @@ from rmadapter.encoders import Packed, send
 from rmadapter.errors import UserError
 from rmadapter.methods.parts.tuned import TunedCLIP
 from rmadapter.prompts import (
-    CHUNK,
     Chunks,
+    chunk_size,
     cosine_logits,
     frozen_prompts,
     prompts_each,
@@ -55,6 +55,7 @@ class Prompts:
         self.encoder, self.classes = backbone.text, len(names)
         self.each = prompts_each(names, templates)
         self.tokens = tokenize(backbone, names, templates)
+        self.size = chunk_size(backbone, self.tokens)
         grids = [
             states.layout.apart(states.x)
             for states in frozen_prompts(backbone, names, templates, first)
@@ -64,10 +65,11 @@ class Prompts:
 
     @torch.compiler.disable  # as the classes change with every step
     def of(self, classes: Tensor) -> Chunks:
-        """Select classes [K] -> packed tokens [T, d] and their layout, in chunks of CHUNK
-        prompts."""
+        """Select classes [K] -> packed tokens [T, d] and their layout, in chunks of
+        `chunk_size`."""
         turns = torch.arange(self.each, device=classes.device) * self.classes
-        return [self._packed(rows) for rows in (turns[:, None] + classes).flatten().split(CHUNK)]
+        rows = (turns[:, None] + classes).flatten()
+        return [self._packed(some) for some in rows.split(self.size)]
 
     def _packed(self, rows: Tensor) -> tuple[Tensor, Packed]:
         layout = self.encoder.layout(self.tokens[rows])

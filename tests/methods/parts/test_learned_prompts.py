@@ -22,6 +22,7 @@ from rmadapter.methods.parts.learned_prompts import (
     encoder_of,
     first_context,
     init_words,
+    prompt_tokens,
 )
 from tests.helpers.context_prompts import plain_text
 from tests.helpers.deep_prompts import NAMES, pixels, prompts_inserted
@@ -128,14 +129,27 @@ def test_the_first_of_several_descriptions_is_the_name(tiny_clip: Backbone) -> N
     assert torch.equal(some.encode(context), first.encode(context))
 
 
+@pytest.mark.parametrize("limit", ["CHUNK", "MAX_TOKENS"])
 def test_many_prompts_are_encoded_in_chunks_with_the_same_features_and_gradient(
-    tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
+    tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
-    backbone, found = double(tiny_clip), []
-    for chunk in (100, 3):
-        monkeypatch.setattr("rmadapter.methods.parts.learned_prompts.CHUNK", chunk)
+    """Of 3 prompts, or of as many tokens as 3 have."""
+    backbone, found, sizes = double(tiny_clip), [], list[int]()
+    tokens = prompt_tokens(backbone, NAMES, 2)
+    read = int(backbone.text.real_tokens(tokens)[0].sum())
+    encode = PromptedText.encode
+    monkeypatch.setattr(
+        PromptedText,
+        "encode",
+        lambda part, *given: sizes.append(len(features := encode(part, *given))) or features,
+    )
+    for chunk in (len(NAMES), 3):
+        value = chunk if limit == "CHUNK" else -(-read * chunk // len(NAMES))
+        monkeypatch.setattr(f"rmadapter.prompts.{limit}", value)
         context = context_of(backbone.text.width, 2)
+        sizes.clear()
         features = encoder_of(backbone, NAMES, 2)(context)
+        assert (max(sizes), sum(sizes)) == (chunk, len(NAMES))
         weights = torch.arange(features.numel(), dtype=torch.float64).view_as(features).sin()
         found.append((features.detach(), *torch.autograd.grad((features * weights).sum(), context)))
     torch.testing.assert_close(*found, rtol=1e-9, atol=1e-10)

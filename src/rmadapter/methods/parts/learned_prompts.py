@@ -26,7 +26,7 @@ from rmadapter.data.names import descriptions
 from rmadapter.encoders import States
 from rmadapter.errors import UserError
 from rmadapter.methods.parts.learners import CosineLearner
-from rmadapter.prompts import CHUNK, check_prompts, cosine_logits, one_at_a_time
+from rmadapter.prompts import check_prompts, cosine_logits, one_at_a_time, token_chunks
 from rmadapter.training.contract import Known
 
 _STARTS: WeakKeyDictionary[Backbone, int] = WeakKeyDictionary()
@@ -44,6 +44,7 @@ class PromptedText:
         n_ctx: Number of context tokens.
         share: Whether prompts keep a common beginning once; False for contexts that differ between
             classes.
+        tokens: Tokens [C, L] of these prompts, if they are known, as from `prompt_tokens`.
 
     Attributes:
         layout: The packed prompts, T tokens in all.
@@ -56,13 +57,15 @@ class PromptedText:
     """
 
     def __init__(
-        self, backbone: Backbone, classes: Sequence[str], n_ctx: int, share: bool = True
+        self,
+        backbone: Backbone,
+        classes: Sequence[str],
+        n_ctx: int,
+        share: bool = True,
+        tokens: Tensor | None = None,
     ) -> None:
         self.encoder, device = backbone.text, backbone.device
-        check_prompts(len(classes))
-        holders = " ".join([PLACEHOLDER] * n_ctx)
-        called = [descriptions(name)[0] for name in classes]
-        tokens = backbone.tokenizer([f"{holders} {name}." for name in called]).to(device)
+        tokens = prompt_tokens(backbone, classes, n_ctx) if tokens is None else tokens
         start = _start(backbone)
         if n_ctx < 1 or start + n_ctx + 2 > tokens.shape[1]:
             raise UserError(
@@ -100,12 +103,20 @@ class PromptedText:
         return self.encoder.encode(x, self.layout, edit=edit)
 
 
-def encoder_of(backbone: Backbone, names: Sequence[str], tokens: int) -> Callable[[Tensor], Tensor]:
-    """Return a function: context [tokens, d] -> class features [C, e], not normalised, of prompts
-    in chunks of CHUNK, as `one_at_a_time` encodes them."""
-    parts = [
-        PromptedText(backbone, names[i : i + CHUNK], tokens) for i in range(0, len(names), CHUNK)
-    ]
+def prompt_tokens(backbone: Backbone, names: Sequence[str], n_ctx: int) -> Tensor:
+    """Return the tokens [C, L] of "X ... X name.", with n_ctx X. Raises UserError as
+    `check_prompts`."""
+    check_prompts(len(names))
+    holders = " ".join([PLACEHOLDER] * n_ctx)
+    called = [descriptions(name)[0] for name in names]
+    return backbone.tokenizer([f"{holders} {name}." for name in called]).to(backbone.device)
+
+
+def encoder_of(backbone: Backbone, names: Sequence[str], n_ctx: int) -> Callable[[Tensor], Tensor]:
+    """Return a function: context [n_ctx, d] -> class features [C, e], not normalised, of prompts
+    in chunks of `chunk_size`, as `one_at_a_time` encodes them."""
+    chunks = token_chunks(backbone, prompt_tokens(backbone, names, n_ctx))
+    parts = [PromptedText(backbone, names, n_ctx, tokens=chunk) for chunk in chunks]
     return lambda context: torch.cat(
         one_at_a_time(PromptedText.encode, [(part, context) for part in parts])
     )
