@@ -118,7 +118,7 @@ sbom: setup  # what is installed in .venv, in the format of CycloneDX, in build/
 bench: setup
 	$(BIN)/python benchmarks/train_step.py --backbone ViT-B-16/none --classes 50 200 --json
 
-gpu: setup  # on a machine with a GPU: its rates and rows, then the tests that need one; ARGS as `--minutes 8`
+gpu: setup  # on a machine with a GPU: its rates, rows and fits, then the tests that need one; ARGS as `--minutes 20`
 	$(BIN)/python benchmarks/gpu.py $(ARGS)
 	$(BIN)/pytest -n 0 -m gpu
 

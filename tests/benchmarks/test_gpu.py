@@ -168,6 +168,10 @@ def test_rows_that_say_most_come_first() -> None:
     assert [way.batch for way in ways[:9]] == [128] * 9
     late = [way.variant in gpu.MODES for way in ways]
     assert late == sorted(late)
+    eager = [way.variant in ("lean", "reference") for way in ways]
+    whole = [ways.index(gpu.Way("fit", "fit", name, 16, 1000)) for name in ("fp32", "bf16")]
+    assert eager[: min(whole)] == [True] * min(whole)
+    assert max(whole) < late.index(True)
     assert len({*ways}) == len(ways) == 2 * 2 * (3 + 1 + 6) + 2 * (1 + 3) + 2
 
 
@@ -197,6 +201,27 @@ def test_killed_after_three_rows_it_leaves_a_page_with_three(
     assert len(names) == 3
     assert result["first_failure"] == {"what": names[1], "text": "its process died"}
     assert f"the first failure, {names[1]}:\nits process died" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [ChildProcessError("died"), TimeoutError("no end")])
+def test_rows_are_measured_though_the_rates_of_the_card_are_not(
+    error: OSError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Printed
+) -> None:
+    cards: list[gpu.Card] = []
+
+    def broken(function: Any, *inputs: Any, seconds: float) -> Any:
+        if function is gpu.look:
+            raise error
+        cards.append(inputs[1])
+        return {"seconds": 1.0}, ""
+
+    monkeypatch.setattr(gpu, "apart", broken)
+    run(gpu, monkeypatch, capsys, *small(tmp_path))
+    names, result = rows_of(tmp_path)
+    assert len(names) == len(cards) == result["planned"]
+    assert cards[0].least(gpu.Cost(1, 1), "fp32") is None
+    assert result["first_failure"]["text"] == str(error)
+    assert str(error) in (tmp_path / "gpu.md").read_text("utf-8")
 
 
 @pytest.mark.ci
