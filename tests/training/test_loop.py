@@ -357,6 +357,33 @@ def test_two_processes_train_like_one(tiny_clip: Backbone, tmp_path: Path) -> No
         assert max(relative_errors(tensors, alone.tensors).values()) < 1e-4
 
 
+@pytest.mark.skipif(
+    not dist.is_available(), reason="this torch was built without torch.distributed"
+)
+def test_a_step_adds_up_all_gradients_in_one_message(
+    tiny_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what it reports in another, however many parameters there are."""
+    sent: list[int] = []
+    reduce = dist.all_reduce
+
+    def counted(tensor: torch.Tensor, *given: Any) -> Any:
+        sent.append(tensor.numel())
+        return reduce(tensor, *given)
+
+    monkeypatch.setattr(dist, "all_reduce", counted)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        fitted = fit_adapters(shots_of(tiny_clip, IMAGES), epochs=2, batch_size=3)
+    finally:
+        dist.destroy_process_group()
+    parameters = sum(tensor.numel() for tensor in fitted.tensors.values())
+    terms = len(fitted.trained.history[0]) - len(("step", "epoch", "lr"))
+    steps = len(fitted.trained.history)
+    assert len(fitted.tensors) > 2
+    assert sorted(sent[1:]) == sorted([terms, parameters] * steps)  # the first: where each begins
+
+
 # ---- callbacks ----
 
 METHOD = load_method("rmadapter", {"first_block": 4, "rank": 2, "epochs": 3, "batch_size": 6})
