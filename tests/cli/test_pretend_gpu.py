@@ -14,7 +14,7 @@ from rmadapter.artifacts.record import read_record
 from rmadapter.backbones import Backbone
 from rmadapter.encoders import ImageEncoder, States
 from rmadapter.export.runtime import Model
-from tests.helpers.pretend_gpu import limited, plugged_in
+from tests.helpers.pretend_gpu import limited, plugged_in, without_float64
 from tests.helpers.shell import Command, backbone_option, refused, rmadapter
 
 __all__ = ["rmadapter"]  # a fixture
@@ -30,8 +30,9 @@ class Both:
         self.run = rmadapter
 
     def on_gpu(self, *words: object) -> Any:
-        """Return what a verb prints with --json; it must have used the GPU."""
-        with plugged_in(), limited() as memory:
+        """Return what a verb prints with --json; it must have used the GPU, which has no float64,
+        as Apple's has none."""
+        with plugged_in(), without_float64(), limited() as memory:
             found = self.run.json(*words)
         assert memory.peak > 0
         return found

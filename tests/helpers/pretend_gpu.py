@@ -1,9 +1,10 @@
 """A pretend GPU: its tensors live in the processor's memory, but count as those of another device.
 
 As on a GPU, these raise: an operation on tensors of both devices, except on single numbers and by
-indices; a processor's generator of random numbers; `numpy()`; and what no longer fits, within
-`limited`. Autocast follows CUDA's lists. Random numbers are the processor's own, so that results
-can be compared with its; nothing runs at the same time, and nothing is fast.
+indices; a processor's generator of random numbers; `numpy()`; what no longer fits, within
+`limited`; and float64, within `without_float64`. Autocast follows CUDA's lists. Random numbers are
+the processor's own, so that results can be compared with its; nothing runs at the same time, and
+nothing is fast.
 """
 
 from __future__ import annotations
@@ -95,6 +96,19 @@ def limited(limit: float = float("inf")) -> Iterator[Memory]:
         _limits.pop()
 
 
+_no_float64: list[bool] = []
+
+
+@contextmanager
+def without_float64() -> Iterator[None]:
+    """Let the device lack float64 within the block, as Apple's does."""
+    _no_float64.append(True)
+    try:
+        yield
+    finally:
+        _no_float64.pop()
+
+
 class PretendTensor(torch.Tensor):
     """A tensor of the device; `twin` is that of the processor that has its numbers."""
 
@@ -114,6 +128,8 @@ class PretendTensor(torch.Tensor):
         )
 
     def __init__(self, twin: Tensor) -> None:
+        if _no_float64 and twin.dtype == torch.float64:
+            raise TypeError(f"Cannot convert a {NAME} tensor to float64 dtype: it has none")
         self.twin = twin
         for memory in _limits:
             memory.take(twin)

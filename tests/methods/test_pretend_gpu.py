@@ -20,7 +20,7 @@ from rmadapter.training.contract import Fitted
 from tests.helpers import pretend_gpu
 from tests.helpers.learning import killed_and_resumed
 from tests.helpers.methods import probabilities, quick_method
-from tests.helpers.pretend_gpu import PretendTensor, limited, plugged_in
+from tests.helpers.pretend_gpu import PretendTensor, limited, plugged_in, without_float64
 from tests.helpers.shots import noisy_colors, shots_of
 from tests.helpers.slow import ONE_OF_EACH, ci_except
 
@@ -91,6 +91,16 @@ def test_bfloat16_rounds_as_much_as_on_the_processor(
     assert apart(there, exact) < 4 * apart(here, exact) + 1e-3
 
 
+@pytest.mark.parametrize("name", ci_except(METHODS, *ONE_OF_EACH))
+def test_a_method_needs_no_float64_on_the_device(name: str, gpu: Backbone, tmp_path: Path) -> None:
+    """Which Apple's GPUs lack: what is computed in it is computed on the processor."""
+    with without_float64():
+        fitted = fit(name, gpu)
+        found = answers(fitted)
+        save(tmp_path, fitted, name)
+        assert torch.equal(answers(load(tmp_path, gpu).fitted), found)
+
+
 # ---- the pretend GPU itself ----
 
 
@@ -140,6 +150,16 @@ def test_a_parameter_that_moves_stays_the_same_object_and_can_change_its_format(
     assert weight.device.type == pretend_gpu.NAME
     weight.data = weight.data.bfloat16()
     assert module.weight.dtype == weight.cpu().dtype == torch.bfloat16
+
+
+def test_it_can_lack_float64() -> None:
+    x = torch.ones(2, device=pretend_gpu.NAME)
+    with without_float64():
+        for cast in (Tensor.double, lambda x: torch.zeros_like(x, dtype=torch.float64)):
+            with pytest.raises(TypeError, match="float64"):
+                cast(x)
+        assert x.cpu().double().dtype == torch.float64
+    assert x.double().dtype == torch.float64
 
 
 def test_its_memory_ends() -> None:
