@@ -245,7 +245,7 @@ def test_class_weights_have_a_gradient_for_every_text_adapter(tiny_clip: Backbon
     assert not torch.allclose(model.class_weights(NAMES), before)
 
 
-@pytest.mark.parametrize("limit", ["CHUNK", "MAX_TOKENS"])
+@pytest.mark.parametrize("limit", ["CHUNK_PROMPTS", "MAX_TOKENS"])
 @pytest.mark.parametrize("templates", [PHOTO, TWO])
 def test_text_in_chunks_equals_text_at_once(
     tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch, templates: tuple[str, ...], limit: str
@@ -270,7 +270,7 @@ def test_text_in_chunks_equals_text_at_once(
 
     count, whole, gradients, weights = found()
     read = int(backbone.text.real_tokens(tokens)[0].sum())
-    value = 2 if limit == "CHUNK" else -(-read * 2 // len(tokens))
+    value = 2 if limit == "CHUNK_PROMPTS" else -(-read * 2 // len(tokens))
     monkeypatch.setattr(f"rmadapter.prompts.{limit}", value)
     sizes, frozen = [], backbone.text.frozen
     monkeypatch.setattr(

@@ -141,7 +141,7 @@ def test_prompts_in_chunks_equal_prompts_at_once(
     tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch, first: int | None
 ) -> None:
     (whole,) = frozen_prompts(tiny_clip, NAMES, TEMPLATES, first)
-    monkeypatch.setattr(prompts, "CHUNK", 4)
+    monkeypatch.setattr(prompts, "CHUNK_PROMPTS", 4)
     parts = frozen_prompts(tiny_clip, NAMES, TEMPLATES, first)
     assert [len(part.features) for part in parts] == [4, 4, 1]
     assert all(part.first == first and (len(part.x) > 0) == (first is not None) for part in parts)
@@ -230,13 +230,13 @@ def test_kept_class_weights_keep_no_backbone_alive(tmp_path: Path) -> None:
 def test_classes_in_chunks_equal_classes_at_once(
     tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch, templates: list[str]
 ) -> None:
-    """No more prompts than CHUNK are encoded at once, or those of one class; some have two
+    """No more prompts than CHUNK_PROMPTS are encoded at once, or those of one class; some have two
     descriptions."""
     names = ["cat", "dog | hound", "car", "red house", "blue bird"]
     sizes = []
     frozen = tiny_clip.text.frozen
     whole = zero_shot_weights(tiny_clip, names, templates)
-    monkeypatch.setattr(prompts, "CHUNK", 5)
+    monkeypatch.setattr(prompts, "CHUNK_PROMPTS", 5)
     monkeypatch.setattr(
         type(tiny_clip.text),
         "frozen",

@@ -26,9 +26,11 @@ from rmadapter.errors import UserError
 
 T = TypeVar("T")
 Chunks: TypeAlias = "list[tuple[Tensor, Packed]]"  # tokens of prompts and their layouts
-CHUNK = 1024  # prompts encoded at once; more are encoded in turn, and again for their gradient
-MAX_TOKENS = 20 * CHUNK  # about, at once: SigLIP, which reads all 64 of a prompt, takes 320 prompts
-MOST = 100  # prompts per class and template, where classes have descriptions
+# prompts encoded at once; more are encoded in turn, and again for their gradient
+CHUNK_PROMPTS = 1024
+# about, at once: SigLIP, which reads all 64 of a prompt, takes 320 prompts
+MAX_TOKENS = 20 * CHUNK_PROMPTS
+MAX_DESCRIPTIONS = 100  # prompts per class and template, where classes have descriptions
 MOST_PROMPTS = 100_000  # of all classes: ImageNet with 80 templates has 80,000
 _most_prompts = ContextVar("most prompts", default=MOST_PROMPTS)
 # Class weights by backbone, which a plain cache would keep alive.
@@ -69,13 +71,14 @@ def filled(template: str, name: str) -> str:
 def prompts_each(names: Sequence[str], templates: Sequence[str]) -> int:
     """Return the number of prompts of each class: per template, the least common multiple of the
     classes' numbers of descriptions, so that all classes have equally many and each description of
-    a class counts equally. Raises UserError above MOST, and as `check_prompts`."""
+    a class counts equally. Raises UserError above MAX_DESCRIPTIONS, and as `check_prompts`."""
     counts = sorted({len(descriptions(name)) for name in names})
     multiple = math.lcm(*counts)
-    if multiple > MOST:
+    if multiple > MAX_DESCRIPTIONS:
         raise UserError(
             f"classes with {', '.join(map(str, counts))} descriptions need {multiple} prompts each "
-            f"(the least common multiple), above {MOST}: give all classes equally many descriptions"
+            f"(the least common multiple), above {MAX_DESCRIPTIONS}: give all classes equally many "
+            "descriptions"
         )
     each = len(templates) * multiple
     check_prompts(each * len(names))
@@ -98,19 +101,21 @@ def tokenize(backbone: Backbone, names: Sequence[str], templates: Sequence[str])
 
 
 def in_chunks(names: Sequence[str], templates: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Split the classes so that at most CHUNK prompts, or all of one class, are encoded at once:
-    memory does not grow with the number of prompts. Raises UserError as `prompts_each` does."""
-    size = max(CHUNK // prompts_each(names, templates), 1)
+    """Split the classes so that at most CHUNK_PROMPTS prompts, or all of one class, are encoded at
+    once: memory does not grow with the number of prompts. Raises UserError as `prompts_each` does.
+    """
+    size = max(CHUNK_PROMPTS // prompts_each(names, templates), 1)
     for start in range(0, max(len(names), 1), size):
         yield names[start : start + size]
 
 
 def chunk_size(backbone: Backbone, tokens: Tensor) -> int:
     """Return how many prompts, of which these are the tokens [C, L], are encoded at once: at most
-    CHUNK, and about MAX_TOKENS tokens that the encoder reads. A traced graph reads padding, too."""
+    CHUNK_PROMPTS, and about MAX_TOKENS tokens that the encoder reads. A traced graph reads padding,
+    too."""
     traced = torch.compiler.is_compiling()
     read = tokens.numel() if traced else int(backbone.text.real_tokens(tokens)[0].sum())
-    return max(min(CHUNK, MAX_TOKENS * len(tokens) // read), 1)
+    return max(min(CHUNK_PROMPTS, MAX_TOKENS * len(tokens) // read), 1)
 
 
 def token_chunks(backbone: Backbone, tokens: Tensor) -> tuple[Tensor, ...]:

@@ -382,4 +382,4 @@ def _average_rows(rows: Mapping[str, Mapping[str, Sequence[Figure]]]) -> dict[st
         places = sorted({figure.where for figures in row.values() for figure in figures})
         where = "; ".join(places)
         shown.append({"method": method, "cells": cells, "sources": len(places), "where": where})
-    return {"heads": [paper.NAMES.get(m, "accuracy") for m in metrics], "rows": shown}
+    return {"heads": [paper.METRIC_NAMES.get(m, "accuracy") for m in metrics], "rows": shown}

@@ -23,7 +23,7 @@ from rmadapter.bench import (
     Column,
     Group,
     PrintedTables,
-    Row,
+    TableRow,
     group_records,
 )
 from rmadapter.data import CATALOG
@@ -34,7 +34,7 @@ SHOTS = 16
 SEEDS = (1, 2, 3)
 TOLERANCE = PrintedTables.tolerance
 ROUNDING = 0.015 + 1e-9  # points that recomputing from figures rounded to 0.01 may be off by
-NAMES = {"base": "base", "novel": "novel", "hm": "HM"}
+METRIC_NAMES = {"base": "base", "novel": "novel", "hm": "HM"}
 TITLES = {  # of the table of each protocol
     "base-to-novel": "Table 1",
     "cross-dataset": "Table 2",
@@ -194,7 +194,8 @@ def footnotes(protocol: str, block: str = "average", shown: Sequence[str] = ()) 
     notes = []
     for name, row in _rows(protocol, block).items():
         off = [
-            f"{NAMES.get(figure, figure)} is printed as {row[figure]:.2f}, but {how} is {value:.2f}"
+            f"{METRIC_NAMES.get(figure, figure)} is printed as {row[figure]:.2f}, but {how} is "
+            f"{value:.2f}"
             for figure, how, value in _implied(protocol, block, name, row)
             if abs(row[figure] - value) > ROUNDING
         ]
@@ -253,7 +254,7 @@ class Claim:
         result: Check = {
             "table": self.table,
             "row": self.row,
-            "figure": NAMES.get(self.figure, self.figure),
+            "figure": METRIC_NAMES.get(self.figure, self.figure),
             "paper": self.value,
             "ours": None,
             "difference": None,
@@ -334,16 +335,16 @@ class RMAdapterTables(PrintedTables):
         same_sets = {dataset_name(one) for one in datasets} == {*datasets_in("base-to-novel")}
         return same_sets and all(map(belongs, group.records))
 
-    def rows(self, record: Record, block: str, columns: Sequence[Column]) -> list[Row]:
+    def rows(self, record: Record, block: str, columns: Sequence[Column]) -> list[TableRow]:
         """Return the row about the record's method, if there is one."""
         found = printed(record, dataset_name(block))
         if found is None:
             return []
         name, figures = found
         cells = (Cell(figures.get(dataset_name(column.printed))) for column in columns)
-        return [Row(f"{name}{AS_PRINTED}", tuple(cells), "paper")]
+        return [TableRow(f"{name}{AS_PRINTED}", tuple(cells), "paper")]
 
-    def notes(self, group: Group, block: str, rows: Sequence[Row]) -> list[str]:
+    def notes(self, group: Group, block: str, rows: Sequence[TableRow]) -> list[str]:
         """Write the footnotes of a table with these rows."""
         shown = [row.label.removesuffix(AS_PRINTED) for row in rows if row.source == "paper"]
         if shown:

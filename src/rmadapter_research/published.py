@@ -30,7 +30,7 @@ EXPLAINED = 0.10 + 1e-9
 OUR_NAMES = {"CLIP": "zero-shot", "Co-CoOp": "cocoop", "RMAdapter": "rmadapter"}
 
 
-class Source(NamedTuple):
+class PrintedSource(NamedTuple):
     """A source.
 
     Attributes:
@@ -88,7 +88,7 @@ class Figure(BaseModel):
     def name(self) -> str:
         """What it measures, in words."""
         shots = f", {self.shots} shots" if self.protocol == "few-shot" else ""
-        metric = paper.NAMES.get(self.metric, "accuracy")
+        metric = paper.METRIC_NAMES.get(self.metric, "accuracy")
         return f"{self.method}, {self.protocol}, {self.dataset}{shots}, {metric}"
 
 
@@ -100,9 +100,11 @@ def _text(name: str) -> str:
 
 
 @cache
-def sources() -> dict[str, Source]:
+def sources() -> dict[str, PrintedSource]:
     """Read the sources by name."""
-    return {name: Source(**row) for name, row in yaml.safe_load(_text("sources.yaml")).items()}
+    return {
+        name: PrintedSource(**row) for name, row in yaml.safe_load(_text("sources.yaml")).items()
+    }
 
 
 @cache

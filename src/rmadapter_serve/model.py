@@ -70,7 +70,7 @@ class Accuracy(TypedDict):
     of: str
 
 
-class Source(TypedDict):
+class ModelSource(TypedDict):
     """What a folder says of its model, without paths of this machine.
 
     Attributes:
@@ -86,7 +86,7 @@ class Source(TypedDict):
     accuracy: Accuracy | None
 
 
-class ModelFacts(Source, total=False):
+class ModelFacts(ModelSource, total=False):
     """What /info tells of a model.
 
     Attributes:
@@ -206,7 +206,7 @@ class _Compared(BaseModel):
     after: float = Field(ge=0, le=100)
 
 
-def export_source(facts: Mapping[str, object]) -> Source:
+def export_source(facts: Mapping[str, object]) -> ModelSource:
     """Return what export.json says, which may hold anything."""
     try:
         compared = _Compared.model_validate(facts.get("parity"))
@@ -221,7 +221,7 @@ def export_source(facts: Mapping[str, object]) -> Source:
     }
 
 
-def run_source(folder: Path) -> Source:
+def run_source(folder: Path) -> ModelSource:
     """Read what the files of a run say."""
     run = RunFolder(folder)
     model = read_model(run.model)

@@ -23,7 +23,7 @@ from rmadapter.export import Outputs
 from rmadapter.runs import caveat
 from rmadapter_serve.model import ModelFacts, ServedModel
 from rmadapter_serve.requests import BODY, CLIENT_LEFT, AccessMiddleware, Body, read_body
-from rmadapter_serve.service import Answers, Service
+from rmadapter_serve.service import ServedAnswers, Service
 from rmadapter_serve.waiting import too_busy
 
 POLICY = (
@@ -164,7 +164,7 @@ async def _answer(
     error: str = "",
     turn_away: str = "",
     body: Body | None = None,
-) -> Answers:
+) -> ServedAnswers:
     """Answer the images of a request. Raises HTTPException, also for an error or a share to turn
     away that cannot be promised, before anything is read, unless the body was."""
     service = _service(request)

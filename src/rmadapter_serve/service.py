@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 DECODERS = min(4, os.cpu_count() or 1)  # threads
 LARGE = 150 * MB  # to decode an image; larger ones are decoded one at a time
 AHEAD = 2  # batches of images that are decoded before their turn
-SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+LATENCY_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
@@ -56,7 +56,7 @@ class Counters:
             "From the first byte to the last.",
             ["path"],
             registry=registry,
-            buckets=SECONDS,
+            buckets=LATENCY_SECONDS,
         )
         self.images = Counter(
             "rmadapter_images",
@@ -235,7 +235,7 @@ class Upload(NamedTuple):
     data: bytes
 
 
-class Answers(NamedTuple):
+class ServedAnswers(NamedTuple):
     """Answers to the images of a request.
 
     Attributes:
@@ -332,7 +332,7 @@ class Service:
         features: bool = False,
         skip_bad: bool = False,
         distance: bool = False,
-    ) -> Answers:
+    ) -> ServedAnswers:
         """Answer all images, or with `skip_bad` those that can be read.
 
         Raises HTTPException: 404 for an unknown model or one without the wanted features, 422 with
@@ -363,7 +363,7 @@ class Service:
         if bad and not skip_bad:
             raise _bad_images(uploads, bad)
         self.counters.images.labels(name, "answered").inc(len(rows) - len(bad))
-        return Answers(name, batcher.served, [upload.name for upload in uploads], rows)
+        return ServedAnswers(name, batcher.served, [upload.name for upload in uploads], rows)
 
     async def _answer_one(self, batcher: Batcher, upload: Upload, more: bool) -> Outputs:
         """Decode an image when its turn comes, and answer it. Raises UserError if it is bad, and

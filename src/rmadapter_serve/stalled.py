@@ -16,7 +16,7 @@ from typing import NamedTuple
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
-PATIENCE = 20.0  # seconds without progress
+STALL_SECONDS = 20.0  # seconds without progress
 LOOKS = 10  # at each connection, in that time
 
 
@@ -29,7 +29,7 @@ class _Stall(NamedTuple):
 
 
 async def serve(
-    server: uvicorn.Server, listening: socket.socket, patience: float = PATIENCE
+    server: uvicorn.Server, listening: socket.socket, patience: float = STALL_SECONDS
 ) -> None:
     """Serve until a signal or `server.should_exit`, and close stalled connections meanwhile."""
     closing = asyncio.create_task(_close_stalled(server, patience))

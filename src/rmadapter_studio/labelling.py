@@ -30,7 +30,7 @@ FILES = {
     "label-studio": "labels.json",
     "folders": "labels.zip",
 }
-GONE = "This image is no longer in the folder."
+NO_SUCH_IMAGE = "This image is no longer in the folder."
 
 
 class LabelShare(TypedDict):
@@ -302,7 +302,7 @@ class Labelling:
     def _names(self, numbers: Sequence[str]) -> list[str]:
         names = [self._names_of.get(number, "") for number in numbers]
         if not all(names):
-            raise UserError(GONE)
+            raise UserError(NO_SUCH_IMAGE)
         return names
 
     def _number(self) -> None:

@@ -39,7 +39,7 @@ from rmadapter_studio.visitors import MINUTE, Visit, Visitors, visitors_folder
 from rmadapter_studio.words import ASSETS, page
 
 MAX_JSON_BYTES = 100_000  # of a request
-GONE = 410  # status, after which the page for labelling goes on as a new visitor
+UNKNOWN_VISITOR = 410  # status, after which the page for labelling goes on as a new visitor
 KEY = "key"  # in the address, and at the end of the name of a cookie
 UNINVITED = "Open the address that rmadapter app printed: it ends in a key."
 EXPIRED = "This page was idle for too long, or the server was restarted: reload it."
@@ -49,7 +49,7 @@ SANDBOX = {
     "style-src 'unsafe-inline'"
 }
 # The browser keeps a picture while it is labelled; it is of one visitor.
-KEPT = {"Cache-Control": "private, max-age=3600"}
+CACHE_HEADERS = {"Cache-Control": "private, max-age=3600"}
 Endpoint: TypeAlias = Callable[[Request], Awaitable[Response]]
 
 
@@ -114,7 +114,7 @@ class _ExpiredError(UserError):
 
 
 async def _user_error(_: Request, error: Exception) -> Response:
-    status = GONE if isinstance(error, _ExpiredError) else 400
+    status = UNKNOWN_VISITOR if isinstance(error, _ExpiredError) else 400
     return JSONResponse({"error": without_commands(str(error))}, status)
 
 
@@ -254,10 +254,10 @@ async def _picture(request: Request) -> Response:
     visit = _visit(request)
     of = visit.session.labelling
     if of is None:
-        raise UserError(labelling.GONE)
+        raise UserError(labelling.NO_SUCH_IMAGE)
     size = request.query_params.get("size", "small")
     data = await visit.work(of.picture, request.path_params["number"], size)
-    return Response(data, media_type="image/jpeg", headers=KEPT)
+    return Response(data, media_type="image/jpeg", headers=CACHE_HEADERS)
 
 
 async def _take_labels(request: Request) -> Response:

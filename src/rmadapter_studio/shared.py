@@ -20,7 +20,7 @@ from rmadapter_studio.jobs import Jobs
 from rmadapter_studio.labelling import Labelling
 from rmadapter_studio.project import Project
 
-KEPT = "runs"  # folder of a project, for what was trained on its labels
+RUNS_FOLDER = "runs"  # folder of a project, for what was trained on its labels
 MAX_PROMPTS = 100_000  # of the classes of a run of the server's own
 
 
@@ -94,14 +94,14 @@ class Shared:
 
     def kept(self) -> dict[str, Path]:
         """Return the runs that were trained on the labels of the project, the newest first."""
-        runs = _runs_in(self.project.folder / KEPT) if self.project else {}
+        runs = _runs_in(self.project.folder / RUNS_FOLDER) if self.project else {}
         return {name: runs[name] for name in sorted(runs, key=_number, reverse=True)}
 
     def keep(self, run: Path) -> None:
-        """Copy a run into the folder of the project, below `KEPT`, under its method and a number.
-        Raises UserError if the disk refuses."""
+        """Copy a run into the folder of the project, below `RUNS_FOLDER`, under its method and a
+        number. Raises UserError if the disk refuses."""
         assert self.project is not None
-        home = self.project.folder / KEPT
+        home = self.project.folder / RUNS_FOLDER
         number = 1 + max(map(_number, self.kept()), default=0)
         method = read_record(RunFolder(run).record).method.name
         part = home / f".{number}.part"
@@ -112,7 +112,7 @@ class Shared:
             part.rename(home / f"{safe_name(method)}-{number}")
         except OSError as error:
             raise UserError(
-                f"the classifier cannot be kept in {KEPT} of the folder of images "
+                f"the classifier cannot be kept in {RUNS_FOLDER} of the folder of images "
                 f"({error.strerror or error}): make room there, and train again"
             ) from None
         finally:

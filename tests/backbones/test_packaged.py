@@ -73,7 +73,7 @@ def test_without_its_package_pocket_is_refused_with_the_command_that_installs_it
         with pytest.raises(UserError, match="pip install rmadapter-pocket"):
             ask("pocket-3")
     refused(rmadapter("fit", colors, "--out", tmp_path / "run"), "pip install rmadapter-pocket")
-    for name in packaged.OURS:
+    for name in packaged.OWN_PACKAGES:
         [row] = [row for row in published.listed() if row["name"] == name]
         assert row["state"] == "not installed: pip install rmadapter-pocket"
         assert "not installed" in str(machine.diagnose()[name])
@@ -82,7 +82,7 @@ def test_without_its_package_pocket_is_refused_with_the_command_that_installs_it
 
 
 def test_the_entry_points_of_our_package_have_all_members() -> None:
-    packages = [packaged.load_package(name) for name in packaged.OURS]
+    packages = [packaged.load_package(name) for name in packaged.OWN_PACKAGES]
     assert packages == [rmadapter_pocket.POCKET, rmadapter_pocket.POCKET_3]
     for package in packages:
         for member in (*packaged.Packaged.__annotations__, "place", "build", "check"):

@@ -112,7 +112,9 @@ def test_bad_files_are_refused_or_skipped(tmp_path: Path) -> None:
     (tmp_path / "train/a/2.png").write_bytes(b"")
     (tmp_path / "train/b/1.png").write_bytes(b"noise")
     (tmp_path / "train/c").mkdir()
-    refused(tmp_path, r"a/2\.png: .*0 bytes.* \(the first of 3 bad files or empty folders\); --skip-bad")
+    refused(
+        tmp_path, r"a/2\.png: .*0 bytes.* \(the first of 3 bad files or empty folders\); --skip-bad"
+    )
     sets = read_images(tmp_path, skip_bad=True)
     assert sets["train"].classes == sets["test"].classes == ("a",)
     assert names(sets["train"]) == ["train/a/1.png"]

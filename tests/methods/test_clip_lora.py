@@ -70,7 +70,7 @@ def test_logits_and_gradients_are_those_of_merged_weights(
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("rmadapter.prompts.CHUNK", chunk)  # more prompts than fit at once
+    monkeypatch.setattr("rmadapter.prompts.CHUNK_PROMPTS", chunk)  # more prompts than fit at once
     given: Backbone = request.getfixturevalue(name)
     backbone = double(given)
     random = torch.Generator().manual_seed(1)

@@ -47,7 +47,7 @@ def test_it_is_fine_tuning_of_the_upper_blocks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Loss, every gradient and the answers, of all classes and of some."""
-    monkeypatch.setattr("rmadapter.prompts.CHUNK", chunk)  # more prompts than fit at once
+    monkeypatch.setattr("rmadapter.prompts.CHUNK_PROMPTS", chunk)  # more prompts than fit at once
     given: Backbone = request.getfixturevalue(name)
     backbone, pixels = double(given), torch.randn(5, 3, 32, 32).double()
     shots = shots_of(given, noise_images(5, NAMES), templates=TEMPLATES)

@@ -12,7 +12,7 @@ from torch import Tensor
 from rmadapter.backbones import Backbone
 from rmadapter.data.read import ImageSet, load_image
 from rmadapter.errors import UserError
-from rmadapter.export.graph import Answers
+from rmadapter.export.graph import AnswerModule
 from rmadapter.methods.parts import learned_prompts
 from rmadapter.methods.tpt import TPT, Tuned
 from rmadapter.runs.evaluate import predict_all
@@ -98,7 +98,7 @@ def test_many_classes_are_encoded_in_chunks(
     tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = probabilities(fitted_on(tiny_clip), IMAGES)
-    monkeypatch.setattr(learned_prompts, "CHUNK", 3)
+    monkeypatch.setattr(learned_prompts, "CHUNK_PROMPTS", 3)
     torch.testing.assert_close(
         probabilities(fitted_on(tiny_clip), IMAGES), whole, atol=1e-5, rtol=0
     )
@@ -115,4 +115,4 @@ def test_views_differ_between_images_and_from_each_other(tiny_clip: Backbone) ->
 
 def test_exports_and_services_are_refused(tiny_clip: Backbone) -> None:
     with pytest.raises(UserError, match="TPT"):
-        Answers(fitted_on(tiny_clip), CLASSES)
+        AnswerModule(fitted_on(tiny_clip), CLASSES)

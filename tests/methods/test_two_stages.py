@@ -56,7 +56,7 @@ def test_stage_1_is_the_backbones_forward_with_other_norms(
 ) -> None:
     """Loss, gradients and answers; a class that was not trained is answered by the text encoder."""
     # more prompts than fit at once
-    monkeypatch.setattr("rmadapter.prompts.CHUNK", chunk)
+    monkeypatch.setattr("rmadapter.prompts.CHUNK_PROMPTS", chunk)
     given: Backbone = request.getfixturevalue(name)
     backbone, pixels = double(given), torch.randn(4, 3, 32, 32).double()
     shots = shots_of(given, noise_images(4, NAMES), templates=TEMPLATES)

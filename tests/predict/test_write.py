@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rmadapter.answers.answer import Row
+from rmadapter.answers.answer import AnswerRow
 from rmadapter.errors import UserError
 from rmadapter.predict.write import AnswerFile, Sorter, only_writer
 from tests.helpers.shell import limited_file_size
@@ -18,7 +18,7 @@ from tests.helpers.shell import limited_file_size
 COLUMNS = ["image", "label", "probability", "unsure"]
 
 
-def row(image: str, label: str = "sea_horse") -> Row:
+def row(image: str, label: str = "sea_horse") -> AnswerRow:
     return {"image": image, "label": label, "probability": 0.75, "unsure": label == "unsure"}
 
 
@@ -29,7 +29,7 @@ def started(path: Path, key: str = "k") -> AnswerFile:
 
 
 def test_csv_and_json_lines_hold_the_rows(tmp_path: Path) -> None:
-    bad: Row = {"image": "c.png", "bad": "c.png: not an image"}
+    bad: AnswerRow = {"image": "c.png", "bad": "c.png: not an image"}
     rows = [row("a,b.png"), row("caf\udce9.png", "unsure"), bad]
     for suffix in (".csv", ".jsonl"):
         file = started(tmp_path / f"answers{suffix}")
@@ -223,7 +223,7 @@ def test_killed_process_is_resumed(tmp_path: Path) -> None:
     """The row is written first, so that its place is known."""
     source, place = image(tmp_path / "in/a.jpg", "x"), tmp_path / "out/cat/a.jpg"
     sorter = Sorter(tmp_path / "out", ["cat"])
-    bad: Row = {"image": "gone.jpg", "bad": "no image"}
+    bad: AnswerRow = {"image": "gone.jpg", "bad": "no image"}
     sorter.resume([{"image": str(source), "sorted_to": str(place)}, bad])
     assert place.read_text() == "x"
     assert sorter.place(source, "cat").name == "a-2.jpg"

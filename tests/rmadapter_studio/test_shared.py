@@ -17,7 +17,7 @@ from rmadapter.errors import UserError
 from rmadapter_studio.copies import copy_run
 from rmadapter_studio.jobs import Jobs
 from rmadapter_studio.project import Project
-from rmadapter_studio.shared import KEPT, Shared
+from rmadapter_studio.shared import RUNS_FOLDER, Shared
 from rmadapter_studio.visitors import PREFIX, visitors_folder
 
 
@@ -49,7 +49,7 @@ def test_a_start_removes_what_killed_servers_left(
 def test_kept_runs_are_copies_the_newest_first(
     shared: Shared, finished: Path, tiny_clip: Backbone, tmp_path: Path
 ) -> None:
-    home = tmp_path / "photos" / KEPT
+    home = tmp_path / "photos" / RUNS_FOLDER
     assert shared.run_folders() == {}
     shared.keep(finished)
     (home / "rmadapter-1").rename(home / "rmadapter-9")
@@ -78,15 +78,15 @@ def test_other_runs_come_after_the_kept_ones(
     both = Shared(tiny_clip, Jobs(), tmp_path / "others", Project(tmp_path / "photos"))
     both.keep(finished)
     assert [*both.run_folders()] == ["rmadapter-1", "colours"]
-    assert both.run_folders()["rmadapter-1"] == tmp_path / "photos" / KEPT / "rmadapter-1"
+    assert both.run_folders()["rmadapter-1"] == tmp_path / "photos" / RUNS_FOLDER / "rmadapter-1"
 
 
 def test_a_run_that_cannot_be_kept_leaves_nothing(
     shared: Shared, finished: Path, tmp_path: Path
 ) -> None:
-    home = tmp_path / "photos" / KEPT
+    home = tmp_path / "photos" / RUNS_FOLDER
     home.write_text("a file of the user's")
-    with pytest.raises(UserError, match=f"{KEPT} of the folder"):
+    with pytest.raises(UserError, match=f"{RUNS_FOLDER} of the folder"):
         shared.keep(finished)
     assert home.read_text() == "a file of the user's"
-    assert [path.name for path in (tmp_path / "photos").iterdir()] == [KEPT]
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == [RUNS_FOLDER]

@@ -18,7 +18,7 @@ from rmadapter.answers.taxonomy import Place, Taxonomy, level_name
 from rmadapter.support.files import inert, inert_path
 
 Cell = str | float | bool | None
-Row = dict[str, Cell]
+AnswerRow = dict[str, Cell]
 ANSWER, UNSURE = "answer", "unsure"  # decisions, beside NONE_OF_THESE
 
 Group = TypedDict("Group", {"level": str, "class": str, "probability": float})
@@ -154,7 +154,7 @@ class Answer:
             facts["answer"] = place and {"class": place.name, "level": level_name(place.level)}
         return facts
 
-    def row(self, unsure: float = 0.0) -> Row:
+    def row(self, unsure: float = 0.0) -> AnswerRow:
         """Return a row of a table.
 
         Args:
@@ -163,7 +163,7 @@ class Answer:
         (guess, probability), *others = self.best
         decision = self.decision(unsure)
         place = None if decision == NONE_OF_THESE else self.place(unsure)
-        row: Row = {
+        row: AnswerRow = {
             "image": str(self.image),
             "label": place.name if place else decision,
             "probability": probability,

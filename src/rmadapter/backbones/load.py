@@ -51,7 +51,7 @@ from rmadapter.backbones.names import (
     nearest,
 )
 from rmadapter.backbones.numbers import check_numbers
-from rmadapter.backbones.packaged import OURS, is_packaged, load_package, packaged_names
+from rmadapter.backbones.packaged import OWN_PACKAGES, is_packaged, load_package, packaged_names
 from rmadapter.backbones.trust import (
     CONFIG,
     PICKLE_SUFFIXES,
@@ -200,7 +200,7 @@ def load_known(name: str, revision: str = "") -> Backbone:
 def is_published(name: str) -> bool:
     """Return whether a name alone determines the weights: a package's or one of open_clip's, not a
     folder, file or hub name."""
-    if name in (*OURS, *packaged_names()):
+    if name in (*OWN_PACKAGES, *packaged_names()):
         return True
     if name.startswith(TIMM):
         return is_published_timm(name)

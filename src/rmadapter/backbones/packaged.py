@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 GROUP = "rmadapter.backbones"
 POCKET = "pocket"  # of the records of studies
 POCKET_3 = "pocket-3"  # the default of `fit`: at 224 pixels, in five times the time
-OURS = (POCKET, POCKET_3)
+OWN_PACKAGES = (POCKET, POCKET_3)
 INSTALL = "pip install rmadapter-pocket"
 
 
@@ -59,7 +59,7 @@ def is_packaged(name: str) -> bool:
     their package."""
     if name in packaged_names():
         return True
-    if name in OURS:
+    if name in OWN_PACKAGES:
         raise UserError(
             f"backbone {name!r} is not installed: run `{INSTALL}`, or name another with "
             "--backbone, such as ViT-B-16/openai"

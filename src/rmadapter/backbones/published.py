@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rmadapter.backbones.names import HF_HUB, PRESETS, TIMM
-from rmadapter.backbones.packaged import INSTALL, OURS, POCKET_3, load_package, packaged_names
+from rmadapter.backbones.packaged import (
+    INSTALL,
+    OWN_PACKAGES,
+    POCKET_3,
+    load_package,
+    packaged_names,
+)
 from rmadapter.support.files import JsonObject
 
 
@@ -92,7 +98,7 @@ def licence_of(name: str) -> str:
 def commercial_use(name: str) -> str:
     """Return whether the licence of a backbone's weights allows commercial use: "yes", "no", or
     "read it" where it has terms of its own or is not known here."""
-    if name in OURS:  # for research and teaching, as their licence says
+    if name in OWN_PACKAGES:  # for research and teaching, as their licence says
         return "no"
     known = PUBLISHED.get(name)
     return "yes" if known and known.licence.lower() in FREE_LICENCES else "read it"
@@ -181,7 +187,7 @@ def _packaged() -> list[JsonObject]:
         row = {"name": name, "state": state, "mb": megabytes, "folder": str(place)}
         rows.append({**row, "about": package.ABOUT})
     blank = {"state": f"not installed: {INSTALL}", "mb": None, "folder": "", "about": ""}
-    rows += [{"name": name, **blank} for name in OURS if name not in packaged_names()]
+    rows += [{"name": name, **blank} for name in OWN_PACKAGES if name not in packaged_names()]
     return rows
 
 

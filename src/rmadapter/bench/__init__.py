@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rmadapter.bench.report.figures import trade_off as trade_off
     from rmadapter.bench.report.format import (
         Cell as Cell,
-        Row as Row,
+        TableRow as TableRow,
         setting_text as setting_text,
     )
     from rmadapter.bench.report.groups import (
@@ -41,7 +41,7 @@ __getattr__, __all__ = lazy_names(
         "rmadapter.bench.protocols": ["Job", "expand", "with_own_templates"],
         "rmadapter.support.cluster": ["run_on_cluster"],
         "rmadapter.bench.report.figures": ["trade_off"],
-        "rmadapter.bench.report.format": ["Cell", "Row", "setting_text"],
+        "rmadapter.bench.report.format": ["Cell", "TableRow", "setting_text"],
         "rmadapter.bench.report.groups": ["Column", "Group", "group_records"],
         "rmadapter.bench.report.printed": ["Check", "PrintedTables"],
         "rmadapter.bench.report.read": ["read_records"],

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rmadapter.backbones.names import PRESETS
-from rmadapter.backbones.packaged import OURS, packaged_names
+from rmadapter.backbones.packaged import OWN_PACKAGES, packaged_names
 from rmadapter.backbones.published import READY, licence_of, listed
 from rmadapter.cli.options import Json, Sets
 from rmadapter.errors import UserError, did_you_mean
@@ -495,7 +495,7 @@ def _backbones() -> dict[str, str]:
     for one in listed():
         name, folder = one["name"], Path(one["folder"])
         own = name in packages
-        if name in OURS or own:
+        if name in OWN_PACKAGES or own:
             facts[name] = one["state"] if one["mb"] is None else one["folder"]
         if own or one["mb"] is not None:
             licences.setdefault(licence_of(name) if own else _licence(folder), []).append(name)

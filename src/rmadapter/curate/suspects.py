@@ -68,7 +68,7 @@ SHARPNESS_SIDE = (
     256  # pixels of the longer side to which an image is reduced to measure its sharpness
 )
 # modified z-score of an outlier (Iglewicz and Hoaglin, How to Detect and Handle Outliers, 1993)
-FAR = 3.5
+OUTLIER_SCORE = 3.5
 TINY, HALF = 64, 0.5  # tiny: a shorter side below TINY pixels and below HALF of the set's median
 NTH, SHARE = 5, 0.01
 FLAT = 4.0  # of 255: standard deviation of the channel that varies most
@@ -313,14 +313,14 @@ def odd_reasons(measures: np.ndarray) -> list[list[str]]:
     usual = np.median(shorter) if len(shorter) else 0.0
     flat = spread < FLAT
     tiny = (shorter < TINY) & (shorter < HALF * usual)
-    blurred = (modified_z(np.log(np.maximum(sharpness, 1e-3))) < -FAR) & ~flat
+    blurred = (modified_z(np.log(np.maximum(sharpness, 1e-3))) < -OUTLIER_SCORE) & ~flat
     kinds = (("one colour", flat), ("tiny", tiny), ("blurred", blurred))
     return [[name for name, flags in kinds if flags[i]] for i in range(len(measures))]
 
 
 def modified_z(values: np.ndarray) -> np.ndarray:
     """Return each value's distance [N] from the median in units of a standard deviation that is
-    robust to outliers (see FAR)."""
+    robust to outliers (see OUTLIER_SCORE)."""
     if not len(values):
         return values
     middle = np.median(values)

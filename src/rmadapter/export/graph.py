@@ -57,7 +57,7 @@ EXTERNAL_WEIGHTS = f"{GRAPH}.data"  # the weights of a larger graph
 WEIGHTS = "model.bin"  # the weights of an OpenVINO model
 
 
-class Answers(nn.Module):
+class AnswerModule(nn.Module):
     """`Fitted.answers` of one model, as a module.
 
     The distance [B] of each image from the nearest class mean comes last, if the model can tell own
@@ -131,8 +131,8 @@ class FittedModel:
         device: Device that it computes on.
 
     Raises:
-        NotApplicable: As `Answers`.
-        UserError: As `Answers`.
+        NotApplicable: As `AnswerModule`.
+        UserError: As `AnswerModule`.
     """
 
     def __init__(self, saved: Saved, threads: int = 0, embeddings: bool | None = None) -> None:
@@ -142,11 +142,11 @@ class FittedModel:
         self.decider, self.size = saved.decider(), backbone.image_size
         self.device, self._preprocess = str(backbone.device), backbone.preprocess
         try:
-            self._all = Answers(fitted, saved.names, embeddings is not False)
+            self._all = AnswerModule(fitted, saved.names, embeddings is not False)
         except NotApplicable:
             if embeddings:
                 raise
-            self._all = Answers(fitted, saved.names)
+            self._all = AnswerModule(fitted, saved.names)
         self._probabilities = copy.copy(self._all)  # which computes nothing else
         self._probabilities.embeddings = False
         self._probabilities.means = self._probabilities.features = None
@@ -173,16 +173,16 @@ class FittedModel:
 
 def trace(fitted: Fitted, names: Sequence[str], embeddings: bool = False) -> ModelProto:
     """Trace a method as an ONNX graph with a free batch axis, or a batch of 1 if the method treats
-    each image by itself. Arguments are those of `Answers`.
+    each image by itself. Arguments are those of `AnswerModule`.
 
     Raises:
-        NotApplicable: As `Answers`.
+        NotApplicable: As `AnswerModule`.
         UserError: The method cannot be traced.
     """
-    return _traced(Answers(fitted, names, embeddings), _onnx, "an ONNX graph")
+    return _traced(AnswerModule(fitted, names, embeddings), _onnx, "an ONNX graph")
 
 
-def _traced(module: Answers, make: Callable[..., T], what: str) -> T:
+def _traced(module: AnswerModule, make: Callable[..., T], what: str) -> T:
     fitted = module.eval().fitted
     pixels = torch.zeros(2, 3, *[fitted.backbone.image_size] * 2, device=fitted.backbone.device)
     with silenced(logging.WARNING, output=True):
@@ -198,7 +198,7 @@ def _traced(module: Answers, make: Callable[..., T], what: str) -> T:
             ) from error
 
 
-def _onnx(module: Answers, pixels: Tensor, batch: BatchAxis) -> ModelProto:
+def _onnx(module: AnswerModule, pixels: Tensor, batch: BatchAxis) -> ModelProto:
     from onnxscript.optimizer import fold_constants
 
     program = torch.export.export(module, (pixels,), dynamic_shapes=batch, strict=False)
@@ -262,10 +262,10 @@ def write_litert(fitted: Fitted, names: Sequence[str], file: Path) -> None:
     and NotApplicable."""
     import litert_torch
 
-    def convert(module: Answers, pixels: Tensor, batch: BatchAxis) -> Any:
+    def convert(module: AnswerModule, pixels: Tensor, batch: BatchAxis) -> Any:
         return litert_torch.convert(module, (pixels[:1],))
 
-    converted = _traced(Answers(fitted, names), convert, "a LiteRT graph")
+    converted = _traced(AnswerModule(fitted, names), convert, "a LiteRT graph")
     with _written_by_a_library():
         converted.export(str(file))
 

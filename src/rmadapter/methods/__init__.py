@@ -2,7 +2,7 @@
 share."""
 
 from rmadapter.methods.registry import (
-    AUTO,
+    AUTO_METHOD,
     DEFAULT,
     EFFORTS,
     METHODS,
@@ -23,7 +23,7 @@ from rmadapter.methods.registry import (
 )
 
 __all__ = [
-    "AUTO",
+    "AUTO_METHOD",
     "DEFAULT",
     "EFFORTS",
     "METHODS",

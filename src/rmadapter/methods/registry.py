@@ -83,7 +83,7 @@ METHODS: dict[str, str] = {
     "rmadapter-plus": "rmadapter_plus:RMAdapterPlus",
 }
 DEFAULT = "rmadapter"  # of the paper's experiments: `bench` and `tune`
-AUTO = "auto"  # of `fit` and FewShotClassifier: the first of these that suits the backbone
+AUTO_METHOD = "auto"  # of `fit` and FewShotClassifier: the first of these that suits the backbone
 PREFERRED, WITHOUT_TEXT = "rmadapter-plus", "linear-probe"
 ENTRY_POINT_GROUP = "rmadapter.methods"
 EFFORTS = {"fast": 0.3, "normal": 1.0, "thorough": 3.0}  # times the published epochs
@@ -94,13 +94,13 @@ _TRUSTED: set[str] = set()
 def entry_points() -> dict[str, metadata.EntryPoint]:
     """Return the methods of installed packages by name; built-in names take precedence."""
     points = metadata.entry_points(group=ENTRY_POINT_GROUP)
-    return {point.name: point for point in points if point.name not in {*METHODS, AUTO}}
+    return {point.name: point for point in points if point.name not in {*METHODS, AUTO_METHOD}}
 
 
 def is_outside(name: str) -> bool:
     """Return whether loading the method runs code that neither this package nor an installed entry
     point names."""
-    return name not in {*METHODS, AUTO, *entry_points()}
+    return name not in {*METHODS, AUTO_METHOD, *entry_points()}
 
 
 def may_run(name: str) -> bool:
@@ -187,7 +187,7 @@ def _published_settings(name: str) -> JsonObject:
 
 def _find(name: str) -> object:
     """Return the class or object that a name stands for."""
-    if name == AUTO:
+    if name == AUTO_METHOD:
         raise UserError(
             f"{name} only works with `fit` and FewShotClassifier, where it is {PREFERRED}, and "
             f"{WITHOUT_TEXT} on a backbone without text: name a method here"

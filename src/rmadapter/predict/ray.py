@@ -27,7 +27,7 @@ IMAGES_PER_TASK = 8 * BATCH_SIZE  # most images given to a worker at once, and r
 
 
 @dataclass(frozen=True)
-class Model:
+class RayModel:
     """What every worker loads.
 
     Attributes:
@@ -69,11 +69,11 @@ class PredictWorker:
     """Answers images on a node.
 
     Args:
-        model: What it loads. Raises UserError as `Model.load`.
+        model: What it loads. Raises UserError as `RayModel.load`.
         options: What is reported of each image, as for `Predictor.predict`.
     """
 
-    def __init__(self, model: Model, options: Mapping[str, bool]) -> None:
+    def __init__(self, model: RayModel, options: Mapping[str, bool]) -> None:
         self.predictor, self.options = model.load(), options
 
     def do(self, work: Sequence[Path]) -> tuple[list[Answer], BadImages]:
@@ -105,7 +105,7 @@ class Cluster:
         address: Address of the cluster, as for `connected`.
     """
 
-    model: Model
+    model: RayModel
     jobs: int = 1
     address: str = ""
 
@@ -163,5 +163,5 @@ def cluster(
         reject_rate=decider.reject_rate,
         tree=decider.tree,
     )
-    model = Model(run.absolute(), backbone, method, answering, digest(predictor))
+    model = RayModel(run.absolute(), backbone, method, answering, digest(predictor))
     return Cluster(model, jobs, address)

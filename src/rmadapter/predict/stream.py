@@ -21,7 +21,7 @@ from rmadapter.training.contract import Fitted, probabilities
 BadImages = list[tuple[Path, str]]  # unreadable images, each with the reason
 
 
-class Answers(Protocol):
+class AnswerSource(Protocol):
     """What answers images: a `Predictor` in this process, or a cluster."""
 
     def predict(

@@ -20,7 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict, TypeGuard
 
-from rmadapter.answers.answer import Cell, Row, cell
+from rmadapter.answers.answer import AnswerRow, Cell, cell
 from rmadapter.data.formats.columnar import pyarrow
 from rmadapter.errors import UserError
 from rmadapter.support.files import atomic, cache_folder, check_new, csv_text, folder_name, opened
@@ -28,7 +28,7 @@ from rmadapter.support.locks import exclusive, hold
 from rmadapter.support.terminal import bar
 
 if TYPE_CHECKING:
-    from rmadapter.predict.stream import Answers, BadImages
+    from rmadapter.predict.stream import AnswerSource, BadImages
 
 PARTIAL = ".partial"
 WHAT = "unfinished answers of `rmadapter predict`"
@@ -46,7 +46,7 @@ class Counts(TypedDict):
 
 def write_answers(
     images: Sequence[Path],
-    model: Answers,
+    model: AnswerSource,
     unsure: float,
     skip_bad: bool,
     file: AnswerFile,
@@ -85,15 +85,15 @@ def write_answers(
     return counts
 
 
-def _bad_rows(bad: BadImages | None) -> list[Row]:
+def _bad_rows(bad: BadImages | None) -> list[AnswerRow]:
     """Return rows of the bad images since the last call, and empty the list."""
-    rows: list[Row] = [{"image": str(image), "bad": text} for image, text in bad or []]
+    rows: list[AnswerRow] = [{"image": str(image), "bad": text} for image, text in bad or []]
     if bad:
         bad.clear()
     return rows
 
 
-def _count(rows: Iterable[Row]) -> Counts:
+def _count(rows: Iterable[AnswerRow]) -> Counts:
     labels, unsure = Counter[str](), 0
     skipped: list[str] = []
     for row in rows:
@@ -128,7 +128,7 @@ class AnswerFile:
     def partial(self) -> Path:
         return partial_of(self.path)
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[AnswerRow]:
         """Yield rows of the unfinished file. The row of a bad image has "bad", which says what is
         wrong."""
         with opened(self.partial) as file:
@@ -143,7 +143,7 @@ class AnswerFile:
                     )
                 yield row
 
-    def _is_row(self, row: object) -> TypeGuard[Row]:
+    def _is_row(self, row: object) -> TypeGuard[AnswerRow]:
         """Return whether a parsed line is a row that `write` can have written."""
         if not isinstance(row, dict) or not isinstance(row.get("image"), str):
             return False
@@ -157,7 +157,7 @@ class AnswerFile:
             for value, kind in cells
         )
 
-    def write(self, rows: Iterable[Row]) -> None:
+    def write(self, rows: Iterable[AnswerRow]) -> None:
         """Append rows; they stay if this process is killed later."""
         with (
             _writing(self.partial),
@@ -223,7 +223,7 @@ class AnswerFile:
         """Write the final file and remove the unfinished one. Bad images only have rows if a column
         is "error"."""
         with_errors = "error" in self.columns
-        empty: Row = dict.fromkeys(self.columns)
+        empty: AnswerRow = dict.fromkeys(self.columns)
         rows = (
             {**empty, **row, "error": row.get("bad", "")}
             for row in self.rows()
@@ -268,7 +268,7 @@ def _writing(path: Path) -> Iterator[None]:
 LISTED = "set"  # the column that is a list where the format has lists
 
 
-def _csv(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
+def _csv(path: Path, columns: Sequence[str], rows: Iterable[AnswerRow]) -> None:
     with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         file.write(csv_text(columns, (), "\r\n"))
         for row in rows:
@@ -276,14 +276,14 @@ def _csv(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
             file.write(csv_text(line, (), "\r\n"))
 
 
-def _jsonl(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
+def _jsonl(path: Path, columns: Sequence[str], rows: Iterable[AnswerRow]) -> None:
     with open(path, "w", newline="\n", encoding="utf-8", errors="backslashreplace") as file:
         for row in rows:
             line = _with_list({column: row[column] for column in columns})
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def _with_list(row: Row) -> dict[str, object]:
+def _with_list(row: AnswerRow) -> dict[str, object]:
     """Return a row for a format that has lists."""
     if LISTED not in row:
         return {**row}
@@ -297,7 +297,7 @@ def kind_of(column: str) -> type[str] | type[bool] | type[float]:
     return float if column.startswith("probab") or column == "unfamiliar" else str
 
 
-def _parquet(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
+def _parquet(path: Path, columns: Sequence[str], rows: Iterable[AnswerRow]) -> None:
     import pyarrow as pa
     from pyarrow.parquet import ParquetWriter
 
@@ -318,17 +318,17 @@ def _utf8(value: Cell) -> Cell:
     return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
 
 
-FORMATS: dict[str, Callable[[Path, Sequence[str], Iterable[Row]], None]]
-FORMATS = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}
+WRITERS: dict[str, Callable[[Path, Sequence[str], Iterable[AnswerRow]], None]]
+WRITERS = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}
 
 
-def _format(path: Path) -> Callable[[Path, Sequence[str], Iterable[Row]], None]:
+def _format(path: Path) -> Callable[[Path, Sequence[str], Iterable[AnswerRow]], None]:
     suffix = path.suffix.lower()
-    if suffix not in FORMATS:
-        raise UserError(f"--out {path}: give a name that ends in {', '.join(FORMATS)}")
+    if suffix not in WRITERS:
+        raise UserError(f"--out {path}: give a name that ends in {', '.join(WRITERS)}")
     if suffix == ".parquet":
         pyarrow("parquet", f"--out {path}")
-    return FORMATS[suffix]
+    return WRITERS[suffix]
 
 
 # Sorting
@@ -409,7 +409,7 @@ class Sorter:
             if not os.path.lexists(target):
                 return target
 
-    def resume(self, rows: Iterable[Row]) -> None:
+    def resume(self, rows: Iterable[AnswerRow]) -> None:
         """Reserve the places of earlier rows, and bring images there that a killed process did
         not."""
         for row in rows:

@@ -48,7 +48,7 @@ class _Measured(Exception):
 
 
 @dataclass(frozen=True)
-class Answers:
+class FoldAnswers:
     """What a method answers on folds.
 
     Attributes:
@@ -73,7 +73,7 @@ class Folds:
     lab: Lab
     images: ImageSet
     parts: list[list[int]]
-    _known: dict[str, list[Answers]] = field(default_factory=dict)
+    _known: dict[str, list[FoldAnswers]] = field(default_factory=dict)
 
     @classmethod
     def make(cls, task: Task, few: FewShot, lab: Lab, count: int | None = None) -> Folds:
@@ -121,7 +121,7 @@ class Folds:
         baseline: bool = False,
         count: int | None = None,
         callbacks: Sequence[Callback] = (),
-    ) -> Answers:
+    ) -> FoldAnswers:
         """Return the answers of a method on the first `count` folds, by default on all; each fold
         is computed once.
 
@@ -136,7 +136,7 @@ class Folds:
             self.lab.expect_training(len(done) + 1, len(wanted) + 1)  # the last is on all images
             done.append(self._fold(method, plain, key, len(done), callbacks))
         used = done[: len(wanted)]
-        return Answers(
+        return FoldAnswers(
             np.concatenate([one.table for one in used]),
             sum(one.seconds for one in used),
             np.concatenate([one.distances for one in used]),
@@ -156,7 +156,7 @@ class Folds:
         key: str,
         number: int,
         callbacks: Sequence[Callback],
-    ) -> Answers:
+    ) -> FoldAnswers:
         """Return the answers on one fold, which are saved if the lab has a folder."""
         part = self.parts[number]
         file = self._file(key, number)
@@ -188,7 +188,7 @@ class Folds:
         if file:
             numbers = {"distances": torch.from_numpy(far), "seconds": torch.tensor(seconds)}
             write_tensors(file, {"table": table, **numbers})
-        return Answers(table.numpy(), seconds, far)
+        return FoldAnswers(table.numpy(), seconds, far)
 
     def passes(self, method: Method, count: int, others: int) -> int:
         """Return how many passes over the images a method may train, so that a training on all
@@ -281,7 +281,7 @@ class Folds:
         return replace(Answered.on(judged, table), distances=answers.distances)
 
 
-def _read(file: Path, count: int) -> Answers | None:
+def _read(file: Path, count: int) -> FoldAnswers | None:
     """Read saved answers on `count` images; None if there are none, or only damaged ones."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -289,7 +289,7 @@ def _read(file: Path, count: int) -> Answers | None:
     try:
         tensors = load_file(file)
         seconds, far = float(tensors["seconds"]), tensors["distances"].numpy()
-        answers = Answers(tensors["table"].numpy(), seconds, far)
+        answers = FoldAnswers(tensors["table"].numpy(), seconds, far)
     except (SafetensorError, OSError, KeyError, ValueError):
         return None
     return answers if len(answers.table) == count else None

@@ -29,7 +29,7 @@ from rmadapter.training.shots import Callback
 Splits: TypeAlias = Mapping[str, ImageSet]
 Sets: TypeAlias = list[tuple[Question, ImageSet, Split]]
 _Draw: TypeAlias = tuple[str, int, int, str]  # data, shots, seed, draw
-FORMATS: tuple[Literal["fp32", "bf16", "fp16"], ...] = ("fp32", "bf16", "fp16")
+NUMBER_FORMATS: tuple[Literal["fp32", "bf16", "fp16"], ...] = ("fp32", "bf16", "fp16")
 END = -1  # sent instead of a training
 
 
@@ -325,8 +325,8 @@ class Team:
         _check(name, method, int(os.environ["WORLD_SIZE"]))
         machine = replace(machine, device=_device(machine.device, int(os.environ["LOCAL_RANK"])))
         # `auto` may have chosen different formats in the processes
-        [precision] = distributed.broadcast_numbers([FORMATS.index(machine.precision)])
-        return cls(replace(machine, precision=FORMATS[precision]), method)
+        [precision] = distributed.broadcast_numbers([NUMBER_FORMATS.index(machine.precision)])
+        return cls(replace(machine, precision=NUMBER_FORMATS[precision]), method)
 
     def training(self, method: Method) -> Team:
         """Return the team with the method as it is trained, once its images are known."""

@@ -12,7 +12,7 @@ from rmadapter.backbones.names import joined, names_in
 from rmadapter.backbones.packaged import POCKET_3
 from rmadapter.errors import UserError, did_you_mean, quoted
 from rmadapter.methods import (
-    AUTO,
+    AUTO_METHOD,
     DEFAULT,
     PREFERRED,
     WITHOUT_TEXT,
@@ -74,14 +74,14 @@ class Request:
         Args:
             values: Settings of the task, the machine and the method; `METHOD.field` reaches a
                 method's field whose name is also a common one.
-            method: Name of the method; `AUTO` for the one that suits the backbone.
+            method: Name of the method; `AUTO_METHOD` for the one that suits the backbone.
             effort: As for `load_method`.
             data: What to learn from.
 
         Raises:
             UserError: A name is unknown; the message says what to write.
         """
-        name = PREFERRED if method == AUTO else method
+        name = PREFERRED if method == AUTO_METHOD else method
         for_task, for_machine, for_method = split(values or {}, name)
         published = load_method(name, {}, effort)
         task = check_views(configured(Task(data=data), for_task))
@@ -89,7 +89,7 @@ class Request:
         _check_method_settings(for_method, published)
         machine = machine_of(for_machine)
         changed = configured(published, for_method)
-        instead = (effort, for_method) if method == AUTO else None
+        instead = (effort, for_method) if method == AUTO_METHOD else None
         return cls(task, machine, changed, name, instead)
 
     @property
@@ -101,8 +101,8 @@ class Request:
         """Return the request with the method for a backbone and images.
 
         Args:
-            backbone: Where `AUTO` stands for the method, it needs no text if this has none.
-            labels: Labels of the images; by their number, `AUTO` decides how long to train.
+            backbone: Where `AUTO_METHOD` stands for the method, it needs no text if this has none.
+            labels: Labels of the images; by their number, `AUTO_METHOD` decides how long to train.
 
         Raises:
             UserError: The method needs a text encoder, which the backbone lacks.
@@ -147,12 +147,12 @@ def requested(
     data: str = "",
 ) -> Request:
     """Build a request from a command line: a file of settings, overridden by flags, which --set
-    overrides. Without a method, it is `AUTO`; without a backbone, `POCKET_3`; without a number of
-    shots, all images are taken."""
+    overrides. Without a method, it is `AUTO_METHOD`; without a backbone, `POCKET_3`; without a
+    number of shots, all images are taken."""
     named, values = read_config(config, (method,))
     given = {flag: value for flag, value in flags.items() if value is not None}
     given |= parse_overrides(sets or [])
-    name = method or named or AUTO
+    name = method or named or AUTO_METHOD
     if effort != "normal":
         values = without_length(values, name)
     values = {"backbone": POCKET_3, "shots": 0, **values, **given}
@@ -179,7 +179,7 @@ def check_names(values: Mapping[str, object], name: str) -> None:
         values: Settings by flat name.
         name: Name of the method, as for `Request.make`.
     """
-    name = PREFERRED if name == AUTO else name
+    name = PREFERRED if name == AUTO_METHOD else name
     _check_method_settings(split(values, name)[2], load_method(name))
 
 
@@ -209,7 +209,7 @@ def read_config(file: Path | None, named: Sequence[str] = ()) -> tuple[str, dict
 
 def without_length(values: Mapping[str, object], method: str) -> dict[str, object]:
     """Return a file's values without those that an effort scales: an option takes precedence."""
-    loaded = load_method(PREFERRED if method == AUTO else method)
+    loaded = load_method(PREFERRED if method == AUTO_METHOD else method)
     long = ("epochs", "iterations", *loaded.traits.in_epochs)
     return {name: value for name, value in values.items() if name.rpartition(".")[2] not in long}
 

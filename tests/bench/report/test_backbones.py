@@ -12,7 +12,7 @@ from scipy import stats
 
 from rmadapter.artifacts.record import BackboneName, Record
 from rmadapter.bench.report.backbones import backbone_tables
-from rmadapter.bench.report.format import Row, Table
+from rmadapter.bench.report.format import Table, TableRow
 from rmadapter.bench.report.groups import group_records
 from rmadapter.bench.report.write import write_reports
 from rmadapter.errors import UserError
@@ -52,7 +52,7 @@ def every(skip: tuple[object, ...] = ()) -> list[Record]:
     ]
 
 
-def row(table: Table, label: str) -> Row:
+def row(table: Table, label: str) -> TableRow:
     return next(one for one in table.rows if one.label == label)
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from rmadapter.bench.report.format import (
     Cell,
-    Row,
     Table,
+    TableRow,
     mark_best,
     minus,
     tex,
@@ -24,10 +24,10 @@ from rmadapter.errors import UserError
 
 ROWS = mark_best(
     [
-        Row("A_1 & co", (Cell(70.123, 0.5), Cell(3.0))),
-        Row("B|b", (Cell(70.1249), Cell(2.0))),
-        Row("C", (Cell(99.0), Cell()), note="1 of 3 seeds"),
-        Row("D, as printed", (Cell(80.0), Cell(1.0)), "paper"),
+        TableRow("A_1 & co", (Cell(70.123, 0.5), Cell(3.0))),
+        TableRow("B|b", (Cell(70.1249), Cell(2.0))),
+        TableRow("C", (Cell(99.0), Cell()), note="1 of 3 seeds"),
+        TableRow("D, as printed", (Cell(80.0), Cell(1.0)), "paper"),
     ]
 )
 TABLE = Table("t", "A table of 5 %", ("method", "x_y", "time"), ROWS, "3 seeds.", ("A note.",))
@@ -40,7 +40,7 @@ def test_best_is_marked_among_complete_measured_rows_with_ties() -> None:
         [False, False],
         [False, False],
     ]
-    assert not mark_best([Row("alone", (Cell(1.0),))])[0].cells[0].best
+    assert not mark_best([TableRow("alone", (Cell(1.0),))])[0].cells[0].best
 
 
 def test_numbers_have_two_decimals() -> None:
@@ -92,7 +92,7 @@ def test_missing_pandas_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_formula_is_text_to_a_spreadsheet() -> None:
     odd = ['=HYPERLINK("http://x")', "+1", "-1+cmd", "@SUM(A1)", "\t=1", "\r=1"]
-    rows = tuple(Row(text, (Cell(text), Cell(-1.5), Cell(-7)), note=text) for text in odd)
+    rows = tuple(TableRow(text, (Cell(text), Cell(-1.5), Cell(-7)), note=text) for text in odd)
     text = to_csv(Table("t", "", ("=method", "=a", "b", "c"), rows))
     header, *lines = csv.reader(io.StringIO(text, newline=""))
     assert header == ["'=method", "source", "note", "'=a", "b", "c"]

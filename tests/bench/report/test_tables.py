@@ -12,7 +12,7 @@ from scipy import stats
 from rmadapter.artifacts.record import Record
 from rmadapter.artifacts.value import Balanced
 from rmadapter.bench.report.costs import USES_HEADS, uses_tables
-from rmadapter.bench.report.format import Row, Table
+from rmadapter.bench.report.format import Table, TableRow
 from rmadapter.bench.report.groups import Group, group_records, total_seconds
 from rmadapter.bench.report.tables import make_tables
 from rmadapter.training.traits import Uses
@@ -43,7 +43,7 @@ def tables(runs: list[Record]) -> dict[str, Table]:
     return {table.name.removeprefix(f"{group.slug}-"): table for table in make_tables(group)}
 
 
-def row(table: Table, label: str) -> Row:
+def row(table: Table, label: str) -> TableRow:
     return next(row for row in table.rows if row.label == label)
 
 

@@ -129,7 +129,7 @@ def test_the_first_of_several_descriptions_is_the_name(tiny_clip: Backbone) -> N
     assert torch.equal(some.encode(context), first.encode(context))
 
 
-@pytest.mark.parametrize("limit", ["CHUNK", "MAX_TOKENS"])
+@pytest.mark.parametrize("limit", ["CHUNK_PROMPTS", "MAX_TOKENS"])
 def test_many_prompts_are_encoded_in_chunks_with_the_same_features_and_gradient(
     tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
@@ -144,7 +144,7 @@ def test_many_prompts_are_encoded_in_chunks_with_the_same_features_and_gradient(
         lambda part, *given: sizes.append(len(features := encode(part, *given))) or features,
     )
     for chunk in (len(NAMES), 3):
-        value = chunk if limit == "CHUNK" else -(-read * chunk // len(NAMES))
+        value = chunk if limit == "CHUNK_PROMPTS" else -(-read * chunk // len(NAMES))
         monkeypatch.setattr(f"rmadapter.prompts.{limit}", value)
         context = context_of(backbone.text.width, 2)
         sizes.clear()

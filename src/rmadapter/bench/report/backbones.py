@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from rmadapter.artifacts.record import Record
-from rmadapter.bench.report.format import Row, Table, mark_best, setting_text
+from rmadapter.bench.report.format import Table, TableRow, mark_best, setting_text
 from rmadapter.bench.report.groups import (
     Column,
     Group,
@@ -64,10 +64,10 @@ def _table(groups: Sequence[Group], column: Column) -> Table:
     for label in rows_of(records):
         of_backbones = [cells[label, digest] for digest in backbones.values()]
         figures = (column.cell(of_cell, datasets, seeds) for of_cell in of_backbones)
-        rows.append(Row(label, tuple(figures)))
+        rows.append(TableRow(label, tuple(figures)))
     used = [r for r in records if r.task.data in datasets and r.task.seed in seeds]
     first = groups[0]
-    chance = Row("chance", first.chance([column], datasets, used) * len(backbones), "chance")
+    chance = TableRow("chance", first.chance([column], datasets, used) * len(backbones), "chance")
     settings = slug(", ".join(_settings(first)))
     return Table(
         slug(f"{first.protocol}-{slug(column.head)}-{first.track}-{settings}-backbones"),

@@ -9,7 +9,7 @@ from statistics import median
 from typing import TypeAlias
 
 from rmadapter.artifacts.record import Record
-from rmadapter.bench.report.format import Cell, Row, Table
+from rmadapter.bench.report.format import Cell, Table, TableRow
 from rmadapter.bench.report.groups import (
     Group,
     facts,
@@ -58,7 +58,7 @@ def cost_table(group: Group) -> Table:
     rows = []
     for label, records in replace(group, records=used).costs.items():
         cells = (_median(map(of, records)) for of in figures.values())
-        rows.append(Row(label, (_parameters(records), *cells, Cell(len(records)))))
+        rows.append(TableRow(label, (_parameters(records), *cells, Cell(len(records)))))
     hardware = machines(used)
     different = "Measured on different machines, so that times cannot be compared: "
     prefix = different if len(hardware) > 1 else "On "
@@ -89,7 +89,7 @@ def uses_tables(group: Group) -> list[Table]:
     if group.ranked and len({record.method.name for record in group.records}) < 2:
         return []
     rows = tuple(
-        Row(label, tuple(map(Cell, _uses_texts(group.uses(label), records[0].variant))))
+        TableRow(label, tuple(map(Cell, _uses_texts(group.uses(label), records[0].variant))))
         for label, records in group.rows.items()
     )
     backbone = f"{group.backbone.name} ({group.backbone.digest[:8]})."

@@ -49,7 +49,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """A row of a table.
 
     Attributes:
@@ -86,12 +86,12 @@ class Table:
     name: str
     title: str
     columns: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     facts: str = ""
     footnotes: tuple[str, ...] = ()
 
 
-def mark_best(rows: Sequence[Row]) -> tuple[Row, ...]:
+def mark_best(rows: Sequence[TableRow]) -> tuple[TableRow, ...]:
     """Mark the largest measured figure of each column, and those that print the same; none in a
     column of one.
 
@@ -104,7 +104,7 @@ def mark_best(rows: Sequence[Row]) -> tuple[Row, ...]:
         values = [round(cell.number, 2) for cell in cells if not math.isnan(cell.number)]
         best.append(max(values) if len(values) > 1 else None)
 
-    def mark(row: Row) -> Row:
+    def mark(row: TableRow) -> TableRow:
         pairs = zip(row.cells, best, strict=True)
         cells = (replace(cell, best=round(cell.number, 2) == top) for cell, top in pairs)
         return replace(row, cells=tuple(cells))
@@ -177,7 +177,7 @@ def to_latex(table: Table) -> str:
 def _frame(table: Table, escape: Callable[[str], str], bold: str, italic: str) -> pandas.DataFrame:
     """Lay out all texts as they are shown: the best in bold, the paper's rows in italics."""
 
-    def texts(row: Row) -> list[str]:
+    def texts(row: TableRow) -> list[str]:
         style = "{}" if row.source == "measured" else italic
         cells = [(bold if cell.best else style).format(escape(cell.text)) for cell in row.cells]
         return [style.format(escape(row.title)), *cells]

@@ -11,7 +11,7 @@ from importlib.metadata import entry_points
 from typing import TypedDict
 
 from rmadapter.artifacts.record import Record
-from rmadapter.bench.report.format import Row
+from rmadapter.bench.report.format import TableRow
 from rmadapter.bench.report.groups import Column, Group
 
 
@@ -55,11 +55,11 @@ class PrintedTables:
         """Return whether an average over these data sets is one of the paper's."""
         return False
 
-    def rows(self, record: Record, block: str, columns: Sequence[Column]) -> list[Row]:
+    def rows(self, record: Record, block: str, columns: Sequence[Column]) -> list[TableRow]:
         """Return the paper's rows about the record's method, with a cell for each column."""
         return []
 
-    def notes(self, group: Group, block: str, rows: Sequence[Row]) -> list[str]:
+    def notes(self, group: Group, block: str, rows: Sequence[TableRow]) -> list[str]:
         """Write the footnotes about the paper of a table with these rows."""
         return []
 

@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeAlias, TypeVar
 import numpy as np
 
 from rmadapter.artifacts.record import Record
-from rmadapter.bench.report.format import Cell, Row, Table
+from rmadapter.bench.report.format import Cell, Table, TableRow
 from rmadapter.metrics import confidence_interval, harmonic_mean
 
 LEVEL, POWER = 0.05, 0.8  # of the tests
@@ -27,8 +27,8 @@ MIN_RANKED_METHODS, MIN_RANKED_SETS = 3, 4
 HM_OF_MEANS = "HM of the means"
 
 Key = TypeVar("Key")
-Draw: TypeAlias = "tuple[str, int, int, str]"  # data, shots, seed, digest of the split
-Figures: TypeAlias = "Mapping[str, Mapping[Draw, float]]"  # by data set, then by draw
+DrawKey: TypeAlias = "tuple[str, int, int, str]"  # data, shots, seed, digest of the split
+Figures: TypeAlias = "Mapping[str, Mapping[DrawKey, float]]"  # by data set, then by draw
 
 
 def average(
@@ -345,7 +345,7 @@ def rank(labels: Sequence[str], values: np.ndarray, left_out: Sequence[str] = ()
 def figures_of(records: Sequence[Record], metric: str) -> Figures:
     """Return a metric by data set and draw; for "average" by target, each of which counts as a data
     set."""
-    figures: dict[str, dict[Draw, float]] = defaultdict(dict)
+    figures: dict[str, dict[DrawKey, float]] = defaultdict(dict)
     for record in records:
         task = record.task
         draw = (task.data, task.shots, task.seed, record.split_digest)
@@ -395,7 +395,7 @@ def rank_table(
     rows = []
     for i, (label, mean) in enumerate(ranks.cells.items()):
         against = (Cell("" if i == j else ranks.against(i, j)) for j in range(k))
-        rows.append(Row(label, (mean, *against)))
+        rows.append(TableRow(label, (mean, *against)))
     shown = "are shown to differ" if ranks.differ else "are not shown to differ"
     footnotes = [
         f"Friedman's test over n = {n} data sets: chi-square {ranks.chi2:.2f}, p {ranks.p:.2g}; "

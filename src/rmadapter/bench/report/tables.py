@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from rmadapter.artifacts.record import BALANCED, Record
 from rmadapter.bench.report.costs import cost_table, uses_tables
-from rmadapter.bench.report.format import Cell, Row, Table, mark_best
+from rmadapter.bench.report.format import Cell, Table, TableRow, mark_best
 from rmadapter.bench.report.groups import (
     OPEN_WORLD,
     RIGHT_HALF,
@@ -99,7 +99,7 @@ def _means_table(
         block: What it is about, as `PrintedTables` takes it.
         notes: Further footnotes.
     """
-    rows: list[Row] = []
+    rows: list[TableRow] = []
     for label, records in group.rows.items():
         selected = [record for record in records if record.task.data in datasets]
         cells = []
@@ -107,7 +107,7 @@ def _means_table(
             source = group.comparable[label] if column.metric in AVERAGE else selected
             cells.append(column.cell(source, datasets, seeds))
         missing = _missing_seeds(selected, columns, group.seeds) if seeds is None else ""
-        rows.append(Row(label, tuple(cells), note=missing))
+        rows.append(TableRow(label, tuple(cells), note=missing))
         if selected:
             rows += printed_tables().rows(selected[0], block, columns)
     used = [
@@ -126,7 +126,7 @@ def _means_table(
     )
     heads = (first_column(group), *(column.head for column in columns))
     name = f"{group.slug}-{'average' if seeds is not None else slug(datasets[0])}"
-    chance = Row("chance", group.chance(columns, datasets, used), "chance")
+    chance = TableRow("chance", group.chance(columns, datasets, used), "chance")
     return Table(name, title, heads, (*mark_best(rows), chance), facts(group, used), footnotes)
 
 
@@ -224,7 +224,7 @@ def _pair_tables(group: Group) -> list[Table]:
         return []
     by_column = {column: group.differences(column) for column in group.columns}
     lines = [
-        Row(label, _pair_cells(column, pairs[label]))
+        TableRow(label, _pair_cells(column, pairs[label]))
         for label in group.rows
         for column, pairs in by_column.items()
         if label in pairs
