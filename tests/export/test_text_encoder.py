@@ -39,6 +39,7 @@ def fitted_by(name: str, backbone: Backbone, settings: dict[str, Any], **options
             ("skip-tuning", FEW),
             ("full-finetune", FEW),
             ("text-refiner", FEW),
+            ("biclip", FEW),
             ("prolip", FEW),
             ("maple", FEW),
             ("lweib", {**FEW, "scale": 0.3}),

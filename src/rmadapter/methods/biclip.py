@@ -19,8 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmadapter.backbones import Backbone
-from rmadapter.methods.parts.features import unit
-from rmadapter.prompts import linear_logits, zero_shot_weights
+from rmadapter.prompts import Cosines, cosine_logits, linear_logits, untouched, zero_shot_weights
 from rmadapter.training.contract import (
     About,
     Batch,
@@ -47,18 +46,15 @@ class Bilinear(Learner):
         self.register_buffer("places", torch.triu_indices(size, size), persistent=False)
         self.upper = nn.Parameter((self.places[0] == self.places[1]).float())
 
-    def matrix(self) -> Tensor:
-        """Return W [e, e]."""
-        size = self.backbone.embedding_size
-        return self.upper.new_zeros(size, size).index_put(tuple(self.places), self.upper)
-
     def classifier(self, weights: Tensor) -> Tensor:
-        """Turn class features [C, e] into weights [C, e] for unit image features: scale * t W^T."""
-        return self.backbone.logit_scale * linear_logits(weights, self.matrix())
+        """Turn class features [C, e] into weights [C, e] for unit image features: t W^T."""
+        size = self.backbone.embedding_size
+        matrix = self.upper.new_zeros(size, size).index_put(tuple(self.places), self.upper)
+        return linear_logits(weights, matrix)
 
     def for_classes(self, names: Sequence[str], known: Known) -> ToLogits:
         weights = self.classifier(zero_shot_weights(self.backbone, names, known.templates))
-        return lambda states: linear_logits(unit(states.features), weights)
+        return Cosines(self.backbone, untouched, weights)
 
 
 @dataclass(frozen=True)
@@ -109,7 +105,7 @@ class BiCLIP(ModuleMethod[Bilinear]):
 
         def loss(batch: Batch) -> Tensor:
             classifier = module.classifier(weights)[batch.labels]
-            logits = linear_logits(unit(batch.images.features), classifier)
+            logits = cosine_logits(module.backbone, batch.images.features, classifier)
             own = torch.arange(len(logits), device=logits.device)
             return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
