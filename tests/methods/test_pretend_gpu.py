@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from rmadapter.artifacts.checkpoint import load, save
 from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.methods import METHODS, load_method
+from rmadapter.settings import settings_of
 from rmadapter.training.contract import Fitted
 from tests.helpers import pretend_gpu
-from tests.helpers.learning import killed_and_resumed
+from tests.helpers.learning import killed_and_resumed, losses
 from tests.helpers.methods import probabilities, quick_method
 from tests.helpers.pretend_gpu import PretendTensor, limited, plugged_in, without_float64
 from tests.helpers.shots import noisy_colors, shots_of
@@ -89,6 +90,29 @@ def test_bfloat16_rounds_as_much_as_on_the_processor(
     exact, there = answers(fit(name, tiny_clip)), answers(fit(name, gpu, precision="bf16"))
     here = answers(fit(name, tiny_clip, precision="bf16"))
     assert apart(there, exact) < 4 * apart(here, exact) + 1e-3
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("name", ["coop", "rmadapter"])
+def test_a_training_in_a_lower_format_is_saved_loaded_and_resumed(
+    name: str, precision: str, gpu: Backbone, tmp_path: Path
+) -> None:
+    """And ends near one in float32; losses in float16 are scaled, and steps left out until the
+    scale fits: four of the six of CoOp."""
+    exact, fitted = fit(name, gpu), fit(name, gpu, precision=precision)
+    assert losses(fitted)[:2] == pytest.approx(losses(exact)[:2], rel=3e-2)
+    found, wanted = answers(fitted), answers(exact)
+    still = load_method(name, settings_of(quick_method(name)) | {"learning_rate": 1e-12})
+    start = answers(still.fit(gpu, shots_of(gpu, SHOTS, device=gpu.device.type, seed=3)))
+    assert 0 < apart(found, wanted) < max(0.9 * apart(start, wanted), 0.005)
+    save(tmp_path / "model", fitted, name)
+    assert torch.equal(answers(load(tmp_path / "model", gpu).fitted), found)
+    method, survived = quick_method(name), random.Random(f"{name} {sys.version}")
+    shots = shots_of(gpu, SHOTS, device=gpu.device.type, precision=precision)
+    whole, resumed = killed_and_resumed(
+        lambda shots: method.fit(gpu, shots), shots, tmp_path, survived
+    )
+    assert all(torch.equal(whole.tensors[one], resumed.tensors[one]) for one in whole.tensors)
 
 
 @pytest.mark.parametrize("name", ci_except(METHODS, *ONE_OF_EACH))
