@@ -160,6 +160,12 @@ def logits(
     return fitted.score(names)(fitted.states(pixels))
 
 
+def same(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """Compare answers by class weights that were kept with answers by those that were just made:
+    they have another layout, for which some processors add in another order."""
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.ci
 @pytest.mark.parametrize("model", KEEPING, indirect=True)
 def test_a_saved_model_needs_no_text_encoder_the_second_time(
@@ -167,13 +173,13 @@ def test_a_saved_model_needs_no_text_encoder_the_second_time(
 ) -> None:
     known = load_known(tiny_hf.name)
     expected = logits(model, tiny_hf)
-    assert torch.equal(logits(model, known), expected)
-    assert torch.equal(logits(model, no_text(known)), expected)
+    for backbone in (known, no_text(known)):
+        same(logits(model, backbone), expected)
     some = read_model(RunFolder(model).model).classes[:2]
     with pytest.raises(LookupError):
         logits(model, no_text(known), some)
-    assert torch.equal(logits(model, known, some), logits(model, tiny_hf, some))
-    assert torch.equal(logits(model, no_text(known), some), logits(model, tiny_hf, some))
+    same(logits(model, known, some), logits(model, tiny_hf, some))
+    same(logits(model, no_text(known), some), logits(model, tiny_hf, some))
 
 
 class Encoded(Exception):
@@ -214,7 +220,7 @@ def test_saving_a_run_encodes_only_what_can_be_kept(
     with pytest.raises(Encoded), pausing(refuse):
         save_run(tmp_path / "ours", ours, saved.name, record)
     save_run(tmp_path / "ours", ours, saved.name, record)
-    assert torch.equal(logits(tmp_path / "ours", no_text(known)), logits(finished, tiny_clip))
+    same(logits(tmp_path / "ours", no_text(known)), logits(finished, tiny_clip))
 
 
 @pytest.mark.parametrize("model", ["rmadapter"], indirect=True)
@@ -228,7 +234,7 @@ def test_class_weights_of_another_model_are_not_taken(
     more = {"settings": {"alpha": 0.5}}
     with pytest.raises(LookupError):
         logits(model, no_text(known), **more)
-    assert torch.equal(logits(model, known, **more), logits(model, tiny_hf, **more))
+    same(logits(model, known, **more), logits(model, tiny_hf, **more))
     fitted = load(model, tiny_hf).fitted
     tensors = {name: 2 * tensor for name, tensor in fitted.tensors.items()}
     templates = replace(fitted.known, templates=("the {}",))
@@ -238,7 +244,7 @@ def test_class_weights_of_another_model_are_not_taken(
         save(model.parent / f"{number}", other, "rmadapter")
         with pytest.raises(LookupError):
             logits(model.parent / f"{number}", no_text(known))
-    assert torch.equal(logits(model, no_text(known)), expected)
+    same(logits(model, no_text(known)), expected)
 
 
 @pytest.mark.parametrize("model", ["rmadapter"], indirect=True)
@@ -255,8 +261,8 @@ def test_damaged_class_weights_are_made_again(model: Path, tiny_hf: Backbone, ke
             save_file({"weights": damaged.contiguous()}, file, metadata)
         with pytest.raises(LookupError):
             logits(model, no_text(known))
-        assert torch.equal(logits(model, known), expected)
-        assert torch.equal(logits(model, no_text(known)), expected)
+        same(logits(model, known), expected)
+        same(logits(model, no_text(known)), expected)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="modes and links as POSIX has them")
@@ -270,9 +276,9 @@ def test_class_weights_that_others_may_change_are_not_believed(
     file.chmod(0o666)
     with pytest.raises(LookupError):
         logits(model, no_text(known))
-    assert torch.equal(logits(model, known), expected)
+    same(logits(model, known), expected)
     file.chmod(0o644)
-    assert torch.equal(logits(model, no_text(known)), expected)
+    same(logits(model, no_text(known)), expected)
     elsewhere = kept.rename(kept.with_name("elsewhere"))
     kept.symlink_to(elsewhere)
     with pytest.raises(LookupError):

@@ -183,7 +183,8 @@ def test_python_of_predict_and_of_the_reference_runs(few_pictograms: None) -> No
             exec(compile(text, f"{page}, block {number}", "exec"), names)
     base = tuple(CLASSES)[:8]
     assert {names["label"], names["one"]} <= {*base}
-    assert names["accuracies"][names["chosen"]] == max(names["accuracies"].values())
+    judged = [rate for rate in names["accuracies"].values() if rate is not None]  # in the minutes
+    assert names["accuracies"][names["chosen"]] == max(judged)
     assert names["table"].shape == (4, 8)
     assert names["first"].shape == (4, 3)
     images = names["test"].images[:4]
