@@ -17,7 +17,8 @@ from huggingface_hub import constants
 
 from rmadapter.backbones.names import PRESETS
 from rmadapter.cli import checks
-from rmadapter.cli.checks import ask_for_backbone
+from rmadapter.cli.checks import ask_for_backbone, check_backbones
+from rmadapter.support.hub import Unreachable
 from tests.helpers.fake_hub import Hub, hub
 from tests.helpers.shell import Command, refused, rmadapter
 
@@ -78,6 +79,8 @@ def mistakes(run: Path, colors: Path, other: Path) -> list[tuple[list[object], s
         (["fit", colors, "--out", new, *backbone], "'ViT-B'"),
         (["fit", colors, "--out", new, "--set", "backbone=ViT-B/16"], "'ViT-B'"),
         (["fit", colors, "--out", new, "--backbone", "pokket"], "'pokket'"),
+        (["fit", colors, "--out", new, "--backbone", "laptop"], "'laptop'"),
+        (["predict", run, image, "--backbone", "timm:resnet18.a1_in1k"], "resnet18"),
         (["fit", colors, "--out", new, "--names-from", gone], "gone"),
         (["fit", colors, "--out", new, "--config", gone], "gone"),
         (["suspects", gone], "gone"),
@@ -120,8 +123,13 @@ def test_mistakes_are_refused_before_torch_is_loaded(
     before = sorted(tmp_path.rglob("*"))
     expected = mistakes(finished, colors, tmp_path)
     commands = [[str(word) for word in words] for words, _ in expected]
+    offline = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "nothing")}
     done = subprocess.run(
-        [sys.executable, "-c", REFUSALS], input=json.dumps(commands), capture_output=True, text=True
+        [sys.executable, "-c", REFUSALS],
+        input=json.dumps(commands),
+        capture_output=True,
+        text=True,
+        env={**os.environ, **offline},
     )
     assert done.returncode == 0, done.stderr
     answers = json.loads(done.stdout)
@@ -132,10 +140,28 @@ def test_mistakes_are_refused_before_torch_is_loaded(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.usefixtures("empty_hub")
-def test_a_single_class_is_refused_before_a_backbone_is_loaded(
-    rmadapter: Command, colors: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("name", "asks"),
+    [("laptop", True), ("hf-hub:anna/x", True), ("timm:a.b", True), ("ViT-B-16/none", False),
+     ("ViT-B-16/{folder}/own.safetensors", False), ("timm:a/none", False), ("{folder}", False),
+     ("pocket-3", False), ("laptop,pocket-3", False), ("auto", False)],
+)  # fmt: skip
+def test_the_hub_is_asked_at_once_only_for_a_model_that_must_come_from_it(
+    name: str, asks: bool, empty_hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(checks, "check_reachable", Mock(side_effect=TimeoutError))
+    (tmp_path / "own.safetensors").touch()
+    name = name.format(folder=tmp_path)
+    with pytest.raises(Unreachable, match=name) if asks else contextlib.nullcontext():
+        check_backbones(name, choosing=True)
+    (empty_hub / "models--anna--x").mkdir(parents=True)  # it may be in the cache
+    assert check_backbones(name, choosing=True) == name
+
+
+def test_a_single_class_is_refused_before_a_backbone_is_loaded(
+    rmadapter: Command, colors: Path, tmp_path: Path, empty_hub: Path
+) -> None:
+    (empty_hub / "models--nobody--other").mkdir(parents=True)  # so that the hub is not asked first
     (tmp_path / "set").mkdir()
     (tmp_path / "set/red").symlink_to(colors / "train/red")
     command = ["fit", tmp_path / "set", "--backbone", "hf-hub:nobody/nothing"]

@@ -72,6 +72,16 @@ def full_name(name: str) -> str:
     return PRESETS.get(name, name)
 
 
+def needs_hub(name: str) -> bool:
+    """Return whether a backbone, whose name was checked, is fetched unless it is cached."""
+    if name.startswith(HF_HUB):
+        return True
+    if user_path(name).is_dir() or is_packaged(name):
+        return False
+    tag = TimmName.of(name).tag if name.startswith(TIMM) else name.partition("/")[2]
+    return tag not in ("", NO_WEIGHTS) and user_path(tag).suffix not in WEIGHTS_SUFFIXES
+
+
 def joined(names: str | Sequence[str]) -> str:
     """Return one or several names as one text, as `names_in` reads it."""
     return names if isinstance(names, str) else ",".join(names)

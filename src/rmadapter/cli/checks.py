@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rmadapter.artifacts.run_folder import check_model, is_remote
-from rmadapter.backbones.names import AUTO, check_name, names_in
+from rmadapter.backbones.names import AUTO, check_name, names_in, needs_hub
 from rmadapter.backbones.packaged import POCKET_3
 from rmadapter.data.formats.base import URL
 from rmadapter.errors import UserError
 from rmadapter.settings import parse_overrides, read_yaml
 from rmadapter.support.distributed import launched
 from rmadapter.support.files import cache_folder, user_path, write_text
-from rmadapter.support.hub import check_reachable
+from rmadapter.support.hub import check_reachable, hub_errors
 from rmadapter.support.terminal import note
 
 ASKED = "asked.txt"  # in the cache's folder, once a user was asked for a backbone
@@ -64,10 +64,26 @@ def check_backbones(
     if named is None and config:
         named = read_yaml(config).get("backbone")
     text = str(named or "")
-    for name in names_in(text) if text else ():
+    known = names_in(text) if text else []
+    for name in known:
         if not (choosing and name == AUTO):
             check_name(name)
+    if len(known) == 1 and known != [AUTO]:
+        _check_hub(known[0], text)
     return text
+
+
+def _check_hub(name: str, typed: str) -> None:
+    """Refuse a model of the hub, as it was typed, if the hub is out of reach and nothing was ever
+    fetched: what else finds that out imports torch first. Raises Unreachable."""
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE)
+    if not needs_hub(name) or (cache.is_dir() and any(cache.iterdir())):
+        return
+    what = f", give a local file or folder, or use the backbone {POCKET_3!r}"
+    with hub_errors(name, otherwise=what, typed=typed):
+        check_reachable()
 
 
 def ask_for_backbone() -> str | None:
