@@ -140,7 +140,7 @@ def test_a_pickled_copy_refuses_another_backbone(
     tiny_clip: Backbone, tiny_eva: Backbone, paths: tuple[np.ndarray, np.ndarray]
 ) -> None:
     state = probe(tiny_clip).fit(*paths).__getstate__()
-    other = {**state["model"], "backbone": (tiny_eva.name, tiny_clip.digest)}
+    other = {**state["model"], "backbone": (tiny_eva.name, tiny_clip.digest, "")}
     with pytest.raises(UserError, match="has other weights"):
         FewShotClassifier().__setstate__({**state, "model": other})
 

@@ -311,13 +311,16 @@ def test_a_folder_or_repository_needs_to_be_named_by_the_user(
 ) -> None:
     """A published name needs nobody's word, unless it is a folder here."""
     monkeypatch.setattr(
-        "rmadapter.artifacts.checkpoint.load_known", lambda name: pytest.fail(f"{name} was read")
+        "rmadapter.artifacts.checkpoint.load_known",
+        lambda name, revision: pytest.fail(f"{name} was read"),
     )
     file = f"ViT-B-16/{tmp_path}/a.safetensors"
     for name in ("hf-hub:somebody/else", tiny_clip.name, file, "./x", "x" * 9000):
         rename_backbone(copy, name)
         refused(copy, "name it yourself: --backbone '")
-    monkeypatch.setattr("rmadapter.artifacts.checkpoint.load_known", lambda name: tiny_clip)
+    monkeypatch.setattr(
+        "rmadapter.artifacts.checkpoint.load_known", lambda name, revision: tiny_clip
+    )
     for name in ("pocket", "ViT-B-16/openai", "ViT-B-32/none"):
         rename_backbone(copy, name)
         assert load(copy).fitted.backbone is tiny_clip

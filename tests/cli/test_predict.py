@@ -303,7 +303,7 @@ def test_a_promise_that_was_measured_not_to_be_kept_says_so(
         done = rmadapter(verb, run, *promising[2:], photos, "--error", "10%")
         assert done.code == 0
         assert "30.0 % were missed" in done.err
-    image = next(photos.glob("*.png"))
+    image = next(photos.rglob("*.png"))
     model = FewShotClassifier.load(run, backbone=str(promising[3]))
     with pytest.warns(UserWarning, match=r"30\.0 % were missed"):
         model.predict_set(image, error=0.1)

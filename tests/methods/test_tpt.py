@@ -13,7 +13,6 @@ from rmadapter.backbones import Backbone
 from rmadapter.data.read import ImageSet, load_image
 from rmadapter.errors import UserError
 from rmadapter.export.graph import AnswerModule
-from rmadapter.methods.parts import learned_prompts
 from rmadapter.methods.tpt import TPT, Tuned
 from rmadapter.runs.evaluate import predict_all
 from rmadapter.settings import Machine
@@ -98,7 +97,7 @@ def test_many_classes_are_encoded_in_chunks(
     tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = probabilities(fitted_on(tiny_clip), IMAGES)
-    monkeypatch.setattr(learned_prompts, "CHUNK_PROMPTS", 3)
+    monkeypatch.setattr("rmadapter.prompts.CHUNK_PROMPTS", 3)
     torch.testing.assert_close(
         probabilities(fitted_on(tiny_clip), IMAGES), whole, atol=1e-5, rtol=0
     )
