@@ -116,7 +116,7 @@ def asking(
         return lambda pixels: run(pixels)[0]
     if kind.adapters:
         model = fitted(backbone, True, options)
-        module = graph.Answers(model, model.classes).eval()
+        module = graph.AnswerModule(model, model.classes).eval()
         return lambda pixels: module(torch.from_numpy(pixels)).numpy()
     return _torch(kind.engine, backbone, zero_shot_weights(backbone, _names(options), TEMPLATES))
 

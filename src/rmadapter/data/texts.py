@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 
 from rmadapter.data.names import descriptions, key
 from rmadapter.errors import UserError, quoted
-from rmadapter.support.files import JsonObject, read_json, user_path
+from rmadapter.support.files import read_json, user_path
 
 Form: TypeAlias = Literal["sentences", "descriptors"]
 TEXTS = "texts"
@@ -35,7 +35,8 @@ def parse_texts(value: object, where: str) -> dict[str, list[str]]:
     if not isinstance(value, dict):
         raise UserError(f'{where}: write it as {{"class name": ["text", ...], ...}}')
     by_key: dict[str, list[str]] = {}
-    for name, texts in (value[TEXTS] if _has_sources(value) else value).items():
+    apart = isinstance(value.get(TEXTS), dict)  # beside sources; a class "texts" has a list
+    for name, texts in (value[TEXTS] if apart else value).items():
         if not isinstance(texts, list) or not all(isinstance(x, str) and x.strip() for x in texts):
             raise UserError(
                 f"{where}: class {quoted(name)} needs a list of texts, none of them empty"
@@ -47,11 +48,6 @@ def parse_texts(value: object, where: str) -> dict[str, list[str]]:
             )
         by_key[key(name)] = texts
     return by_key
-
-
-def _has_sources(value: JsonObject) -> bool:
-    """Return whether the texts stand in an object of their own; a class "texts" has a list."""
-    return isinstance(value.get(TEXTS), dict)
 
 
 def texts_of(texts: Mapping[str, list[str]], name: str) -> list[str]:

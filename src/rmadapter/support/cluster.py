@@ -142,18 +142,15 @@ class Host:
             raise UserError(f"node {self.node}: {error}; {needs}") from None
 
 
-def first_left(last: Work | None, left: list[Work], others: Collection[Work]) -> Work:
-    """Return the first piece of work that is left."""
-    return left[0]
-
-
 def run_on_cluster(
     make: Callable[[], Worker],
     todo: Sequence[Work],
     size: int,
     device: str,
     address: str = "",
-    pick: Callable[[Work | None, list[Work], Collection[Work]], Work] = first_left,
+    pick: Callable[[Work | None, list[Work], Collection[Work]], Work] = lambda last, left, others: (
+        left[0]
+    ),
     send: Callable[[Work], object] = lambda work: work,
 ) -> Iterator[tuple[Work, Any] | None]:
     """Yield (work, result) as workers on a cluster do it, and None from time to time while nothing
