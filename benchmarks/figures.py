@@ -25,7 +25,9 @@ def main() -> None:
 
 
 def write(page: Path, sections: Sections) -> None:
-    page.write_text(updated(page.read_text(encoding="utf-8"), sections), encoding="utf-8")
+    page.write_text(
+        updated(page.read_text(encoding="utf-8"), sections), encoding="utf-8", newline="\n"
+    )
 
 
 def updated(text: str, sections: Sections) -> str:

@@ -102,27 +102,61 @@ def test_what_windows_lacks_is_found(source: str, found: list[str]) -> None:
     assert lacking(source) == found
 
 
+# The place of the mode among the arguments of what opens a file, and what it is by default; `.open`
+# is that of a path.
+MODES = {
+    "open": (1, "r"), "io.open": (1, "r"), "os.fdopen": (1, "r"), ".open": (0, "r"),
+    "NamedTemporaryFile": (0, "w+b"), "TemporaryFile": (0, "w+b"),
+}  # fmt: skip
+OTHERS = {"Image", "gzip", "tarfile", "zipfile", "webbrowser", "os"}  # whose `open` is another
+
+
+def mode_of(call: ast.Call) -> str:
+    """Return the mode in which a call opens a file: "b" for a call that opens none, and "w" where a
+    variable has the mode, since it may be this one."""
+    name = ast.unparse(call.func)
+    if isinstance(call.func, ast.Attribute) and name not in MODES:
+        is_open = call.func.attr == "open"
+        name = ".open" if is_open and ast.unparse(call.func.value) not in OTHERS else name
+    name = name.removeprefix("tempfile.")
+    if name not in MODES:
+        return "b"
+    place, default = MODES[name]
+    named = [one.value for one in call.keywords if one.arg == "mode"]
+    given = (named or [*call.args[place : place + 1], None])[0]
+    if isinstance(given, ast.Constant):
+        return str(given.value)
+    if isinstance(given, ast.IfExp):
+        both = ast.unparse(given.body), ast.unparse(given.orelse)
+        return "b" if all("b" in one for one in both) else "w"
+    is_mode = named or name != ".open" or "mode" in ast.unparse(given or call.func)
+    return "w" if given and is_mode else default
+
+
 def untold(source: str) -> list[int]:
-    """Return the lines that write text and leave the ends of its lines to the system."""
+    """Return the lines that write text and leave the ends of its lines, or its encoding, to the
+    system."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Call):
             continue
-        name = node.func.attr if isinstance(node.func, ast.Attribute) else ""
-        if isinstance(node.func, ast.Name):
-            name = f"{node.func.id}()"
-        words = [one.value for one in node.args if isinstance(one, ast.Constant)]
-        words += [one.value.value for one in node.keywords if isinstance(one.value, ast.Constant)]
-        writes = name == "open()" and {*words} & {"w", "a", "x", "wt", "at", "xt", "w+", "r+"}
-        is_told = any(one.arg == "newline" for one in node.keywords) or len(node.args) > 3
-        if (writes or name == "write_text") and not is_told:
+        told, count, mode = {one.arg for one in node.keywords}, len(node.args), mode_of(node)
+        if isinstance(node.func, ast.Attribute) and node.func.attr == "write_text":
+            is_told = (count > 3 or "newline" in told) and (count > 1 or "encoding" in told)
+        else:
+            is_told = "b" in mode or not {*mode} & {*"wax+"} or {"newline", "encoding"} <= told
+        if not is_told:
             found.append(node.lineno)
     return found
 
 
-@pytest.mark.parametrize("folder", ["src", "packages"])
+WRITERS = ("src", "packages", "tools", "benchmarks", "examples", "research", "tests/helpers")
+
+
+@pytest.mark.parametrize("folder", WRITERS)
 def test_text_has_the_same_ends_of_lines_on_every_system(folder: str) -> None:
     files = {path.relative_to(ROOT).as_posix(): path for path in (ROOT / folder).rglob("*.py")}
+    assert files
     lines = {name: untold(path.read_text("utf-8")) for name, path in files.items()}
     assert {name: found for name, found in lines.items() if found} == {}
 
@@ -132,9 +166,19 @@ def test_text_has_the_same_ends_of_lines_on_every_system(folder: str) -> None:
     [
         ("open(path, 'w')", [1]),
         ("open(path, mode='a', encoding='utf-8')", [1]),
+        ("open(path, mode, encoding='utf-8')\nopen(path, mode, -1, 'utf-8')", [1, 2]),
+        ("path.open('w', encoding='utf-8')\npath.open(mode='x')\npath.open(mode)", [1, 2, 3]),
+        ("os.fdopen(file, 'w', encoding='utf-8')\nio.open(path, 'r+')", [1, 2]),
+        ("tempfile.NamedTemporaryFile('w')\nNamedTemporaryFile(mode='w')", [1, 2]),
+        ("open(path, 'w' if new else 'a')\nopen(path, 'wb' if new else 'a')", [1, 2]),
         ("path.write_text(text, 'utf-8')", [1]),
+        ("path.write_text(text, newline='\\n')\nopen(path, 'w', newline='')", [1, 2]),
         ("open(path, 'wb')\nopen(path)\nwrite_text(path, text)", []),
-        ("open(path, 'w', newline='')\npath.write_text(text, newline='\\n')", []),
+        ("open(path, 'wb' if new else 'ab')\npath.open('rb')\npath.open()", []),
+        ("Image.open(file)\ntarfile.open(path, 'w')\nos.open(path, flags)", []),
+        ("projects.open(name)\nTemporaryFile()\nos.fdopen(file, 'wb')", []),
+        ("open(path, mode, encoding='utf-8', newline='')", []),
+        ("path.write_text(text, encoding='utf-8', newline='\\n')", []),
         ("path.write_text(text, 'utf-8', 'strict', '\\n')", []),
     ],
 )

@@ -56,7 +56,7 @@ def installed(declared: str) -> dict[str, str]:
 def ask(lines: list[str], words: list[str]) -> list[dict[str, Any]] | str:
     """Ask pip-audit about each `name==version`; return its answer, or why there is none."""
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "all.txt").write_text("\n".join(lines), encoding="utf-8")
+        Path(folder, "all.txt").write_text("\n".join(lines), encoding="utf-8", newline="\n")
         command = [
             sys.executable, "-m", "pip_audit", "--requirement", f"{folder}/all.txt", "--no-deps",
             "--disable-pip",

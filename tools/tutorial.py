@@ -139,7 +139,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as home:
         outputs, folder = run_all(text, Path(home), in_a_shell)
         taken = resource.getrusage(resource.RUSAGE_CHILDREN)
-        PAGE.write_text(fill(text, outputs, taken.ru_utime + taken.ru_stime), encoding="utf-8")
+        PAGE.write_text(
+            fill(text, outputs, taken.ru_utime + taken.ru_stime), encoding="utf-8", newline="\n"
+        )
         for name in ("sorted", "sorted-again"):
             draw_folders(folder / name, PICTURES / f"{name}.png")
         photograph(folder / "look/suspects.html", PICTURES / "suspects.png", "body")

@@ -122,7 +122,9 @@ def main() -> None:
         whole = time.process_time()
         rest = whole - sum(clock.seconds.values())
         seconds = {part: clock.seconds[part] for part in PARTS}
-        Path(out).write_text(json.dumps({"cpu": whole, **seconds, REST: rest}), encoding="utf-8")
+        Path(out).write_text(
+            json.dumps({"cpu": whole, **seconds, REST: rest}), encoding="utf-8", newline="\n"
+        )
 
 
 if __name__ == "__main__":

@@ -204,7 +204,7 @@ def tiny(folder: Path) -> Backbone:
 
     folder.mkdir(parents=True)
     (folder / "open_clip_config.json").write_text(
-        json.dumps({"model_cfg": TINY, "preprocess_cfg": {}})
+        json.dumps({"model_cfg": TINY, "preprocess_cfg": {}}), encoding="utf-8", newline="\n"
     )
     torch.manual_seed(0)
     model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
@@ -280,7 +280,7 @@ def save(found: dict[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "growth.json"
     every = {**(json.loads(file.read_text()) if file.exists() else {}), **found}
-    file.write_text(json.dumps(every, indent=1) + "\n")
+    file.write_text(json.dumps(every, indent=1) + "\n", encoding="utf-8", newline="\n")
     plot(every, folder / "growth.png", AXES, logarithmic=True)
 
 

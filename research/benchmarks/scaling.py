@@ -155,7 +155,7 @@ def save(found: dict[str, Any], folder: Path) -> None:
     file = folder / "scaling.json"
     before = json.loads(file.read_text()) if file.exists() else {}
     every = {**before, **found}
-    file.write_text(json.dumps(every, indent=1) + "\n")
+    file.write_text(json.dumps(every, indent=1) + "\n", encoding="utf-8", newline="\n")
     plot(every, folder / "scaling.png", AXES)
 
 

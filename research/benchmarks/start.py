@@ -149,7 +149,9 @@ def write_random(folder: Path) -> str:
 
     folder.mkdir()
     config = {"model_cfg": get_model_config(ARCHITECTURE), "preprocess_cfg": {}}
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    (folder / "open_clip_config.json").write_text(
+        json.dumps(config), encoding="utf-8", newline="\n"
+    )
     model = load_backbone(f"{ARCHITECTURE}/none").model
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
     return str(folder)

@@ -46,4 +46,4 @@ def read(file: Path) -> Any:
 
 
 def write(file: Path, value: Any) -> None:
-    file.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
+    file.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8", newline="\n")

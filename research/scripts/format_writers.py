@@ -62,7 +62,7 @@ def by_split(shots: Shots) -> dict[str, list[Shot]]:
 
 def written(path: Path, value: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value), encoding="utf-8")
+    path.write_text(json.dumps(value), encoding="utf-8", newline="\n")
     return path
 
 
@@ -104,7 +104,7 @@ def json_lines(shots: Shots, home: Path) -> Path:
     lines = [
         json.dumps({"path": shot.name, "label": shot.label, "split": shot.split}) for shot in shots
     ]
-    (home / "images.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    (home / "images.jsonl").write_text("\n".join(lines), encoding="utf-8", newline="\n")
     return home / "images.jsonl"
 
 
@@ -112,7 +112,9 @@ def imagefolder(shots: Shots, home: Path) -> Path:
     copied(shots, lambda shot: home / shot.split / shot.name)
     for split, some in by_split(shots).items():
         lines = [json.dumps({"file_name": shot.name, "label": shot.label}) for shot in some]
-        (home / split / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
+        (home / split / "metadata.jsonl").write_text(
+            "\n".join(lines), encoding="utf-8", newline="\n"
+        )
     return home
 
 
@@ -173,7 +175,7 @@ def yolo(shots: Shots, home: Path) -> Path:
     for shot in shots:
         file = home / "labels" / shot.split / f"{Path(shot.name).stem}.txt"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(f"{names.index(shot.label)} 0.5 0.5 1 1\n")
+        file.write_text(f"{names.index(shot.label)} 0.5 0.5 1 1\n", encoding="utf-8", newline="\n")
     splits = {split: f"images/{split}" for split in by_split(shots)}
     return written(home / "data.yaml", {**splits, "names": names})  # JSON is YAML
 
@@ -220,7 +222,7 @@ def webdataset(shots: Shots, home: Path) -> Path:
             for shot in some:
                 tar.add(shot.file, shot.name)
                 name = home / "one.cls"
-                name.write_text(shot.label)
+                name.write_text(shot.label, encoding="utf-8", newline="\n")
                 tar.add(name, f"{Path(shot.name).stem}.cls")
     (home / "one.cls").unlink()
     return home

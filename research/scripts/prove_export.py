@@ -75,7 +75,7 @@ def answers_of(python: Path, export: Path, images: list[Path], file: Path) -> li
     )
     if not without.returncode:
         raise SystemExit(f"{python} has torch")
-    with open(file, "w", encoding="utf-8") as out:
+    with open(file, "w", encoding="utf-8", newline="\n") as out:
         subprocess.run(
             [str(python), "-I", str(export / "predict.py"), *map(str, images)],
             check=True,

@@ -59,7 +59,7 @@ def append_lines(file: Path, lines: Iterable[Line]) -> None:
     """Append lines in one write, each with the time in UTC at which it was `finished`."""
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     text = "".join(json.dumps({**line, "finished": now}) + "\n" for line in lines)
-    with file.open("a", encoding="utf-8") as out:
+    with file.open("a", encoding="utf-8", newline="\n") as out:
         out.write(text)
 
 

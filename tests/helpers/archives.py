@@ -14,7 +14,7 @@ WNIDS |= {"n02012849": "crane bird", "n03126707": "construction crane"}
 
 def write_text(path: Path, lines: Iterable[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
 
 
 def write_json(path: Path, value: object) -> None:

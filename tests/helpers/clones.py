@@ -105,5 +105,7 @@ def write_clone(folder: Path, wrong: tuple[str, str] = ("", "")) -> Path:
     for name, text in (("clip", CLIP), ("trainers", COOP.replace(*wrong) if wrong[0] else COOP)):
         (folder / name).mkdir(parents=True)
         (folder / name / "__init__.py").touch()
-        (folder / name / f"{'clip' if name == 'clip' else 'coop'}.py").write_text(text)
+        (folder / name / f"{'clip' if name == 'clip' else 'coop'}.py").write_text(
+            text, encoding="utf-8", newline="\n"
+        )
     return folder

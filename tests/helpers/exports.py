@@ -21,9 +21,11 @@ def write_export(folder: Path, deciding: bool = False) -> Path:
     """Write an export. deciding: whether it promises errors, rejects images and has parents."""
     folder.mkdir(exist_ok=True)
     write_graph(folder / GRAPH, distances=deciding)
-    (folder / LABELS).write_text(json.dumps(["red", "=green", 3]))
+    (folder / LABELS).write_text(json.dumps(["red", "=green", 3]), encoding="utf-8", newline="\n")
     facts = {"size": 8, "resize": "shortest", "interpolation": "bicubic"}
-    (folder / TRANSFORM).write_text(json.dumps({**facts, "mean": [0] * 3, "std": [1] * 3}))
+    (folder / TRANSFORM).write_text(
+        json.dumps({**facts, "mean": [0] * 3, "std": [1] * 3}), encoding="utf-8", newline="\n"
+    )
     if deciding:
         shares = np.linspace(0.2, 0.9, 48).round(6).tolist()
         calibration = Calibration((*shares,), tuple(i % 3 for i in range(48)), 3, "held out")

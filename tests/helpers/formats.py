@@ -38,19 +38,21 @@ def yolo_classification(home: Path) -> Path:
 
 def csv_file(home: Path) -> Path:
     lines = "file_name;class\ncat_1.png;cat\ndog_1.png;dog\n"
-    (write_images(home, *NAMES) / "list.csv").write_text(lines)
+    (write_images(home, *NAMES) / "list.csv").write_text(lines, encoding="utf-8", newline="\n")
     return home / "list.csv"
 
 
 def json_lines(home: Path) -> Path:
     rows = [json.dumps({"file_name": name, "label": name[:3]}) for name in NAMES]
-    (write_images(home, *NAMES) / "list.jsonl").write_text("\n\n".join(rows) + "\n")
+    (write_images(home, *NAMES) / "list.jsonl").write_text(
+        "\n\n".join(rows) + "\n", encoding="utf-8", newline="\n"
+    )
     return home / "list.jsonl"
 
 
 def imagefolder(home: Path) -> Path:
     lines = "file_name,label\ncat_1.png,cat\ndog_1.png,dog\n"
-    (write_images(home, *NAMES) / "metadata.csv").write_text(lines)
+    (write_images(home, *NAMES) / "metadata.csv").write_text(lines, encoding="utf-8", newline="\n")
     return home
 
 
@@ -80,8 +82,12 @@ def yolo(home: Path) -> Path:
     write_images(home, "images/train/cat_1.png", "images/train/dog_1.png")
     (home / "labels" / "train").mkdir(parents=True)
     for number, name in enumerate(("cat_1", "dog_1")):
-        (home / "labels" / "train" / f"{name}.txt").write_text(f"{number} 0.5 0.5 0.5 0.25\n")
-    (home / "data.yaml").write_text("train: images/train\nnames: [cat, dog]\n")
+        (home / "labels" / "train" / f"{name}.txt").write_text(
+            f"{number} 0.5 0.5 0.5 0.25\n", encoding="utf-8", newline="\n"
+        )
+    (home / "data.yaml").write_text(
+        "train: images/train\nnames: [cat, dog]\n", encoding="utf-8", newline="\n"
+    )
     return home
 
 
@@ -154,7 +160,9 @@ def tar_file(home: Path) -> Path:
 def shard(home: Path) -> Path:
     write_images(home / "in", *NAMES)
     for name in NAMES:
-        (home / "in" / name).with_suffix(".cls").write_text(name[:3])
+        (home / "in" / name).with_suffix(".cls").write_text(
+            name[:3], encoding="utf-8", newline="\n"
+        )
     (home / "shards").mkdir()
     with tarfile.open(home / "shards" / "pets-000000.tar", "w") as file:
         for path in sorted((home / "in").iterdir()):

@@ -31,7 +31,9 @@ def write_model(folder: Path, model_cfg: dict[str, Any], seed: int = 0) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     preprocess = {**RESIZING, "mean": [0.5, 0.4, 0.3], "std": [0.3, 0.2, 0.1]}
     config = {"model_cfg": {"embed_dim": 40, **model_cfg}, "preprocess_cfg": preprocess}
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    (folder / "open_clip_config.json").write_text(
+        json.dumps(config), encoding="utf-8", newline="\n"
+    )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = open_clip.create_model(
@@ -58,7 +60,7 @@ def timm_vision(folder: Path, architecture: str, pool: str, **arguments: Any) ->
     size["num_heads"] = 4
     config = {"architecture": architecture, "num_classes": 0, "model_args": {**size, **arguments}}
     config["pretrained_cfg"] = {"input_size": [3, SIZE, SIZE], "num_classes": 0}
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8", newline="\n")
     vision = {"timm_model_name": f"local-dir:{folder}", "timm_pool": pool, "timm_proj": "linear"}
     return {**vision, "image_size": SIZE}
 
@@ -68,9 +70,9 @@ def write_bert(folder: Path) -> Path:
     from transformers import BertTokenizer
 
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.txt").write_text(WORDS.replace(" ", "\n"))
+    (folder / "vocab.txt").write_text(WORDS.replace(" ", "\n"), encoding="utf-8", newline="\n")
     BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
-    (folder / "config.json").write_text(json.dumps(BERT))
+    (folder / "config.json").write_text(json.dumps(BERT), encoding="utf-8", newline="\n")
     return folder
 
 
@@ -79,7 +81,9 @@ def write_timm_bert(folder: Path, pooler: str = "mean_pooler", **bert_config: An
     write_bert(folder)  # open_clip takes the tokenizer from the folder itself
     vision = timm_vision(folder / "vit", "vit_small_patch14_dinov2", "token", init_values=0.1)
     bert = str(write_bert(folder / "bert"))
-    (folder / "bert/config.json").write_text(json.dumps({**BERT, **bert_config}))
+    (folder / "bert/config.json").write_text(
+        json.dumps({**BERT, **bert_config}), encoding="utf-8", newline="\n"
+    )
     text = {"hf_model_name": bert, "hf_tokenizer_name": bert, "hf_model_pretrained": False}
     text |= {"context_length": 16, "hf_pooler_type": pooler, "hf_proj_type": "linear"}
     return write_model(folder, {"vision_cfg": vision, "text_cfg": text, "custom_text": True})
@@ -97,7 +101,9 @@ def write_fixed_backbone(folder: Path) -> Path:
     preprocess = {**RESIZING, "mean": [0.5] * 3, "std": [0.25] * 3}
     config = {"model_cfg": model_cfg, "preprocess_cfg": preprocess}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    (folder / "open_clip_config.json").write_text(
+        json.dumps(config), encoding="utf-8", newline="\n"
+    )
     model = open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=False)
     rng, state = np.random.default_rng(0), model.state_dict()
     drawn = {}
@@ -132,7 +138,7 @@ def write_timm(
     own |= {key: model.pretrained_cfg[key] for key in ("first_conv", "classifier")}
     config = {"architecture": architecture, "num_classes": classes, "pretrained_cfg": own}
     config |= {"num_features": model.num_features, "model_args": arguments}
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8", newline="\n")
     save_file(model.state_dict(), folder / "model.safetensors")
     return folder
 

@@ -50,7 +50,7 @@ def calibrated(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     sure, far = np.linspace(0.9, 0.99, 46), np.linspace(0, 0.3, 46)
     own = RejectionScore((*sure.tolist(), *[0.6] * 2), (*far.tolist(), *[0.39] * 2), "held out")
     facts |= {"calibration": calibration.json(), "familiarity": own.json()}
-    (folder / "model.json").write_text(json.dumps(facts))
+    (folder / "model.json").write_text(json.dumps(facts), encoding="utf-8", newline="\n")
     lines = (folder / "SHA256SUMS").read_text().splitlines()
     write_sums(folder, [line[66:] for line in lines])
     return folder
@@ -69,7 +69,9 @@ def tree_run(
     folder = tmp_path_factory.mktemp("tree") / "run"
     shutil.copytree(calibrated, folder)
     facts = json.loads((folder / "model.json").read_text())
-    (folder / "model.json").write_text(json.dumps(facts | {"parents": parents}))
+    (folder / "model.json").write_text(
+        json.dumps(facts | {"parents": parents}), encoding="utf-8", newline="\n"
+    )
     lines = (folder / "SHA256SUMS").read_text().splitlines()
     write_sums(folder, [line[66:] for line in lines])
     return folder

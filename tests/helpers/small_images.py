@@ -34,7 +34,7 @@ def write_images(root: Path, *names: str) -> Path:
 
 def write_json(path: Path, value: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value), encoding="utf-8")
+    path.write_text(json.dumps(value), encoding="utf-8", newline="\n")
     return path
 
 

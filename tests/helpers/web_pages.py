@@ -76,9 +76,11 @@ def write_site(out: Path) -> Path:
     graph = helper.make_graph(nodes, "red", [pixels], [output, distance], [matrix, axes])
     opset = helper.make_opsetid("", 20)
     onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=9), out / GRAPH)
-    (out / LABELS).write_text(json.dumps(NAMES))
+    (out / LABELS).write_text(json.dumps(NAMES), encoding="utf-8", newline="\n")
     numbers = {"size": 32, "resize": "shortest", "interpolation": "bicubic", "fill": 0}
-    (out / TRANSFORM).write_text(json.dumps(numbers | {"mean": [0, 0, 0], "std": [1, 1, 1]}))
+    (out / TRANSFORM).write_text(
+        json.dumps(numbers | {"mean": [0, 0, 0], "std": [1, 1, 1]}), encoding="utf-8", newline="\n"
+    )
     shares = [0.02, 0.05, *np.linspace(0.06, 0.99, 58).round(6).tolist()]
     calibration = Calibration((*shares,), (*range(len(NAMES)),) * 3, len(NAMES), "folds")
     sure, far = np.linspace(0.5, 0.99, 60).round(6), np.linspace(0, 0.45, 60).round(6)

@@ -202,7 +202,7 @@ def _chinese_clip(config: Config, file: Path, scratch: Path) -> Built:
 
     text = config.text_config
     (scratch / "config.json").write_text(
-        json.dumps({**text.to_dict(), "model_type": "bert"}), newline="\n"
+        json.dumps({**text.to_dict(), "model_type": "bert"}), newline="\n", encoding="utf-8"
     )
     named = {"hf_model_name": str(scratch), "hf_model_pretrained": False, "hf_proj_type": "linear"}
     named["hf_pooler_type"] = "cls_last_hidden_state_pooler"
@@ -372,7 +372,7 @@ def _build_siglip(config: Config, file: Path, scratch: Path, image_size: int) ->
         "architecture": "vit_base_patch16_siglip_224", "num_classes": 0, "model_args": args,
         "pretrained_cfg": {"input_size": [3, image_size, image_size], "num_classes": 0},
     }  # fmt: skip
-    (scratch / "config.json").write_text(json.dumps(trunk), newline="\n")
+    (scratch / "config.json").write_text(json.dumps(trunk), newline="\n", encoding="utf-8")
     image = {
         "timm_model_name": f"local-dir:{scratch}", "timm_model_pretrained": False,
         "timm_pool": "map", "timm_proj": "none", "image_size": image_size,

@@ -351,7 +351,7 @@ def unpack_once(archive: Path, budget: Budget) -> Path:
     def build(stage: Path) -> None:
         budget.allow_file(os.stat(archive).st_size)
         unpack(archive, stage, budget, fresh=True)
-        count.write_text(_files(stage), newline="\n")
+        count.write_text(_files(stage), newline="\n", encoding="utf-8")
 
     build_once(folder, build, complete)
     return folder
