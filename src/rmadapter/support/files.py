@@ -336,11 +336,16 @@ def path_from(folder: Path, file: Path) -> str:
     """Return the relative path from a folder to a file, with forward slashes and links resolved.
     Return the whole path if the file is on another drive."""
     home = os.path.realpath(folder)
-    whole = os.path.join(os.path.realpath(file.parent), file.name)
+    return relative_path(os.path.join(os.path.realpath(file.parent), file.name), home)
+
+
+def relative_path(file: str | Path, folder: str | Path) -> str:
+    """Return the relative path from a folder to a file, with forward slashes and links as they are.
+    Return the whole path if the file is on another drive."""
     try:
-        return Path(os.path.relpath(whole, home)).as_posix()
+        return Path(os.path.relpath(file, folder)).as_posix()
     except ValueError:
-        return Path(whole).as_posix()
+        return Path(file).as_posix()
 
 
 def inert(text: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ntpath
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,20 @@ def test_invalid_class_names_are_refused(halves: Path, label: str, cropped: bool
     with pytest.raises(UserError, match=r"line 3: .* is not a class name") as caught:
         rows_of({halves: marks}, halves.parent, Budget() if cropped else None, Counter())
     assert len(str(caught.value)) < 200
+
+
+def test_crops_of_an_image_on_another_drive_are_one_group(
+    halves: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows has no relative path there."""
+
+    def relpath(path: str, start: str) -> str:
+        return ntpath.relpath("D:\\a.png", "C:\\data")
+
+    monkeypatch.setattr(os.path, "relpath", relpath)
+    boxes = ((0, 0, 5, 4), (5, 0, 5, 4))
+    rows = crops(halves, *(Mark("half", "1", box, (10, 4)) for box in boxes))
+    assert {row.group for row in rows} == {halves.as_posix()}
 
 
 def test_crops_are_the_pixels_of_their_boxes_and_one_group(halves: Path) -> None:

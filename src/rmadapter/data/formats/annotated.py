@@ -37,7 +37,14 @@ from rmadapter.data.formats.base import (
 )
 from rmadapter.data.names import listed_label, only_label
 from rmadapter.errors import UserError, quoted
-from rmadapter.support.files import atomic, cache_folder, read_json, shortened, state_of
+from rmadapter.support.files import (
+    atomic,
+    cache_folder,
+    read_json,
+    relative_path,
+    shortened,
+    state_of,
+)
 
 YAML_SUFFIXES = (".yaml", ".yml")
 SUFFIXES = (".json", *YAML_SUFFIXES)
@@ -183,7 +190,7 @@ def _crop_rows(
     labels = [listed_label(mark.label, mark.where) for mark in solid]
     turn = UPRIGHT[_orientation(image, solid[0].size) if solid else 1]
     crops = cut(image, [turn(*_shares(mark)) for mark in solid], budget)
-    group = Path(os.path.relpath(image, root)).as_posix()
+    group = relative_path(image, root)
     return [Row(label, crop, group) for label, crop in zip(labels, crops, strict=True)]
 
 
