@@ -106,6 +106,20 @@ def test_a_wrong_command_is_noticed(line: str, complaint: str) -> None:
         assert_parses(line.split())
 
 
+def test_the_tests_of_a_first_run_on_a_gpu_exist() -> None:
+    """Each row of the table names some, and the file that they are in."""
+    section = text_of("docs/reference/parallel.md").split("## A first run on a GPU")[1]
+    rows = [line for line in section.split("\n## ")[0].splitlines() if line.startswith("| ")][2:]
+    assert len(rows) == 10
+    for row in rows:
+        parts = re.findall(r"((?:`test_\w+`,? )+)\(\[[^]]+\]\(\.\./\.\./(tests/[^)]+)\)\)", row)
+        assert parts, row
+        for names, file in parts:
+            defined = {*re.findall(r"^def (test_\w+)", text_of(file), re.M)}
+            assert {*re.findall(r"test_\w+", names)} <= defined, file
+        assert row.count("`test_") == sum(names.count("`test_") for names, _ in parts)
+
+
 @each_page
 def test_a_measured_mobileclip_has_its_licence_in_the_same_section(page: Path) -> None:
     """Its weights are for research only; the list of architectures advises nobody."""
