@@ -184,6 +184,7 @@ def test_licences_and_files_that_would_run_code(
     )
     facts = diagnose()
     assert facts["files that would run code"] == "none"
+    assert "laptop, accuracy, phone" in facts["backbones from the hub"]
     read_it = "its publisher's; read it at https://huggingface.co"
     assert facts["licence of hf-hub:a/card"] == f"{read_it}/a/card (its card here says apache-2.0)"
     assert facts["licence of hf-hub:b/code"] == f"{read_it}/b/code"

@@ -114,7 +114,7 @@ def check_name(name: str) -> None:
         _check_weights_file(parts.tag, parts.architecture)
         return
     if name.startswith(("/", ".", "~")) or "/" not in name:
-        packages = "".join(f"{one!r}, " for one in packaged_names())
+        packages = "".join(f"{one!r}, " for one in (*packaged_names(), *PRESETS))
         raise UserError(
             f"backbone {name!r} is neither a folder nor a name: write {packages}"
             "'ARCHITECTURE/TAG' as in 'ViT-B-16/openai', 'hf-hub:OWNER/NAME', 'timm:NAME.TAG' or "

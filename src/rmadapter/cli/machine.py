@@ -505,7 +505,8 @@ def _backbones() -> dict[str, str]:
         refused += [finding for place in places for finding in findings(place)]
     code = f"refused: {'; '.join(refused)}" if refused else "none"
     facts |= {f"licence of {', '.join(names)}": text for text, names in licences.items()}
-    return {**facts, "files that would run code": code}
+    others = f"{', '.join(PRESETS)}: see `rmadapter backbones`"
+    return {**facts, "backbones from the hub": others, "files that would run code": code}
 
 
 def _licence(repository: Path) -> str:
