@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from statistics import harmonic_mean
 from typing import Any
@@ -389,6 +390,25 @@ def test_a_run_says_how_small_an_error_it_can_promise(
     assert images in (6, 7, 8)
     assert f"by {images} training images, each" in text
     assert text.endswith("; --folds 4 trains 3 more models and allows 9.2 %")
+
+
+@pytest.mark.ci
+def test_a_run_whose_promise_is_not_kept_says_so_and_keeps_it_in_mind(
+    tiny_clip: Backbone, colors: Path, tmp_path: Path
+) -> None:
+    splits = read_images(colors)
+    wrong = tuple((label + 1) % 4 for label in splits["test"].labels)
+    splits["test"] = replace(splits["test"], labels=wrong)
+    wanted, lab = prepare(tiny_clip, splits, "linear-probe", shots=6)
+    record = fit(wanted.task, wanted.method, tmp_path / "run", lab, wanted.name)
+    assert "an error of 10 %" in record.notes[-1]
+    assert "not kept" in record.notes[-1]
+    calibration = load(tmp_path / "run", tiny_clip).fitted.calibration
+    assert calibration is not None
+    assert calibration.broken == (0.1,)
+    assert record.judgement is not None
+    [measured] = record.judgement.promises
+    assert calibration.missed == (pytest.approx(measured.missed / 100),)
 
 
 @pytest.mark.parametrize("kind", ["file", "below a file", "read only"])

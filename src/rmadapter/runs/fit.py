@@ -20,7 +20,6 @@ from rmadapter.artifacts.predictions import (
 )
 from rmadapter.artifacts.record import HeldOut, Record
 from rmadapter.artifacts.run_folder import RunFolder
-from rmadapter.artifacts.summary import broken_promises
 from rmadapter.artifacts.value import BackboneChoice
 from rmadapter.backbones.published import caveat
 from rmadapter.data.fewshot import FewShot, half, read_split, save_split
@@ -387,12 +386,12 @@ def _promised(outcome: Outcome, method: Method, folds: Folds | None) -> list[str
             f"an error of {least} % or more can be promised, by "
             f"{describe_images(**calibration.facts)}: predict --error {least}%"
         )
-    judged = outcome.record.judgement
-    if calibration and judged and broken_promises(judged):
+    if calibration and calibration.broken:
         by = describe_images(**calibration.facts)
+        errors = ", ".join(f"{100 * error:g} %" for error in calibration.broken)
         return [
-            f"errors that are promised by {by}, are not kept on the images that judge this run: do "
-            "not count on `predict --error`"
+            f"an error of {errors}, promised by {by}, is not kept on the images that judge this "
+            "run: do not count on `predict --error` for it"
         ]
     most = 0
     if folds and (not calibration or calibration.source == "folds"):
