@@ -17,8 +17,12 @@ BINS = 15  # of the calibration error
 def accuracy(answers: ArrayLike, labels: ArrayLike) -> float:
     """Return the micro top-1 accuracy in percent.
 
-    answers: [N, C] probabilities (or any scores), or [N] predicted labels. labels: [N] int. Raises
-    ValueError if there are none or the lengths differ.
+    Args:
+        answers: [N, C] probabilities (or any scores), or [N] predicted labels.
+        labels: [N] int.
+
+    Raises:
+        ValueError: There are none, or the lengths differ.
     """
     return 100 * float(_correct(answers, labels).mean())
 
@@ -31,12 +35,17 @@ def harmonic_mean(a: float, b: float) -> float:
 def open_world(probabilities: np.ndarray, labels: ArrayLike, base: int) -> dict[str, float]:
     """Return what answers among trained and other classes in one list are worth, in percent.
 
-    base_half, novel_half: images of trained classes that get one of these as their answer, and of
-    others that get one of the others. auroc: of the largest probability of a trained class, for
-    images of these against others. openworld_auc: pairs of one image each that are both right among
-    the classes of their own half, and in that order (Hua et al., ICML 2025, arXiv 2505.05180).
+    Args:
+        probabilities: [N, C].
+        labels: [N], with images of both.
+        base: Number of trained classes, which are the first.
 
-    probabilities: [N, C], the first `base` of them trained. labels: [N], with images of both.
+    Returns:
+        The rates by name. `base_half` and `novel_half` count images of trained classes that get one
+        of these as their answer, and images of others that get one of the others. `auroc` is that
+        of the largest probability of a trained class, for images of these against others.
+        `openworld_auc` counts pairs of one image each that are both right among the classes of
+        their own half, and in that order (Hua et al., ICML 2025, arXiv 2505.05180).
     """
     which = np.asarray(labels)
     of_base, half = which < base, probabilities.argmax(1) < base
@@ -89,7 +98,9 @@ def interval(right: ArrayLike, groups: ArrayLike | None = None) -> tuple[float, 
     """Return the 95 % interval in percent of an accuracy on N images, of which some may belong
     together: Wilson's, for the number of images that would tell as much if each stood alone.
 
-    right: [N] bool. groups: [N], number of each image's group; None where each stands alone.
+    Args:
+        right: [N] bool.
+        groups: [N], number of each image's group; None where each stands alone.
     """
     correct = np.asarray(right, dtype=bool)
     count, rate = len(correct), float(correct.mean())
@@ -103,10 +114,14 @@ def interval(right: ArrayLike, groups: ArrayLike | None = None) -> tuple[float, 
 
 def _effective(variance: float, parts: np.ndarray, groups: ArrayLike, most: float) -> float:
     """Return how many images that stand alone would tell as much about a mean as images of groups:
-    the variance of one image over the cluster-robust variance of the mean, at most `most`; where
-    all images agree, the number of groups.
+    the variance of one image over the cluster-robust variance of the mean; where all images agree,
+    the number of groups.
 
-    parts: [N], what each image adds to the error of the mean; they sum to 0.
+    Args:
+        variance: Variance of one image.
+        parts: [N], what each image adds to the error of the mean; they sum to 0.
+        groups: [N], number of each image's group.
+        most: Largest number to return.
     """
     _, which = np.unique(groups, return_inverse=True)
     count = int(which.max()) + 1
@@ -127,7 +142,12 @@ def balanced_accuracy(
     that of the accuracy where all n are equal, and an approximation where recalls differ much. With
     groups it is for fewer images, as in `interval`.
 
-    answers, labels: as for `accuracy`. groups: as for `interval`. Raises ValueError as `accuracy`.
+    Args:
+        answers, labels: As for `accuracy`.
+        groups: As for `interval`.
+
+    Raises:
+        ValueError: As for `accuracy`.
     """
     right, true = _correct(answers, labels), np.asarray(labels)
     counts = np.bincount(true)
@@ -156,17 +176,23 @@ def _wilson(rate: float, images: float) -> tuple[float, float]:
 def paired(
     first: ArrayLike, second: ArrayLike, groups: ArrayLike | None = None
 ) -> tuple[float, float, float, float]:
-    """Compare two models on the same images: return how much more often the second is right, in
-    percentage points, the low and high end of that difference's 95 % interval, and the p value of
-    McNemar's exact test.
+    """Compare two models on the same images.
 
     The interval is that of Agresti and Min (2005), who add half an image to each of the four cells.
     With groups it is for as many images as would tell as much if each stood alone, as in
     `interval`, and p is that of the exact test that changes the signs of whole groups, which is
     McNemar's where each image stands alone.
 
-    first, second: [N] bool, which images each model gets right. groups: as for `interval`. Raises
-    ValueError for none or unequal lengths.
+    Args:
+        first, second: [N] bool, which images each model gets right.
+        groups: As for `interval`.
+
+    Returns:
+        How much more often the second is right, in percentage points, the low and high end of that
+        difference's 95 % interval, and the p value of McNemar's exact test.
+
+    Raises:
+        ValueError: There are none, or the lengths differ.
     """
     from scipy.stats import norm
 
@@ -206,7 +232,9 @@ def calibration_error(confidence: ArrayLike, right: ArrayLike) -> float:
     """Return the mean distance in percent between confidence and accuracy, over 15 bins of equal
     width (closed on the right), each weighted by its answers (Guo et al., 2017).
 
-    confidence: [N], the probability of each answer, 0..1. right: [N], whether the answer is right.
+    Args:
+        confidence: [N], the probability of each answer, 0..1.
+        right: [N], whether the answer is right.
     """
     sure = np.asarray(confidence, dtype=np.float64)
     bin_of = np.digitize(sure, np.linspace(0, 1, BINS + 1)[1:-1], right=True)
@@ -246,10 +274,18 @@ def temperature(
     """Return the divisor of the logits with the least cross-entropy (Guo et al., 2017), between
     1 / most and most.
 
-    probabilities: [N, C]. labels: [N] int. Targets are smoothed as if there were one more image of
-    unknown class (after Platt, 1999), so that a few images that are all right do not demand
-    certainty. expected, spread: median of a log-normal prior and the standard deviation of its
-    logarithm, by default none, which few images do not overrule. Raises ValueError as `accuracy`.
+    Targets are smoothed as if there were one more image of unknown class (after Platt, 1999), so
+    that a few images that are all right do not demand certainty.
+
+    Args:
+        probabilities: [N, C].
+        labels: [N] int.
+        most: The largest divisor.
+        expected, spread: Median of a log-normal prior and the standard deviation of its logarithm,
+            by default none, which few images do not overrule.
+
+    Raises:
+        ValueError: As for `accuracy`.
     """
     from scipy.optimize import minimize_scalar
     from scipy.special import log_softmax
