@@ -80,10 +80,14 @@ Split = TypeVar("Split")
 class Suspect:
     """An image to check.
 
-    image: as from `ImageSet.name`. given: its label. suggested, confidence: another label and its
-    probability, from models that did not learn from this image; None if the label is not
-    suspicious. reasons: each begins with one of KINDS. neighbours: the nearest images that are not
-    copies of this one. row: index among the images; None if broken.
+    Attributes:
+        image: Its name, as from `ImageSet.name`.
+        given: Its label.
+        reasons: What is suspicious; each begins with one of KINDS.
+        suggested, confidence: Another label and its probability, from models that did not learn
+            from this image; None if the label is not suspicious.
+        neighbours: The nearest images that are not copies of this one.
+        row: Index among the images; None if broken.
     """
 
     image: str
@@ -101,9 +105,12 @@ class Suspect:
 
 @dataclass(frozen=True, eq=False)
 class Suspects:
-    """The suspects of a data set, the worst first.
+    """The suspects of a data set.
 
-    images: all readable ones. judged: how many labels were judged.
+    Attributes:
+        images: All readable images.
+        judged: Number of labels that were judged.
+        suspects: Images to check, the worst first.
     """
 
     images: ImageSet
@@ -240,7 +247,13 @@ def _undamaged(images: ImageSet, transform: Transform, progress: bool) -> ImageS
 def _broken(
     path: Path, images: ImageSet, columns: Mapping[str, str] | None, outside: bool
 ) -> list[Suspect]:
-    """List the training files that cannot be read. images: the readable ones."""
+    """List the training files that cannot be read.
+
+    Args:
+        path: Path of the data set.
+        images: The readable ones.
+        columns, outside: As for `find_suspects`.
+    """
     readable = {*images.images}
     suspects = []
     for row in training(locate(path, columns, outside=outside).read().splits, path):
@@ -284,12 +297,18 @@ def _suspect(
 
 
 def measure(images: Sequence[ImageSource], progress: bool = False) -> np.ndarray:
-    """Measure images: returns [N, 3] with the pixels of the shorter side, the sharpness and the
-    spread.
+    """Measure images.
 
-    Sharpness is the variance of the Laplacian of the grey image with values in 0..255
-    (Pech-Pacheco et al., ICPR 2000), spread the standard deviation of the channel that varies most.
-    Raises as `load_image` does.
+    Sharpness is the variance of the Laplacian of the grey image with values in 0..255 (Pech-Pacheco
+    et al., ICPR 2000), spread the standard deviation of the channel that varies most. Raises as
+    `load_image` does.
+
+    Args:
+        images: N images.
+        progress: Whether to show a bar on stderr.
+
+    Returns:
+        [N, 3] with the pixels of the shorter side, the sharpness and the spread.
     """
     with ThreadPoolExecutor() as pool:
         rows = track(pool.map(_measure, images), len(images), "looking at images", progress)
@@ -308,7 +327,11 @@ def _measure(source: ImageSource) -> tuple[float, float, float]:
 
 
 def odd_reasons(measures: np.ndarray) -> list[list[str]]:
-    """List what is wrong with each of N images. measures: as from `measure`."""
+    """List what is wrong with each of N images.
+
+    Args:
+        measures: [N, 3], as from `measure`.
+    """
     shorter, sharpness, spread = measures.T
     usual = np.median(shorter) if len(shorter) else 0.0
     flat = spread < FLAT
@@ -332,7 +355,8 @@ def outliers(cosines: np.ndarray) -> np.ndarray:
     """Flag [N] the SHARE of images that is farthest from its 5th neighbour (Ramaswamy et al.,
     SIGMOD 2000); of 100 images or more, some always are.
 
-    cosines: [N, k] to neighbours, nearest first; -inf, for no neighbour, is not far.
+    Args:
+        cosines: [N, k] to neighbours, nearest first; -inf, for no neighbour, is not far.
     """
     far = 1 - cosines[:, min(NTH, cosines.shape[1]) - 1]
     far[~np.isfinite(far)] = -np.inf
@@ -342,10 +366,14 @@ def outliers(cosines: np.ndarray) -> np.ndarray:
 
 
 def copy_reasons(images: ImageSet, looks: np.ndarray) -> list[list[str]]:
-    """Name the other image that each of N images duplicates. looks: from `duplicates.looks`.
+    """Name the other image that each of N images duplicates.
 
     Among copies with one label, all but the first are named; with two labels, all are, since either
     may be wrong.
+
+    Args:
+        images: The N images.
+        looks: As from `duplicates.looks`.
     """
     others: dict[int, list[int]] = defaultdict(list)
     for i, j in pairs(looks, looks):
@@ -402,7 +430,12 @@ def write_page(
 ) -> None:
     """Write the page atomically; it needs no network and no script.
 
-    data, method: names to show. table: the list. options: of the command that applies the list.
+    Args:
+        path: The page.
+        suspects: Suspects to show.
+        data, method: Names to show.
+        table: The list of the suspects.
+        options: Options of the command that applies the list.
     """
     write_html(
         path,
