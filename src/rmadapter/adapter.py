@@ -263,8 +263,11 @@ class Adapters(nn.Module):
     """All adapters of one model: `image` and `text` by block number, `cross` by distance from the
     top block.
 
-    widths, depths: (image, text) sizes of the two encoders. reconstruct: the sides with a
-    reconstruction branch. The other arguments are the fields of `settings.AdapterSettings`.
+    The other arguments are the fields of `settings.AdapterSettings`.
+
+    Args:
+        widths, depths: (image, text) sizes of the two encoders.
+        reconstruct: The sides with a reconstruction branch.
     """
 
     def __init__(  # noqa: PLR0913  # a constructor
@@ -340,8 +343,11 @@ class Adapters(nn.Module):
         """Return what leaves an adapted block as its reconstruction branch reads it, [..., d]: with
         target="adapted" and local, its gradient reaches the adapter, but nothing below.
 
-        x: the adapter's input, [..., d]. plain, adapted: output of the block without the adapter's,
-        and with it, [..., d].
+        Args:
+            side: "image" or "text".
+            block: 1-based number of the block.
+            x: The adapter's input, [..., d].
+            plain, adapted: Output of the block without the adapter's, and with it, [..., d].
         """
         if self.target != "adapted" or not self.local:
             return adapted
@@ -352,8 +358,11 @@ class Adapters(nn.Module):
     ) -> Tensor:
         """Return the error of every token, [..., d] -> [...] (Eq. 11, 12).
 
-        x: what the branch reads, the adapter's input or what `leaving` returns. target: [..., d],
-        None for x.
+        Args:
+            side: "image" or "text".
+            block: 1-based number of the block.
+            x: What the branch reads, the adapter's input or what `leaving` returns.
+            target: [..., d], None for x.
         """
         if self.target_norm:
             target = F.layer_norm(x if target is None else target, x.shape[-1:])
@@ -377,19 +386,28 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def token_mean(error: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Average over tokens to a scalar. weight: how often each token counts, 0 for padding; None for
-    once each."""
+    """Average over tokens to a scalar.
+
+    Args:
+        error: Error of each token.
+        weight: How often each token counts, 0 for padding; None for once each.
+    """
     return error.mean() if weight is None else (error * weight).sum() / weight.sum()
 
 
 def consistency(adapted: Tensor, frozen: Tensor, raw: bool = False) -> Tensor:
-    """Return how far features [n, d] are from the untouched encoder's (Eq. 17), a scalar: the mean
-    absolute difference of L2-normalised ones. raw: as printed, the sum over d of the absolute
-    differences of features that are not normalised, averaged over n.
+    """Return how far features are from the untouched encoder's (Eq. 17), a scalar: the mean
+    absolute difference of L2-normalised ones.
 
     Where both agree up to rounding, as in the first step from a zero-initialised adapter, the sign
     of the difference means nothing, and the gradient is zero. Features that are computed in 16 bits
     differ by more than that in any case.
+
+    Args:
+        adapted: Features [n, d].
+        frozen: Those of the untouched encoder, [n, d].
+        raw: Whether to compute it as printed: the sum over d of the absolute differences of
+            features that are not normalised, averaged over n.
     """
     rounding: Tensor | float = ROUNDING
     if raw:
@@ -402,11 +420,12 @@ def consistency(adapted: Tensor, frozen: Tensor, raw: bool = False) -> Tensor:
 
 
 class Side(NamedTuple):
-    """The loss's inputs from one encoder, and the weights lambda of its two terms; 0 turns a term
-    off.
+    """The loss's inputs from one encoder, and the weights of its two terms.
 
-    adapted, frozen: features [B, d] of images, or of classes or their prompts [C, d]. errors:
-    reconstruction error of each adapter.
+    Attributes:
+        adapted, frozen: Features [B, d] of images, or of classes or their prompts [C, d].
+        errors: Reconstruction error of each adapter.
+        lambda_rec, lambda_con: Weights lambda of the two terms; 0 turns a term off.
     """
 
     adapted: Tensor
@@ -426,11 +445,16 @@ def loss_terms(
 ) -> dict[str, Tensor]:
     """Return the loss and its terms (Eq. 11-13, 16-18), scalars that include their weight lambda.
 
-    labels: [B]. A term that is turned off is absent. consistency_unit: "raw" is Eq. 17 as printed,
-    which needs features that are not normalised on both sides; "feature" is its mean over
-    normalised features; "logit" multiplies that by the logit scale, with which the gradient of the
-    cross-entropy grows too. weights: class features [C, d] of the cross-entropy, if not those of
-    `text`.
+    A term that is turned off is absent.
+
+    Args:
+        logit_scale: Factor of the cosines, a scalar.
+        labels: [B].
+        image, text: Inputs from the two encoders.
+        consistency_unit: "raw" is Eq. 17 as printed, which needs features that are not normalised
+            on both sides; "feature" is its mean over normalised features; "logit" multiplies that
+            by the logit scale, with which the gradient of the cross-entropy grows too.
+        weights: Class features [C, d] of the cross-entropy, if not those of `text`.
     """
     classes = text.adapted if weights is None else weights
     x, w = (F.normalize(at_least_float32(part), dim=-1) for part in (image.adapted, classes))
