@@ -35,8 +35,14 @@ WHAT = "unfinished answers of `rmadapter predict`"
 
 
 class Counts(TypedDict):
-    """Counts of all rows of a file. labels: images of each label, the most frequent first. skipped:
-    what is wrong with each bad image."""
+    """Counts of all rows of a file.
+
+    Attributes:
+        images: Number of images with an answer.
+        unsure: Number of those whose answer is unsure.
+        labels: Number of images of each label, the most frequent first.
+        skipped: What is wrong with each bad image.
+    """
 
     images: int
     unsure: int
@@ -53,10 +59,19 @@ def write_answers(
     sorter: Sorter | None = None,
     progress: bool = True,
 ) -> Counts:
-    """Answer the images that have no row yet, and finish the file. Returns counts of all its rows.
+    """Answer the images that have no row yet, and finish the file.
 
-    unsure: probability below which the label is "unsure". sorter: also sort the images into
-    folders.
+    Args:
+        images: Images to answer.
+        model: Model that answers them.
+        unsure: Probability below which the label is "unsure".
+        skip_bad: Whether to skip unreadable images, and list them in the counts.
+        file: File of the answers.
+        sorter: Folders to sort the images into, too, if any.
+        progress: Whether to show a bar.
+
+    Returns:
+        Counts of all rows of the file.
     """
     with only_writer(file.path), exclusive(sorter.root) if sorter else nullcontext():
         file.open()
@@ -110,9 +125,13 @@ def _count(rows: Iterable[AnswerRow]) -> Counts:
 class AnswerFile:
     """A file of answers.
 
-    columns: of the finished file, in order. key: identifies the run and the settings that the rows
-    come from. Raises UserError for a name without a known format's suffix, and for parquet if
-    pyarrow is missing.
+    Attributes:
+        path: Path of the finished file.
+        columns: Columns of the finished file, in order.
+        key: Identifies the run and the settings that the rows come from.
+
+    Raises:
+        UserError: The name has no known format's suffix, or pyarrow is missing for parquet.
     """
 
     path: Path
@@ -188,8 +207,12 @@ class AnswerFile:
     def missing(self, images: Sequence[Path], moved: bool = False) -> list[Path]:
         """List the images that have no row yet, in order; an image given twice gets two rows.
 
-        moved: answered images are no longer where they were. Raises UserError if a row is of none
-        of the images.
+        Args:
+            images: All images to answer.
+            moved: Whether answered images are no longer where they were.
+
+        Raises:
+            UserError: A row is of none of the images, and they were not moved.
         """
         if not self.done:
             return [*images]
@@ -338,8 +361,13 @@ def _format(path: Path) -> Callable[[Path, Sequence[str], Iterable[AnswerRow]], 
 class Sorter:
     """Folders for the images of each label.
 
-    root: parent of the folders. labels: all that answers may have. Raises UserError for two labels
-    that would share a folder.
+    Attributes:
+        root: Parent of the folders.
+        labels: All labels that answers may have.
+        how: Whether images are copied, moved or linked.
+
+    Raises:
+        UserError: Two labels would share a folder.
     """
 
     root: Path
