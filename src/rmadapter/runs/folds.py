@@ -65,8 +65,17 @@ class FoldAnswers:
 
 @dataclass(eq=False)
 class Folds:
-    """Folds of a task's shots. parts: rows to judge by, fold by fold; near-duplicates share a fold.
-    Answers are kept in the lab's folder, if it has one, so that a killed run can resume."""
+    """Folds of a task's shots.
+
+    Answers are kept in the lab's folder, if it has one, so that a killed run can resume.
+
+    Attributes:
+        task: The task.
+        few: The draw.
+        lab: Lab that holds the data and the backbone.
+        images: The N shots, of the classes of the task.
+        parts: Rows to judge by, fold by fold; near-duplicates share a fold.
+    """
 
     task: Task
     few: FewShot
@@ -122,11 +131,14 @@ class Folds:
         count: int | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> FoldAnswers:
-        """Return the answers of a method on the first `count` folds, by default on all; each fold
-        is computed once.
+        """Return the answers of a method on the first folds; each fold is computed once.
 
-        name: as `load_method` accepts it. baseline: fit as `fit_baseline` does. callbacks: follow
-        the trainings.
+        Args:
+            method: The method.
+            name: Its name, as `load_method` accepts it.
+            baseline: Whether to fit as `fit_baseline` does.
+            count: Number of folds, by default all.
+            callbacks: Functions that follow the trainings.
         """
         plain = baseline and self.task.augmentation != "none"
         key = self._key(method, name, plain)
@@ -308,8 +320,14 @@ def split(
     The images of each class are dealt in turn. There are no more folds than a class usually has
     images: every class should lose equally many, as a model that saw fewer images of a class
     answers it less often, and so would be wrong about exactly those held out. A class whose images
-    all belong together is always trained on, and so is everything that belongs with them. together:
-    the `groups` of the images, if already known.
+    all belong together is always trained on, and so is everything that belongs with them.
+
+    Args:
+        images: The images.
+        folds: Number of folds at most.
+        seed: Seed of the order in which a class's images are dealt.
+        progress: Whether to show a bar on stderr.
+        together: The `groups` of the images, if already known.
     """
     if together is None:
         together = groups(images.looks(progress), images.groups)
@@ -348,8 +366,15 @@ def fitted_temperature(
     groups: np.ndarray | None = None,
     seed: int = 0,
 ) -> float:
-    """Return the temperature that suits answers [N, C] on held-out images and what is expected of
-    their method. groups, seed: as for `one_of_each_group`."""
+    """Return the temperature that suits answers on held-out images and what is expected of their
+    method.
+
+    Args:
+        table: The answers [N, C].
+        labels: [N] int.
+        expected: What is expected.
+        groups, seed: As for `one_of_each_group`.
+    """
     rows = np.sort(one_of_each_group(len(table), groups, seed)[0])
     return metrics.temperature(table[rows], np.asarray(labels)[rows], MAX_TEMPERATURE, *expected)
 

@@ -44,8 +44,16 @@ def judge(
     """Add a judgement to the outcome of a run on all classes: by the test split or by images that
     were not drawn; if `enough` says that these are too few, by folds of the shots.
 
-    outcome: of the run, with the answers of `BASELINES`. Near-duplicates of training and validation
-    images, and images that share a group with one, do not count.
+    Near-duplicates of training and validation images, and images that share a group with one, do
+    not count.
+
+    Args:
+        task: What the run learned from, and what it tested.
+        method: Its method.
+        lab: Lab that holds the data and the backbone.
+        outcome: Outcome of the run, with the answers of `BASELINES`.
+        few: The shots.
+        folds: Folds of the shots, if they were made.
     """
     if folds and not enough(lab.tests(task, few), few.train):
         evaluation = cross_validated(folds, method, outcome.record.method.name)
@@ -97,8 +105,15 @@ def _promises(
     folds: Folds | None,
     seed: int,
 ) -> tuple[Promise, ...]:
-    """Measure the promises of a calibration, by images that are not among its own. seed: of the
-    run."""
+    """Measure the promises of a calibration, by images that are not among its own.
+
+    Args:
+        calibration: The calibration, if there is one.
+        answers: Answers on the images.
+        split: What the images are.
+        folds: Folds of the shots, if they were made.
+        seed: Seed of the run.
+    """
     if calibration is None:
         return ()
     if split == "held out":
@@ -177,8 +192,15 @@ def _score(evaluation: Evaluation) -> Score:
 def _judgement(
     how: str, evaluation: Evaluation, rows: Sequence[int], title: str, name: str
 ) -> Judgement:
-    """Rate the methods. title, name: of the method; its row is the last, and is not repeated if it
-    is one of the baselines, too."""
+    """Rate the methods.
+
+    Args:
+        how: By what they are judged, in words.
+        evaluation: Answers of the method and the baselines.
+        rows: Rows of the images to judge by.
+        title, name: Those of the method; its row is the last, and is not repeated if it is one of
+            the baselines, too.
+    """
     names = tuple(map(str, evaluation.images.written))
     labels, groups = evaluation.labels[rows], evaluation.images.subset(rows).group_numbers
     others = dict(evaluation.beside)
@@ -213,8 +235,16 @@ def _rates(
     right: np.ndarray,
     ours: np.ndarray | None,
 ) -> Rates:
-    """Rate a baseline, or the method itself. groups: [M], number of each image's group. ours: [M],
-    where the method is right; None for itself."""
+    """Rate a baseline, or the method itself.
+
+    Args:
+        name: Its name in the judgement.
+        table: Probabilities [M, C].
+        labels: Indices of the right classes, [M].
+        groups: [M], number of each image's group.
+        right: [M], where it is right.
+        ours: [M], where the method is right; None for itself.
+    """
     from sklearn.metrics import f1_score
 
     answers, present = table.argmax(1), sorted({*labels.tolist()})
@@ -236,8 +266,13 @@ def _rates(
 def _doubts(
     rated: Sequence[Rates], right: dict[str, np.ndarray], missing: Sequence[str]
 ) -> list[str]:
-    """Return warnings that the figures do not give by themselves. missing: classes without images
-    to judge by."""
+    """Return warnings that the figures do not give by themselves.
+
+    Args:
+        rated: Rates of the baselines and, last, of the method.
+        right: Where each of them is right, by name.
+        missing: Classes without images to judge by.
+    """
     *others, ours = rated
     doubts = []
     if (ours.high - ours.low) / 2 > WIDE:
