@@ -218,7 +218,13 @@ def _data_of(run: Path, record: Record, old: Path | None) -> Path:
 
 def _images_of_run(run: Path, labels: Mapping[str, str], listing: Listing) -> dict[str, Rows]:
     """Return the images of the run's data that it was trained and tested on, and those that chose
-    its settings, by split. labels: those that it was trained on, by `key`."""
+    its settings, by split.
+
+    Args:
+        run: Folder of the run.
+        labels: Labels that it was trained on, by `key`.
+        listing: Images of the run's data.
+    """
     try:
         few = read_split(RunFolder(run).split).images(listing.root)
     except UserError as error:

@@ -277,12 +277,16 @@ class Lab:
 
 
 def without_labels(few: FewShot, images: ImageSet, tested: bool) -> ImageSet:
-    """Return the train images of all classes, except those that will be tested. Their labels mean
-    nothing: they are dealt out evenly, so that a recipe's iterations count per image of a class.
+    """Return the train images of all classes, except those that will be tested.
 
-    images: all that a training gets of its classes with labels: the draw, a half of it, or a fold
-    of that. Other images of those classes in the draw may be the fold under test. tested: whether
-    the images that were not drawn are tested, too.
+    Their labels mean nothing: they are dealt out evenly, so that a recipe's iterations count per
+    image of a class.
+
+    Args:
+        few: The draw.
+        images: All that a training gets of its classes with labels: the draw, a half of it, or a
+            fold of that. Other images of those classes in the draw may be the fold under test.
+        tested: Whether the images that were not drawn are tested, too.
     """
     train = few.train
     others = [i for i, n in enumerate(train.labels) if train.classes[n] not in images.classes]
@@ -304,8 +308,9 @@ class Team:
     itself. The others draw the same images, load the same backbone and join every training that it
     announces.
 
-    machine: of this process. method: the one that they train together; None if there is one
-    process.
+    Attributes:
+        machine: Machine of this process.
+        method: Method that they train together; None if there is one process.
     """
 
     machine: Machine
@@ -335,7 +340,11 @@ class Team:
     def announce(self, method: Method, images: ImageSet, whole: ImageSet, key: str) -> None:
         """Have the others join a training on images, if its method is the team's.
 
-        whole: all images that the others have. key: of the saved progress; empty if none is.
+        Args:
+            method: Method to train.
+            images: Images to train it on.
+            whole: All images that the others have.
+            key: Key of the saved progress; empty if none is.
         """
         if method is not self.method or distributed.is_helper():
             return

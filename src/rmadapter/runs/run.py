@@ -177,9 +177,21 @@ def learn(
     cache: Cache | None = None,
     callbacks: Sequence[Callback] | None = None,
 ) -> Fitted:
-    """Fit a method to some of the shots, of all classes of a task. cache, callbacks: used instead
-    of those of the task and the lab. Raises UserError if the images have weights that the method
-    cannot use, and if it needs a text encoder that the backbone lacks."""
+    """Fit a method to some of the shots, of all classes of a task.
+
+    Args:
+        method: The method.
+        images: Shots to fit it to.
+        task: The task.
+        few: The draw.
+        lab: Lab that holds the data and the backbone.
+        unfinished: File to save progress in.
+        cache, callbacks: Used instead of those of the task and the lab.
+
+    Raises:
+        UserError: The images have weights that the method cannot use, or it needs a text encoder
+            that the backbone lacks.
+    """
     check_text(method, lab.backbone(task.backbone))
     val = None if few.val is None else _detached(half(few.val, task.classes))
     shots = Shots(
@@ -225,7 +237,16 @@ def learnt_from(method: Method, images: ImageSet, task: Task, few: FewShot, lab:
 def describe_run(
     task: Task, method: Method, lab: Lab, name: str, few: FewShot | None, **facts: Any
 ) -> Record:
-    """Build the record of a finished or failed run. few: the shots, if they were drawn."""
+    """Build the record of a finished or failed run.
+
+    Args:
+        task: The task of the run.
+        method: Its method.
+        lab: Lab that holds the backbone.
+        name: Name of the method.
+        few: The shots, if they were drawn.
+        **facts: Other fields of the record.
+    """
     backbone = lab.backbone(task.backbone)
     settings = json.loads(json.dumps(settings_of(method)))
     ours = name in METHODS  # whose code says the rest
