@@ -126,13 +126,25 @@ def token_chunks(backbone: Backbone, tokens: Tensor) -> tuple[Tensor, ...]:
 def frozen_prompts(
     backbone: Backbone, names: Sequence[str], templates: Sequence[str], first: int | None = None
 ) -> list[States]:
-    """Run the untouched text encoder on all prompts, in chunks. first: as in `States`."""
+    """Run the untouched text encoder on all prompts, in chunks.
+
+    Args:
+        backbone: Backbone with the encoder.
+        names, templates: Names of the classes, and templates of their prompts.
+        first: As in `States`.
+    """
     return frozen_chunks(backbone, tokenize(backbone, names, templates), first)
 
 
 def frozen_chunks(backbone: Backbone, tokens: Tensor, first: int | None = None) -> list[States]:
-    """Run the untouched text encoder on the tokens [C, L] of prompts, in chunks, which are smaller
-    where the memory of a GPU ends. first: as in `States`."""
+    """Run the untouched text encoder on prompts, in chunks, which are smaller where the memory of a
+    GPU ends.
+
+    Args:
+        backbone: Backbone with the encoder.
+        tokens: Tokens [C, L] of the prompts.
+        first: As in `States`.
+    """
     encode = partial(backbone.text.frozen, first=first)
     return [part for chunk in token_chunks(backbone, tokens) for part in in_halves(encode, chunk)]
 
@@ -224,8 +236,13 @@ class OfFeatures(Protocol):
 
 @dataclass(frozen=True)
 class Cosines:
-    """A scorer of `cosine_logits` that exposes its parts. features: as in `OfFeatures`. weights: of
-    the classes, [C, e]."""
+    """A scorer of `cosine_logits` that exposes its parts.
+
+    Attributes:
+        backbone: As for `cosine_logits`.
+        features: As in `OfFeatures`.
+        weights: Weights of the classes, [C, e].
+    """
 
     backbone: Backbone
     features: Callable[[States], Tensor]

@@ -82,9 +82,16 @@ def build_model(
 
 
 def build_front(name: str, config: JsonObject) -> nn.Module:
-    """Build the image encoder and the logit scale of an open_clip model, without their weights,
-    and with a stand-in for its text encoder. config: of its folder. Raises UserError if open_clip
-    cannot build it."""
+    """Build the image encoder and the logit scale of an open_clip model, without their weights, and
+    with a stand-in for its text encoder.
+
+    Args:
+        name: Name of the model.
+        config: Configuration in its folder.
+
+    Raises:
+        UserError: open_clip cannot build it.
+    """
     import open_clip
 
     from rmadapter.backbones.importing import import_needed

@@ -88,7 +88,13 @@ def read_facts(key: str) -> Facts | None:
 
 
 def find_facts(backbone: Backbone, folder: Path, weights: Path) -> Facts:
-    """Find out what is to be known of a whole backbone. weights: its file."""
+    """Find out what is to be known of a whole backbone.
+
+    Args:
+        backbone: The backbone.
+        folder: Its folder.
+        weights: Its file of weights.
+    """
     alone = (folder / CONFIG).is_file() and _is_same(backbone, folder, weights)
     text = backbone.text if backbone.has_text else None
     return Facts(

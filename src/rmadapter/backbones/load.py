@@ -238,7 +238,13 @@ def check_trusted(name: str) -> None:
 
 def shared(name: str, device: torch.device, revision: str = "") -> Backbone:
     """Load a backbone that the user named on a device, or return the copy in use if the name alone
-    determines the weights. revision: as for `load_known`."""
+    determines the weights.
+
+    Args:
+        name: Name of the backbone.
+        device: The device.
+        revision: As for `load_known`.
+    """
     trust_name(name)
     key = (name, str(device), threading.get_ident())
     backbone = IN_USE.get(key) if is_published(name) else None
@@ -321,7 +327,12 @@ def model_folder(repository: str, revision: str = "") -> Path:
 def tokenizer_folder(repository: str, revision: str = "") -> Path:
     """Return a folder with the small files of a repository, including its tokenizer.
 
-    Raises UserError when it is not cached and cannot be fetched. revision: as for `model_folder`.
+    Args:
+        repository: Repository on the hub.
+        revision: As for `model_folder`.
+
+    Raises:
+        UserError: It is not cached and cannot be fetched.
     """
     return _snapshot(repository, ("tokenizer*", "vocab*", "*.model"), revision=revision)
 
@@ -446,7 +457,13 @@ def hub_file(location: str) -> tuple[str, str]:
 
 
 def _from_folder(name: str, folder: Path, repository: str = "") -> Backbone:
-    """Load a model folder. repository: on the hub, if the folder is a snapshot of one."""
+    """Load a model folder.
+
+    Args:
+        name: Name of the backbone.
+        folder: The folder.
+        repository: Repository on the hub, if the folder is a snapshot of one.
+    """
     weights = _weights_in(folder)
     if weights is None:
         pickles = [file.name for file in sorted(folder.iterdir()) if file.suffix in PICKLE_SUFFIXES]

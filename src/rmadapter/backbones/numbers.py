@@ -160,7 +160,13 @@ def _check_products(value: object, headers: Headers) -> None:
 
 
 def _check(field: str, number: float, headers: Headers | None) -> None:
-    """Raise ValueError for a number that is too large. headers: None in a tokenizer's file."""
+    """Raise ValueError for a number that is too large.
+
+    Args:
+        field: Field that holds the number.
+        number: The number.
+        headers: Headers of the weights; None in a tokenizer's file.
+    """
     if headers is None:
         most: float = MAX_TOKENIZER_NUMBER
     elif field == TOKENS or SIDES.fullmatch(field):
