@@ -277,8 +277,12 @@ def create_app(
 ) -> FastAPI:
     """Create the application.
 
-    key: that requests must have. cors: origins of web pages that may send requests. lifespan: what
-    runs beside the application. hosts: as for `AccessMiddleware`.
+    Args:
+        service: Service that answers.
+        key: Key that requests must have, "" for none.
+        cors: Origins of web pages that may send requests.
+        lifespan: What runs beside the application.
+        hosts: As for `AccessMiddleware`.
     """
     app = FastAPI(
         title="rmadapter",

@@ -105,7 +105,13 @@ class Counters:
 
 
 class _Item(NamedTuple):
-    """An image to answer. more: whether more than probabilities is wanted."""
+    """An image to answer.
+
+    Attributes:
+        pixels: [3, H, W].
+        more: Whether more than probabilities is wanted.
+        outputs: What the model gives for it, once it is answered.
+    """
 
     pixels: np.ndarray
     more: bool
@@ -164,7 +170,12 @@ class Batcher:
             self._items.put(None)
 
     def submit(self, pixels: np.ndarray, more: bool = False) -> Future[Outputs]:
-        """Queue one image that has a place. pixels: [3, H, W]. more: than probabilities."""
+        """Queue one image that has a place.
+
+        Args:
+            pixels: [3, H, W].
+            more: Whether more than probabilities is wanted.
+        """
         item = _Item(pixels, more, Future())
         self._items.put(item)
         return item.outputs
@@ -229,7 +240,12 @@ class Batcher:
 
 
 class Upload(NamedTuple):
-    """An image as received. name: of the file, or its place in the request."""
+    """An image as received.
+
+    Attributes:
+        name: Name of the file, or its place in the request.
+        data: Bytes of the file.
+    """
 
     name: str
     data: bytes

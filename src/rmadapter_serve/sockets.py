@@ -25,11 +25,16 @@ LAST_SECONDS = 2  # for the thread of a request, after the server has ended
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Return a socket that listens: what connects waits until it is accepted. port: 0 for a free
-    one.
+    """Return a socket that listens: what connects waits until it is accepted.
 
-    It listens at once, since two sockets can be bound to one address until one listens. Raises
-    UserError if the address cannot be had.
+    It listens at once, since two sockets can be bound to one address until one listens.
+
+    Args:
+        host: Name or address of this machine.
+        port: The port; 0 for a free one.
+
+    Raises:
+        UserError: The address cannot be had.
     """
     try:
         family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]

@@ -21,7 +21,13 @@ LOOKS = 10  # at each connection, in that time
 
 
 class _Stall(NamedTuple):
-    """A connection that waits for its client. request: its last one. unread: bytes of answers."""
+    """A connection that waits for its client.
+
+    Attributes:
+        request: Its last request.
+        unread: Bytes of answers that the client has not read.
+        since: When the wait began.
+    """
 
     request: RequestResponseCycle | None
     unread: int

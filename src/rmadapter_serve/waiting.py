@@ -17,8 +17,13 @@ UNKNOWN = 16  # images that are expected to take no time, before any was measure
 
 class Queue:
     """Images that are answered in turn: how many there are, and the seconds that each takes, as
-    measured on recent ones. most: images. longest: seconds that the last of them may be expected to
-    take. what: the images, as a refusal calls them."""
+    measured on recent ones.
+
+    Args:
+        most: Most images that may wait.
+        longest: Seconds that the last of them may be expected to take.
+        what: The images, as a refusal calls them.
+    """
 
     def __init__(self, most: int, longest: float, what: str = "images") -> None:
         self.taken = 0
@@ -38,7 +43,11 @@ class Queue:
         return self.taken * self.pace
 
     def state(self, more: int = 0) -> dict[str, float]:
-        """Return what waits, and the most that may. more: images besides those that were taken."""
+        """Return what waits, and the most that may.
+
+        Args:
+            more: Images besides those that were taken.
+        """
         images = self.taken + more
         return {
             "images": images,
@@ -58,7 +67,12 @@ class Queue:
         self.taken += count
 
     def release(self, count: int, done: bool = True) -> None:
-        """Give places back. done: whether these images were answered, which measures the pace."""
+        """Give places back.
+
+        Args:
+            count: Number of places.
+            done: Whether these images were answered, which measures the pace.
+        """
         self.taken -= count
         if done:
             now, weight = time.monotonic(), RECENT**count
@@ -81,8 +95,13 @@ class Queue:
 
 
 def too_busy(reason: str, state: Mapping[str, float], retry: float) -> HTTPException:
-    """Return a 503 that says what is full, and when to come back. state: what waits with the
-    request that was refused, and the most that may. retry: seconds."""
+    """Return a 503 that says what is full, and when to come back.
+
+    Args:
+        reason: What is full.
+        state: What waits with the request that was refused, and the most that may.
+        retry: Seconds after which to come back.
+    """
     seconds = max(math.ceil(retry), 1)
     content = {"error": f"{reason}: try again after {seconds} s", "queue": state}
     headers = {"Retry-After": str(seconds)}

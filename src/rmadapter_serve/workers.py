@@ -83,7 +83,13 @@ def run_workers(
 
 
 class _Worker(NamedTuple):
-    """A process that serves. born: when it was started."""
+    """A process that serves.
+
+    Attributes:
+        process: The process.
+        listening: Socket that it accepts connections from.
+        born: When it was started.
+    """
 
     process: BaseProcess
     listening: socket.socket
