@@ -173,7 +173,12 @@ def few_shot(
 
 
 def _describe_natural(labels: Sequence[int], shots: int) -> str:
-    """Say how many images a natural draw has. labels: of these."""
+    """Say how many images a natural draw has.
+
+    Args:
+        labels: Labels of these.
+        shots: Number of images per class that were asked for.
+    """
     counts = Counter(labels).values()
     wanted = f" of {shots * len(counts):,}" if shots * len(counts) > len(labels) else ""
     return (

@@ -421,7 +421,13 @@ def with_weights(
 def _class_weights(
     images: ImageSet, class_weight: object, labels: np.ndarray, shots: int
 ) -> np.ndarray:
-    """Return class weights [C]. labels: those of the images whose sample weight is not 0."""
+    """Return class weights [C].
+
+    Args:
+        images: Images of the classes.
+        class_weight, shots: As for `with_weights`.
+        labels: Labels of the images whose sample weight is not 0.
+    """
     factors = np.ones(len(images.classes))
     if class_weight is None:
         return factors

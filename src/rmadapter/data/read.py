@@ -133,7 +133,13 @@ def _listed(
 
 
 def image_errors(paths: Sequence[Path], progress: bool, *, header: bool = False) -> dict[Path, str]:
-    """Return the unreadable files, each with the reason. header: as for `image_error`."""
+    """Return the unreadable files, each with the reason.
+
+    Args:
+        paths: Files to check.
+        progress: Whether to show a bar on stderr.
+        header: As for `image_error`.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # `image_error` says what is wrong
         check = partial(image_error, header=header)
@@ -222,8 +228,14 @@ def _check_once(splits: Mapping[str, Rows], places: Mapping[Path, str], path: Pa
 def _filled(
     empty: ImageSet, rows: Rows, indices: Mapping[str, int], bad: Mapping[Path, str]
 ) -> ImageSet:
-    """Add the images of `rows` to `empty`. indices: label -> class index; rows without such a label
-    are skipped, as are bad images."""
+    """Add the images of `rows` to `empty`.
+
+    Args:
+        empty: Image set without images.
+        rows: Rows of a split.
+        indices: Label -> class index; rows without such a label are skipped.
+        bad: Unreadable images, which are skipped, each with the reason.
+    """
     good = [row for row in rows if row.image not in bad]
     kept = [row for row in good if row.label in indices]
     lost = [row for row in good if row.label not in indices]

@@ -94,7 +94,14 @@ def cells_of(batch: RecordBatch, path: Path, budget: Budget) -> list[list[object
 
 def _check_type(path: Path, name: str, kind: DataType, inner: bool = False) -> None:
     """Raise UserError for a column whose values may share their bytes: for views, run lengths, and
-    dictionaries in lists and the like. inner: whether the type is that of a part of its values."""
+    dictionaries in lists and the like.
+
+    Args:
+        path: The file.
+        name: Name of the column.
+        kind: Type of its values.
+        inner: Whether the type is that of a part of its values.
+    """
     types = pyarrow("types", str(path))
     shared = [getattr(types, f"is_{name}", None) for name in SHARING_TYPES]
     is_inner = inner and types.is_dictionary(kind)

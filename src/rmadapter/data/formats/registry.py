@@ -206,7 +206,12 @@ def check_unlabelled(folder: Path, table: str) -> None:
 
 def images_root(data: str | Path, crops: bool = False) -> Path:
     """Return the folder that a data set's image names are relative to, the root of its `Listing`;
-    unpacks nothing. crops: as for `locate`."""
+    unpacks nothing.
+
+    Args:
+        data: The path.
+        crops: As for `locate`.
+    """
     path = user_path(data)
     if crops:
         return cache_folder() / "crops"
@@ -270,7 +275,12 @@ def find_images(
 
 def check_words(words: Sequence[str], none: bool = False) -> None:
     """Raise UserError for a web address or a missing file among the words of `find_images`, without
-    a search. none: whether files may be missing, since they may have been moved."""
+    a search.
+
+    Args:
+        words: The words.
+        none: Whether files may be missing, since they may have been moved.
+    """
     for word in words:
         refuse_address(word)
         path = user_path(word)

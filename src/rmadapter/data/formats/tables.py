@@ -114,7 +114,13 @@ def scan_table(
 
 
 class LabelledCells(NamedTuple):
-    """What a row says about its image. label: None for none. split: "all" without a column."""
+    """What a row says about its image.
+
+    Attributes:
+        label: Its label; None for none.
+        split: Its split; "all" without a column.
+        group: Its group.
+    """
 
     label: str | None
     split: str
