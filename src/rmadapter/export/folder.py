@@ -250,7 +250,13 @@ def transform_facts(backbone: Backbone) -> dict[str, object]:
 
 
 def readme(facts: ExportFacts, record: Record | None, size: int) -> str:
-    """Return README.md. size: of an image, in pixels."""
+    """Return README.md.
+
+    Args:
+        facts: Facts of the export.
+        record: Record of the run, if there is one.
+        size: Size of an image, in pixels.
+    """
     forms = {"openvino": "OpenVINO", "litert": "LiteRT"}
     every = record.scores if record else ()
     text = template("export.md.j2", escape=False).render(

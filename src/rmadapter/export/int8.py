@@ -78,14 +78,24 @@ def large_products(model: ModelProto) -> list[str]:
 
 
 def balance_file(file: Path, pixels: np.ndarray) -> None:
-    """Balance the channels of a graph in a file, which is replaced. pixels: as for `quantize`."""
+    """Balance the channels of a graph in a file, which is replaced.
+
+    Args:
+        file: The file.
+        pixels: As for `quantize`.
+    """
     model = load_graph(file)
     balance(model, pixels)
     onnx.save(model, str(file))
 
 
 def balance(model: ModelProto, pixels: np.ndarray) -> None:
-    """Balance the channels of a graph in place. pixels: [N, 3, H, W] of some images."""
+    """Balance the channels of a graph in place.
+
+    Args:
+        model: The graph.
+        pixels: [N, 3, H, W] of some images.
+    """
     weights = {weight.name: weight for weight in model.graph.initializer}
     readers = behind_norms(model)
     norms = {node.output[0]: node for node in model.graph.node}

@@ -68,7 +68,12 @@ _module = cache(_Module)
 def one_file(name: str, header: str) -> str:
     """Return the source of a module and all it uses, with its docstring and `__main__` block.
 
-    header: comment for the first line. Raises ValueError if two modules define the same name.
+    Args:
+        name: Name of the module.
+        header: Comment for the first line.
+
+    Raises:
+        ValueError: Two modules define the same name.
     """
     wanted: dict[str, set[ast.stmt]] = {}
     imports: set[tuple[str, str]] = set()

@@ -253,8 +253,14 @@ def decisions(
 def _changed(
     option: str, share: float, same: np.ndarray, hits: Sequence[np.ndarray]
 ) -> DecisionFacts:
-    """Return how a decision changes. hits: which images count for the fitted and for the exported
-    model, if known."""
+    """Return how a decision changes.
+
+    Args:
+        option: Name of the decision.
+        share: Share that is requested with it.
+        same: Images on which the fitted and the exported model agree.
+        hits: Which images count for the fitted and for the exported model, if known.
+    """
     before, after = (100 * float(each.mean()) for each in hits) if hits else (None, None)
     return {
         "option": option,
@@ -335,8 +341,15 @@ def _drawn_names(run: Path) -> set[str]:
 def _select(
     data: Path, source: Listing, saved: Saved, drawn: set[str] | None, most: int
 ) -> ComparedImages:
-    """Choose at most `most` images of data. drawn: names of those that the run drew; None for data
-    that is not its own."""
+    """Choose at most `most` images of data.
+
+    Args:
+        data: Path of the data.
+        source: Its images.
+        saved: The fitted model.
+        drawn: Names of those that the run drew; None for data that is not its own.
+        most: Number of images at most.
+    """
     root, splits = source.root, source.splits
     every = [*dict.fromkeys(row for part in splits.values() for row in part)]
     rows = splits.get("test", [])

@@ -218,8 +218,13 @@ class Model:
     def answers(
         self, images: Iterable[ImageSource], decider: Decider | None = None, top: int = 5
     ) -> Iterator[Answer]:
-        """Yield the answer for each image. decider: of the same classes, by default one that
-        promises nothing."""
+        """Yield the answer for each image.
+
+        Args:
+            images: Paths, PIL images or arrays.
+            decider: Decider of the same classes, by default one that promises nothing.
+            top: Answers per image.
+        """
         for _, outputs in self.outputs(images):
             yield from (decider or self.decider).answer(
                 outputs.probabilities, outputs.distances, top
