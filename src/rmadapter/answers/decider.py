@@ -107,7 +107,14 @@ class Decider:
 
     def sets(self, probabilities: np.ndarray) -> np.ndarray:
         """Return which classes are in the prediction set of each image, [B, C] bool; none if no
-        error is promised. probabilities: [B, C]. Raises UserError as `check_outputs`."""
+        error is promised.
+
+        Args:
+            probabilities: [B, C].
+
+        Raises:
+            UserError: As `check_outputs`.
+        """
         check_outputs(probabilities)
         if self.limits is None:
             return np.zeros(probabilities.shape, bool)

@@ -247,8 +247,14 @@ class HeldOut(Value):
         labels: Sequence[int] | np.ndarray,
         groups: np.ndarray | None = None,
     ) -> HeldOut:
-        """Keep the answers of a table [N, C] on N images, at most `MAX_HELD_OUT` of them, and of
-        one image of each group. groups: as for `one_of_each_group`."""
+        """Keep the answers of a table on N images, at most `MAX_HELD_OUT` of them, and of one image
+        of each group.
+
+        Args:
+            probabilities: The table [N, C].
+            labels: [N] int.
+            groups: As for `one_of_each_group`.
+        """
         rows = np.sort(one_of_each_group(len(labels), groups, seed=0)[0])
         best, sure = probabilities.argmax(1), probabilities.max(1)
         order = rows[np.argsort(-sure[rows], kind="stable")]

@@ -57,7 +57,11 @@ class Balanced(Value):
 
     @classmethod
     def of(cls, answers: ArrayLike, labels: ArrayLike, groups: ArrayLike | None = None) -> Balanced:
-        """Measure answers. answers, labels, groups: as for `metrics.balanced_accuracy`."""
+        """Measure answers.
+
+        Args:
+            answers, labels, groups: As for `metrics.balanced_accuracy`.
+        """
         rates = [round(rate, 4) for rate in balanced_accuracy(answers, labels, groups)]
         counts = np.unique(np.asarray(labels), return_counts=True)[1]
         return cls(

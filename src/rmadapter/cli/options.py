@@ -248,7 +248,12 @@ class FileOptions:
     def read(
         self, data: Located, names: Mapping[str, str] | None = None, check: bool | None = None
     ) -> dict[str, ImageSet]:
-        """Read the splits of a data set. names, check: as for `read_images`."""
+        """Read the splits of a data set.
+
+        Args:
+            data: The data set.
+            names, check: As for `read_images`.
+        """
         from rmadapter.data.read import read_images
 
         return read_images(data, skip_bad=self.skip_bad, check=check, names=names)

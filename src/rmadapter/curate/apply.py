@@ -34,7 +34,14 @@ Labelled = list[tuple[Row, str]]  # images with their new labels
 
 @dataclass(frozen=True)
 class Cleaned:
-    """images: in the copy, over all splits. without: classes that have no training image left."""
+    """Counts of a cleaned copy of a data set.
+
+    Attributes:
+        images: Number of images in the copy, over all splits.
+        relabelled: Number of images with a new label.
+        dropped: Number of images that are left out.
+        without: Classes that have no training image left.
+    """
 
     images: int
     relabelled: int

@@ -186,7 +186,13 @@ def _training_images(folder: Path, saved: Saved, data: str | Path | None) -> lis
 
 
 def write_page(path: Path, explanations: Sequence[Explanation], run: str) -> None:
-    """Write the page atomically; it needs no network and no script. run: its name on the page."""
+    """Write the page atomically; it needs no network and no script.
+
+    Args:
+        path: The page.
+        explanations: Explanations to show.
+        run: The run's name on the page.
+    """
     cards = []
     for one in explanations:
         neighbours = neighbour_cards(one.neighbours)
