@@ -188,10 +188,15 @@ def settings_of(owner: object) -> JsonObject:
 
 
 def configured(owner: T, values: Mapping[str, object], what: str = "") -> T:
-    """Return the group or method with some settings replaced. Raises UserError for an unknown one
-    or an invalid value.
+    """Return the group or method with some settings replaced.
 
-    what: the owner's name in messages.
+    Args:
+        owner: The group or method.
+        values: The new settings, by flat name.
+        what: The owner's name in messages.
+
+    Raises:
+        UserError: A setting is unknown, or a value is invalid.
     """
     known = settings_of(owner)
     where = f"{what}: " if what else ""
@@ -209,8 +214,12 @@ def configured(owner: T, values: Mapping[str, object], what: str = "") -> T:
 
 
 def check_range(settings: Mapping[str, object], where: str = "") -> None:
-    """Raises UserError for a number too large to compute with and a list too long for a record.
-    where: precedes the message."""
+    """Raise UserError for a number too large to compute with and a list too long for a record.
+
+    Args:
+        settings: Settings by name.
+        where: What precedes the message.
+    """
     for name, value in settings.items():
         parts = value if isinstance(value, (list, tuple)) else [value]
         if len(parts) > MAX_PARTS:
