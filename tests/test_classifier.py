@@ -658,3 +658,4 @@ def test_what_a_cell_shows_is_short(fitted: FewShotClassifier, colors: Path) -> 
     assert len(repr(model)) < 2_000
     assert repr(FewShotClassifier(shots=4)) == "FewShotClassifier(shots=4)"
     assert len(repr(read_images(colors))) < 200
+    assert len(repr(fitted.fitted_)) < 200

@@ -49,7 +49,7 @@ class Facts(NamedTuple):
     text_length: int
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Backbone:
     """A frozen CLIP-like model and everything that belongs to its weights.
 
@@ -74,17 +74,20 @@ class Backbone:
     """
 
     name: str
-    model: nn.Module = field(repr=False)
-    preprocess: Callable[[Image.Image], Tensor] = field(repr=False)
-    tokenizer: Callable[[list[str]], Tensor] = field(repr=False)
+    model: nn.Module
+    preprocess: Callable[[Image.Image], Tensor]
+    tokenizer: Callable[[list[str]], Tensor]
     image_size: int
-    mean: tuple[float, float, float] = field(repr=False)
-    std: tuple[float, float, float] = field(repr=False)
-    tokenizer_digest: str = field(default="", repr=False)
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    tokenizer_digest: str = ""
     has_text: bool = True
     revision: str = ""
     # what was found out about the same files before, if it was kept; no copy has it
     facts: Facts | None = field(default=None, init=False, repr=False)
+
+    def __repr__(self) -> str:
+        return f"Backbone({self.name!r}, {self.image_size} pixels)"
 
     def __getstate__(self) -> dict[str, object]:
         """Return what copies have: not what was found out, since their weights may be changed."""

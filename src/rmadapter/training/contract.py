@@ -114,7 +114,7 @@ class Parameters(NamedTuple):
     training_only: int = 0
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Fitted:
     """A fitted method: `tensors`, the method's fields and the backbone determine every answer.
 
@@ -148,18 +148,21 @@ class Fitted:
 
     method: Method
     backbone: Backbone
-    known: Known = field(repr=False)
-    tensors: Mapping[str, Tensor] = field(repr=False)
-    for_classes: Callable[[Sequence[str]], ToLogits] = field(repr=False)
+    known: Known
+    tensors: Mapping[str, Tensor]
+    for_classes: Callable[[Sequence[str]], ToLogits]
     first: int | None = None
     parameters: int = 0
-    trained: Trained = field(default_factory=Trained, repr=False)
+    trained: Trained = field(default_factory=Trained)
     temperature: float = 1.0
-    calibration: Calibration | None = field(default=None, repr=False)
-    familiarity: RejectionScore | None = field(default=None, repr=False)
-    means: Tensor | None = field(default=None, repr=False)
-    examples: Tensor | None = field(default=None, repr=False)
+    calibration: Calibration | None = None
+    familiarity: RejectionScore | None = None
+    means: Tensor | None = None
+    examples: Tensor | None = None
     remembers: bool = False
+
+    def __repr__(self) -> str:
+        return f"Fitted({self.method.title!r}, {self.backbone!r}, {len(self.classes)} classes)"
 
     @property
     def classes(self) -> tuple[str, ...]:
