@@ -212,10 +212,12 @@ class Decider:
     def possible(self) -> Possible:
         """Return what can be promised."""
         calibration, rejection = self.calibration, self.rejection
-        errors = calibration.possible() if calibration else []
+        errors: list[float] = []
+        if calibration:
+            errors = [error for error in calibration.possible() if not calibration.doubt(error)]
         return {
             "calibration": calibration.facts if calibration else None,
-            "errors": [error for error in errors if calibration and not calibration.doubt(error)],
+            "errors": errors,
             "broken": [*calibration.broken] if calibration else [],
             "familiarity": rejection.facts if rejection else None,
             "shares": rejection.possible() if rejection else [],

@@ -143,14 +143,20 @@ class Calibration(HeldOut):
     def doubt(self, error: float) -> str:
         """Return in words why an error cannot be counted on: a promise of as small an error was not
         kept, and missed more than this one allows. "" where no measurement speaks against it."""
-        for broken, missed in zip(self.broken, self.missed, strict=True):
-            if broken <= error < missed:
-                return (
-                    f"do not count on an error of {100 * error:g} %: of the images that judged "
-                    f"this model, {100 * missed:.1f} % were missed where {100 * broken:g} % was "
-                    "promised"
-                )
-        return ""
+        pairs = zip(self.broken, self.missed, strict=True)
+        against = [pair for pair in pairs if pair[0] <= error < pair[1]]
+        if not against:
+            return ""
+        broken, missed = max(against)
+        return (
+            f"do not count on an error of {100 * error:g} %: of the images that judged this model, "
+            f"{100 * missed:.1f} % were missed where {100 * broken:g} % was promised"
+        )
+
+    @property
+    def doubts(self) -> list[str]:
+        """What is said of each error that was not kept."""
+        return [self.doubt(error) for error in self.broken]
 
     def promise(self, error: float) -> str:
         doubt = self.doubt(error)

@@ -216,7 +216,6 @@ def _facts(
     )
     decider = saved.decider()
     possible, calibration = decider.possible(), decider.calibration
-    broken = calibration.broken if calibration else ()
     return {
         "format": 1,
         "to": options.to,
@@ -234,7 +233,7 @@ def _facts(
         "run": {"key": record.key, "split_digest": record.split_digest} if record else None,
         "parity": asdict(measured),
         "calibration": possible["calibration"],
-        "broken promises": [calibration.doubt(error) for error in broken if calibration],
+        "broken promises": calibration.doubts if calibration else [],
         "familiarity": possible["familiarity"],
         "levels": saved.tree.level_names if saved.tree else [],
         "kept in spite of": fault,
