@@ -41,6 +41,7 @@ from rmadapter.backbones.known import (
 )
 from rmadapter.backbones.names import (
     HF_HUB,
+    INSTEAD,
     NO_WEIGHTS,
     TIMM,
     WEIGHTS_SUFFIXES,
@@ -343,7 +344,7 @@ def _hub_errors(repository: str, typed: str = "") -> AbstractContextManager[None
         typed=typed,
         missing="; or it has no safetensors weights: if it holds a pickle, fetch that: "
         + how_to_convert(Path("FILE")),
-        otherwise=", give a local file or folder, or use the backbone 'pocket-3'",
+        otherwise=INSTEAD,
     )
 
 

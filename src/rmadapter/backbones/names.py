@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from rmadapter.backbones.packaged import is_packaged, packaged_names
+from rmadapter.backbones.packaged import POCKET_3, is_packaged, packaged_names
 from rmadapter.backbones.trust import PICKLE_SUFFIXES, how_to_convert
 from rmadapter.errors import UserError
 from rmadapter.support.files import user_path
@@ -22,6 +22,8 @@ PRESETS = {
     "accuracy": "ViT-L-16-SigLIP2-256/webli",
     "phone": "PE-Core-S-16-384/meta",
 }
+# ends the message that the hub cannot be reached
+INSTEAD = f", give a local file or folder, or use the backbone {POCKET_3!r}"
 NO_WEIGHTS = "none"  # instead of a tag, for random weights
 WEIGHTS_SUFFIXES = (".safetensors", *PICKLE_SUFFIXES)
 

@@ -8,7 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rmadapter.artifacts.run_folder import check_model, is_remote
-from rmadapter.backbones.names import AUTO, HF_HUB, check_name, names_in, needs_hub
+from rmadapter.backbones.names import (
+    AUTO,
+    HF_HUB,
+    INSTEAD,
+    check_name,
+    names_in,
+    needs_hub,
+)
 from rmadapter.backbones.packaged import POCKET_3
 from rmadapter.data.formats.base import URL
 from rmadapter.errors import UserError
@@ -77,15 +84,15 @@ def _check_hub(name: str, typed: str) -> None:
     """Refuse a model of the hub, as it was typed, if the hub is out of reach and the model, or all
     of them where the repository is unknown here, was never fetched: what else finds that out
     imports torch first. Raises Unreachable."""
+    if not needs_hub(name):
+        return
     from huggingface_hub import constants
 
     cache = Path(constants.HF_HUB_CACHE)
     own = cache / f"models--{name.removeprefix(HF_HUB).replace('/', '--')}"
-    cached = own.is_dir() if name.startswith(HF_HUB) else any(cache.glob("models--*"))
-    if not needs_hub(name) or cached:
+    if own.is_dir() if name.startswith(HF_HUB) else any(cache.glob("models--*")):
         return
-    what = f", give a local file or folder, or use the backbone {POCKET_3!r}"
-    with hub_errors(name, otherwise=what, typed=typed):
+    with hub_errors(name, otherwise=INSTEAD, typed=typed):
         check_reachable()
 
 
