@@ -5,8 +5,8 @@ Transformation", 2026 (https://arxiv.org/abs/2603.08942).
 
 x are unit image features [B, e], t unit class features [C, e], both of untouched encoders. Only W
 is trained, an upper triangular matrix [e, e] that starts as the identity, so as zero-shot. x W is
-not normalised. The loss is CLIP's own: each of B images is told apart from the texts of the others,
-and each text from the other images; images of the same class count as others, too.
+not normalised. The loss is CLIP's symmetric contrastive loss: in a batch, the texts of the other
+images are the negatives of an image, and the other images those of a text, even of the same class.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class BiCLIP(ModuleMethod[Bilinear]):
             tuned="as published for SUN397",
             on_test="perhaps the authors' constants, as their code has no validation images",
         ),
-        whole_batches=True,  # each image is told apart from the others
+        whole_batches=True,  # the other images are negatives
         about=About(
             "features",
             "a triangular matrix between image and class features",
