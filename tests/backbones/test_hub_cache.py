@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import huggingface_hub
+import open_clip
 import pytest
+import timm
 from huggingface_hub import constants
+from open_clip import factory
 from packaging.version import Version
 from safetensors.torch import load_file, save as safetensors
+from torch import Tensor
 
 from rmadapter.artifacts.checkpoint import from_values, load, save, to_values
 from rmadapter.backbones import Backbone
-from rmadapter.backbones.load import fetch, load_backbone, model_folder, tokenizer_folder
+from rmadapter.backbones.load import (
+    fetch,
+    load_backbone,
+    load_known,
+    model_folder,
+    tokenizer_folder,
+)
 from rmadapter.errors import UserError
 from rmadapter.support.hub import Unreachable
 from tests.helpers.fake_hub import Hub, Repository, hub, point_to
@@ -140,3 +150,49 @@ def test_a_run_is_loaded_with_the_commit_that_it_was_fitted_on(
     assert restored.backbone.digest == backbone.digest
     point_to(hub.url, tmp_path / "a third cache", monkeypatch)
     assert load_backbone(name).digest != backbone.digest
+
+
+def in_open_clip(
+    tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> tuple[str, str, Mapping[str, Tensor]]:
+    """Have open_clip list the repository for a small architecture."""
+    source = Path(tiny_clip.name)
+    config = json.loads((source / "open_clip_config.json").read_text())["model_cfg"]
+    monkeypatch.setitem(factory._MODEL_CONFIGS, "ViT-B-32", config)
+    listed = {"hf_hub": f"{NAME}/"}
+    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda *_: listed)
+    weights = load_file(source / "open_clip_model.safetensors")
+    return "ViT-B-32/openai", "open_clip_model.safetensors", weights
+
+
+def in_timm(
+    tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> tuple[str, str, Mapping[str, Tensor]]:
+    """Have timm list the repository for its smallest model."""
+    listed = timm.get_pretrained_cfg("test_vit.r160_in1k")
+    monkeypatch.setattr(listed, "hf_hub_id", NAME)
+    monkeypatch.setattr(timm, "get_pretrained_cfg", lambda *_: listed)
+    weights = timm.create_model("test_vit", num_classes=1000).state_dict()
+    return "timm:test_vit.r160_in1k", "model.safetensors", weights
+
+
+@pytest.mark.parametrize("listed", [in_open_clip, in_timm])
+def test_weights_that_a_library_lists_keep_their_commit(
+    hub: Hub,
+    tiny_clip: Backbone,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    listed: Callable[..., tuple[str, str, Mapping[str, Tensor]]],
+) -> None:
+    name, file, weights = listed(tiny_clip, monkeypatch)
+    repository = hub.repositories[NAME] = Repository(**{file: safetensors(weights)})
+    first = load_known(name)
+    assert first.revision == repository.log[-1][0]
+    changed = {key: tensor + 1 for key, tensor in weights.items()}
+    repository.commit({file: safetensors(changed)}, "newer")
+    point_to(hub.url, tmp_path / "another cache", monkeypatch)
+    assert load_known(name, first.revision).digest == first.digest
+    point_to(hub.url, tmp_path / "a third cache", monkeypatch)
+    newer = load_known(name)
+    assert newer.digest != first.digest
+    assert newer.revision == repository.log[-1][0]

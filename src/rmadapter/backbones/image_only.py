@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from rmadapter.backbones.numbers import MAX_TIMES_WEIGHTS, check_numbers, read_h
 from rmadapter.backbones.trust import check_folder
 from rmadapter.errors import UserError, did_you_mean
 from rmadapter.support.files import JsonObject, read_json, user_path
+from rmadapter.support.hub import commit_of
 from rmadapter.support.machine import seeded
 from rmadapter.support.terminal import silenced
 
@@ -80,7 +81,7 @@ def load_image_only(name: str, fetch: Callable[[str, str], Path]) -> Backbone:
     check_name(name)
     with silenced():
         import timm
-    architecture, tag = parts.architecture, parts.tag
+    architecture, tag, revision = parts.architecture, parts.tag, ""
     if architecture not in timm.list_models():
         raise UserError(
             f"backbone {name!r}: timm has no model {architecture!r}; the nearest are "
@@ -97,7 +98,9 @@ def load_image_only(name: str, fetch: Callable[[str, str], Path]) -> Backbone:
                 f"{did_you_mean(tag, tags)}; it has {', '.join(tags) or 'none'}"
             )
         weights = fetch(facts["hf_hub_id"], _safetensors(facts.get("hf_hub_filename")))
-    return _backbone(name, _built(name, architecture, facts, weights, {}, parts.size))
+        revision = commit_of(weights)
+    model = _built(name, architecture, facts, weights, {}, parts.size)
+    return replace(_backbone(name, model), revision=revision)
 
 
 def _known(name: str) -> JsonObject:

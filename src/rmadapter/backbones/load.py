@@ -64,7 +64,7 @@ from rmadapter.backbones.trust import (
 )
 from rmadapter.errors import UserError, quoted
 from rmadapter.support.files import JsonObject, user_path
-from rmadapter.support.hub import Unreachable, check_reachable, hub_errors
+from rmadapter.support.hub import Unreachable, check_reachable, commit_of, hub_errors
 from rmadapter.support.machine import find_device
 from rmadapter.support.terminal import note
 
@@ -121,10 +121,20 @@ def load_backbone(name: str) -> Backbone:
         >>> backbone.image_size, len(backbone.digest)
         (32, 64)
     """
+    return _load_named(name)
+
+
+def _load_named(name: str, revision: str = "") -> Backbone:
+    """Load a backbone as `load_backbone` does.
+
+    Args:
+        name: As there.
+        revision: Commit of its repository on the hub, if not the cached or the newest one.
+    """
     name = full_name(name)
     folder = user_path(name)
     if name.startswith(HF_HUB):
-        return _load_repository(name)
+        return _load_repository(name, revision)
     if is_packaged(name):
         package = load_package(name)
         place = package.build()
@@ -134,9 +144,10 @@ def load_backbone(name: str) -> Backbone:
     if folder.is_dir():
         return _load_untrusted(name, folder)
     if name.startswith(TIMM):
-        return _smoke_test(name, lambda: load_image_only(name, partial(fetch, typed=name)))
+        get = partial(fetch, typed=name, revision=revision)
+        return _smoke_test(name, lambda: load_image_only(name, get))
     check_name(name)
-    return _from_architecture(name)
+    return _from_architecture(name, revision)
 
 
 def first_of(names: str, device: str = "cpu") -> Backbone:
@@ -171,15 +182,13 @@ def load_known(name: str, revision: str = "") -> Backbone:
 
     Args:
         name: Name as for `load_backbone`.
-        revision: Commit of a repository on the hub, if not the cached or the newest one.
+        revision: Commit of its repository on the hub, if not the cached or the newest one.
     """
-    if revision and name.startswith(HF_HUB):
-        return _load_repository(name, revision)
     package = load_package(name) if is_packaged(name) else None
     folder = package.build() if package else user_path(name)
     weights = _weights_in(folder) if folder.is_dir() and not name.startswith(HF_HUB) else None
     if weights is None:
-        return load_backbone(name)
+        return _load_named(name, revision)
     key = key_of(folder)
     facts = read_facts(key)
     if facts and facts.alone:
@@ -397,14 +406,14 @@ def transform_of(architecture: str, tags: list[str]) -> JsonObject:
     return open_clip.get_pretrained_cfg(architecture, tags[0]) if tags else {}
 
 
-def _from_architecture(name: str) -> Backbone:
+def _from_architecture(name: str, revision: str) -> Backbone:
     architecture, _, tag = name.partition("/")
     config, tags = architecture_config(name, architecture)
     file = None if tag == NO_WEIGHTS else user_path(tag)
     published: JsonObject = {}
     if file and file.suffix not in WEIGHTS_SUFFIXES:
         published = published_config(architecture, tag, tags)
-        file = fetch(*hub_file(published["hf_hub"]), typed=name)
+        file = fetch(*hub_file(published["hf_hub"]), name, revision)
     model = build_model(
         name,
         architecture,
@@ -416,7 +425,8 @@ def _from_architecture(name: str) -> Backbone:
         load_weights(name, model, file)
     elsewhere = config["text_cfg"].get("hf_tokenizer_name")
     place = tokenizer_folder(elsewhere) if elsewhere else None
-    return as_backbone(name, model, load_tokenizer(name, config["text_cfg"], place))
+    backbone = as_backbone(name, model, load_tokenizer(name, config["text_cfg"], place))
+    return replace(backbone, revision=commit_of(file)) if published and file else backbone
 
 
 def published_config(architecture: str, tag: str, tags: list[str]) -> JsonObject:

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterator
 from multiprocessing.pool import ThreadPool
+from pathlib import Path
 
 from rmadapter.errors import UserError, quoted
 
@@ -26,6 +27,12 @@ def check_repository(name: str) -> None:
         raise UserError(
             f"{quoted(name)}: not a repository name; write OWNER/NAME, as in anna/sea-horses"
         )
+
+
+def commit_of(file: Path) -> str:
+    """Return the commit of a file in the hub's cache; empty if the cache does not name it."""
+    *_, commit = ["", *re.findall(r"/snapshots/([0-9a-f]{40})/", file.as_posix())]
+    return commit
 
 
 def check_reachable() -> None:
