@@ -88,7 +88,7 @@ def test_texts_are_cut_where_nothing_is_seen_of_the_rest(
             assert kept == 3 + 2 * 4 < tokens.shape[1]
             monkeypatch.setattr(lweib, "TOKENS_AHEAD", 1)
             assert (module.text_features(tokens, SCALES) - whole).abs().max() > 1e-6
-        monkeypatch.setattr(lweib, "TEXT_CHUNK", 1)
+        monkeypatch.setattr("rmadapter.prompts.CHUNK_PROMPTS", 1)
         monkeypatch.setattr(lweib, "TOKENS_AHEAD", 2)
         torch.testing.assert_close(module.text_features(tokens, SCALES), whole)
 

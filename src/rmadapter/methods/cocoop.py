@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rmadapter.adapter import at_least_float32
 from rmadapter.backbones import Backbone
-from rmadapter.methods.parts.learned_prompts import PromptedText, context_vectors
+from rmadapter.methods.parts.learned_prompts import context_vectors, encoder_of
 from rmadapter.prompts import cosine_logits
 from rmadapter.settings import Size
 from rmadapter.support.machine import seeded
@@ -48,13 +48,13 @@ class Conditional(Learner):
     def score(self, names: Sequence[str]) -> Callable[[Tensor], Tensor]:
         """Return a function from image features [B, e] to logits [B, C]. It encodes the C prompts
         of one image at a time."""
-        prompts = PromptedText(self.backbone, names, len(self.ctx))
+        encode = encoder_of(self.backbone, names, len(self.ctx))
 
         def logits(features: Tensor) -> Tensor:
             shifts = self.up(F.relu(self.down(F.normalize(at_least_float32(features), dim=-1))))
             rows = []
             for one, shift in zip(features.split(1), shifts, strict=True):
-                classes = F.normalize(prompts.encode(self.ctx + shift), dim=-1)
+                classes = F.normalize(encode(self.ctx + shift), dim=-1)
                 rows.append(cosine_logits(self.backbone, one, classes))
             return torch.cat(rows)
 

@@ -32,7 +32,13 @@ from rmadapter.encoders import BlockView, EitherEncoder, Packed, States, pack, s
 from rmadapter.errors import UserError
 from rmadapter.methods.descriptions import TEXTS, group_means, packed, unpacked, without_texts
 from rmadapter.methods.parts.learners import CosineLearner
-from rmadapter.prompts import check_prompts, cosine_logits, filled, learnt_weights
+from rmadapter.prompts import (
+    check_prompts,
+    cosine_logits,
+    filled,
+    learnt_weights,
+    token_chunks,
+)
 from rmadapter.settings import Count, Positive, Share
 from rmadapter.support.machine import seeded
 from rmadapter.training.contract import (
@@ -49,7 +55,6 @@ from rmadapter.training.contract import (
 )
 
 FIRST = 1  # block of the image encoder whose input is read
-TEXT_CHUNK = 256  # prompts encoded at once: whole sentences
 TOKENS_AHEAD = 2  # how many tokens ahead a block lets each token see, one by each convolution
 Change = Callable[[Tensor, nn.Module, float], Tensor]  # tokens, a layer, s -> tokens
 
@@ -184,9 +189,8 @@ class Convolutions(CosineLearner):
     def text_features(self, tokens: Tensor, scales: Sequence[float]) -> Tensor:
         """Return normalised features [S, e] of texts [S, L], on the CPU: a GPU would have to be
         waited for to lay them out."""
-        return learnt_weights(
-            self._encode_text, [(chunk, scales) for chunk in tokens.split(TEXT_CHUNK)], each=1
-        )
+        chunks = token_chunks(self.backbone, tokens)
+        return learnt_weights(self._encode_text, [(chunk, scales) for chunk in chunks], each=1)
 
     def _encode_text(self, tokens: Tensor, scales: Sequence[float]) -> Tensor:
         encoder = self.backbone.text

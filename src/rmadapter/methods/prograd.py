@@ -19,7 +19,7 @@ from torch.autograd import Function
 
 from rmadapter.backbones import Backbone
 from rmadapter.methods.coop import Context, CoOp
-from rmadapter.methods.parts.learned_prompts import PromptedText, limit_tokens
+from rmadapter.methods.parts.learned_prompts import encoder_of, limit_tokens
 from rmadapter.prompts import cosine_logits, zero_shot_weights
 from rmadapter.settings import Size
 from rmadapter.support.distributed import add_up, several
@@ -104,12 +104,12 @@ class ProGrad(CoOp):
 
     def objective(self, module: Context, shots: Shots) -> Loss:
         backbone = module.backbone
-        prompts = PromptedText(backbone, shots.classes, len(module.ctx))
+        encode = encoder_of(backbone, shots.classes, len(module.ctx))
         known = zero_shot_weights(backbone, shots.classes, shots.templates)
 
         def loss(batch: Batch) -> dict[str, Tensor]:
             f = batch.images.features
-            both = Aligned.apply(module.ctx, prompts.encode, self.strength)
+            both = Aligned.apply(module.ctx, encode, self.strength)
             ours, same = (
                 cosine_logits(backbone, f, F.normalize(classes, dim=-1)) for classes in both
             )

@@ -15,8 +15,8 @@ from rmadapter.backbones import Backbone
 from rmadapter.errors import UserError
 from rmadapter.methods.coop import Context
 from rmadapter.methods.kgcoop import KgCoOp
-from rmadapter.methods.parts.learned_prompts import PromptedText
-from rmadapter.prompts import zero_shot_weights
+from rmadapter.methods.parts.learned_prompts import PromptedText, prompt_tokens
+from rmadapter.prompts import one_at_a_time, token_chunks, zero_shot_weights
 from rmadapter.settings import Size
 from rmadapter.support.machine import seeded
 from rmadapter.training.contract import PUBLISHED, About, Recipe, Traits, Uses
@@ -49,22 +49,30 @@ class ClassAware(Context):
         return self.up(quick_gelu(self.down(known))).unflatten(-1, tuple(self.ctx.shape))
 
     def bind(self, names: Sequence[str], templates: Sequence[str]) -> Callable[[], Tensor]:
-        known = zero_shot_weights(self.backbone, names, templates)
-        below = PromptedText(self.backbone, names, len(self.ctx))
-        above = PromptedText(self.backbone, names, len(self.ctx), share=False)
+        backbone, n = self.backbone, len(self.ctx)
+        known = zero_shot_weights(backbone, names, templates)
+        chunks = token_chunks(backbone, prompt_tokens(backbone, names, n))
+        below = [PromptedText(backbone, names, n, tokens=chunk) for chunk in chunks]
+        above = [PromptedText(backbone, names, n, False, chunk) for chunk in chunks]
+        parts = [*zip(below, above, known.split([*map(len, chunks)]), strict=True)]
+        return lambda: F.normalize(torch.cat(one_at_a_time(self._encode, parts)), dim=-1)
+
+    def _encode(self, below: PromptedText, above: PromptedText, known: Tensor) -> Tensor:
+        """Return class features [C, e], not normalised.
+
+        Args:
+            below: Prompts that share their beginning.
+            above: The same prompts apart.
+            known: Untouched class features [C, e].
+        """
         encoder, place, prefix = above.encoder, above.layout.positions, below.layout.prefix
-        # Row of each token of `above` (prompts apart) in `below` (prompts that share their
-        # beginning).
+        # row of each token of `above` in `below`
         rows = torch.where(place < prefix, place, prefix + (place >= prefix).cumsum(0) - 1)
-
-        def weights() -> Tensor:
-            x = encoder.stem(below.layout, below.put(below.words, self.ctx))
-            for i in range(1, self.layer):
-                x = encoder.step(i, x, encoder.norm(i, x), below.layout)
-            x = above.put(x.index_select(0, rows), self.contexts(known))
-            return F.normalize(encoder.encode(x, above.layout, self.layer), dim=-1)
-
-        return weights
+        x = encoder.stem(below.layout, below.put(below.words, self.ctx))
+        for i in range(1, self.layer):
+            x = encoder.step(i, x, encoder.norm(i, x), below.layout)
+        x = above.put(x.index_select(0, rows), self.contexts(known))
+        return encoder.encode(x, above.layout, self.layer)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.encoders import Opaque, States
 from rmadapter.errors import UserError
 from rmadapter.methods.coop import Context, CoOp
-from rmadapter.methods.parts.learned_prompts import PromptedText
+from rmadapter.methods.parts.learned_prompts import encoder_of
 from rmadapter.prompts import cosine_logits, linear_logits
 from rmadapter.settings import Share, Size
 from rmadapter.support.distributed import add_up, several
@@ -181,12 +181,12 @@ class TextRefiner(CoOp):
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
         refiner = self.module(backbone, shots.seed)
         module = Training(refiner, self.keep, shots.seed)
-        prompts = PromptedText(backbone, shots.classes, len(refiner.ctx))
+        encode = encoder_of(backbone, shots.classes, len(refiner.ctx))
         # What it writes stays for the next step, and so must not lie in the memory of a CUDA graph.
         write = torch.compiler.disable(module.write)
 
         def loss(batch: Batch) -> dict[str, Tensor]:
-            t = F.normalize(prompts.encode(refiner.ctx), dim=-1)
+            t = F.normalize(encode(refiner.ctx), dim=-1)
             w = refiner.refine(t)
             tokens, places = local_features(backbone, batch.images, self.looked_at)
             tokens = module.aligned(tokens)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rmadapter.backbones import Backbone
+from rmadapter.encoders import TextEncoder
 from rmadapter.errors import UserError
 from rmadapter.methods.parts.learned_prompts import (
     PromptedText,
@@ -26,7 +27,9 @@ from rmadapter.methods.parts.learned_prompts import (
 )
 from tests.helpers.context_prompts import plain_text
 from tests.helpers.deep_prompts import NAMES, pixels, prompts_inserted
+from tests.helpers.methods import quick_method
 from tests.helpers.rounding import double
+from tests.helpers.shots import gradients, noise_images, shots_of, untrained
 
 
 def context_of(width: int, *shape: int) -> Tensor:
@@ -152,6 +155,32 @@ def test_many_prompts_are_encoded_in_chunks_with_the_same_features_and_gradient(
         assert (max(sizes), sum(sizes)) == (chunk, len(NAMES))
         weights = torch.arange(features.numel(), dtype=torch.float64).view_as(features).sin()
         found.append((features.detach(), *torch.autograd.grad((features * weights).sum(), context)))
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["cocoop", "coop", "prograd", "tcp", "text-refiner"])
+def test_a_step_on_chunks_of_prompts_is_that_on_all_at_once(
+    name: str, tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone, found, sizes = double(tiny_clip), [], list[int]()
+    shots = shots_of(tiny_clip, noise_images(len(NAMES), NAMES))
+    layout = TextEncoder.layout
+    monkeypatch.setattr(
+        TextEncoder,
+        "layout",
+        lambda encoder, tokens, *given: (
+            sizes.append(len(tokens)) or layout(encoder, tokens, *given)
+        ),
+    )
+    for chunk in (len(NAMES), 2):
+        monkeypatch.setattr("rmadapter.prompts.CHUNK_PROMPTS", chunk)
+        sizes.clear()
+        start = untrained(quick_method(name), backbone, shots)
+        start.module.double()
+        states = backbone.image.frozen(pixels(backbone, len(NAMES)), start.fitted.first)
+        loss = start.terms(range(len(NAMES)), images=states)["loss"]
+        found.append((loss.detach(), gradients(start.module, loss)))
+        assert max(sizes) == chunk
     torch.testing.assert_close(*found, rtol=1e-9, atol=1e-10)
 
 
