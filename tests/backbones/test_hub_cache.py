@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import huggingface_hub
@@ -154,7 +154,7 @@ def test_a_run_is_loaded_with_the_commit_that_it_was_fitted_on(
 
 def in_open_clip(
     tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
-) -> tuple[str, str, Mapping[str, Tensor]]:
+) -> tuple[str, str, dict[str, Tensor]]:
     """Have open_clip list the repository for a small architecture."""
     source = Path(tiny_clip.name)
     config = json.loads((source / "open_clip_config.json").read_text())["model_cfg"]
@@ -167,7 +167,7 @@ def in_open_clip(
 
 def in_timm(
     tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
-) -> tuple[str, str, Mapping[str, Tensor]]:
+) -> tuple[str, str, dict[str, Tensor]]:
     """Have timm list the repository for its smallest model."""
     listed = timm.get_pretrained_cfg("test_vit.r160_in1k")
     monkeypatch.setattr(listed, "hf_hub_id", NAME)
@@ -182,7 +182,7 @@ def test_weights_that_a_library_lists_keep_their_commit(
     tiny_clip: Backbone,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    listed: Callable[..., tuple[str, str, Mapping[str, Tensor]]],
+    listed: Callable[..., tuple[str, str, dict[str, Tensor]]],
 ) -> None:
     name, file, weights = listed(tiny_clip, monkeypatch)
     repository = hub.repositories[NAME] = Repository(**{file: safetensors(weights)})

@@ -31,8 +31,8 @@ def check_repository(name: str) -> None:
 
 def commit_of(file: Path) -> str:
     """Return the commit of a file in the hub's cache; empty if the cache does not name it."""
-    *_, commit = ["", *re.findall(r"/snapshots/([0-9a-f]{40})/", file.as_posix())]
-    return commit
+    commits: list[str] = re.findall(r"/snapshots/([0-9a-f]{40})/", file.as_posix())
+    return commits[-1] if commits else ""
 
 
 def check_reachable() -> None:
