@@ -71,10 +71,10 @@ export async function load() {
   });
   if (familiarity && !session.outputNames.includes("distance"))
     throw Error("model.onnx gives no distances of images, as familiarity.json needs: export the run again.");
+  const run = (pixels) => session.run({ pixels: new ort.Tensor("float32", pixels, [1, 3, size, size]) });
+  await run(new Float32Array(3 * size * size)); // the first run takes longest, so it is not a person's
   const look = async (source) => {
-    const pixels = tensor(await decode(source), steps);
-    const { probabilities, distance } =
-      await session.run({ pixels: new ort.Tensor("float32", pixels, [1, 3, size, size]) });
+    const { probabilities, distance } = await run(tensor(await decode(source), steps));
     if (!probabilities.data.every((share) => share >= -ROUNDING && share <= 1 + ROUNDING))
       throw Error("model.onnx answers with numbers that are no probabilities: export the run again.");
     const rows = names
