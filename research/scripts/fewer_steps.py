@@ -456,6 +456,8 @@ def half_table(lines: Lines) -> str:
 def main() -> None:
     parser = make_parser(__doc__, (*CHOOSE_ALL, *REPORT_ALL))
     parser.add_argument("--variants", nargs="+", default=[*VARIANTS], choices=VARIANTS)
+    parser.add_argument("--backbone", default="pocket")
+    parser.add_argument("--precision", default="bf16", choices=("fp32", "bf16"))
     parser.add_argument("--beside", type=Path, help="lines of reconstruction.py")
     parser.add_argument("--page", type=Path, help="put the tables into this page")
     args = parser.parse_args()
@@ -468,8 +470,8 @@ def main() -> None:
     for seed, data in itertools.product(args.seeds, args.data):
         left = [VARIANTS[name] for name in args.variants if (data, seed, name) not in done]
         if left:
-            lab = Lab(Machine(precision="bf16"), args.root, keep=True, progress=False)
-            measured = measure(lab, data, seed, left)
+            lab = Lab(Machine(precision=args.precision), args.root, keep=True, progress=False)
+            measured = measure(lab, data, seed, left, args.backbone)
             append_lines(args.out, measured)
             for line in measured:
                 print(json.dumps({name: line[name] for name in SHOWN}), flush=True)

@@ -87,7 +87,11 @@ def combined() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 NEITHER = rec(0.0)
-PAPER = {"method": "rmadapter-paper", "norm": "none"}
+# as `rmadapter-paper` was when these lines were written, before it had the losses as printed
+PAPER = {
+    **{"method": "rmadapter-paper", "norm": "none", "target": "input"},
+    **{"consistency_unit": "feature", "lambda_image_con": 10.0, "lambda_text_con": 25.0},
+}
 VARIANTS: dict[str, dict[str, Any]] = {
     # Which of the two losses does what
     "both": {},
@@ -317,7 +321,8 @@ def main() -> None:
     backbone = rescaled(args.backbone, args.logit_scale)
     if args.shuffled:
         backbone = shuffled(backbone)
-    lab.add_backbone(backbone)
+    name = backbone.name.replace(",", "")  # which separates the names of two
+    lab.add_backbone(replace(backbone, name=name))
     for data, shots, seed, variant in itertools.product(
         args.data, args.shots, args.seeds, args.variants
     ):
@@ -325,7 +330,7 @@ def main() -> None:
         line = {"data": data, "backbone": backbone.name, "precision": args.precision}
         line |= {"shots": shots, "seed": seed, "variant": variant, "fields": fields}
         if _key(line) not in done:
-            line |= trial(lab, data, seed, shots, backbone.name, fields)
+            line |= trial(lab, data, seed, shots, name, fields)
             append_lines(args.out, [line | {"versions": versions()}])
             print(data, shots, seed, variant, line["base"], line["novel"], flush=True)
 

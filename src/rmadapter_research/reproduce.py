@@ -79,6 +79,7 @@ ON_IMAGENET: Settings = {
     "maple": {"depth": 3, "epochs": 2, "learning_rate": 0.0026},
     "promptsrc": {"depth": 3, "mean": 6.0, "std": 10.0},
     "mma": {"batch_size": 128},
+    "rmadapter-paper": {"batch_size": 128},
 }
 PARTS: Mapping[str, Part] = {
     "1": Part(

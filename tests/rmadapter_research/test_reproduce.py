@@ -200,6 +200,6 @@ def test_options_choose_methods_templates_rows_and_settings(tmp_path: Path) -> N
 
 def test_the_page_has_the_settings_on_imagenet() -> None:
     page = (Path(__file__).parents[2] / "docs/studies/reproduce.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(\w+)` \| (`.*`) \|$", page, re.M)
+    rows = re.findall(r"^\| `([\w-]+)` \| (`.*`) \|$", page, re.M)
     found = {method: parse_overrides(re.findall(r"`(\S+)`", values)) for method, values in rows}
     assert found == reproduce.ON_IMAGENET

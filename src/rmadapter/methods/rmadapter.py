@@ -196,20 +196,31 @@ MMA = RMAdapter(
         ),
     ),
 )
-# RMAdapter, following MMA (optimisation) and PromptSRC (consistency) as its paper says. MMA's norm
-# is not in its
-# equations, but without it MMA's optimisation does not move these adapters
+# RMAdapter with the losses as printed: Eq. 11 and 12 rebuild the tokens that leave a block, and
+# Eq. 17 sums over features that are not normalised. It follows MMA (optimisation) and PromptSRC
+# (weights of consistency, which are of a mean over ViT-B/16's 512 components) as its paper says.
+# MMA's norm is not in the equations, but without it MMA's optimisation does not move these adapters
 # (research/studies/reconstruction.md).
 PAPER = RMAdapter(
     "RMAdapter, trained as MMA",
     "Lin et al., AAAI-26; optimised as MMA, consistency as PromptSRC",
-    AdapterSettings(norm="block", init="kaiming", alpha=0.001, decouple_scale=True),
-    LossSettings(1.0, 1.0, lambda_image_con=10.0, lambda_text_con=25.0, consistency_unit="feature"),
+    AdapterSettings(
+        norm="block", init="kaiming", alpha=0.001, decouple_scale=True, target="adapted"
+    ),
+    LossSettings(
+        1.0,
+        1.0,
+        lambda_image_con=10 / 512,
+        lambda_text_con=25 / 512,
+        consistency_unit="raw",
+    ),
     MMA.recipe,
     traits=Traits(
-        uses=Uses(tuned="as MMA and PromptSRC published"),
+        uses=Uses(constants="batch, on ImageNet", tuned="as MMA and PromptSRC published"),
         about=About(
-            "blocks", "RMAdapter, optimised as its paper suggests", "comparisons with the paper"
+            "blocks",
+            "RMAdapter, with losses as printed and optimised as its paper suggests",
+            "comparisons with the paper",
         ),
         own_reading="from the paper, as no code was released, with settings of MMA and PromptSRC",
     ),
