@@ -8,6 +8,7 @@ from typing import Any
 import fewer_steps
 import pytest
 import torch
+from families import against, average
 from fewer_steps import (
     AVERAGED,
     DEFAULT,
@@ -19,6 +20,7 @@ from fewer_steps import (
     UntilPlateau,
     Variant,
 )
+from studies import CHOOSE_ALL, read_lines, with_verdicts
 
 from rmadapter.backbones import Backbone
 from rmadapter.methods.ridge import HEAD
@@ -185,3 +187,17 @@ def test_verdicts_compare_the_chosen_and_half_the_steps_with_the_default() -> No
 
 def test_names_of_variants_are_apart() -> None:
     assert len(VARIANTS) == 18
+
+
+def test_the_sentence_about_pocket_3_shows_its_lines() -> None:
+    root = Path(__file__).parents[2] / "research"
+    lines = read_lines(root / "results" / "fewer_steps_pocket_3.jsonl")
+    found = fewer_steps.accuracies(lines, CHOOSE_ALL)
+    fast, slow = Variant(5, 2).name, DEFAULT.name
+    [verdict] = with_verdicts({"": against(found, fast, slow)}, 1).values()
+    assert verdict[:3] == ["-0.3", "-1.7 to 1.0", "8"]
+    means = [f"{average(found[name]):.1f}" for name in (fast, slow)]
+    text = " ".join((root / "studies" / "fewer_steps.md").read_text("utf-8").split())
+    assert f"have {means[0]} % on the eight sets for choosing where ten have {means[1]}" in text
+    assert "(-0.3 points, -1.7 to 1.0)" in text
+    assert round(fewer_steps.share_of(lines, "cpu_seconds", fast, CHOOSE_ALL), 1) == 0.5
