@@ -144,7 +144,8 @@ def chosen(lines: Lines, shots: int) -> dict[str, str]:
 
 def accuracy_table(lines: Lines, sets: Sequence[str]) -> str:
     """Show mean accuracies over sets by method and number of shots; – where a method lacks one of
-    the sets. The member of its family that the sets for choosing choose is bold."""
+    the sets. The member of its family that the sets for choosing choose is bold; a track that is
+    not the ranked one stands behind the name."""
     few = sorted({line["shots"] for line in lines})
     tables = [scores(lines, sets, shots) for shots in few]
     picks = [chosen(lines, shots) for shots in few]
@@ -159,15 +160,16 @@ def accuracy_table(lines: Lines, sets: Sequence[str]) -> str:
                 text = f"{average(table[name]):.1f}" if whole else "–"
                 cells.append(f"**{text}**" if pick.get(family) == name else text)
             track = track_of(RECIPES[name][0] if name in RECIPES else name, {})
-            track = "" if track == "ranked" else track
-            rows.append([family, f"`{name}`", *cells, track])
+            note = "" if track == "ranked" else f" ({track})"
+            rows.append([family, f"`{name}`{note}", *cells])
     heads = [f"{shots} shot{'s' * (shots > 1)}" for shots in few]
-    return markdown(["family", "method", *heads, "track"], rows)
+    return markdown(["family", "method", *heads], rows)
 
 
 def large_table(lines: Lines) -> str:
-    """Show accuracies on each of the sets with many classes, by method and number of shots."""
-    few = sorted({line["shots"] for line in lines})
+    """Show accuracies on each of the sets with many classes, by method and number of shots, of
+    which one is left out."""
+    few = sorted({line["shots"] for line in lines} - {1})
     columns = [scores(lines, [data], shots) for data in LARGE for shots in few]
     rows = []
     for name in itertools.chain(*FAMILIES.values()):

@@ -89,8 +89,12 @@ def combined() -> Iterator[tuple[str, dict[str, Any]]]:
 NEITHER = rec(0.0)
 # as `rmadapter-paper` was when these lines were written, before it had the losses as printed
 PAPER = {
-    **{"method": "rmadapter-paper", "norm": "none", "target": "input"},
-    **{"consistency_unit": "feature", "lambda_image_con": 10.0, "lambda_text_con": 25.0},
+    "method": "rmadapter-paper",
+    "norm": "none",
+    "target": "input",
+    "consistency_unit": "feature",
+    "lambda_image_con": 10.0,
+    "lambda_text_con": 25.0,
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     # Which of the two losses does what

@@ -56,7 +56,7 @@ def test_the_table_marks_the_chosen_and_leaves_out_a_part_of_the_sets() -> None:
     rows = {row.split("|")[2].strip(): row for row in table.splitlines()[2:]}
     assert "| **70.0** |" in rows["`proker`"]
     assert "| 35.0 |" in rows["`gda`"]
-    assert "| 90.0 | extra data |" in rows["`ss-text-u`"]
+    assert "| 90.0 |" in rows["`ss-text-u` (extra data)"]
     assert "| – |" in rows["`rmadapter-plus`"]  # one of two sets
     assert "`mail`" not in rows  # none
 

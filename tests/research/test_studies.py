@@ -115,13 +115,17 @@ def test_the_sentences_about_families_show_the_lines() -> None:
     points, ends, _, p = (cell.strip() for cell in row.split("|")[4:8])
     assert f"({points.lstrip('-')}, 0.6 to 7.0, p {p})" in text
     assert ends == "-7.0 to -0.6"
-    rows = [
-        [cell.strip() for cell in row.split("|")[1:7]]
-        for row in families.through_table(lines).splitlines()
-        if "`mmrl-few-shot`" in row
-    ]
-    by_shots = {shots: (points, ends) for shots, _, _, points, ends, _ in rows}
-    assert by_shots == {"1": ("-0.8", "-3.9 to 2.4"), "4": ("-4.4", "-6.4 to -2.5")}
+    found = {}
+    for row in families.through_table(lines).splitlines()[2:]:
+        shots, method, _, points, ends, *_ = (cell.strip(" `") for cell in row.split("|")[1:-1])
+        found[method, shots] = (points, ends)
+    assert found["mmrl-few-shot", "1"] == ("-0.8", "-3.9 to 2.4")
+    assert found["mmrl-few-shot", "4"] == ("-4.4", "-6.4 to -2.5")
+    assert found["mmrl-plus-plus-few-shot", "1"] == ("-2.1", "-5.3 to 1.0")
+    assert found["mmrl-plus-plus-few-shot", "4"] == ("-6.6", "-9.0 to -4.2")
+    assert found["promptsrc-few-shot", "4"] == ("-11.4", "-16.0 to -6.8")
+    assert "MMRL++ 6.6 (4.2 to 9.0), PromptSRC 11.4 (6.8 to 16.0)" in text
+    assert "MMRL++ (2.1, -1.0 to 5.3)" in text
     for page_of in ("research/studies/families.md", "docs/studies/answer.md"):
         text = " ".join(page(page_of).split())
         assert "4.4 points (2.5 to 6.4) behind with 4 images" in text
