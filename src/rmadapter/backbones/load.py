@@ -75,7 +75,7 @@ IN_USE: WeakValueDictionary[tuple[str, str, int], Backbone] = WeakValueDictionar
 TRUSTED: set[str] = set()  # what the user named in this process
 
 
-def load_backbone(name: str) -> Backbone:
+def load_backbone(name: str, revision: str = "") -> Backbone:
     """Load a model, frozen, in float32, on the CPU.
 
     `name` is one of
@@ -107,6 +107,7 @@ def load_backbone(name: str) -> Backbone:
 
     Args:
         name: Name of one of the kinds above.
+        revision: Commit of its repository on the hub, if not the cached or the newest one.
 
     Returns:
         The backbone, with its transform and tokenizer.
@@ -120,16 +121,6 @@ def load_backbone(name: str) -> Backbone:
         >>> backbone = load_backbone("tiny")  # a folder; "pocket-3" is the default elsewhere
         >>> backbone.image_size, len(backbone.digest)
         (32, 64)
-    """
-    return _load_named(name)
-
-
-def _load_named(name: str, revision: str = "") -> Backbone:
-    """Load a backbone as `load_backbone` does.
-
-    Args:
-        name: As there.
-        revision: Commit of its repository on the hub, if not the cached or the newest one.
     """
     name = full_name(name)
     folder = user_path(name)
@@ -188,7 +179,7 @@ def load_known(name: str, revision: str = "") -> Backbone:
     folder = package.build() if package else user_path(name)
     weights = _weights_in(folder) if folder.is_dir() and not name.startswith(HF_HUB) else None
     if weights is None:
-        return _load_named(name, revision)
+        return load_backbone(name, revision)
     key = key_of(folder)
     facts = read_facts(key)
     if facts and facts.alone:
