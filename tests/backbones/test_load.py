@@ -181,7 +181,7 @@ def test_a_published_backbone_is_loaded_once_while_it_is_in_use(
 ) -> None:
     loaded: list[str] = []
 
-    def load(name: str) -> Backbone:
+    def load(name: str, revision: str) -> Backbone:
         loaded.append(name)
         return replace(tiny_clip, name=name)
 

@@ -193,10 +193,12 @@ def test_a_preset_is_recorded_by_the_name_that_it_stands_for(
     ):
         assert Request.make({"backbone": given}).task.backbone == name
     check_name("accuracy")
-    asked: list[str] = []
-    monkeypatch.setattr("rmadapter.backbones.load._from_architecture", asked.append)
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(
+        "rmadapter.backbones.load._from_architecture", lambda *given: asked.append(given)
+    )
     load_backbone("phone")
-    assert asked == [PRESETS["phone"]]
+    assert asked == [(PRESETS["phone"], "")]
 
 
 def test_a_licence_is_known_or_called_unknown() -> None:
