@@ -107,7 +107,8 @@ def load_backbone(name: str, revision: str = "") -> Backbone:
 
     Args:
         name: Name of one of the kinds above.
-        revision: Commit of its repository on the hub, if not the cached or the newest one.
+        revision: Commit of its repository on the hub, if not the cached or the newest one; what is
+            not from the hub has none.
 
     Returns:
         The backbone, with its transform and tokenizer.
