@@ -54,25 +54,34 @@ class ClassAware(Context):
         chunks = token_chunks(backbone, prompt_tokens(backbone, names, n))
         below = [PromptedText(backbone, names, n, tokens=chunk) for chunk in chunks]
         above = [PromptedText(backbone, names, n, False, chunk) for chunk in chunks]
-        parts = [*zip(below, above, known.split([*map(len, chunks)]), strict=True)]
+        rows = [rows_in(*pair) for pair in zip(below, above, strict=True)]
+        parts = [*zip(below, above, rows, known.split([*map(len, chunks)]), strict=True)]
         return lambda: F.normalize(torch.cat(one_at_a_time(self._encode, parts)), dim=-1)
 
-    def _encode(self, below: PromptedText, above: PromptedText, known: Tensor) -> Tensor:
+    def _encode(
+        self, below: PromptedText, above: PromptedText, rows: Tensor, known: Tensor
+    ) -> Tensor:
         """Return class features [C, e], not normalised.
 
         Args:
             below: Prompts that share their beginning.
             above: The same prompts apart.
+            rows: As from `rows_in`.
             known: Untouched class features [C, e].
         """
-        encoder, place, prefix = above.encoder, above.layout.positions, below.layout.prefix
-        # row of each token of `above` in `below`
-        rows = torch.where(place < prefix, place, prefix + (place >= prefix).cumsum(0) - 1)
+        encoder = above.encoder
         x = encoder.stem(below.layout, below.put(below.words, self.ctx))
         for i in range(1, self.layer):
             x = encoder.step(i, x, encoder.norm(i, x), below.layout)
         x = above.put(x.index_select(0, rows), self.contexts(known))
         return encoder.encode(x, above.layout, self.layer)
+
+
+def rows_in(below: PromptedText, above: PromptedText) -> Tensor:
+    """Return the row of each token of `above`, prompts apart, in `below`, which share their
+    beginning."""
+    place, prefix = above.layout.positions, below.layout.prefix
+    return torch.where(place < prefix, place, prefix + (place >= prefix).cumsum(0) - 1)
 
 
 @dataclass(frozen=True)
