@@ -19,7 +19,6 @@ from rmadapter.backbones.numbers import MAX_TIMES_WEIGHTS, check_numbers, read_h
 from rmadapter.backbones.trust import check_folder
 from rmadapter.errors import UserError, did_you_mean
 from rmadapter.support.files import JsonObject, read_json, user_path
-from rmadapter.support.hub import commit_of
 from rmadapter.support.machine import seeded
 from rmadapter.support.terminal import silenced
 
@@ -98,7 +97,7 @@ def load_image_only(name: str, fetch: Callable[[str, str], Path]) -> Backbone:
                 f"{did_you_mean(tag, tags)}; it has {', '.join(tags) or 'none'}"
             )
         weights = fetch(facts["hf_hub_id"], _safetensors(facts.get("hf_hub_filename")))
-        revision = commit_of(weights)
+        revision = weights.parent.name  # a snapshot's folder is called as its commit
     model = _built(name, architecture, facts, weights, {}, parts.size)
     return replace(_backbone(name, model), revision=revision)
 

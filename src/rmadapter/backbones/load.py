@@ -64,7 +64,7 @@ from rmadapter.backbones.trust import (
 )
 from rmadapter.errors import UserError, quoted
 from rmadapter.support.files import JsonObject, user_path
-from rmadapter.support.hub import Unreachable, check_reachable, commit_of, hub_errors
+from rmadapter.support.hub import Unreachable, check_reachable, hub_errors
 from rmadapter.support.machine import find_device
 from rmadapter.support.terminal import note
 
@@ -418,7 +418,7 @@ def _from_architecture(name: str, revision: str) -> Backbone:
     elsewhere = config["text_cfg"].get("hf_tokenizer_name")
     place = tokenizer_folder(elsewhere) if elsewhere else None
     backbone = as_backbone(name, model, load_tokenizer(name, config["text_cfg"], place))
-    return replace(backbone, revision=commit_of(file)) if published and file else backbone
+    return replace(backbone, revision=file.parent.name) if published and file else backbone
 
 
 def published_config(architecture: str, tag: str, tags: list[str]) -> JsonObject:

@@ -8,7 +8,6 @@ import os
 import re
 from collections.abc import Iterator
 from multiprocessing.pool import ThreadPool
-from pathlib import Path
 
 from rmadapter.errors import UserError, quoted
 
@@ -27,12 +26,6 @@ def check_repository(name: str) -> None:
         raise UserError(
             f"{quoted(name)}: not a repository name; write OWNER/NAME, as in anna/sea-horses"
         )
-
-
-def commit_of(file: Path) -> str:
-    """Return the commit of a file in the hub's cache; empty if the cache does not name it."""
-    commits: list[str] = re.findall(r"/snapshots/([0-9a-f]{40})/", file.as_posix())
-    return commits[-1] if commits else ""
 
 
 def check_reachable() -> None:
