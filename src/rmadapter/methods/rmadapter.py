@@ -203,7 +203,8 @@ MMA = RMAdapter(
 # (research/studies/reconstruction.md).
 PAPER = RMAdapter(
     "RMAdapter, trained as MMA",
-    "Lin et al., AAAI-26; optimised as MMA, consistency as PromptSRC",
+    "Lin et al., AAAI-26, with its losses as printed; optimised as MMA, weights of consistency as "
+    "PromptSRC",
     AdapterSettings(
         norm="block", init="kaiming", alpha=0.001, decouple_scale=True, target="adapted"
     ),
@@ -216,7 +217,7 @@ PAPER = RMAdapter(
     ),
     MMA.recipe,
     traits=Traits(
-        uses=Uses(constants="batch, on ImageNet", tuned="as MMA and PromptSRC published"),
+        uses=Uses(constants="MMA's batch, on ImageNet", tuned="as MMA and PromptSRC published"),
         about=About(
             "blocks",
             "RMAdapter, with losses as printed and optimised as its paper suggests",
