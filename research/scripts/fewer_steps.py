@@ -456,7 +456,7 @@ def half_table(lines: Lines) -> str:
 def main() -> None:
     parser = make_parser(__doc__, (*CHOOSE_ALL, *REPORT_ALL))
     parser.add_argument("--variants", nargs="+", default=[*VARIANTS], choices=VARIANTS)
-    parser.add_argument("--backbone", default="pocket")
+    parser.add_argument("--backbone", default="pocket", help="give each a file of its own, --out")
     parser.add_argument("--precision", default="bf16", choices=("fp32", "bf16"))
     parser.add_argument("--beside", type=Path, help="lines of reconstruction.py")
     parser.add_argument("--page", type=Path, help="put the tables into this page")
