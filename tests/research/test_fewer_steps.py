@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from fewer_steps import (
     UntilPlateau,
     Variant,
 )
-from studies import CHOOSE_ALL, read_lines, with_verdicts
+from studies import CHOOSE_ALL, REPORT_ALL, read_lines, with_verdicts
 
 from rmadapter.backbones import Backbone
 from rmadapter.methods.ridge import HEAD
@@ -29,6 +30,8 @@ from rmadapter.prompts import tokenize
 from rmadapter.runs.lab import Lab
 from rmadapter.settings import Machine, configured
 from tests.helpers.shots import grouped_noise, noisy_colors, shots_of
+
+RESEARCH = Path(__file__).parents[2] / "research"
 
 QUICK = {"epochs": 2, "first_block": 3, "rank": 4, "batch_size": 4}
 
@@ -189,15 +192,38 @@ def test_names_of_variants_are_apart() -> None:
     assert len(VARIANTS) == 18
 
 
-def test_the_sentence_about_pocket_3_shows_its_lines() -> None:
-    root = Path(__file__).parents[2] / "research"
-    lines = read_lines(root / "results" / "fewer_steps_pocket_3.jsonl")
-    found = fewer_steps.accuracies(lines, CHOOSE_ALL)
+@pytest.mark.parametrize(
+    ("sets", "shown", "sentence"),
+    [
+        (CHOOSE_ALL, ["-0.3", "-1.7 to 1.0", "8"],
+         "have {} % on eight sets for choosing where ten have {} ({} points, {})"),
+        (REPORT_ALL, ["-1.5", "-3.4 to 0.5", "14"],
+         "They have {} % where ten have {} ({} points, {}; sign_digits loses ten)"),
+    ],
+)  # fmt: skip
+def test_the_sentences_about_pocket_3_show_its_lines(
+    sets: Sequence[str], shown: list[str], sentence: str
+) -> None:
+    lines = read_lines(RESEARCH / "results" / "fewer_steps_pocket_3.jsonl")
+    found = fewer_steps.accuracies(lines, sets)
     fast, slow = Variant(5, 2).name, DEFAULT.name
     [verdict] = with_verdicts({"": against(found, fast, slow)}, 1).values()
-    assert verdict[:3] == ["-0.3", "-1.7 to 1.0", "8"]
+    assert verdict[:3] == shown
     means = [f"{average(found[name]):.1f}" for name in (fast, slow)]
-    text = " ".join((root / "studies" / "fewer_steps.md").read_text("utf-8").split())
-    assert f"have {means[0]} % on the eight sets for choosing where ten have {means[1]}" in text
-    assert "(-0.3 points, -1.7 to 1.0)" in text
-    assert round(fewer_steps.share_of(lines, "cpu_seconds", fast, CHOOSE_ALL), 1) == 0.5
+    text = " ".join((RESEARCH / "studies" / "fewer_steps.md").read_text("utf-8").split())
+    assert sentence.format(*means, *shown) in text
+    assert round(fewer_steps.share_of(lines, "cpu_seconds", fast, sets), 1) == 0.5
+
+
+def test_the_page_on_all_images_says_what_pocket_3_loses() -> None:
+    lines = read_lines(RESEARCH / "results" / "fewer_steps_pocket_3.jsonl")
+    found = fewer_steps.accuracies(lines, REPORT_ALL)
+    fast, slow = Variant(5, 2).name, DEFAULT.name
+    assert found[slow]["sign_digits"][0] - found[fast]["sign_digits"][0] == pytest.approx(10)
+    steps = [
+        line["steps"] for line in lines if line["variant"] == fast and line["data"] in REPORT_ALL
+    ]
+    page = RESEARCH.parent / "docs" / "studies" / "all_images.md"
+    text = " ".join(page.read_text("utf-8").split())
+    assert f"in {min(steps)} to {max(steps)} steps" in text
+    assert "1.5 points behind ten on 14 sets for reporting (-3.4 to 0.5)" in text
