@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from rmadapter.backbones.names import PRESETS
+from rmadapter.backbones.published import PUBLISHED, caveat
 from rmadapter.data.decode import advice
 from rmadapter.data.image_set import SKIP_BAD
 from rmadapter.errors import UserError
@@ -92,6 +94,14 @@ def test_messages_lose_what_is_typed_in_a_shell(text: str, shown: str) -> None:
     one = Job("Training", [], Path(), Path())
     one.read_line(f"note: {text}")
     assert one.notes == [shown]
+
+
+def test_the_note_on_a_small_backbone_stays_whole() -> None:
+    text = caveat("pocket-3")
+    shown = without_commands(text)
+    assert "`" in text
+    assert "`" not in shown
+    assert shown.endswith(f"licence: {PUBLISHED[PRESETS['laptop']].licence})")
 
 
 def test_own_messages_name_no_command() -> None:

@@ -74,8 +74,8 @@ def caveat(name: str) -> str:
     return (
         f"backbone {name} is {purpose}; on photographs a real CLIP is far better, such as the "
         f"backbone laptop ({PRESETS['laptop']}, {known.megabytes} MB from the Hugging Face hub, "
-        f"once; licence: {known.licence}; {LAPTOP_SECONDS} s per 1,000 images on one thread of an "
-        "Intel Xeon, and `rmadapter backbones --speed` measures it here)"
+        f"once; licence: {known.licence}); it takes {LAPTOP_SECONDS} s per 1,000 images on one "
+        "thread of an Intel Xeon, and `rmadapter backbones --speed` measures it here"
     )
 
 
