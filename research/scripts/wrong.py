@@ -1,14 +1,16 @@
 """Measure what `predict --wrong` keeps of its promise. The tables are in docs/studies/promises.md.
 
     python research/scripts/wrong.py --root DATA --out research/results/wrong.jsonl --seeds 1
+    python research/scripts/wrong.py --root DATA --out research/results/wrong.jsonl --seeds 1 \\
+        --method rmadapter-plus
     python research/scripts/wrong.py --out research/results/wrong.jsonl --tables \\
         --pages docs/studies/promises.md research/results/promises.md
 
-A line is a linear probe on one data set, number of shots and draw. The threshold is chosen in two
-ways: by folds of the shots, as `fit` does, with all test images to measure on; and by a random half
-of the test images, which also gives the temperature, with the other half to measure on, DRAWS
-times. The rule of an earlier version stands beside the present one. Finished lines are kept: repeat
-the command to resume.
+A line is a method on one data set, number of shots and draw: a linear probe, or RMAdapter+. The
+threshold is chosen in two ways: by folds of the shots, as `fit` does, with all test images to
+measure on; and by a random half of the test images, which also gives the temperature, with the
+other half to measure on, DRAWS times. The rule of an earlier version stands beside the present one.
+Finished lines are kept: repeat the command to resume.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ from rmadapter.runs.request import Request
 from rmadapter.runs.run import run_task
 from rmadapter.support.machine import versions
 
-METHOD = "linear-probe"
+METHODS = ("linear-probe", "rmadapter-plus")
 SHARES = (0.05, 0.1, 0.2)  # that may be wrong
 DRAWS = 100  # of calibration images
 # the threshold from confidences [N], whether each is right [N], and a share
@@ -84,23 +86,26 @@ def by_halves(table: np.ndarray, labels: np.ndarray, wrong: float, rule: Rule) -
     return [round(100 * float(np.mean(column)), 4) for column in zip(*rows, strict=True)]
 
 
-def trial(lab: Lab, data: str, shots: int, seed: int, backbone: str) -> dict[str, Any]:
-    """Fit the probe and measure its sure answers by each rule and share."""
+def trial(
+    lab: Lab, data: str, shots: int, seed: int, backbone: str, name: str = METHODS[0]
+) -> dict[str, Any]:
+    """Fit a method and measure its sure answers by each rule and share."""
     common = {"backbone": backbone, "shots": shots, "seed": seed}
-    request = Request.make(common, METHOD, data=data)
+    request = Request.make(common, name, data=data)
     few = lab.draw(request.task)
     folds = Folds.make(request.task, few, lab, FOLDS)
-    temperature = folds.temperature(request.method, METHOD, len(folds))
-    held_out = folds.tempered(request.method, METHOD, temperature or 1.0)
+    temperature = folds.temperature(request.method, name, len(folds))
+    held_out = folds.tempered(request.method, name, temperature or 1.0)
     assert held_out is not None
-    outcome = run_task(request.task, request.method, lab, METHOD, temperature=temperature)
+    outcome = run_task(request.task, request.method, lab, name, temperature=temperature)
     [evaluation] = outcome.evaluations
     table, labels = evaluation.probabilities, np.array(evaluation.labels)
     known, right = held_out.table.argmax(1) == held_out.labels, table.argmax(1) == labels
-    line: dict[str, Any] = {"data": data, "shots": shots, "seed": seed, "backbone": backbone}
+    line: dict[str, Any] = {"data": data, "method": name, "shots": shots, "seed": seed}
+    line |= {"backbone": backbone, "precision": lab.machine.precision}
     line |= {"images": len(labels), "calibrated": len(known), "folds": {}, "halves": {}}
-    for wrong, (name, rule) in itertools.product(SHARES, RULES.items()):
-        key = f"{name} {100 * wrong:g}"
+    for wrong, (title, rule) in itertools.product(SHARES, RULES.items()):
+        key = f"{title} {100 * wrong:g}"
         sure = table.max(1) >= rule(held_out.table.max(1), known, wrong)
         line["folds"][key] = [int(sure.sum()), int(right[sure].sum())]
         line["halves"][key] = by_halves(table, labels, wrong, rule)
@@ -134,16 +139,25 @@ def tables(lines: Lines) -> dict[str, str]:
     heads = ["may be wrong", "rule", "halves: kept in %", "any answer in %", "answered in %"]
     heads += ["folds: kept in runs that answer", "answered in %"]
     return {
-        f"{title}: wrong answers": markdown(heads, rows_of(some))
+        f"{title}: wrong answers{f' of {method}' if method != METHODS[0] else ''}": markdown(
+            heads, rows_of(some)
+        )
         for title, sets in (("choosing", CHOOSE_ALL), ("reporting", REPORT_ALL))
-        if (some := [line for line in lines if line["data"] in sets])
+        for method in METHODS
+        if (some := [one for one in lines if one["data"] in sets and method_of(one) == method])
     }
+
+
+def method_of(line: Line) -> str:
+    """Return the method of a line; the earliest ones do not name it."""
+    return str(line.get("method", METHODS[0]))
 
 
 def main() -> None:
     few = [data for data in (*CHOOSE_ALL, *REPORT_ALL) if data not in ("caltech101", "grocery")]
     parser = make_parser(__doc__, few)
     parser.add_argument("--shots", type=int, nargs="+", default=[16])
+    parser.add_argument("--method", choices=METHODS, default=METHODS[0])
     parser.add_argument("--backbone", default="pocket")
     parser.add_argument("--pages", type=Path, nargs="+", default=[], help="pages for the tables")
     args = parser.parse_args()
@@ -151,12 +165,13 @@ def main() -> None:
     if args.tables:
         show(tables(lines), *args.pages)
         return
-    done = {(line["data"], line["shots"], line["seed"]) for line in lines}
+    known = [line for line in lines if method_of(line) == args.method]
+    done = {(line["data"], line["shots"], line["seed"]) for line in known}
     for seed, data in itertools.product(args.seeds, args.data):
         lab = Lab(root=args.root, progress=False)
         for shots in args.shots:
             if (data, shots, seed) not in done:
-                line = trial(lab, data, shots, seed, args.backbone)
+                line = trial(lab, data, shots, seed, args.backbone, args.method)
                 append_lines(args.out, [line])
                 print(data, shots, seed, line["halves"], flush=True)
 
