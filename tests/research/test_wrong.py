@@ -44,3 +44,14 @@ def test_a_promise_is_kept_by_runs_that_answer() -> None:
     lines = [line("food", [80, 100, 40], [20, 18]), line("sports", [100, 50, 20], [10, 10])]
     assert [row[5] for row in wrong.rows_of(lines)] == ["1 of 2"] * 2 + ["2 of 2"] * 4
     assert [*wrong.tables(lines)] == ["reporting: wrong answers"]
+
+
+def test_methods_have_tables_of_their_own() -> None:
+    probe = line("food", [80, 100, 40], [20, 19])
+    plus = {**line("food", [100, 50, 20], [10, 10]), "method": "rmadapter-plus"}
+    names = ["reporting: wrong answers", "reporting: wrong answers of rmadapter-plus"]
+    found = wrong.tables([probe, plus])
+    assert [*found] == names
+    assert [found[name] for name in names] == [
+        wrong.tables([{**one, "method": "linear-probe"}])[names[0]] for one in (probe, plus)
+    ]
