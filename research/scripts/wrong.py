@@ -144,13 +144,8 @@ def tables(lines: Lines) -> dict[str, str]:
         )
         for title, sets in (("choosing", CHOOSE_ALL), ("reporting", REPORT_ALL))
         for method in METHODS
-        if (some := [one for one in lines if one["data"] in sets and method_of(one) == method])
+        if (some := [one for one in lines if one["data"] in sets and one["method"] == method])
     }
-
-
-def method_of(line: Line) -> str:
-    """Return the method of a line; the earliest ones do not name it."""
-    return str(line.get("method", METHODS[0]))
 
 
 def main() -> None:
@@ -165,7 +160,7 @@ def main() -> None:
     if args.tables:
         show(tables(lines), *args.pages)
         return
-    known = [line for line in lines if method_of(line) == args.method]
+    known = [line for line in lines if line["method"] == args.method]
     done = {(line["data"], line["shots"], line["seed"]) for line in known}
     for seed, data in itertools.product(args.seeds, args.data):
         lab = Lab(root=args.root, progress=False)

@@ -92,7 +92,7 @@ def answer_tables() -> dict[str, str]:
          lambda: marked(all_images.tables(lines_of("all_images"), lines_of("choice"))), 4),
         ("reference/pocket.md", lambda: marked(pocket_3.tables(lines_of("pocket_3"))), 2),
         ("studies/promises.md", lambda: marked(promises.tables(lines_of("promises"))), 9),
-        ("studies/promises.md", lambda: marked(wrong.tables(lines_of("wrong"))), 2),
+        ("studies/promises.md", lambda: marked(wrong.tables(lines_of("wrong"))), 4),
         ("studies/unfamiliar.md",
          lambda: marked({name: table for name, table in familiar.tables(
              lines_of("familiar")).items() if name.startswith(
@@ -236,7 +236,7 @@ def test_the_default_share_is_the_chosen_one() -> None:
         ("suspects", suspects.KEY, ("backbone",)),
         ("unfamiliar", ("data", "seed", "far"), ("digest",)),
         ("untouched_share", ("data", "shots", "draw"), ()),
-        ("wrong", ("data", "shots", "seed"), ("backbone",)),
+        ("wrong", ("data", "method", "shots", "seed"), ("backbone",)),
         ("units", ("data", "draw"), ()),
     ],
 )
@@ -298,13 +298,29 @@ def test_the_sentences_about_promises_show_the_lines() -> None:
     assert f"at most {worst[0]:.1f} % were missed of 5 and {worst[1]:.1f} of 10" in text
     missed = {(row[1], row[2]): row[4] for row in promises.shifted(lines)}
     assert f"RMAdapter+ missed {missed['pacs/art_painting', 'RMAdapter+']} % in place" in text
-    reported, chosen = (
-        {
-            (row[1], row[0]): row
-            for row in wrong.rows_of([one for one in lines_of("wrong") if one["data"] in sets])
-        }
-        for sets in (REPORT_ALL, CHOOSE_ALL)
+    others = (missed[f"office_caltech/{name}", "RMAdapter+"] for name in ("desk", "product"))
+    assert f"it missed {' and '.join(others)} %" in text
+
+
+def test_the_sentences_about_wrong_answers_show_the_lines() -> None:
+    text = " ".join(page("docs/studies/promises.md").split())
+    probe, plus = (
+        [
+            {
+                (row[1], row[0]): row
+                for row in wrong.rows_of(
+                    [
+                        one
+                        for one in lines_of("wrong")
+                        if one["data"] in sets and one["method"] == method
+                    ]
+                )
+            }
+            for sets in (REPORT_ALL, CHOOSE_ALL)
+        ]
+        for method in wrong.METHODS
     )
+    reported, chosen = probe
     keys = [(rule, share) for share in ("10 %", "20 %") for rule in ("earlier", "present")]
     ten, now, twenty, later = ((reported[key], chosen[key]) for key in keys)
     assert (
@@ -316,8 +332,11 @@ def test_the_sentences_about_promises_show_the_lines() -> None:
         f"sure after {now[0][3]} and {now[1][3]} % of calibrations, before after {ten[0][3]} and "
         f"{ten[1][3]} %"
     ) in text
-    others = (missed[f"office_caltech/{name}", "RMAdapter+"] for name in ("desk", "product"))
-    assert f"it missed {' and '.join(others)} %" in text
+    mine = [rows["present", "10 %"] for rows in plus]
+    assert (
+        f"keeps 10 % after {mine[0][2]} and {mine[1][2]} % of calibrations by halves, with any "
+        f"answer after {mine[0][3]} and {mine[1][3]} %"
+    ) in text
 
 
 def test_unfamiliar_images_are_compared_with_every_other_set() -> None:

@@ -32,7 +32,7 @@ def test_halves_of_a_model_that_is_always_right_keep_every_promise(name: str) ->
 
 def line(data: str, halves: list[float], sure: list[int]) -> dict[str, Any]:
     keys = [f"{name} {100 * share:g}" for share in wrong.SHARES for name in wrong.RULES]
-    common = {"data": data, "images": 100}
+    common = {"data": data, "images": 100, "method": "linear-probe"}
     return {**common, "halves": dict.fromkeys(keys, halves), "folds": dict.fromkeys(keys, sure)}
 
 
@@ -52,6 +52,5 @@ def test_methods_have_tables_of_their_own() -> None:
     names = ["reporting: wrong answers", "reporting: wrong answers of rmadapter-plus"]
     found = wrong.tables([probe, plus])
     assert [*found] == names
-    assert [found[name] for name in names] == [
-        wrong.tables([{**one, "method": "linear-probe"}])[names[0]] for one in (probe, plus)
-    ]
+    rows = [line.split(" | ")[2] for name in names for line in found[name].splitlines()[2:]]
+    assert rows == ["80"] * 6 + ["100"] * 6
