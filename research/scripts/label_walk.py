@@ -67,7 +67,9 @@ def ask(page: Tab, made: Path, images: ImageSet) -> list[str]:
     return found
 
 
-def walk(lab: Lab, data: str, backbone: str) -> dict[str, Any]:
+def walk(
+    lab: Lab, data: str, backbone: str, method: str = "rmadapter-plus"
+) -> dict[str, Any]:
     splits = lab.splits(data)
     heap = splits["train"].subset(some_of(len(splits["train"]), HEAP, DRAW))
     test = splits["test"].subset(some_of(len(splits["test"]), ASKED, DRAW))
@@ -79,17 +81,17 @@ def walk(lab: Lab, data: str, backbone: str) -> dict[str, Any]:
             page.download_to(root / "got")
             person = Walk(page, root / "got")
             labels = person.label(address, list(heap.classes), truth, LABELS)
-            made = person.deploy(address)
+            made = person.deploy(address, method)
             answers = ask(page, made, test)
         [run] = (root / "photos" / "runs").iterdir()
-        method = read_record(run / "run.json").method.name
+        trained = read_record(run / "run.json").method.name
         saved = load(run, load_backbone(backbone))
         shares = np.concatenate([*saved.fitted.probabilities([*test.images], saved.names)])
     own = shares.argmax(1).tolist()
     hits = [a == test.classes[label] for a, label in zip(answers, test.labels, strict=True)]
     return {
         "data": data, "images": len(heap), "labels": labels, "keys": person.keys,
-        "clicks": person.clicks, "seconds": person.seconds, "method": method, "asked": len(hits),
+        "clicks": person.clicks, "seconds": person.seconds, "method": trained, "asked": len(hits),
         "same": sum(saved.labels[best] == a for best, a in zip(own, answers, strict=True)),
         "test": round(100 * fmean(hits), 4),
     }  # fmt: skip

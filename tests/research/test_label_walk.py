@@ -36,7 +36,8 @@ def test_a_walk_from_a_heap_to_a_page(
     monkeypatch.setattr(label_walk, "LABELS", 12)
     monkeypatch.setenv("RMADAPTER_CACHE", str(tmp_path / "cache"))
     lab = Lab(Machine(device="cpu"), colors.parent, keep=True, progress=False)
-    line = label_walk.walk(lab, colors.name, tiny_clip.name)
+    # the other method of the page adapts blocks that this backbone does not have
+    line = label_walk.walk(lab, colors.name, tiny_clip.name, "linear-probe-pair")
     assert line["labels"] >= 12
     assert line["keys"] > line["labels"]
     assert set(line["seconds"]) == {*label_walk.STEPS}
