@@ -67,9 +67,7 @@ def ask(page: Tab, made: Path, images: ImageSet) -> list[str]:
     return found
 
 
-def walk(
-    lab: Lab, data: str, backbone: str, method: str = "rmadapter-plus"
-) -> dict[str, Any]:
+def walk(lab: Lab, data: str, backbone: str, method: str = "rmadapter-plus") -> dict[str, Any]:
     splits = lab.splits(data)
     heap = splits["train"].subset(some_of(len(splits["train"]), HEAP, DRAW))
     test = splits["test"].subset(some_of(len(splits["test"]), ASKED, DRAW))
