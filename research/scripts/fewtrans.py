@@ -6,9 +6,9 @@ fine-tuning level with methods of few parameters, if each answers as an ensemble
         --page research/studies/fewtrans.md
 
 Each method is trained with its rate times 0.1, 1 and 10, on the same shots; the ensemble averages
-the three probabilities of each class. `wordings` are five prompts, of zero-shot and of the default.
-A line is one data set, number of shots and variant. Finished lines are kept: repeat the command to
-resume.
+the three probabilities of each class. `seeds` are three trainings with one rate, which differ in
+their seed. `wordings` are five prompts, of zero-shot and of the default. A line is one data set,
+number of shots and variant. Finished lines are kept: repeat the command to resume.
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ PAIRS = (
     ("full fine-tuning", "linear probe"),
     ("RMAdapter+", "linear probe"),
 )
+SEEDS = (1, 2, 3)  # of a training; all learn from the images of DRAW
+SEEDED = {f"{name}, seeds": name for name in ("full fine-tuning", "adapters alone", "RMAdapter+")}
 WORDINGS = (
     "a photo of a {}.",
     "{}",
@@ -67,13 +69,16 @@ WORDINGS = (
     "a close-up of a {}, in a collection of images.",
 )
 WORDED = {"zero-shot, wordings": "zero-shot", "RMAdapter+, wordings": "rmadapter-plus"}
-VARIANTS = (*METHODS, *WORDED)
+VARIANTS = (*METHODS, *SEEDED, *WORDED)
 
 
 def settings_of(variant: str) -> tuple[str, list[dict[str, Any]]]:
     """Return the method of a variant, and the settings with which it is trained in turn."""
     if variant in WORDED:
         return WORDED[variant], [{"templates": [wording]} for wording in WORDINGS]
+    if variant in SEEDED:
+        method, own, name, middle = METHODS[SEEDED[variant]]
+        return method, [{**own, name: middle, "seed": seed} for seed in SEEDS]
     method, own, name, middle = METHODS[variant]
     return method, [{**own, name: middle * factor} for factor in FACTORS]
 
@@ -83,14 +88,15 @@ def trial(lab: Lab, data: str, shots: int, variant: str, backbone: str) -> dict[
     mean of their probabilities."""
     method, every = settings_of(variant)
     tables, line = [], {"data": data, "shots": shots, "draw": DRAW, "variant": variant}
+    common = {"backbone": backbone, "shots": shots, "seed": DRAW}
+    few = lab.draw(Request.make(common, method, data=data).task)
+    test = lab.splits(data)["test"]
+    line["split_digest"] = split_digest(few)
     for settings in every:
-        common = {"backbone": backbone, "shots": shots, "seed": DRAW}
         request = Request.make({**common, **settings}, method, data=data)
-        few, test = lab.draw(request.task), lab.splits(data)["test"]
         fitted = learn(request.method, few.train, request.task, few, lab)
         models = {"": fitted.score(test.classes)}
         tables.append(predict_all(models, fitted, lab.test_cache(request.task), test, DRAW)[""])
-        line["split_digest"] = split_digest(few)
     mean = torch.stack(tables).mean(0)
     accuracies = [metrics.accuracy(table.numpy(), test.labels) for table in (*tables, mean)]
     *each, together = (round(accuracy, 4) for accuracy in accuracies)
@@ -127,6 +133,23 @@ def differences(lines: Lines, shots: int, value: Callable[[Line], float]) -> lis
     return [[name, *cells] for name, cells in with_verdicts(found, 1).items()]
 
 
+def seeds(lines: Lines, shots: int) -> tuple[list[list[str]], list[list[str]]]:
+    """Return a row for each of SEEDED: the mean accuracy of a training, of the ensemble over seeds,
+    and of that over rates; and both steps from one to the next, tested together over data sets."""
+    rows, found = [], {}
+    for variant, name in SEEDED.items():
+        both = [*zip(of(lines, shots, variant), of(lines, shots, name), strict=True)]
+        alone, seeded, rates = zip(
+            *((fmean(one["each"]), one["ensemble"], other["ensemble"]) for one, other in both),
+            strict=True,
+        )
+        rows.append([name, *(f"{fmean(figure):.1f}" for figure in (alone, seeded, rates))])
+        steps = {"three seeds - one": (seeded, alone), "three rates - three seeds": (rates, seeded)}
+        for step, (more, less) in steps.items():
+            found[f"{name}, {step}"] = [[a - b] for a, b in zip(more, less, strict=True)]
+    return rows, [[name, *cells] for name, cells in with_verdicts(found, 1).items()]
+
+
 def wordings(lines: Lines) -> list[list[str]]:
     """Return a row for each method and number of shots: its mean accuracy with each prompt, and the
     mean over data sets of the difference between the best and the worst prompt of a set."""
@@ -153,6 +176,11 @@ def tables(lines: Lines) -> dict[str, str]:
         found[f"{shots} images, compared"] = markdown(["ensembles", *TESTED], rows)
         rows = differences(lines, shots, lambda line: float(line["each"][1]))
         found[f"{shots} images, rate x 1"] = markdown(["alone", *TESTED], rows)
+        if of(lines, shots, next(iter(SEEDED))):
+            rows, tested = seeds(lines, shots)
+            head = ["in %", "one seed", "ensemble over seeds", "ensemble over rates"]
+            found[f"{shots} images, seeds"] = markdown(head, rows)
+            found[f"{shots} images, seeds, compared"] = markdown(["ensembles", *TESTED], tested)
     head = ["method", "images", *(f'"{wording}"' for wording in WORDINGS), "spread"]
     return found | {"wordings": markdown(head, wordings(lines))}
 

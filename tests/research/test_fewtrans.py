@@ -35,6 +35,23 @@ def test_a_rate_is_multiplied_and_a_wording_replaced() -> None:
     assert [one["templates"] for one in every] == [[wording] for wording in fewtrans.WORDINGS]
 
 
+def test_seeds_differ_in_the_training_alone(tiny_clip: Backbone, colors: Path) -> None:
+    _, every = fewtrans.settings_of("RMAdapter+, seeds")
+    rate = fewtrans.METHODS["RMAdapter+"][3]
+    assert [(one["seed"], one["learning_rate"]) for one in every] == [
+        (1, rate),
+        (2, rate),
+        (3, rate),
+    ]
+    lab = Lab(progress=False)
+    lab.add("colors", read_images(colors, progress=False))
+    lab.add_backbone(tiny_clip)
+    found = fewtrans.trial(lab, "colors", 4, "full fine-tuning, seeds", tiny_clip.name)
+    other = fewtrans.trial(lab, "colors", 4, "linear probe", tiny_clip.name)
+    assert found["split_digest"] == other["split_digest"]
+    assert len(found["each"]) == 3
+
+
 def test_the_ensemble_averages_probabilities(tiny_clip: Backbone, colors: Path) -> None:
     lab = Lab(progress=False)
     lab.add("colors", read_images(colors, progress=False))
@@ -53,6 +70,11 @@ def test_tables_compare_what_each_set_has() -> None:
         for variant, own in (dict.fromkeys(fewtrans.METHODS, 54.0) | figures).items()
     ]
     lines += [
+        line(data, variant, [51.0, 53.0 + place, 52.0], 54.0)
+        for place, data in enumerate(("food", "dtd10", "pacs/photo"))
+        for variant in fewtrans.SEEDED
+    ]
+    lines += [
         line(data, variant, [40.0, 42.0, 41.0, 38.0, 39.0], 43.0, shots)
         for data in ("food", "dtd10")
         for variant in fewtrans.WORDED
@@ -66,3 +88,7 @@ def test_tables_compare_what_each_set_has() -> None:
     assert first.startswith("| full fine-tuning - adapters alone | +4.0 |")
     assert "| zero-shot | 4 | 40.0 | 42.0 | 41.0 | 38.0 | 39.0 | 4.0 |" in found["wordings"]
     assert "16 images" not in found
+    assert "| RMAdapter+ | 52.3 | 54.0 | 57.0 |" in found["4 images, seeds"].splitlines()
+    steps = found["4 images, seeds, compared"].splitlines()[-2:]
+    assert steps[0].startswith("| RMAdapter+, three seeds - one | +1.7 |")
+    assert steps[1].startswith("| RMAdapter+, three rates - three seeds | +3.0 |")
