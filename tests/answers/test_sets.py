@@ -211,6 +211,8 @@ def test_a_promise_names_the_frequencies_of_classes_that_share_a_limit() -> None
     [text] = Calibration.of(table, np.arange(50) % CLASSES, "folds").details(0.1, CLASSES)
     assert "(10 of each)" in text
     assert "--draw natural" in text
+    [text] = Calibration.of(np.full((40, 2), 0.5), np.arange(40) % 2, "folds").details(0.1, 2)
+    assert "(20 of each)" in text
     [text] = Calibration.of(*draw(3000, 6), "folds").details(0.1, CLASSES)
     assert "of each" not in text  # each class has a limit
 
