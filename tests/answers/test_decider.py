@@ -130,6 +130,7 @@ def test_an_error_that_was_not_kept_is_not_possible_and_its_promise_says_so(tmp_
         assert "8.0 % were missed where 5 % was promised" in text
     both = replace(CALIBRATION, broken=(0.05, 0.1), missed=(0.12, 0.2))
     assert "20.0 % were missed where 10 % was promised" in both.doubt(0.1)  # not 12 where 5 was
+    assert "do not count on an error of 10 %" in both.doubt(0.1)
     assert both.doubts == [both.doubt(0.05), both.doubt(0.1)]
     write_decider(tmp_path, broken)
     assert read_decider(tmp_path, LABELS).possible() == possible
