@@ -28,7 +28,7 @@ import pytest
 import reconstruction_tables
 import steps_drawing
 import suggest
-from studies import REPORT_ALL
+from studies import REPORT_ALL, with_verdicts
 from suggest_rules import DEFAULT
 
 from rmadapter.bench.report.stats import holm, over_sets
@@ -76,7 +76,7 @@ def step_tables() -> dict[str, str]:
              families.tables(families.beside(
                  lines_of("families"), [*lines_of("choice"), *lines_of("learning")]))
              | at_test_time.tables(lines_of("at_test_time"))), 7),
-        ("studies/fewtrans.md", lambda: marked(fewtrans.tables(lines_of("fewtrans"))), 4),
+        ("studies/fewtrans.md", lambda: marked(fewtrans.tables(lines_of("fewtrans"))), 6),
         ("studies/four_ideas.md", lambda: marked(four_ideas.tables(lines_of("four_ideas"))), 4),
         ("studies/demo.md",
          lambda: marked(demo_draws.tables(lines_of("demo_draws"))
@@ -246,3 +246,31 @@ def test_the_sentences_about_full_fine_tuning_show_the_lines() -> None:
     points, ends, *_ = cells("4 images, rate x 1", "full fine-tuning - RMAdapter+")
     low, high = (end.lstrip("-") for end in ends.split(" to "))
     assert f"it is {points.lstrip('-')} points behind RMAdapter+** ({high} to {low})" in text
+
+
+def test_the_sentences_about_three_seeds_show_the_lines() -> None:
+    lines = lines_of("fewtrans")
+    table = fewtrans.tables(lines)["4 images, seeds, compared"]
+    rows = [row.split(" | ") for row in table.splitlines()]
+    found = {row[0].lstrip("| "): row[1:] for row in rows[2:]}
+    text = " ".join(page("research/studies/fewtrans.md").split())
+    points, ends, *_, verdict = found["full fine-tuning, three seeds - one"]
+    assert f"gains {points.lstrip('+')} points ({ends}), not shown" in text
+    assert verdict.startswith("not shown")
+    points, ends, *_, verdict = found["RMAdapter+, three rates - three seeds"]
+    low, high = (end.lstrip("-") for end in ends.split(" to "))
+    assert f"{points.lstrip('-')} points ({high} to {low}) against three seeds" in text
+    assert verdict.startswith("behind")
+    ours, theirs = (
+        fewtrans.of(lines, 4, f"{name}, seeds") for name in ("full fine-tuning", "RMAdapter+")
+    )
+    gaps = [[a["ensemble"] - b["ensemble"]] for a, b in zip(ours, theirs, strict=True)]
+    [(points, ends, *_)] = with_verdicts({"": gaps}, 1).values()
+    low, high = (end.lstrip("-") for end in ends.split(" to "))
+    assert f"is {points.lstrip('-')} points ({high} to {low}) behind RMAdapter+" in text
+    gains = [one["ensemble"] - fmean(one["each"]) for one in ours if len({*one["each"]}) > 1]
+    assert len(ours) - len(gains) == 5
+    assert f"bring it {min(gains):.1f} to {max(gains):.1f} points" in text
+    for seeded, name in fewtrans.SEEDED.items():
+        both = zip(fewtrans.of(lines, 4, name), fewtrans.of(lines, 4, seeded), strict=True)
+        assert all(rates["each"][1] == seeds["each"][0] for rates, seeds in both)
