@@ -257,6 +257,9 @@ def test_the_sentences_about_three_seeds_show_the_lines() -> None:
     points, ends, *_, verdict = found["full fine-tuning, three seeds - one"]
     assert f"gains {points.lstrip('+')} points ({ends}), not shown" in text
     assert verdict.startswith("not shown")
+    points, ends, *_, verdict = found["full fine-tuning, three rates - three seeds"]
+    assert f"have {points.lstrip('+')} more ({ends}), not shown either" in text
+    assert verdict.startswith("not shown")
     points, ends, *_, verdict = found["RMAdapter+, three rates - three seeds"]
     low, high = (end.lstrip("-") for end in ends.split(" to "))
     assert f"{points.lstrip('-')} points ({high} to {low}) against three seeds" in text
