@@ -121,6 +121,7 @@ def test_the_sentences_about_families_show_the_lines() -> None:
         found[method, shots] = (points, ends)
     assert found["mmrl-few-shot", "1"] == ("-0.8", "-3.9 to 2.4")
     assert found["mmrl-few-shot", "4"] == ("-4.4", "-6.4 to -2.5")
+    assert found["mmrl-few-shot", "16"] == ("-0.2", "-4.5 to 4.2")
     assert found["mmrl-plus-plus-few-shot", "1"] == ("-2.1", "-5.3 to 1.0")
     assert found["mmrl-plus-plus-few-shot", "4"] == ("-6.6", "-9.0 to -4.2")
     assert found["promptsrc-few-shot", "4"] == ("-11.4", "-16.0 to -6.8")
@@ -130,8 +131,15 @@ def test_the_sentences_about_families_show_the_lines() -> None:
         text = " ".join(page(page_of).split())
         assert "4.4 points (2.5 to 6.4) behind with 4 images" in text
         assert re.search(r"0\.8,? \(?-2\.4 to 3\.9\)", text)
-    reporting = families.scores(lines, families.REPORTING, 4)["mmrl-few-shot"]
-    assert f"`mmrl` has {families.average(reporting):.1f}." in " ".join(page("README.md").split())
+        assert re.search(r"0\.2,? \(?-4\.2 to 4\.5", text)
+    few, many = (families.scores(lines, families.REPORTING, shots) for shots in (4, 16))
+    theirs = [families.average(found["mmrl-few-shot"]) for found in (few, many)]
+    ours = families.average(many["rmadapter-plus"])
+    text = " ".join(page("README.md").split())
+    assert f"`mmrl` has {theirs[0]:.1f}, with 16 images {theirs[1]:.1f} to our {ours:.1f}." in text
+    assert f"{theirs[1]:.1f} to {ours:.1f})" in " ".join(
+        page("research/studies/families.md").split()
+    )
 
 
 @pytest.mark.parametrize(
