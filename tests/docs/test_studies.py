@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from itertools import product
 from pathlib import Path
+from statistics import fmean
 from typing import Any, TypeAlias
 
 import alarms
@@ -28,6 +29,7 @@ import pocket_3
 import promises
 import pytest
 import reconstruction_tables
+import suspect_judges
 import suspects
 import unfamiliar
 import untouched_share
@@ -107,6 +109,8 @@ def answer_tables() -> dict[str, str]:
          lambda: unfamiliar.tables(lines_of("unfamiliar")).split("\n\n"), 3),
         ("studies/suspects.md", lambda: suspects.tables(lines_of("suspects")).split("\n\n"), 3),
         ("studies/suspects.md", lambda: [alarms.tables(lines_of("alarms"))], 1),
+        ("studies/suspects.md",
+         lambda: marked(suspect_judges.tables(lines_of("suspect_judges"))), 3),
     ],
 )  # fmt: skip
 def test_tables_of_a_study_are_those_of_its_lines(
@@ -233,6 +237,7 @@ def test_the_default_share_is_the_chosen_one() -> None:
         ("plus", ("data", "shots", "seed"), ("precision",)),
         ("pocket_3", ("data", "seed", "backbone_name", "shots", "variant"), ("weights",)),
         ("promises", ("data", "shots", "seed", "method"), ()),
+        ("suspect_judges", ("data", "judge"), ("shots", "share", "seed")),
         ("suspects", suspects.KEY, ("backbone",)),
         ("unfamiliar", ("data", "seed", "far"), ("digest",)),
         ("untouched_share", ("data", "shots", "draw"), ()),
@@ -273,6 +278,30 @@ def test_the_margin_of_suspects_is_the_one_that_was_chosen() -> None:
 def test_no_planned_run_of_suspects_is_missing() -> None:
     keys = [tuple(line[part] for part in suspects.KEY) for line in lines_of("suspects")]
     assert sorted(keys) == sorted(planned_suspects())
+
+
+def test_the_sentences_on_what_limits_suspects_show_the_lines() -> None:
+    lines, text = lines_of("suspect_judges"), " ".join(page("docs/studies/suspects.md").split())
+    found = suspect_judges.tables(lines)
+    compared = [row.split(" | ") for row in found["judges, compared"].splitlines()[2:]]
+    cells = {row[0].lstrip("| "): row[1:] for row in compared}
+    points, ends, *_ = cells["probe on `pocket-3`"]
+    assert f"by {points.lstrip('+')} hundredths ({ends})" in text
+    points, ends, _, p, *_ = cells["RMAdapter+ on `pocket`"]
+    assert f"RMAdapter+ on `pocket` by {points.lstrip('+')} ({ends}, p {p})" in text
+    each = {
+        name: suspect_judges.by_set(lines, name, "average_precision")
+        for name in suspect_judges.JUDGES
+    }
+    plain, true = (
+        f"{fmean(each[name].values()):.2f}"
+        for name in ("probe on `pocket`", "probe on `pocket`, true labels")
+    )
+    assert f"the true labels has {true} instead of {plain}" in text
+    six = [f"{own['rsscn7']:.2f}" for own in each.values()]
+    assert f"{six[0]}, {six[1]} and {six[2]}, with true labels {six[3]}, {six[4]} and" in text
+    assert f"and {six[5]}. With true labels, RMAdapter+ has run on five sets" in text
+    assert len(each["RMAdapter+ on `pocket`, true labels"]) == 5
 
 
 def test_the_sentences_about_promises_show_the_lines() -> None:
