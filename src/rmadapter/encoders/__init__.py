@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from torch import Tensor
 
 from rmadapter.encoders.blocks import Fused, Opaque, PreNorm, Projections, View, with_own
-from rmadapter.encoders.encoder import BlockView, Encoder, States, in_halves, weights_of
+from rmadapter.encoders.encoder import PARTS, BlockView, Encoder, States, in_halves, weights_of
 from rmadapter.encoders.image import ClipImage, ImageEncoder, TimmImage, WholeImage
 from rmadapter.encoders.layouts import Grid, Packed, pack, send
 from rmadapter.encoders.text import BertText, ClipText, TextEncoder, WholeText, pausing
@@ -19,6 +19,7 @@ OpenClip: TypeAlias = "CLIP | CustomTextCLIP"
 EitherEncoder: TypeAlias = ImageEncoder | TextEncoder
 
 __all__ = [
+    "PARTS",
     "BlockView",
     "EitherEncoder",
     "Encoder",

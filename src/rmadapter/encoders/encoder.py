@@ -33,6 +33,7 @@ Layout = TypeVar("Layout", Grid, Packed)
 Batch = TypeVar("Batch", Tensor, "States")
 T = TypeVar("T")
 EMPTY = torch.empty(0)
+PARTS = 0  # in place of the number of a block, which counts from 1: the parts of all blocks
 
 
 def weights_of(*parts: nn.Module | nn.Parameter | None) -> list[nn.Parameter]:
@@ -52,10 +53,12 @@ class States:
     empty.
 
     Attributes:
-        first: Block, counted from 1; None if only the features were wanted.
+        first: Block, counted from 1; PARTS for parts of all blocks of the image encoder; None if
+            only the features were wanted.
         layout: Layout of the tokens.
         features: Features [B or C, e] of the untouched encoder.
-        x: Tokens that enter the block, [B, L, d] of images, [T, d] of text.
+        x: Tokens that enter the block, [B, L, d] of images, [T, d] of text; or parts [B, P, d], as
+            `ImageEncoder.parts` gives them of each block.
         y: The untouched block's output for them, only for the token that is read if it is the top
             block.
         views: Features [B, V, e] of V further views of each image.

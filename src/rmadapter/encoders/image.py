@@ -8,10 +8,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmadapter.encoders.blocks import HOOKS, Opaque
-from rmadapter.encoders.encoder import EMPTY, Encoder, States, in_halves, joined, weights_of
+from rmadapter.encoders.encoder import EMPTY, PARTS, Encoder, States, in_halves, joined, weights_of
 from rmadapter.encoders.layouts import Grid
 
 if TYPE_CHECKING:
@@ -47,6 +48,17 @@ class ImageEncoder(Encoder[Grid]):
         """Apply the norm after the top block to single tokens [..., d]."""
         raise NotImplementedError
 
+    def parts(self, x: Tensor) -> Tensor:
+        """Return what the tokens [B, L, d] that leave a block know of each image, through the norm
+        after the top block: the class token, if there is one, then the mean, standard deviation and
+        maximum of the patches, of unit length: [B, 3 or 4, d] in float16."""
+        x = self.top_norm(x).float()
+        patches = x[:, self.front :]
+        kinds = [patches.mean(1), patches.std(1, correction=0), patches.amax(1)]
+        if self.front:
+            kinds = [x[:, 0], *kinds]
+        return F.normalize(torch.stack(kinds, 1), dim=-1).half()
+
     @torch.no_grad()
     def untouched(self, states: States) -> Tensor:
         """Return the features [B, e] of states, from the tokens if the states have none."""
@@ -59,8 +71,10 @@ class ImageEncoder(Encoder[Grid]):
 
         Args:
             images: Images [B, 3, H, W], or images with V further views each, [B, 1 + V, 3, H, W].
-            first: Block whose input is wanted, if any.
+            first: Block whose input is wanted, if any; PARTS for the parts of all blocks, or, of
+                an encoder without blocks of one width, its features of unit length, [B, 1, e].
             features: Whether features are wanted; without, the blocks above `first` are skipped.
+                With parts they are always given.
         """
         if images.ndim == 4:
             return self.frozen_at(images, [first], features=features)[0]
@@ -81,13 +95,18 @@ class ImageEncoder(Encoder[Grid]):
         self, images: Tensor, firsts: Sequence[int | None], features: bool
     ) -> list[States]:
         """Return the states of `frozen_at` from one pass. Hooks on the encoder's forward make this
-        work for every stem. The top block runs only for the token that is read, if just one is."""
+        work for every stem. The top block runs only for the token that is read, if just one is and
+        no parts are wanted."""
         top = self.depth
         seen: dict[int, tuple[Tensor, Tensor]] = {}  # block -> its input and output
+        parts: list[Tensor] = []
         extras: dict[int, dict[str, object]] = {}
         layout = Grid(self.read_index, extras=extras)
-        lean = self.reads_some(layout)
-        wanted = {first for first in firsts if first is not None}
+        reads_some, in_parts = self.reads_some(layout), PARTS in firsts
+        lean = reads_some and not in_parts
+        wanted = {first for first in firsts if first}
+        lowest = 1 if in_parts else min(wanted, default=top + 1)
+        last = max(wanted, default=0)
 
         def watch(i: int) -> Callable[..., None]:
             def hook(
@@ -95,10 +114,13 @@ class ImageEncoder(Encoder[Grid]):
             ) -> None:
                 if isinstance(self.views[i - 1], Opaque):
                     extras[i] = kwargs
+                if in_parts and output.ndim == 3 and output.shape[-1] == self.width:
+                    parts.append(self.parts(output))
                 if i in wanted:
-                    seen[i] = (args[0], output)
-                    if i == max(wanted) and not features and not self.opaque:
-                        raise _StopForward
+                    some = i == top and reads_some
+                    seen[i] = (args[0], layout.read(output) if some else output)
+                if i == last and not (features or in_parts or self.opaque):
+                    raise _StopForward
 
             return hook
 
@@ -109,7 +131,7 @@ class ImageEncoder(Encoder[Grid]):
 
         output = EMPTY
         with HOOKS, ExitStack() as stack:
-            for i in range(min(wanted, default=top + 1), top + 1):
+            for i in range(lowest, top + 1):
                 handle = self.blocks[i - 1].register_forward_hook(watch(i), with_kwargs=True)
                 stack.callback(handle.remove)
             if lean:
@@ -118,6 +140,11 @@ class ImageEncoder(Encoder[Grid]):
                 output = self.visual(images)
         if lean and features:
             output = self.head(seen[top][1], layout)
+        if in_parts:
+            # blocks of several widths, as in a pyramid, have no common kernel
+            whole = len(parts) == top > 0
+            joint = torch.cat(parts, 1) if whole else F.normalize(output[:, None], dim=-1).half()
+            seen[PARTS] = joint, EMPTY
         return [States(i, layout, output, *(() if i is None else seen[i])) for i in firsts]
 
 
@@ -150,6 +177,8 @@ class ClipImage(ImageEncoder):
         return pooled if projection is None else pooled @ self._once("projection", projection)
 
     def top_norm(self, x: Tensor) -> Tensor:
+        if self.visual.attn_pool is not None:  # whose output ln_post is for
+            return F.layer_norm(x, x.shape[-1:])
         return self.visual.ln_post(x)
 
 
@@ -207,4 +236,6 @@ class WholeImage(ImageEncoder):
         self, images: Tensor, firsts: Sequence[int | None], features: bool
     ) -> list[States]:
         assert not any(firsts), "it has no blocks"
-        return [States(None, Grid(None), self._encode(images))] * len(firsts)
+        output, layout = self._encode(images), Grid(None)
+        whole = F.normalize(output[:, None], dim=-1).half()
+        return [States(i, layout, output, *(() if i is None else (whole,))) for i in firsts]

@@ -25,7 +25,7 @@ from torch import Tensor
 from rmadapter.backbones import Backbone
 from rmadapter.data.read import ImageSet
 from rmadapter.data.transforms import ImageTensors, TrainTransform, WithViews, batches
-from rmadapter.encoders import Grid, States, in_halves, send
+from rmadapter.encoders import PARTS, Grid, States, in_halves, send
 from rmadapter.errors import UserError
 from rmadapter.settings import Machine
 from rmadapter.support.files import atomic, reserve
@@ -176,8 +176,8 @@ class Cache:
         progress: Whether to show bars on stderr.
         blocks: Blocks whose inputs will be needed; one pass computes them all if together they take
             at most a quarter of the memory.
-        keep_features: Whether features, but no tokens, are kept on disk for later commands where
-            `machine.disk_cache` keeps nothing.
+        keep_features: Whether features and parts, but no tokens, are kept on disk for later
+            commands where `machine.disk_cache` keeps nothing.
     """
 
     backbone: Backbone
@@ -224,16 +224,17 @@ class Cache:
 
         Args:
             images: N images.
-            first: Block; None for features alone.
+            first: Block; PARTS for the parts of all blocks; None for features alone.
             augmented: Whether to take the training views, if there is augmentation.
-            precision: Format in which tokens are held; features are held in float32.
+            precision: Format in which tokens are held; features are held in float32, parts in
+                float16.
         """
         augmented = augmented and self.augmentation == "standard"
         views = self.views if augmented else 1
         live = Live(self, images, first, augmented, views)
         if not views or not (self.hold or self._keeps([first])):
             return live
-        kind = DTYPES[precision if first else "fp32"]
+        kind = torch.float16 if first == PARTS else DTYPES[precision if first else "fp32"]
         key = (images.digest, first, augmented, kind)
         if key not in self._held:
             whole = self._whole
@@ -322,8 +323,10 @@ class Cache:
         return ImageTensors(images, transform, (self.seed, view))
 
     def _keeps(self, blocks: Sequence[int | None]) -> bool:
-        """Return whether the inputs of these blocks, None for features alone, are kept on disk."""
-        return self.store is not None and bool(self.machine.disk_cache or not any(blocks))
+        """Return whether the inputs of these blocks are kept on disk; features and parts are, where
+        `keep_features` says so."""
+        has_tokens = any(block not in (None, PARTS) for block in blocks)
+        return self.store is not None and bool(self.machine.disk_cache or not has_tokens)
 
     def bytes_of(self, count: int, first: int | None) -> int:
         """Return how many bytes the activations of `count` views take."""
@@ -357,7 +360,9 @@ class Cache:
             keep_freed_memory()
         count = live.views * len(images)
         done = {block for digest, block, *_ in self._held if digest == images.digest}
-        others = [] if live.augmented else sorted({*self.blocks} - {first, *done})
+        others = sorted({*self.blocks} - {first, PARTS, *done})
+        if live.augmented or first == PARTS:  # which has a format of its own
+            others = []
         blocks = [first, *others]
         layout, plan = self._plan(count, blocks, kind)
         if others and _size(plan) > self._room / 4:
@@ -384,7 +389,7 @@ class Cache:
     ) -> tuple[Grid, Plan]:
         """Return the layout of tokens and the plan of `count` views: features, and x and y of each
         block, for which a blank image is encoded."""
-        if not any(blocks):
+        if all(block is None for block in blocks):
             features = (count, self.backbone.embedding_size), torch.float32
             return Grid(None), [features, *[((0,), kind)] * (2 * len(blocks))]
         size = self.backbone.image_size
@@ -437,10 +442,11 @@ class Cache:
         name = self._name(live, None, torch.float32, digest)
         entries.append((name, f"{where}: features", {"features": tensors[0]}))
         for block, x, y in zip(blocks, tensors[1::2], tensors[2::2], strict=True):
-            if block:
+            if block is not None:
                 name = self._name(live, block, kind, digest)
-                about = f"{where}: tokens of block {block}, {format_}"
-                entries.append((name, about, {"x": x, "y": y}))
+                what = f"tokens of block {block}" if block != PARTS else "parts of all blocks"
+                kept = {"x": x, "y": y} if len(y) else {"x": x}
+                entries.append((name, f"{where}: {what}, {format_}", kept))
         missing = [self.store.read(name, keys, parts) for name, _, parts in entries]
         if any(missing):
             rows = torch.tensor(sorted({row for absent in missing for row in absent}))
