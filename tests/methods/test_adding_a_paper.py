@@ -27,7 +27,7 @@ PAPER = '''
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rmadapter.training.traits import About, Expected, Traits, Uses
+from rmadapter.training.traits import About, Traits, Uses
 from tests.helpers.external_methods import ExternalMethod
 
 
@@ -39,7 +39,6 @@ class Newest(ExternalMethod):
         about=About("nothing", "a mean of the shots", "unicorns"),
         reads="features",
         without_text=True,
-        expected=Expected(7.0, 0.1),
     )
 '''
 
@@ -72,7 +71,6 @@ def test_a_new_paper_is_treated_as_it_says(newest: str) -> None:
     assert track_of(newest, {}) == "teacher"
     assert backbones_in(newest, {"kind": "ViT-L-14"}) == ["ViT-L-14"]
     assert traits_of(newest).cost in CHEAP_COSTS
-    assert traits_of(newest).expected.temperature == 7
     jobs = [Job("few-shot", Task("colors"), name) for name in (newest, "maple")]
     assert [job.method for job in in_order(jobs)] == ["maple", newest]
 

@@ -376,7 +376,9 @@ def test_blocks_are_computed_one_by_one_if_memory_is_short(
     tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = {first: tiny_clip.image.frozen(pixels(tiny_clip), first) for first in (2, 3)}
-    each = of(tiny_clip).bytes_of(7, 2) / GB
+    held = of(tiny_clip).source(IMAGES, 2)
+    assert isinstance(held, Held)
+    each = held.bytes / GB
     calls = encoder_calls(tiny_clip, monkeypatch)
     cache = of(tiny_clip, memory=7 * each, blocks={2, 3})
     for first, states in expected.items():

@@ -96,3 +96,15 @@ def linked(links: Sequence[tuple[int, int]], count: int) -> np.ndarray:
     ends = np.array(links, int).reshape(-1, 2)
     graph = coo_matrix((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), (count, count))
     return np.asarray(connected_components(graph, directed=False)[1])
+
+
+def halves(groups: np.ndarray, seed: int) -> np.ndarray:
+    """Return a random half, 0 or 1, for each of N images; images of a group share one.
+
+    Args:
+        groups: Number of each image's group, [N].
+        seed: Seed of the draw.
+    """
+    _, which = np.unique(groups, return_inverse=True)
+    parts: np.ndarray = np.random.default_rng(seed).permutation(int(which.max()) + 1) % 2
+    return parts[which]

@@ -2,12 +2,9 @@
 share."""
 
 from rmadapter.methods.registry import (
-    AUTO_METHOD,
     DEFAULT,
     EFFORTS,
     METHODS,
-    PREFERRED,
-    WITHOUT_TEXT,
     changed_settings,
     check_named,
     check_text,
@@ -19,16 +16,12 @@ from rmadapter.methods.registry import (
     need_text,
     published_settings,
     traits_of,
-    with_passes,
 )
 
 __all__ = [
-    "AUTO_METHOD",
     "DEFAULT",
     "EFFORTS",
     "METHODS",
-    "PREFERRED",
-    "WITHOUT_TEXT",
     "changed_settings",
     "check_named",
     "check_text",
@@ -40,5 +33,4 @@ __all__ = [
     "need_text",
     "published_settings",
     "traits_of",
-    "with_passes",
 ]

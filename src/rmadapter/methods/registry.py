@@ -37,6 +37,7 @@ METHODS: dict[str, str] = {
     "linear-probe-zero-shot": "clap:ZeroShotProbe",
     "linear-probe-pair": "probe_pair:ProbePair",
     "ridge": "ridge:Ridge",
+    "block-ridge": "block_ridge:BlockRidge",
     "clap": "clap:CLAP",
     "lp-plus-plus": "lp_plus_plus:LPPlusPlus",
     "clip-adapter": "clip_adapter:CLIPAdapter",
@@ -82,9 +83,7 @@ METHODS: dict[str, str] = {
     "rmadapter-plain": "rmadapter:PLAIN",
     "rmadapter-plus": "rmadapter_plus:RMAdapterPlus",
 }
-DEFAULT = "rmadapter"  # of the paper's experiments: `bench` and `tune`
-AUTO_METHOD = "auto"  # of `fit` and FewShotClassifier: the first of these that suits the backbone
-PREFERRED, WITHOUT_TEXT = "rmadapter-plus", "linear-probe"
+DEFAULT = "block-ridge"  # of `fit` and FewShotClassifier, on every backbone
 ENTRY_POINT_GROUP = "rmadapter.methods"
 EFFORTS = {"fast": 0.3, "normal": 1.0, "thorough": 3.0}  # times the published epochs
 # Methods from outside that this process has loaded, as its user named them.
@@ -94,13 +93,13 @@ _TRUSTED: set[str] = set()
 def entry_points() -> dict[str, metadata.EntryPoint]:
     """Return the methods of installed packages by name; built-in names take precedence."""
     points = metadata.entry_points(group=ENTRY_POINT_GROUP)
-    return {point.name: point for point in points if point.name not in {*METHODS, AUTO_METHOD}}
+    return {point.name: point for point in points if point.name not in METHODS}
 
 
 def is_outside(name: str) -> bool:
     """Return whether loading the method runs code that neither this package nor an installed entry
     point names."""
-    return name not in {*METHODS, AUTO_METHOD, *entry_points()}
+    return name not in {*METHODS, *entry_points()}
 
 
 def may_run(name: str) -> bool:
@@ -187,11 +186,6 @@ def _published_settings(name: str) -> JsonObject:
 
 def _find(name: str) -> object:
     """Return the class or object that a name stands for."""
-    if name == AUTO_METHOD:
-        raise UserError(
-            f"{name} only works with `fit` and FewShotClassifier, where it is {PREFERRED}, and "
-            f"{WITHOUT_TEXT} on a backbone without text: name a method here"
-        )
     place = METHODS.get(name)
     if place:
         module, _, attribute = place.partition(":")
@@ -283,25 +277,6 @@ def need_text(backbone: Backbone, what: str) -> None:
 
 
 # Effort
-
-
-def with_passes(method: Method, passes: int, of: int) -> Method:
-    """Return a method that trains fewer passes over its images.
-
-    Args:
-        method: Method that trains step by step.
-        passes: Number of passes.
-        of: Number of passes that it trains by itself.
-    """
-    fewer = _scaled(method, passes / of)
-    assert fewer.recipe is not None
-    recipe = replace(
-        fewer.recipe,
-        epochs=passes,
-        iterations=0,
-        warmup_epochs=fewer.recipe.warmup_epochs * passes / of,
-    )
-    return replace(fewer, recipe=recipe)  # type: ignore[type-var]
 
 
 def _scaled(method: Method, factor: float) -> Method:

@@ -328,10 +328,6 @@ class Cache:
         has_tokens = any(block not in (None, PARTS) for block in blocks)
         return self.store is not None and bool(self.machine.disk_cache or not has_tokens)
 
-    def bytes_of(self, count: int, first: int | None) -> int:
-        """Return how many bytes the activations of `count` views take."""
-        return _size(self._plan(count, [first], DTYPES[self.machine.precision])[1])
-
     def _reuse(
         self, images: ImageSet, first: int | None, augmented: bool, kind: torch.dtype
     ) -> Held | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Generic, NamedTuple, TypeAlias, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,7 +34,6 @@ from rmadapter.training.traits import (
     HELD_OUT,
     PUBLISHED,
     About,
-    Expected,
     Recipe,
     Traits,
     Uses,
@@ -50,10 +50,10 @@ __all__ = [
     "PUBLISHED",
     "About",
     "Batch",
-    "Expected",
     "Fitted",
     "Known",
     "Learner",
+    "LeftOut",
     "Loss",
     "Method",
     "ModuleMethod",
@@ -114,6 +114,21 @@ class Parameters(NamedTuple):
     training_only: int = 0
 
 
+class LeftOut(NamedTuple):
+    """What a method answers about its N shots, each as if fitted without it and its group.
+
+    Attributes:
+        table: Calibrated probabilities [N, C].
+        judged: Whether an answer says what one on a new image is worth, [N] bool: not where the
+            class has no other group.
+        groups: Group numbers [N].
+    """
+
+    table: np.ndarray
+    judged: np.ndarray
+    groups: np.ndarray
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Fitted:
     """A fitted method: `tensors`, the method's fields and the backbone determine every answer.
@@ -135,6 +150,7 @@ class Fitted:
         examples: Untouched unit features [N, e] of the training images, in float16, if kept.
         remembers: Whether the function of `for_classes` learns from each image, so that answers
             depend on earlier images.
+        left_out: Its answers about the shots without them, if the method knows these; not saved.
 
     Example:
         >>> from rmadapter import load
@@ -160,6 +176,7 @@ class Fitted:
     means: Tensor | None = None
     examples: Tensor | None = None
     remembers: bool = False
+    left_out: LeftOut | None = None
 
     def __repr__(self) -> str:
         return f"Fitted({self.method.title!r}, {self.backbone!r}, {len(self.classes)} classes)"

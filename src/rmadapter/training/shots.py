@@ -6,13 +6,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from rmadapter.data.duplicates import groups
 from rmadapter.data.read import ImageSet
+from rmadapter.encoders import PARTS, States
 from rmadapter.settings import Machine
 from rmadapter.task import TEMPLATES
 from rmadapter.training.cache import Cache, Live, Source
@@ -190,6 +195,19 @@ class Shots:
             images: N images; by default the shots.
         """
         return self.cache.features(self.images if images is None else images)[0]
+
+    def parts(self, of: Callable[[States], Tensor] = attrgetter("x")) -> Tensor:
+        """Return the parts [N, P, d] of all blocks, in float16, without augmentation.
+
+        Args:
+            of: Function from states of images to what to return of them instead.
+        """
+        return self.cache.features(self.images, first=PARTS, of=of)[0]
+
+    @cached_property
+    def groups(self) -> np.ndarray:
+        """Return group numbers [N]: near-duplicates, and images of one group, share one."""
+        return groups(self.images.looks(self.progress), self.images.groups)
 
     def pixels(self, rows: Tensor, epoch: int, first: int | None) -> Tensor:
         """Return the pixels [B, 3, H, W] behind the states that `source(first)` gives.

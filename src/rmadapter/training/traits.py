@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, get_args
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import pydantic.dataclasses
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -133,18 +133,6 @@ READS: Mapping[Reads, str] = {
 }
 
 
-class Expected(NamedTuple):
-    """The temperature that calibrates most models of a method.
-
-    Attributes:
-        temperature: Median over models.
-        deviation: Standard deviation of its logarithm.
-    """
-
-    temperature: float = 1.5
-    deviation: float = 0.5
-
-
 @dataclass(frozen=True)
 class Traits:
     """Facts about a method, whatever its settings.
@@ -159,7 +147,8 @@ class Traits:
         reads: What it reads of a backbone: features, also blocks of the text encoder, or tokens
             inside the image encoder.
         without_text: Whether it works on a backbone without a text encoder.
-        expected: Temperature that its answers are expected to need.
+        leaves_out: Whether a fit knows what it answers about each shot without it, as
+            `Fitted.left_out`, so that no folds are needed.
         own_reading: What it was written from, where that is not the authors' code.
         left_out: Parts of the authors' code that it leaves out.
 
@@ -176,7 +165,7 @@ class Traits:
     about: About | None = None
     reads: Reads = "tokens"
     without_text: bool = False
-    expected: Expected = field(default_factory=Expected)
+    leaves_out: bool = False
     own_reading: str = ""
     left_out: str = ""
 
