@@ -26,7 +26,6 @@ from rmadapter.cli import (
     SettingOptions,
     ShotOptions,
     Tolerance,
-    Track,
     comma_list,
     note,
     table,
@@ -68,7 +67,6 @@ def tune(
     drawing: ShotOptions = ShotOptions(),
     precision: Precision = None,
     ray: RayOptions = RayOptions(),
-    track: Track = "",
     crops: Crops = False,
     settings: SettingOptions = SettingOptions(),
     files: FileOptions = FileOptions(),
@@ -79,7 +77,6 @@ def tune(
 
     Each trial is judged on folds of the training images; no test image is read.
     """
-    trackers = ray.trackers(track)
     from rmadapter.runs import Request
     from rmadapter_research.search_space import make_space
     from rmadapter_research.tune import Search, tune as run_tune
@@ -87,12 +84,10 @@ def tune(
     cluster = ray.address if ray.chosen() else None
     name, values = settings.read(method, {**vars(drawing), "precision": precision})
     request = Request.make(values, name or DEFAULT_METHOD, data=str(data))
-    if request.machine.minutes:
-        raise UserError("minutes: leave them out, or trials would differ in their passes")
     ranges = make_space(request.method, request.name, search or ())
     read = {"skip_bad": files.skip_bad, "outside": files.outside, "crops": crops}
     searched = Search(request, values, folds, read)
-    tuned = run_tune(searched, ranges, trials, out, ray.jobs, cluster, trackers=trackers)
+    tuned = run_tune(searched, ranges, trials, out, ray.jobs, cluster)
     _show_tuned(tuned, [*ranges], out, as_json)
 
 
@@ -186,7 +181,9 @@ def reproduce(
             print(json.dumps([dict(zip(work.OUTLINE, line, strict=True)) for line in lines]))
         else:
             table(work.OUTLINE, [line.row() for line in lines])
-            print(work.describe_left(lines))
+            runs = sum(line.runs for line in lines)
+            left = runs - sum(line.finished for line in lines)
+            print(f"{left} of {runs} runs are left")
         return
     made = work.make_plans(chosen, absent)
     records = work.run_plans(made, options.jobs)

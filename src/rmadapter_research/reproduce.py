@@ -18,7 +18,6 @@ from rmadapter import Machine, Record, Task, UserError
 from rmadapter.artifacts import write_text
 from rmadapter.bench import (
     Check,
-    Job,
     Plan,
     add_published_rows,
     expand,
@@ -30,7 +29,7 @@ from rmadapter_research import paper
 
 OUR_METHODS = ("rmadapter", "rmadapter-paper")
 VERDICTS = "verdict.csv"
-OUTLINE = ["table", "data set", "runs", "finished", "hours left", "missing data"]
+OUTLINE = ["table", "data set", "runs", "finished", "missing data"]
 
 Settings: TypeAlias = "Mapping[str, Mapping[str, object]]"  # {method: {setting: value}}
 
@@ -217,8 +216,6 @@ class Outline(NamedTuple):
         dataset: The data set.
         runs: Number of runs.
         finished: Number of finished runs.
-        hours: Hours of those left, at the pace of finished runs of the same methods; None if some
-            of these methods have not finished a run.
         missing: Data sets that are not complete.
     """
 
@@ -226,79 +223,31 @@ class Outline(NamedTuple):
     dataset: str
     runs: int
     finished: int
-    hours: float | None
     missing: tuple[str, ...]
 
     def row(self) -> list[str]:
         """Return the cells of a table's row, as in `OUTLINE`."""
-        hours = "?" if self.hours is None else f"{self.hours:.2f}"
         missing = str(len(self.missing)) if len(self.missing) > 1 else "".join(self.missing)
-        return [self.table, self.dataset, str(self.runs), str(self.finished), hours, missing]
-
-
-def images_of(job: Job) -> tuple[int, int]:
-    """Return how many images a job trains on and is tested on, by the catalogue."""
-    classes = CATALOG[job.task.data].classes
-    if job.task.classes == "base":
-        classes = (classes + 1) // 2
-    tested = {test.data or job.task.data for test in job.task.questions}
-    return classes * job.task.shots, sum(CATALOG[name].counts["test"] for name in tested)
-
-
-def predict_seconds(job: Job, finished: Sequence[tuple[Job, Record]]) -> float:
-    """Predict the seconds of a job by its images, given finished runs of the same method."""
-    trained, evaluated = images_of(job)
-    counts = [images_of(done) for done, _ in finished]
-    seconds = [record.seconds for _, record in finished]
-    train = sum(one.get("frozen", 0.0) + one.get("train", 0.0) for one in seconds)
-    evaluate = sum(one.get("evaluate", 0.0) for one in seconds)
-    all_trained = sum(train_images for train_images, _ in counts)
-    all_evaluated = sum(test_images for _, test_images in counts)
-    return train * trained / all_trained + evaluate * evaluated / all_evaluated
+        return [self.table, self.dataset, str(self.runs), str(self.finished), missing]
 
 
 def outline(plans: Mapping[str, Plan], absent: Iterable[str] = ()) -> list[Outline]:
-    """Count all and finished runs, table by table, and estimate the hours of the others.
+    """Count all and finished runs, table by table.
 
     Args:
         plans: Plans by the number of the table.
         absent: Data sets that are not complete.
     """
-    remaining = {table: {*plan.remaining()} for table, plan in plans.items()}
-    finished: dict[str, list[tuple[Job, Record]]] = {}
-    for table, plan in plans.items():
-        for job, record in plan.records().items():
-            if job not in remaining[table]:
-                finished.setdefault(job.method, []).append((job, record))
     lines = []
     for table, plan in plans.items():
+        remaining = {*plan.remaining()}
         for dataset in dict.fromkeys(job.task.data for job in plan.jobs):
             jobs = [job for job in plan.jobs if job.task.data == dataset]
-            left = [job for job in jobs if job in remaining[table]]
-            hours = None
-            if all(job.method in finished for job in left):
-                seconds = sum(predict_seconds(job, finished[job.method]) for job in left)
-                hours = round(seconds / 3600, 3)
             needed = {name for job in jobs for name in job.datasets}
             missing = tuple(name for name in absent if name in needed)
-            lines.append(Outline(table, dataset, len(jobs), len(jobs) - len(left), hours, missing))
+            finished = len({*jobs} - remaining)
+            lines.append(Outline(table, dataset, len(jobs), finished, missing))
     return lines
-
-
-def describe_left(lines: Sequence[Outline]) -> str:
-    """Say how many runs are left, how long they take as far as that is known, and how to know
-    more."""
-    runs, left = sum(line.runs for line in lines), sum(line.runs - line.finished for line in lines)
-    known = sum(line.hours or 0.0 for line in lines)
-    hours = f"{known:.1f} hours in one process"
-    if all(line.hours is not None for line in lines):
-        return f"{left} of {runs} runs are left: {hours}"
-    hours = f"more than {hours}" if known else "hours are not known yet"
-    return (
-        f"{left} of {runs} runs are left: {hours}\n"
-        "?: estimated as soon as each of the methods has finished a run here; get the smallest "
-        "data set, dtd, and run --tables 1 --seeds 1"
-    )
 
 
 def run_plans(plans: Mapping[str, Plan], processes: int = 1) -> list[Record]:

@@ -30,11 +30,10 @@ from rmadapter import (
     Method,
     NotApplicable,
     Task,
-    Tracking,
     UserError,
     read_images,
 )
-from rmadapter.artifacts import RunFolder, exclusive, read_json, write_json, write_text
+from rmadapter.artifacts import exclusive, read_json, write_json, write_text
 from rmadapter.bench import Job, Tuner, run_on_cluster
 from rmadapter.cli import track
 from rmadapter.runs import (
@@ -43,7 +42,6 @@ from rmadapter.runs import (
     configured,
     describe_run,
     qualified_settings,
-    settings_to_track,
 )
 from rmadapter_research.search_space import Space, make_space, optuna
 
@@ -137,14 +135,7 @@ class Tuned:
         return 100 * float(gains.mean()), 100 * float(gains.std()) / math.sqrt(len(gains))
 
 
-def run_trial(
-    search: Search,
-    folds: Folds,
-    number: int,
-    params: dict[str, object],
-    trackers: Sequence[str] = (),
-    out: Path = Path(),
-) -> Trial:
+def run_trial(search: Search, folds: Folds, number: int, params: dict[str, object]) -> Trial:
     """Run one trial; a failure is recorded as its reason.
 
     Args:
@@ -152,33 +143,18 @@ def run_trial(
         folds: Folds of its shots.
         number: Number of the trial.
         params: Settings to try.
-        trackers: What to log it to.
-        out: Folder of the search.
     """
-    task, name = search.request.task, search.request.name
-    state = out / f"trial-{number}.tracking"
+    name = search.request.name
     try:
         method = configured(search.request.method, params, name)
-        tracking = Tracking(
-            trackers,
-            f"{out.absolute().name}/trial-{number}",
-            RunFolder(out).tensorboard / f"trial-{number}",
-            settings_to_track(describe_run(task, method, folds.lab, name, folds.few)),
-            state,
-        )
-        with tracking as tracked:
-            answers = folds.answers(method, name, callbacks=tracked.callbacks)
-            if not np.isfinite(answers.table).all():
-                raise UserError("its answers contain NaN or infinity")
-            hits = answers.table.argmax(1) == np.array(folds.judged.labels)
-            right = "".join("1" if hit else "0" for hit in hits)
-            trial = Trial(number, params, right, round(answers.seconds, 2))
-            tracked.log({"accuracy/folds": 100 * hits.mean(), "seconds/total": trial.seconds})
+        answers = folds.answers(method, name)
+        if not np.isfinite(answers.table).all():
+            raise UserError("its answers contain NaN or infinity")
+        hits = answers.table.argmax(1) == np.array(folds.judged.labels)
+        right = "".join("1" if hit else "0" for hit in hits)
+        return Trial(number, params, right, round(answers.seconds, 2))
     except (UserError, NotApplicable) as error:
-        trial = Trial(number, params, reason=" ".join(str(error).split()))
-    if trackers:
-        state.unlink(missing_ok=True)  # only a killed trial goes on
-    return trial
+        return Trial(number, params, reason=" ".join(str(error).split()))
 
 
 def tune(
@@ -189,7 +165,6 @@ def tune(
     jobs: int = 1,
     address: str | None = None,
     progress: bool = True,
-    trackers: Sequence[str] = (),
 ) -> Tuned:
     """Try `count` settings, including those already in `out`; writes all trials, the best settings
     as a file for `--config`, and a picture.
@@ -205,7 +180,6 @@ def tune(
         jobs: Number of workers on a cluster.
         address: Address of a Ray cluster, whose workers run trials; None runs them here.
         progress: Whether to show how far it is.
-        trackers: What to log trials to, as for `Tracking`; not on a cluster.
 
     Raises:
         UserError: The folder is of another search, and as `Search.make_folds`.
@@ -219,7 +193,7 @@ def tune(
         study = Study(space, search.request.task.seed, trials, jobs)
         todo = sorted({*range(count)} - {trial.number for trial in trials})
         if address is None:
-            new_trials = _run_here(search, folds, study, todo, trackers, out)
+            new_trials = _run_here(search, folds, study, todo)
         else:
             new_trials = _run_on_cluster(search, study, todo, head["key"], address)
         for trial in track(new_trials, len(todo), "trials", progress):
@@ -301,16 +275,9 @@ class Study:
         return trial
 
 
-def _run_here(
-    search: Search,
-    folds: Folds,
-    study: Study,
-    todo: Sequence[int],
-    trackers: Sequence[str] = (),
-    out: Path = Path(),
-) -> Iterator[Trial]:
+def _run_here(search: Search, folds: Folds, study: Study, todo: Sequence[int]) -> Iterator[Trial]:
     for number in todo:
-        yield study.tell(run_trial(search, folds, *study.ask(number), trackers, out))
+        yield study.tell(run_trial(search, folds, *study.ask(number)))
 
 
 class Judge:

@@ -71,6 +71,41 @@ def test_bench_prints_a_table_json_and_reports(
     assert "not measured" in first
 
 
+def test_a_plan_lists_the_runs_that_are_left_and_writes_nothing(
+    rmadapter: Command, words: list[object], tmp_path: Path
+) -> None:
+    rmadapter.done(*words, "--methods", "zero-shot", "--seeds", "1")
+    before = sorted(tmp_path.rglob("*"))
+    planned = [*words, *BOTH, "--seeds", "1,2", *QUICK, "--plan"]
+    found = rmadapter.json(*planned)
+    lines = [(line["method"], line["left"], line["runs"]) for line in found["lines"]]
+    assert lines == [("rmadapter", 2, 2), ("zero-shot", 1, 2)]
+    assert (found["runs"], found["left"], len(found["order"])) == (4, 3, 3)
+    assert found["order"][-1].endswith("zero-shot 2 shots seed 2")
+    out = rmadapter.done(*planned).out
+    assert "1 of 2" in out
+    assert "3 of 4 runs are left" in out
+    assert all(run in out for run in (found["order"][0], found["order"][-1]))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (("--shots", "6"), "no test split"),
+        (("--set", "maple.epochs=1"), "maple"),
+        (("--root", "nowhere"), "nowhere"),
+    ],
+)
+def test_a_plan_refuses_what_a_bench_would(
+    given: tuple[str, ...], named: str, rmadapter: Command, words: list[object], colors: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    shutil.copytree(colors / "train", tmp_path / colors.name)
+    root = ["--root", tmp_path]
+    refused(rmadapter(*words, "--methods", "zero-shot", *root, *given, "--plan"), named)
+
+
 def test_parts_are_the_whole_together(
     rmadapter: Command, words: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,7 +210,6 @@ def test_report_of_a_run_writes_its_page_again(
         (["--set", "coop.epochs=4"], "no run uses the method 'coop'"),
         (["--templates", "a photo"], "needs exactly one {}"),
         (["--set", "shots=3"], "write METHOD.shots"),
-        (["--set", "minutes=3"], "--set minutes"),  # a run would depend on the clock
         (["--datasets", "colours"], "colours"),
         (["--backbone", "pokket"], "'pokket'"),
         (["--shard", "3/2"], "write the part and the number of parts, such as 1/8, or auto"),

@@ -48,7 +48,7 @@ CHOOSE = "choose another --out, or delete that file"
 CHANGED = "is of a method that has changed since, or that reads a file that has"
 
 # set by the protocol, by --shots and by --seeds; and what would make runs depend on the clock
-PLANNED_SETTINGS = ("shots", "seed", "classes", "minutes")
+PLANNED_SETTINGS = ("shots", "seed", "classes")
 Settings: TypeAlias = dict[str, object]  # by name
 MethodSettings: TypeAlias = "Mapping[str, Mapping[str, object]]"  # {method: {setting: value}}
 Tune: TypeAlias = "Callable[[Method, Job, Lab], tuple[Method, str, float]]"
@@ -89,7 +89,6 @@ class Plan:
         outside: Whether listed files outside a data set's folder are read, as in `Lab`.
         crops: Whether boxes are used as images, as in `Lab`.
         tune: Searches settings for a job with trials, as in `Tuner`.
-        trackers: What to log each job to, as for `Tracking`.
     """
 
     jobs: tuple[Job, ...]
@@ -100,7 +99,6 @@ class Plan:
     outside: bool = False
     crops: bool = False
     tune: Tune | None = None
-    trackers: tuple[str, ...] = ()
 
     def lab(self) -> Lab:
         """Return a lab that keeps activations in the results folder."""

@@ -27,8 +27,6 @@ from rmadapter.methods import traits_of
 from rmadapter.methods.uses import named_sums
 from rmadapter.runs.lab import Lab
 from rmadapter.runs.run import describe_run, run_key, run_task
-from rmadapter.runs.track import Tracking, settings_to_track
-from rmadapter.runs.trackers import prepare
 from rmadapter.settings import settings_of
 from rmadapter.support.escape import escape
 from rmadapter.support.files import parts
@@ -65,13 +63,8 @@ def run_all(
         UserError: There are settings that do not exist, or records in the folder that were made
             with other settings; before anything starts.
     """
-    check_settings(plan)
-    lab = plan.lab()
-    state = Progress(plan)
-    state.check()
-    remaining = state.remaining()
-    if remaining:
-        check_images(plan, lab, remaining)
+    lab, state = plan.lab(), Progress(plan)
+    remaining = check_plan(plan, lab, state)
     if remaining or _leftovers(plan):  # the folder of a finished bench may be read-only
         with shared(
             plan.out,
@@ -82,7 +75,6 @@ def run_all(
             if remaining:
                 with _display(plan, state, engine is not None or processes > 1, progress) as show:
                     (engine or _work_here)(plan, state, lab, processes, show)
-            _remove(_tracking(plan, job) for job in plan.jobs)
         state.check()  # also the records that other processes wrote meanwhile
     return [read_record(plan.out / job.path) for job in plan.jobs]
 
@@ -134,7 +126,18 @@ def _display(plan: Plan, state: Progress, all_records: bool, progress: bool) -> 
         show("", None)
 
 
-def check_settings(plan: Plan) -> None:
+def check_plan(plan: Plan, lab: Lab, state: Progress) -> list[Job]:
+    """Return the jobs that are left, and write nothing. Raises UserError for settings, data,
+    backbones and records that a bench refuses before anything starts."""
+    _check_settings(plan)
+    state.check()
+    remaining = state.remaining()
+    if remaining:
+        _check_images(plan, lab, remaining)
+    return remaining
+
+
+def _check_settings(plan: Plan) -> None:
     """Raise UserError for two runs with one path, for settings of methods not in use and for
     invalid settings."""
     paths = Counter(job.path for job in plan.jobs)
@@ -154,7 +157,7 @@ def check_settings(plan: Plan) -> None:
         plan.method(job)
 
 
-def check_images(plan: Plan, lab: Lab, remaining: Sequence[Job]) -> None:
+def _check_images(plan: Plan, lab: Lab, remaining: Sequence[Job]) -> None:
     """Raise UserError for a missing data set or backbone, and for finished records that were made
     with other ones."""
     for job in remaining:
@@ -226,7 +229,6 @@ def _work_in_pool(plan: Plan, state: Progress, processes: int, show: Display) ->
     """Work in several processes. Each starts at another job, so that they read different data sets
     while they can."""
     earlier = {*multiprocessing.active_children()}
-    prepare(plan.trackers)
     with make_pool(shared_gpus(plan.machine.device), processes) as pool:
         try:
             starts = (i * len(plan.jobs) // processes for i in range(processes))
@@ -323,10 +325,6 @@ def _lock(plan: Plan, job: Job) -> Path:
     return (plan.out / job.path).with_suffix(".lock")
 
 
-def _tracking(plan: Plan, job: Job) -> Path:
-    return (plan.out / job.path).with_suffix(".tracking")
-
-
 def make_record(job: Job, plan: Plan, lab: Lab, finished: dict[str, Record]) -> Record:
     """Do one job and return its record, also if it fails.
 
@@ -355,21 +353,7 @@ def make_record(job: Job, plan: Plan, lab: Lab, finished: dict[str, Record]) -> 
         old = finished.get(key)  # of another protocol
         # folders of the same name may share only their training images
         same = old and old.task.data == task.data and not old.other_images(lab.tests(task))
-        place = job.path.with_suffix("")
-        tracking = Tracking(
-            plan.trackers,
-            place.as_posix(),
-            RunFolder(plan.out).tensorboard / place,
-            settings_to_track(describe_run(task, method, lab, job.method, few)),
-            _tracking(plan, job),
-        )
-        with tracking as tracked:
-            record = (
-                old
-                if old and same
-                else run_task(task, method, lab, job.method, callbacks=tracked.callbacks).record
-            )
-            tracked.add_record(record)
+        record = old if old and same else run_task(task, method, lab, job.method).record
     except NotApplicable as error:
         record = describe_run(
             task, method, lab, job.method, few, status="not-applicable", reason=str(error)
@@ -382,7 +366,6 @@ def make_record(job: Job, plan: Plan, lab: Lab, finished: dict[str, Record]) -> 
         record = describe_run(task, method, lab, job.method, few, status="failed", reason=reason)
     facts = {"protocol": job.protocol, "variant": job.variant, "axis": job.axis, "value": job.value}
     record = with_search(record.model_copy(update={**facts, "crops": plan.crops}), search, spent)
-    _remove([_tracking(plan, job)])  # only a killed run goes on
     if record.status == "finished":
         finished.setdefault(record.key, mark_copied(record, job.path))
     return record

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,13 +24,11 @@ from rmadapter.cli.options import (
     Outside,
     PlanOnly,
     Quiet,
-    Track,
     comma_list,
     is_ray,
     numbers,
 )
 from rmadapter.errors import UserError
-from rmadapter.runs.trackers import trackers_in
 from rmadapter.support.terminal import note, table
 
 if TYPE_CHECKING:
@@ -77,13 +76,11 @@ class BenchOptions(ExperimentOptions):
     ] = ""
     on_ray: OnRay = False
     address: Address = ""
-    track: Track = ""
     crops: Crops = False
     outside: Outside = False
 
     def plan(self) -> Plan:
         """Return the runs to do. Raises UserError for options that do not fit together."""
-        trackers = trackers_in(self.track, self.on_ray)
         from rmadapter.bench.plan import (
             Plan,
             add_published_rows,
@@ -114,7 +111,6 @@ class BenchOptions(ExperimentOptions):
             self.outside,
             self.crops,
             search,
-            trackers,
         )
 
     def _jobs(self, methods: Sequence[str], task: Task) -> Sequence[Job]:
@@ -166,7 +162,7 @@ def bench(
 ) -> None:
     """Run an experiment of many runs; finished runs are kept.
 
-    With --plan, estimate from a few steps of each method what the runs that are left would cost.
+    With --plan, list the runs that are left, and run none.
     """
     from rmadapter.bench.plan import worker_count
     from rmadapter.bench.runner import run_all
@@ -174,10 +170,10 @@ def bench(
 
     engine = options.cluster()
     runs = options.plan()
-    processes = worker_count(runs.machine.device, options.jobs, options.jobs_per_gpu)
     if plan:
-        _estimate(runs, processes, engine is not None, as_json)
+        _show_plan(runs, as_json)
         return
+    processes = worker_count(runs.machine.device, options.jobs, options.jobs_per_gpu)
     note_caveats(*dict.fromkeys(job.task.backbone for job in runs.jobs))
     records = run_all(runs, processes, engine=engine)
     if as_json:
@@ -193,42 +189,39 @@ def bench(
         )
 
 
-def _estimate(runs: Plan, processes: int, on_ray: bool, as_json: bool) -> None:
-    """Print what runs would cost. Raises UserError for what cannot be estimated."""
-    from rmadapter.bench.cost import cost
-    from rmadapter.bench.plan import method_label
+def _show_plan(runs: Plan, as_json: bool) -> None:
+    """Print how many runs of each kind are left, and their order. Raises UserError for what `bench`
+    would refuse."""
+    from rmadapter.bench.plan import Progress, method_label
+    from rmadapter.bench.runner import check_plan, in_order
 
-    if runs.tune:
-        raise UserError(
-            "--plan cannot tell what a search costs: leave out --tune, and count up to 4 fits per "
-            "trial"
-        )
-    if on_ray:
-        raise UserError("--plan measures on this machine: leave out --ray and --address")
-    total = cost(runs, processes)
+    def kinds(jobs: Sequence[Job]) -> Counter[tuple[str, str, str, int]]:
+        return Counter((job.task.data, job.method, job.variant, job.task.shots) for job in jobs)
+
+    lab = replace(runs.lab(), folder=None)  # nothing is written
+    left = in_order(check_plan(runs, lab, Progress(runs)))
+    every, missing = kinds(in_order(runs.jobs)), kinds(left)
     if as_json:
-        print(json.dumps(asdict(total)))
+        names = ("data", "method", "variant", "shots", "runs", "left")
+        lines = [
+            dict(zip(names, (*kind, count, missing[kind]), strict=True))
+            for kind, count in every.items()
+        ]
+        order = [str(job) for job in left]
+        print(
+            json.dumps({"runs": len(runs.jobs), "left": len(left), "lines": lines, "order": order})
+        )
         return
     rows = []
-    for line in total.lines:
-        left = f"{line.left} of {line.runs}"
-        title = line.variant or method_label(line.method, runs.values.get(line.method, {}))
-        seconds = "unknown" if line.seconds is None else f"{line.seconds:.0f}"
-        rows.append([line.data, title, str(line.shots), left, seconds])
-    table(["data set", "method", "shots", "runs left", "seconds"], rows)
-    where = f"{total.devices} x {total.device}"
-    print(f"{total.left} of {total.runs} runs are left: {total.hours:.2f} hours on {where}")
-    if total.unmeasured:
-        print(f"not counted, as they could not be measured: {total.unmeasured}")
-    print(
-        f"memory: {total.memory / 1e9:.1f} GB per process, of a GPU about "
-        f"{total.gpu_memory / 1e9:.1f} GB; activations on disk: {total.disk / 1e9:.1f} GB; "
-        f"measured in {total.spent:.0f} s"
-    )
-    if total.order:
-        print(
-            f"the first is {total.order[0]}, the last {total.order[-1]}; --json has the whole order"
+    for (data, method, variant, shots), count in every.items():
+        title = variant or method_label(method, runs.values.get(method, {}))
+        rows.append(
+            [data, title, str(shots), f"{missing[data, method, variant, shots]} of {count}"]
         )
+    table(["data set", "method", "shots", "runs left"], rows)
+    print(f"{len(left)} of {len(runs.jobs)} runs are left")
+    if left:
+        print(f"the first is {left[0]}, the last {left[-1]}; --json has the whole order")
 
 
 def _show(records: Sequence[Record]) -> None:
