@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-rest test-all coverage lint docs links audit hostile fuzz kills load visitors scale trackers lowest dist smoke sbom bench gpu clean
+.PHONY: setup demo test test-rest test-all coverage lint docs links audit hostile fuzz kills load visitors scale lowest dist smoke sbom bench gpu clean
 
 setup: .venv/.ready
 
@@ -54,10 +54,6 @@ scale: setup  # Ray and Optuna, 80 MB of downloads, and the tests that need them
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 0 -m "" tests/support/test_cluster.py tests/bench/test_ray.py \
 		tests/predict/test_ray.py tests/rmadapter_research/test_tune.py \
 		tests/rmadapter_research/test_search_space.py tests/cli/test_runs.py
-
-trackers: setup  # TensorBoard, MLflow and Weights & Biases, and the tests that need them
-	$(BIN)/pip install --quiet --editable ".[track]"
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 0 -m "" tests/runs/test_trackers.py tests/test_docstrings.py
 
 lowest:  # the tests with the lowest version that each bound allows, in an environment of their own
 	rm -rf build/lowest

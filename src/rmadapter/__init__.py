@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from rmadapter.predict.explain import explain_images as explain_images
     from rmadapter.runs.lab import Lab as Lab
     from rmadapter.runs.run import run_task as run_task
-    from rmadapter.runs.track import Tracking as Tracking
     from rmadapter.settings import (
         AdapterSettings as AdapterSettings,
         LossSettings as LossSettings,
@@ -67,7 +66,6 @@ _import_name, _names = lazy_names(
         "rmadapter.predict.explain": ["explain_images"],
         "rmadapter.runs.lab": ["Lab"],
         "rmadapter.runs.run": ["run_task"],
-        "rmadapter.runs.track": ["Tracking"],
         "rmadapter.settings": ["AdapterSettings", "LossSettings", "Machine"],
         "rmadapter.task": ["Question", "Task"],
         "rmadapter.training.contract": [

@@ -50,8 +50,6 @@ class RunFolder:
         sums: The SHA-256 of each file above.
         training: The state of an unfinished training.
         activations: A folder of frozen activations, needed only until the run is finished.
-        tracking: The id of an unfinished run in experiment trackers.
-        tensorboard: A folder of TensorBoard's event files.
         shared: The files that go to the hub, besides `sums`.
         saved: The files that a finished run may have, besides `sums`.
     """
@@ -71,8 +69,6 @@ class RunFolder:
         self.sums = path / SUMS
         self.training = path / "training.safetensors"
         self.activations = path / ".activations"
-        self.tracking = path / "tracking.json"
-        self.tensorboard = path / "tensorboard"
         self.shared = (self.weights, self.model, self.config, self.record)
         reports = (self.history, self.split, self.predictions, self.mistakes, self.page)
         self.saved = (*self.shared, *reports, self.images)

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
         SettingOptions as SettingOptions,
         ShotOptions as ShotOptions,
         Tolerance as Tolerance,
-        Track as Track,
         comma_list as comma_list,
     )
     from rmadapter.errors import did_you_mean as did_you_mean
@@ -55,7 +54,6 @@ __getattr__, __all__ = lazy_names(
             "SettingOptions",
             "ShotOptions",
             "Tolerance",
-            "Track",
             "comma_list",
         ],
         "rmadapter.errors": ["did_you_mean"],

@@ -155,16 +155,7 @@ Tolerance = Annotated[
 ]
 PlanOnly = Annotated[
     bool,
-    typer.Option("--plan", help="Show what would run and how long it takes, without running it."),
-]
-Track = Annotated[
-    str,
-    typer.Option(
-        "--track",
-        metavar="tensorboard,mlflow,wandb",
-        help="Experiment trackers to log to, one or more; each needs the extra of its name.",
-        rich_help_panel=TRAINING,
-    ),
+    typer.Option("--plan", help="Show what would run, without running it."),
 ]
 OnRay = Annotated[bool, typer.Option("--ray", help="Work on a Ray cluster; needs the extra `ray`.")]
 Jobs = Annotated[
@@ -400,12 +391,6 @@ class RayOptions:
         """Return whether a Ray cluster does the work. Raises UserError for options that need
         one."""
         return is_ray(self.on_ray, self.address, self.jobs)
-
-    def trackers(self, names: str) -> tuple[str, ...]:
-        """Return the trackers that --track names. Raises UserError as `trackers_in`."""
-        from rmadapter.runs.trackers import trackers_in
-
-        return trackers_in(names, self.on_ray)
 
 
 def is_ray(wanted: bool, address: str = "", workers: int = 1) -> bool:
