@@ -292,7 +292,7 @@ def fitted(options: argparse.Namespace, card: Card, way: Way) -> Row:
     images = noise(classes, classes, backbone.image_size, options.seed)
     values = {"shots": 1, "device": str(card.device), "precision": way.name, "epochs": 1}
     values |= {"backbone": backbone.name, "batch_size": way.batch}
-    request = Request.make(values, "rmadapter", data="noise").on(backbone)
+    request = Request.make(values, "rmadapter", data="noise")
     lab = Lab(request.machine, progress=False)
     lab.add_backbone(backbone)
     lab.add("noise", {"all": images})

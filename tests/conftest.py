@@ -16,7 +16,7 @@ from huggingface_hub import constants
 from rmadapter.backbones import Backbone, load_backbone
 from rmadapter.errors import UserError
 from rmadapter.methods.linear_probe import LinearProbe
-from rmadapter.runs.judge import BASELINES
+from rmadapter.runs.unseen import BASELINES
 from rmadapter.training.disk_cache import FEATURES_BYTES, Store
 from tests.helpers.images import write_colors
 from tests.helpers.models import (
@@ -195,7 +195,7 @@ def finished(tiny_clip: Backbone, colors: Path, tmp_path_factory: pytest.TempPat
         "lambda_text_con": 0, "epochs": 20, "batch_size": 8, "learning_rate": 0.02,
         "device": "cpu", "backbone": tiny_clip.name,
     }  # fmt: skip
-    request = Request.make(settings, data="colors")
+    request = Request.make(settings, "rmadapter", data="colors")
     lab = Lab(request.machine, progress=False)
     lab.add("colors", read_images(colors))
     out = tmp_path_factory.mktemp("finished")

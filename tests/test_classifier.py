@@ -54,13 +54,6 @@ def fitted(tiny_clip: Backbone, colors: Path) -> FewShotClassifier:
     )
 
 
-def test_minutes_bound_a_training(tiny_clip: Backbone, colors: Path) -> None:
-    settings = {"method": "clip-adapter", "epochs": 4, "batch_size": 32}  # a step is a pass
-    for minutes, steps in ((1e-9, 1), (1000, 4)):
-        model = FewShotClassifier(tiny_clip.name, minutes=minutes, **settings)
-        assert len(model.fit(colors).history_) == steps
-
-
 def test_parameters_follow_scikit_learn() -> None:
     classifier = FewShotClassifier("x", method="mma", shots=3, rank=5, templates=("a {}.",))
     expected = {"backbone": "x", "method": "mma", "shots": 3, "seed": 1, "progress": None}
@@ -85,7 +78,7 @@ def test_unknown_parameters_are_refused(colors: Path) -> None:
     assert classifier.get_params()["shots"] == 3  # none of the two was set
     with pytest.raises(UserError, match="unknown setting 'rank'"):
         classifier.set_params(method="linear-probe", rank=3)
-    assert classifier.set_params(method="auto", rank=3).get_params()["rank"] == 3
+    assert classifier.set_params(method="rmadapter", rank=3).get_params()["rank"] == 3
     with pytest.raises(UserError, match="unknown method 'nma'; did you mean 'mma'"):
         FewShotClassifier(method="nma").fit(*files(colors, "train"))
 
@@ -552,7 +545,7 @@ def test_no_image_is_encoded_twice(tiny_clip: Backbone, colors: Path, encoded: l
     assert sum(encoded) == 24
     tests, _ = files(colors, "test")
     first.predict(tests)
-    first.is_familiar(tests, turn_away=0.1)
+    first.is_familiar(tests, turn_away=0.4)
     assert sum(encoded) == 24 + 16
     clone(probe).set_params(disk_cache=0).fit(images, labels)
     assert sum(encoded) > 24 + 16

@@ -158,13 +158,8 @@ def failures(test: doctest.DocTest) -> tuple[int, str]:
     return runner.run(test, out=said.append).failed, "".join(said)
 
 
-NEEDS = {"Tracking": "tensorboard"}
-
-
 @pytest.mark.parametrize("name", [name for name in NAMES if examples_of(name).examples])
 def test_an_example_prints_what_it_says(name: str, folder: pytest.MonkeyPatch) -> None:
-    if name in NEEDS:
-        pytest.importorskip(NEEDS[name], reason=f"needs the extra {NEEDS[name]}: `make trackers`")
     count, said = failures(examples_of(name))
     assert not count, said
 

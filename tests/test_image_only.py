@@ -25,12 +25,12 @@ from rmadapter.curate.suspects import find_suspects
 from rmadapter.data.read import read_images
 from rmadapter.encoders import States
 from rmadapter.errors import UserError
-from rmadapter.methods import load_method
+from rmadapter.methods import DEFAULT, load_method
 from rmadapter.methods.gda import precision
 from rmadapter.methods.linear_probe import LinearProbe
 from rmadapter.predict.explain import explain_images
 from rmadapter.runs.fit import fit
-from rmadapter.runs.judge import BASELINES
+from rmadapter.runs.unseen import BASELINES
 from rmadapter.training.contract import Fitted, NotApplicable
 from tests.helpers.html import Page
 from tests.helpers.labs import prepare
@@ -145,11 +145,10 @@ def test_half_of_the_classes_can_be_trained(
 # A run
 
 
-def test_without_a_method_a_linear_probe_is_trained(
+def test_the_default_method_needs_no_text(
     tiny_timm: Backbone, colors: Path, tmp_path: Path
 ) -> None:
-    record = run_of(tiny_timm, colors, tmp_path / "run", "auto", shots=2)
-    assert record.method.name == "linear-probe"
+    record = run_of(tiny_timm, colors, tmp_path / "run", DEFAULT, shots=2)
     assert record.scores[0].zero_shot is None
     assert record.scores[0].accuracy is not None
 

@@ -117,7 +117,7 @@ def test_settings_are_json_and_make_the_same_method(name: str) -> None:
 )
 def test_a_bad_value_is_refused(values: dict[Any, Any], words: list[str]) -> None:
     with pytest.raises(UserError) as caught:
-        Request.make(values)
+        Request.make(values, "rmadapter")
     assert "\n" not in str(caught.value)
     for word in words:
         assert word in str(caught.value)
@@ -139,7 +139,7 @@ def test_a_single_template_may_be_plain_text() -> None:
 
 def test_a_long_value_is_quoted_in_part() -> None:
     with pytest.raises(UserError) as caught:
-        Request.make({"rank": "x" * 10_000})
+        Request.make({"rank": "x" * 10_000}, "rmadapter")
     assert len(str(caught.value)) < 250
 
 
@@ -188,7 +188,7 @@ def test_overrides_are_read_as_yaml() -> None:
     values = parse_overrides(expected)
     assert values == dict(expected.values())
     assert [type(values[name]) for name in ("rank", "learning_rate")] == [int, float]
-    assert Request.make(values).task.templates == ("a {}.", "b = {}")
+    assert Request.make(values, "rmadapter").task.templates == ("a {}.", "b = {}")
     assert parse_overrides([]) == {}
 
 

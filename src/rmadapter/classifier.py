@@ -24,6 +24,7 @@ from rmadapter.data.image_set import plain_labels, single_label, with_weights
 from rmadapter.data.names import Label, class_indices, nfc, prompt_names
 from rmadapter.data.read import ImageSource, check_exist, image_list, image_set
 from rmadapter.errors import UserError
+from rmadapter.methods import DEFAULT
 from rmadapter.runs.evaluate import shuffled
 from rmadapter.runs.features import encode, examine, transformed
 from rmadapter.runs.fit import fit_images
@@ -58,8 +59,7 @@ class FewShotClassifier(TransformerMixin, ClassifierMixin, BaseEstimator):
         backbone: A name that `load_backbone` accepts; or several, of which the one is chosen on
             which a linear probe is most accurate, by cross-validation of the shots: "A,B" or
             ("A", "B"). "auto" stands for those on this disk.
-        method: A name that `load_method` accepts, or "auto": RMAdapter+, and on a backbone without
-            text a linear probe.
+        method: A name that `load_method` accepts.
         shots: Number of images drawn per class, 0 for all.
         seed: Seed of the draw, the initialisation and the order of batches.
         progress: Whether to show bars and notes on stderr; None for where a person sees them, in a
@@ -85,7 +85,7 @@ class FewShotClassifier(TransformerMixin, ClassifierMixin, BaseEstimator):
         self,
         backbone: str | Sequence[str] = "pocket-3",
         *,
-        method: str = "auto",
+        method: str = DEFAULT,
         shots: int = 0,
         seed: int = 1,
         progress: bool | None = None,

@@ -159,11 +159,6 @@ class Machine:
         le=1e6,
     )
     workers: int = option(0, "processes that decode and augment images", ge=0, le=1024)
-    minutes: float = option(
-        0.0,
-        "minutes in which a fit should end, with fewer passes if need be; 0: as long as it takes",
-        ge=0,
-    )
 
 
 # Flat names

@@ -122,7 +122,9 @@ def test_one_image_of_each_group_counts_and_earlier_files_say_nothing() -> None:
     assert RejectionScore.from_json(own.json()) == own
     assert "20 groups of" in own.promise(0.05)
     assert "estimated" not in own.promise(0.05)
-    assert "estimated on folds" in RejectionScore.of(table, far, "folds").promise(0.05)
+    assert "estimated on the training images" in RejectionScore.of(table, far, "folds").promise(
+        0.05
+    )
     values = {name: value for name, value in own.json().items() if name != "grouped"}
     assert not RejectionScore.from_json(values).grouped
 

@@ -197,7 +197,7 @@ def test_a_promise_in_words() -> None:
 
 def test_a_promise_by_folds_is_an_estimate() -> None:
     table, labels = draw(50, 6)
-    assert "estimated on folds" in Calibration.of(table, labels, "folds").promise(0.1)
+    assert "estimated on the training images" in Calibration.of(table, labels, "folds").promise(0.1)
     assert "estimated" not in Calibration.of(table, labels, "held out").promise(0.1)
 
 

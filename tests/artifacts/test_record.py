@@ -268,7 +268,8 @@ def test_an_inconsistent_model_is_refused(
     finished: Path, tmp_path: Path, changes: dict[str, Any], words: str
 ) -> None:
     sound = json.loads((finished / "model.json").read_text())
-    sound |= {"classes": ["a", "b"], "labels": ["a", "b"]}
+    sound |= {"classes": ["a", "b"], "labels": ["a", "b"], "calibration": None}
+    sound["familiarity"] = None
     file = tmp_path / "model.json"
     file.write_text(json.dumps(sound))
     assert read_model(file).labels == ("a", "b")

@@ -241,7 +241,6 @@ def test_bash_completes(
         ("fit data --out", ["'--out' requires an argument"]),
         ("predict run a.png --top 0", ["invalid value for '--top'"]),
         ("methods --rank\x1b[2J 3", ["no such option"]),
-        ("fit data --method mma --minutes -3", ["minutes"]),
     ],
 )
 def test_wrong_usage_is_one_line(

@@ -181,8 +181,14 @@ def test_images_are_counted_by_label_and_the_rarest_labels_together(
 
 
 def test_unsure_answers_keep_their_guess(
-    rmadapter: Command, command: list[object], tmp_path: Path
+    rmadapter: Command, finished: Path, photos: Path, tmp_path: Path
 ) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    (run / "run.json").write_text(  # without answers on held-out images
+        json.dumps({**json.loads((run / "run.json").read_text()), "held_out": None})
+    )
+    (run / "SHA256SUMS").unlink()
+    command = ["predict", run, photos, *backbone_option(finished)]
     everything = rmadapter.json(*command, "--top", 5)
     middle = sorted(answer["classes"][0]["probability"] for answer in everything)[8]
     done = rmadapter(*command, "--wrong", 1 - middle, "--out", tmp_path / "a.csv")
@@ -206,7 +212,7 @@ def test_unsure_takes_a_wanted_share_of_right_answers(
 ) -> None:
     """By the run's answers on held-out training images."""
     run = tmp_path / "run"
-    probe = ["--method", "linear-probe", "--set", "device=cpu", "--set", "search_steps=0"]
+    probe = ["--method", "ridge", "--set", "device=cpu", "--folds", "4"]
     rmadapter.done(*fit_command(colors, tiny_clip, run, *probe))
     held_out = read_record(run / "run.json").held_out
     assert held_out
@@ -219,7 +225,7 @@ def test_unsure_takes_a_wanted_share_of_right_answers(
         for answer in answers:
             assert answer["unsure"] == (answer["classes"][0]["probability"] < threshold)
         reached, right = held_out.reached(threshold)
-        for part in (f"{threshold:.2f}", "estimated on folds", "24 training images", "nine of ten"):
+        for part in (f"{threshold:.2f}", "estimated on", "24 training images", "nine of ten"):
             assert part in done.err
         assert f": {reached} reach it, and {right} of these" in done.err
     # it has no answers about other classes
@@ -232,7 +238,7 @@ def test_every_answer_is_unsure_where_held_out_ones_were_wrong(
     rmadapter: Command, colors: Path, tiny_clip: Backbone, photos: Path, tmp_path: Path
 ) -> None:
     run, backbone = tmp_path / "run", ["--backbone", tiny_clip.name]
-    probe = ["--method", "linear-probe", "--set", "device=cpu", "--set", "search_steps=0"]
+    probe = ["--method", "ridge", "--set", "device=cpu", "--folds", "4"]
     rmadapter.done(*fit_command(colors, tiny_clip, run, *probe))
     facts = json.loads((run / "run.json").read_text())
     (run / "SHA256SUMS").unlink()
@@ -257,7 +263,7 @@ def promising(
     rmadapter: Command, colors: Path, tiny_clip: Backbone, tmp_path: Path
 ) -> list[object]:
     """`predict` with a run that was calibrated by 24 images."""
-    probe = ["--method", "linear-probe", "--set", "device=cpu", "--set", "search_steps=0"]
+    probe = ["--method", "ridge", "--set", "device=cpu", "--folds", "4"]
     rmadapter.done(*fit_command(colors, tiny_clip, tmp_path / "run", *probe))
     return ["predict", tmp_path / "run", "--backbone", tiny_clip.name]
 
@@ -273,7 +279,7 @@ def test_an_error_is_promised_by_sets_of_classes(
     every = [*promising, photos, "--top", 4]
     done = rmadapter(*every, "--error", "10%", "--json")
     assert "24 training images, each answered by a model that had not seen it" in done.err
-    assert "estimated on folds" in done.err
+    assert "estimated on the training images" in done.err
     answers, sizes = json.loads(done.out), set()
     for answer in answers:
         inside = [one["class"] for one in answer["classes"] if one["probability"] >= limits[0]]
@@ -383,7 +389,7 @@ def test_a_promise_that_cannot_be_kept_is_refused(
     for word in ("5", "x", "-1%", "100%", "nan"):
         refused(rmadapter(*promised, word), "share such as 5%")
     without_folds = ["predict", finished, image, *backbone_option(finished)]
-    refused(rmadapter(*without_folds, "--error", "10%"), "--folds 4")
+    refused(rmadapter(*without_folds, "--error", "10%"), "--folds 4")  # 6 images are too few
     refused(rmadapter(*without_folds, "--turn-away", "5%"), "--folds 4")
     refused(rmadapter(*promising, image, "--turn-away", "1%"), "needs 230 images")
     refused(rmadapter(*promising, image, "--turn-away", "10%", "--names", "red,blue"), "fitted to")

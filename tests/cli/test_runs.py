@@ -251,7 +251,7 @@ def test_mistakes_in_fit_are_named(
     for words, hint in (
         ([colors, "--backbone", "pokket"], "'pokket'"),
         ([colors, *ours, "--set", "rnak=3"], "unknown setting 'rnak'; did you mean 'rank'?"),
-        ([colors, "--half", "base", "--set", "rnak=3"], "did you mean 'rank'?"),
+        ([colors, *ours, "--half", "base", "--set", "rnak=3"], "did you mean 'rank'?"),
         ([colors, "--set", "rank"], "write it as field=value"),
         ([colors, *ours, "--set", "rank=no"], "rank=False"),
         ([colors, "--method", "nma"], "unknown method 'nma'; did you mean 'mma'?"),

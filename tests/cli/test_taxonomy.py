@@ -21,7 +21,7 @@ __all__ = ["rmadapter"]  # a fixture
 
 PARENTS = {"blue": "cold", "night_sky": "cold", "green": "cold", "red": "warm"}
 PARENTS |= {"cold": "colour", "warm": "colour"}
-PROBE = ["--method", "linear-probe", "--set", "search_steps=0", "--shots", "4"]
+PROBE = ["--method", "linear-probe", "--set", "search_steps=0", "--shots", "4", "--folds", "4"]
 
 
 @pytest.fixture(scope="module")

@@ -145,11 +145,6 @@ def test_single_images_per_class_are_not_judged(tiny_clip: Backbone) -> None:
     assert "wrong label" not in found.counts()
 
 
-def test_minutes_bound_nothing_here(tiny_clip: Backbone, colors: Path) -> None:
-    with pytest.raises(UserError, match="minutes"):
-        find_suspects(colors, settings={"backbone": tiny_clip.name, "minutes": 1}, progress=False)
-
-
 def test_data_without_training_images_is_refused(
     tiny_clip: Backbone, colors: Path, tmp_path: Path
 ) -> None:

@@ -253,7 +253,7 @@ def test_a_card_says_what_may_be_turned_away(calibrated: Path) -> None:
     text = model_card(model, None, "anna/colors", "mit", examples=False)
     assert "`rmadapter predict --turn-away 17.5%`" in text
     assert "like the 12 training images, each answered by a model that had not seen it. " in text
-    assert "estimated on folds" in text
+    assert "estimated on the training images" in text
     assert few.rank(0.175) == 1
     with pytest.raises(UserError, match=r"allow 17\.5 % or more"):
         few.rank(0.174)

@@ -9,7 +9,7 @@ from typer.main import get_command
 
 from rmadapter.bench.plan import common_and_own
 from rmadapter.bench.protocols import AXES, PROTOCOLS
-from rmadapter.methods import AUTO_METHOD, DEFAULT, load_method
+from rmadapter.methods import DEFAULT, load_method
 from rmadapter.runs.request import Request
 from rmadapter.settings import parse_overrides
 
@@ -45,8 +45,7 @@ def assert_parses(words: list[str], whole: bool = True) -> None:
         assert {word for word in arguments if word.startswith("--")} <= options
         return
     sets = parse_overrides(given.get("sets") or [])
-    default = AUTO_METHOD if verb == "fit" else DEFAULT
-    named = given.get("method") or default
+    named = given.get("method") or ("rmadapter" if verb == "tune" else DEFAULT)
     if verb == "methods" and given["name"] not in (None, *PLACEHOLDERS):
         load_method(given["name"], sets)
     elif verb == "bench":

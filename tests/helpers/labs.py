@@ -21,7 +21,7 @@ def prepare(
     values = {"device": "cpu", "backbone": backbone.name, **settings}
     if method == "rmadapter":
         values = {**SHORT, **values}
-    request = Request.make(values, method, data="x").on(backbone)
+    request = Request.make(values, method, data="x")
     lab = Lab(request.machine, folder=folder, progress=False)
     lab.add_backbone(backbone)
     lab.add("x", splits)

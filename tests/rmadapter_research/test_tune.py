@@ -265,7 +265,9 @@ def test_a_bench_searches_for_each_run_once(
     which = ["--methods", "zero-shot,clip-adapter", "--seeds", "1", "--shots", "4", "--tune", "2"]
     sets = ["--set", "device=cpu", "--set", "clip-adapter.epochs=1"]
     given = ["few-shot", *data, *which, *sets, "--out", tmp_path / "runs"]
-    refused(rmadapter("bench", *given, "--plan"), "--tune")
+    planned = rmadapter.json("bench", *given, "--plan")
+    assert [line["variant"] for line in planned["lines"]].count("") == 2
+    assert planned["left"] == 3
     code, out, err = rmadapter("bench", *given, "--json")
     assert code == 0, err
     records = [parse_record(json.dumps(line), "") for line in json.loads(out)]

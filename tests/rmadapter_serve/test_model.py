@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from rmadapter.data.decode import load_image
 from rmadapter.errors import UserError
 from rmadapter.export import graph
 from rmadapter.export.engines import Outputs
+from rmadapter.export.folder import export
 from rmadapter.methods import load_method
 from rmadapter.support.files import write_sums
 from rmadapter.training.contract import Known, NotApplicable
@@ -34,6 +36,7 @@ pytest.importorskip("onnxscript", reason="pip install 'rmadapter[export]'")
 LABELS = ["blue", "green", "night_sky", "red"]
 ALONE = """
 import json, sys
+from dataclasses import replace
 from pathlib import Path
 from rmadapter_serve.model import ServeOptions, open_served
 served = open_served(ServeOptions(Path(sys.argv[1])))
@@ -150,9 +153,10 @@ def test_facts_of_an_export_are_validated(exported: Path, tmp_path: Path, facts:
 
 
 def test_a_graph_without_the_distances_that_its_folder_promises(
-    exported: Path, tmp_path: Path
+    finished: Path, saved: Saved, tmp_path: Path
 ) -> None:
-    folder = Path(shutil.copytree(exported, tmp_path / "model"))
+    folder = tmp_path / "model"
+    export(finished, replace(saved, fitted=replace(saved.fitted, familiarity=None)), folder)
     rejection = RejectionScore((0.9,), (0.1,), "folds")
     write_decider(folder, Decider([*"abcd"], 4, rejection=rejection))
     with pytest.raises(UserError, match="export the run again"):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +13,12 @@ from rmadapter import metrics
 from rmadapter.artifacts.record import HeldOut
 from rmadapter.backbones import Backbone
 from rmadapter.data.read import ImageSet, read_images
-from rmadapter.methods import load_method
 from rmadapter.methods.linear_probe import LinearProbe
-from rmadapter.runs.folds import JUDGING_IMAGES, Folds, fitted_temperature, split
+from rmadapter.runs.folds import DEVIATION, TEMPERATURE, Folds, fitted_temperature, split
 from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
 from rmadapter.runs.run import learn
-from rmadapter.training.contract import Method, answers
-from rmadapter.training.shots import Callback
-from rmadapter.training.traits import Expected
+from rmadapter.training.contract import answers
 from tests.helpers.labs import prepare
 from tests.helpers.shots import grouped_noise
 
@@ -129,8 +124,8 @@ def test_answers_are_those_of_fits_to_the_other_folds(tiny_clip: Backbone, color
     parts = [answer["it"].numpy() for answer in answers({"it": fitted.score()}, stream)]
     expected = np.concatenate(parts)
     np.testing.assert_allclose(found.table[: len(expected)], expected, atol=1e-5)
-    temperature = folds.temperature(wanted.method, wanted.name, len(folds))
-    assert temperature == fitted_temperature(found.table, folds.judged.labels, Expected())
+    temperature = folds.temperature(wanted.method, wanted.name)
+    assert temperature == fitted_temperature(found.table, folds.judged.labels)
 
 
 def test_folds_of_base_classes_are_of_their_shots(tiny_clip: Backbone, colors: Path) -> None:
@@ -143,7 +138,7 @@ def test_folds_of_base_classes_are_of_their_shots(tiny_clip: Backbone, colors: P
 def test_one_image_a_class_makes_no_folds(tiny_clip: Backbone, colors: Path) -> None:
     wanted, _, folds = folds_of(tiny_clip, read_images(colors)["train"], shots=1)
     assert not folds
-    assert folds.temperature(wanted.method, wanted.name, 1) is None
+    assert folds.temperature(wanted.method, wanted.name) is None
 
 
 def test_few_images_do_not_overrule_what_is_expected() -> None:
@@ -151,12 +146,10 @@ def test_few_images_do_not_overrule_what_is_expected() -> None:
     table = np.where(np.eye(3)[labels] > 0, 0.6, 0.2)
     table[::4] = np.roll(table[::4], 1, axis=1)  # wrong about a quarter: 0.6 was too unsure
     alone = metrics.temperature(table, labels)
-    for name in ("linear-probe", "rmadapter-plus"):
-        expected = load_method(name).traits.expected
-        assert fitted_temperature(table, labels, expected) == pytest.approx(alone, rel=0.02)
-        few = fitted_temperature(table[:4], labels[:4], expected)
-        assert metrics.temperature(table[:4], labels[:4]) < few < expected.temperature
-        assert few > expected.temperature * np.exp(-2 * expected.deviation)
+    assert fitted_temperature(table, labels) == pytest.approx(alone, rel=0.02)
+    few = fitted_temperature(table[:4], labels[:4])
+    assert metrics.temperature(table[:4], labels[:4]) < few < TEMPERATURE
+    assert few > TEMPERATURE * np.exp(-2 * DEVIATION)
 
 
 def test_one_image_of_each_group_counts_for_the_temperature_and_for_answers_kept() -> None:
@@ -165,10 +158,10 @@ def test_one_image_of_each_group_counts_for_the_temperature_and_for_answers_kept
     table = np.where(np.eye(2)[labels] > 0, 0.7, 0.3)
     copies = np.r_[np.arange(40), np.zeros(49, int)]
     true, groups = np.r_[1 - labels[:1], labels[1:]], np.r_[np.arange(40), np.zeros(49, int)]
-    alone = fitted_temperature(table, true, Expected())
-    one_each = fitted_temperature(table[copies], true[copies], Expected(), groups)
+    alone = fitted_temperature(table, true)
+    one_each = fitted_temperature(table[copies], true[copies], groups)
     assert one_each == pytest.approx(alone)
-    assert fitted_temperature(table[copies], true[copies], Expected()) > 1.5 * alone
+    assert fitted_temperature(table[copies], true[copies]) > 1.5 * alone
     kept = HeldOut.of(table[copies], true[copies].tolist(), groups)
     assert (len(kept.right), kept.right.count("0")) == (40, 1)
     assert HeldOut.of(table[copies], true[copies].tolist()).right.count("0") == 50
@@ -188,41 +181,6 @@ def test_the_least_share_of_wrong_answers_that_can_be_promised(
 ) -> None:
     """Of N right answers that all must pass, the least share s has (1 - s)^N <= 0.1."""
     assert HeldOut(probabilities=(0.9,) * len(right), right=right).least_wrong == least
-
-
-@pytest.mark.ci
-def test_a_slow_method_is_calibrated_by_enough_images_and_no_more_folds(
-    tiny_clip: Backbone, colors: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wanted, _, folds = folds_of(tiny_clip, read_images(colors)["train"])
-    sizes = np.cumsum([len(part) for part in folds.parts]).tolist()
-    for images, expected in ((1, 1), (sizes[0], 1), (sizes[0] + 1, 2), (sizes[1] + 1, 3)):
-        monkeypatch.setattr("rmadapter.runs.folds.CALIBRATION_IMAGES", images)
-        assert folds.wanted(wanted.method, promise=True) == expected
-        assert {folds.wanted(LinearProbe(), promise) for promise in (True, False)} == {3}
-    monkeypatch.setattr("rmadapter.runs.folds.CALIBRATION_IMAGES", sizes[-1] + 1)
-    assert folds.wanted(wanted.method, promise=True) == 3  # all that there are
-    assert folds.wanted(wanted.method, promise=False) == 0
-
-
-def test_a_temperature_is_that_of_the_answered_folds(
-    tiny_clip: Backbone, colors: Path, tmp_path: Path, fits: list[str]
-) -> None:
-    train = read_images(colors)["train"]
-    wanted, _, folds = folds_of(tiny_clip, train, tmp_path)
-    assert folds.temperature(wanted.method, wanted.name, 0) == Expected().temperature
-    assert not fits
-    first = folds.answers(wanted.method, wanted.name, count=1).table
-    part = folds.judged.labels[: len(first)]
-    assert len(first) == len(folds.parts[0])
-    _, _, again = folds_of(tiny_clip, train, tmp_path)  # after a stop
-    for some in (folds, again):
-        assert some.answered(wanted.method, wanted.name) == 1
-        found = some.temperature(wanted.method, wanted.name, 1)
-        assert found == fitted_temperature(first, part, Expected())
-    assert len(fits) == 1
-    folds.temperature(wanted.method, wanted.name, 3)
-    assert len(fits) == 3
 
 
 @pytest.mark.ci
@@ -249,72 +207,18 @@ def test_answers_in_the_labs_folder_are_not_computed_again(
     assert len(fits) == 4  # the torn fold alone
 
 
-@pytest.mark.parametrize(
-    ("minutes", "folds", "passes"),
-    [
-        # 24 images in 3 steps a pass: 12 s of encoding, 5 s before the first step, which takes 2 s
-        # as the others do; six are measured, in 29 s.
-        (0.1, 0, 0),
-        # Without folds: 7 s before the steps, 10 images to answer besides in 7.5 s, and 6 s a pass.
-        (1.1, 0, 3),  # 22.5 s are left
-        (1.15, 0, 4),  # 25.5 s
-        (1.15, 1, 1),  # 8 images less to train on and 8 more to answer: 10 s a pass, 16.5 s left
-        (100, 1, 40),  # as many as it wants
-    ],
-)
-def test_as_many_passes_as_the_minutes_allow(
-    tiny_clip: Backbone, colors: Path, monkeypatch: pytest.MonkeyPatch, minutes: float,
-    folds: int, passes: int,
-) -> None:  # fmt: skip
-    wanted, lab, parts = folds_of(
-        tiny_clip, read_images(colors)["train"], minutes=minutes, epochs=40
-    )
-    clock = lab.begun
-
-    def follow(
-        method: Method, images: ImageSet, *rest: object, callbacks: Sequence[Callback]
-    ) -> None:
-        nonlocal clock
-        lab.train_cache(wanted.task).seconds += 12
-        clock += 12 + 5
-        for step in range(1, 121):
-            clock += 2
-            for callback in callbacks:
-                callback.on_step({"step": step})
-
-    monkeypatch.setattr("rmadapter.runs.folds.learn", follow)
-    monkeypatch.setattr(time, "monotonic", lambda: clock)
-    assert parts.passes(wanted.method, folds, 10) == passes
-    assert clock == lab.begun + 29  # and no step more
-
-
-@pytest.mark.ci
-def test_many_images_judge_by_as_few_folds_as_tell_enough(
-    tiny_clip: Backbone, colors: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_quarter_is_held_out_once_by_default(tiny_clip: Backbone, colors: Path) -> None:
     train = read_images(colors)["train"]
     wanted, lab, _ = folds_of(tiny_clip, train)
     few = lab.draw(wanted.task)
-    whole = Folds.make(wanted.task, few, lab)
-    assert whole.parts == split(train, 4, wanted.task.seed)
-    assert whole.how == "by 4-fold cross-validation of the training images"
-    sizes = np.cumsum([len(part) for part in whole.parts]).tolist()
-    for images, kept in ((sizes[0], 1), (sizes[0] + 1, 2), (sizes[-1] + 1, 4)):
-        monkeypatch.setattr("rmadapter.runs.folds.JUDGING_IMAGES", images)
-        some = Folds.make(wanted.task, few, lab)
-        assert some.parts == whole.parts[:kept]
-        assert (f"on {sizes[kept - 1]} training images" in some.how) == (kept < 4)
-        # what calibrates an image is never the image itself
-        assert len(np.unique(some.places)) == max(kept, 2)
-    assert Folds.make(wanted.task, few, lab, 4).parts == whole.parts
+    once, all_four = Folds.make(wanted.task, few, lab), Folds.make(wanted.task, few, lab, 4)
+    assert all_four.parts == split(train, 4, wanted.task.seed)
+    assert once.parts == all_four.parts[:1]
+    assert f"on {len(once.rows)} training images" in once.how
+    assert all_four.how == "by 4-fold cross-validation of the training images"
+    # what calibrates an image is never the image itself
+    assert [len(np.unique(some.places)) for some in (once, all_four)] == [2, 4]
     assert not Folds.make(wanted.task, few, lab, 0)
-
-
-def test_enough_images_tell_an_accuracy_within_two_points() -> None:
-    for share in (0.5, 0.8):
-        right = np.arange(JUDGING_IMAGES) < share * JUDGING_IMAGES
-        low, high = metrics.interval(right, np.arange(JUDGING_IMAGES))
-        assert (high - low) / 2 <= 2
 
 
 def test_answers_of_other_folds_are_computed_anew(tiny_clip: Backbone, tmp_path: Path) -> None:

@@ -22,10 +22,11 @@ from rmadapter.data.read import ImageSet, read_images
 from rmadapter.methods.zero_shot import ZeroShot
 from rmadapter.runs import judge as judging
 from rmadapter.runs.folds import Folds, fitted_temperature
-from rmadapter.runs.judge import BASELINES, calibrated, judge
+from rmadapter.runs.judge import judge
 from rmadapter.runs.run import run_task
+from rmadapter.runs.unseen import BASELINES, by_folds, calibrated
 from rmadapter.task import Task
-from rmadapter.training.traits import Expected, Traits
+from rmadapter.training.traits import Traits
 from tests.helpers.external_methods import ExternalMethod
 from tests.helpers.labs import prepare
 from tests.helpers.shots import grouped_noise
@@ -39,7 +40,8 @@ def judged(backbone: Backbone, splits: dict[str, ImageSet], folds: int = 3, **ta
     few = lab.draw(wanted.task)
     done = run_task(wanted.task, wanted.method, lab, wanted.name, baselines=BASELINES)
     parts = Folds.make(wanted.task, few, lab, folds)
-    return judge(wanted.task, wanted.method, lab, done, few, parts).record
+    found = by_folds(parts, wanted.method, wanted.name, 1.0)
+    return judge(wanted.task, wanted.method, lab, done, few, found).record
 
 
 def judgement_of(record: Record) -> Judgement:
@@ -331,7 +333,8 @@ def test_the_shots_promise_fold_by_fold(tiny_clip: Backbone) -> None:
     assert held_out is not None
     assert len(held_out.distances) == 36
     done = replace(done, fitted=held_out.calibrate(done.fitted, "folds", 1))
-    judgement = judgement_of(judge(wanted.task, wanted.method, lab, done, few, folds).record)
+    found = by_folds(folds, wanted.method, wanted.name, 1.0)
+    judgement = judgement_of(judge(wanted.task, wanted.method, lab, done, few, found).record)
     [ten] = judgement.promises
     assert (ten.error, ten.calibrated) == (10, 24)  # 36 images in 3 folds
 
@@ -341,28 +344,28 @@ def test_one_part_of_many_images_judges(
     tiny_clip: Backbone, colors: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its halves calibrate each other, and measure what they promise."""
-    monkeypatch.setattr("rmadapter.runs.folds.JUDGING_IMAGES", 8)
     train = read_images(colors)["train"]
     many = {"all": train.subset([*range(24)] * 2)}
     wanted, lab = prepare(tiny_clip, many)
     few = lab.draw(wanted.task)
     folds = Folds.make(wanted.task, few, lab)
     [part] = folds.parts
-    temperature = folds.temperature(wanted.method, wanted.name, 1)
+    temperature = folds.temperature(wanted.method, wanted.name)
     done = run_task(wanted.task, wanted.method, lab, wanted.name, baselines=BASELINES)
     held_out = folds.tempered(wanted.method, wanted.name, temperature or 1.0)
     assert held_out is not None
     done = replace(done, fitted=held_out.calibrate(done.fitted, "folds", 1))
-    judgement = judgement_of(judge(wanted.task, wanted.method, lab, done, few, folds).record)
+    found = by_folds(folds, wanted.method, wanted.name, 1.0)
+    judgement = judgement_of(judge(wanted.task, wanted.method, lab, done, few, found).record)
     assert judgement.images == len(part) < len(train)
     assert f"on {len(part)} training images" in judgement.how
     assert all(promise.calibrated < len(part) for promise in judgement.promises)
     table = np.random.default_rng(0).dirichlet([0.3] * 4, len(part))
     labels, which = np.array(folds.judged.labels), folds.places
-    found = calibrated(table, folds, Expected())
+    found = calibrated(table, folds)
     for number in (0, 1):
         others = which != number
-        expected = fitted_temperature(table[others], labels[others], Expected())
+        expected = fitted_temperature(table[others], labels[others])
         np.testing.assert_allclose(found[~others], metrics.tempered(table[~others], expected))
 
 
@@ -378,12 +381,12 @@ def test_no_image_is_calibrated_on_itself(tiny_clip: Backbone, colors: Path) -> 
     wanted, lab = prepare(tiny_clip, {"all": read_images(colors)["train"]})
     folds = Folds.make(wanted.task, lab.draw(wanted.task), lab, 3)
     table = np.random.default_rng(0).dirichlet([0.3] * 4, len(folds.rows))
-    found, labels = calibrated(table, folds, Expected()), np.array(folds.judged.labels)
+    found, labels = calibrated(table, folds), np.array(folds.judged.labels)
     start = 0
     for part in folds.parts:
         mine = slice(start, start := start + len(part))
         others = np.delete(np.arange(len(table)), range(*mine.indices(len(table))))
-        temperature = fitted_temperature(table[others], labels[others], Expected())
+        temperature = fitted_temperature(table[others], labels[others])
         expected = metrics.tempered(table[mine], temperature)
         np.testing.assert_allclose(found[mine], expected)
     assert (found.argmax(1) == table.argmax(1)).all()

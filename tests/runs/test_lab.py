@@ -120,7 +120,7 @@ def test_images_that_are_tested_for_want_of_a_test_split_are_not_seen(
 def test_images_of_the_fold_under_test_are_not_seen(tiny_clip: Backbone) -> None:
     lab, task = lab_of(tiny_clip, **SPLITS), task_of(tiny_clip, shots=4)
     folds = Folds.make(task, lab.draw(task), lab, 2)
-    folds.temperature(Curious(), "curious", len(folds))
+    folds.temperature(Curious(), "curious")
     assert len(Curious.seen) == 2
     for shots in Curious.seen:
         assert shots.unlabelled is not None
@@ -258,13 +258,6 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> None:
     """Set the environment of the first of two processes."""
     for variable, value in LAUNCHED.items():
         monkeypatch.setenv(variable, value)
-
-
-@pytest.mark.usefixtures("launched")
-def test_minutes_are_refused_in_several_processes() -> None:
-    """Each would measure its own pace."""
-    with pytest.raises(UserError, match="minutes"):
-        Team.of("mma", load_method("mma"), Machine(device="cpu", minutes=5))
 
 
 def test_a_world_size_without_a_launcher_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,9 @@ import pytest
 
 from rmadapter.answers.sets import Calibration
 from rmadapter.answers.taxonomy import Taxonomy
+from rmadapter.data.duplicates import halves
 from rmadapter.metrics import wilson
-from rmadapter.runs.promises import Answered, halves
+from rmadapter.runs.promises import Answered
 
 
 def answered(

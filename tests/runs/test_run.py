@@ -96,7 +96,7 @@ def test_a_key_changes_with_the_settings_that_change_figures() -> None:
     few = FewShot(images, None, images, 1, 1, ())
 
     def key(**values: Any) -> str:
-        wanted = Request.make(values, data=values.pop("data", "a/b"))
+        wanted = Request.make(values, "rmadapter", data=values.pop("data", "a/b"))
         return run_key(wanted.task, wanted.method, wanted.name, wanted.machine, WEIGHTS, few)
 
     plain = key()

@@ -25,7 +25,7 @@ MAX_CALIBRATION_IMAGES = 10_000
 FIRST_SHARE = 1 / 8
 CONFIDENCE = 0.9  # share of draws of the images by which a promise is kept
 # before what is promised: the models of folds are not the one that promises
-ESTIMATED: dict[Origin, str] = {"folds": "estimated on folds, ", "held out": ""}
+ESTIMATED: dict[Origin, str] = {"folds": "estimated on the training images, ", "held out": ""}
 
 
 class HeldOutFacts(TypedDict):

@@ -54,7 +54,7 @@ def run_demo(
         UserError: The demo's packages are missing.
     """
     from rmadapter.data.catalog.openmoji import ATTRIBUTION, load_openmoji
-    from rmadapter.methods import PREFERRED
+    from rmadapter.methods import DEFAULT
     from rmadapter.runs.fit import Origin, fit
     from rmadapter.runs.lab import Lab
     from rmadapter.runs.request import requested
@@ -63,7 +63,7 @@ def run_demo(
 
     line_art = "OpenMoji line art"
     flags = {"classes": "base", "shots": 16, "seed": seed, **settings}
-    request = requested(PREFERRED, None, flags, None, data="OpenMoji")
+    request = requested(DEFAULT, None, flags, None, data="OpenMoji")
     lab = Lab(request.machine, progress=progress)
     lab.add("OpenMoji", load_openmoji())
     lab.add(line_art, {"test": load_openmoji(style="black")["test"]})

@@ -262,7 +262,7 @@ def _predictor(
 ) -> Predictor:
     """Return what answers with the `top` best of the named classes. Raises UserError for classes
     that the run cannot know, and for what it cannot promise."""
-    from rmadapter.methods import PREFERRED
+    from rmadapter.methods import DEFAULT
     from rmadapter.predict.stream import Predictor
     from rmadapter.training.contract import NotApplicable
 
@@ -273,7 +273,7 @@ def _predictor(
         return Predictor(saved.fitted, prompts, labels, top, *shares, tree)
     except NotApplicable as error:
         raise UserError(
-            f"--names: {error}; `fit --method {PREFERRED}` makes a model that takes names alone"
+            f"--names: {error}; `fit --method {DEFAULT}` makes a model that takes names alone"
         ) from None
 
 

@@ -30,13 +30,11 @@ from rmadapter.cli.options import (
     RunOptions,
     SettingOptions,
     ShotOptions,
-    Track,
     Verbose,
     comma_list,
     command,
 )
 from rmadapter.errors import UserError
-from rmadapter.runs.trackers import trackers_in
 from rmadapter.support import distributed
 from rmadapter.support.terminal import note, table
 
@@ -73,7 +71,7 @@ class FitOptions(ShotOptions):
         typer.Option(
             "--method",
             help="Name from `rmadapter methods`, package:Class or file.py:Class; by default "
-            "rmadapter-plus, and linear-probe on a backbone without text.",
+            "block-ridge.",
         ),
     ] = ""
     draw: Draw = None
@@ -85,13 +83,6 @@ class FitOptions(ShotOptions):
             metavar="fast | normal | thorough", help="How long to train.", rich_help_panel=TRAINING
         ),
     ] = "normal"
-    minutes: Annotated[
-        float | None,
-        typer.Option(
-            help="Minutes in which all should end, with fewer passes if need be.",
-            rich_help_panel=TRAINING,
-        ),
-    ] = None
 
     def request(self, data: Path, settings: SettingOptions) -> Request:
         """Return the run to do; note what an effort changes."""
@@ -99,7 +90,7 @@ class FitOptions(ShotOptions):
         from rmadapter.runs.request import requested
         from rmadapter.settings import settings_of
 
-        names = ("backbone", "shots", "draw", "seed", "device", "precision", "minutes")
+        names = ("backbone", "shots", "draw", "seed", "device", "precision")
         flags = {"classes": self.half, **{name: getattr(self, name) for name in names}}
         request = requested(
             self.method, settings.config, flags, settings.sets, self.effort, str(data)
@@ -128,7 +119,8 @@ def fit(
         int | None,
         typer.Option(
             min=0,
-            help="Number of folds; 4 by default where needed, 0: no judgement.",
+            help="Number of folds; for methods that train: by default a quarter is held out once, "
+            "0: no judgement.",
             rich_help_panel=TRAINING,
         ),
     ] = None,
@@ -142,7 +134,6 @@ def fit(
             rich_help_panel=READING,
         ),
     ] = False,
-    track: Track = "",
     quiet: Quiet = False,
     verbose: Verbose = False,
     as_json: Json = False,
@@ -151,7 +142,6 @@ def fit(
     from rmadapter.cli.checks import ask_for_backbone, check_backbones, check_folder, note_caveats
     from rmadapter.data.label_files import check_known, read_names
 
-    trackers = trackers_in(track)
     named = check_backbones(options.backbone, settings.sets, settings.config, choosing=True)
     check_folder(out)
     known = read_names(names_from) if names_from else {}
@@ -169,7 +159,7 @@ def fit(
     request = options.request(data, settings)
     find_device(request.machine.device)  # an impossible one is refused before images are read
     team = Team.of(request.name, request.method, request.machine)
-    lab = Lab(team.machine, team=team)
+    lab = Lab(team.machine, team=team, keep_features=True)
     splits = files.read(located, known, check or None)
     check_known(known, next(iter(splits.values())).written, names_from or "")
     if taxonomy:
@@ -177,7 +167,6 @@ def fit(
     lab.add(str(data), splits)
     lab.draw(request.task)  # is refused here, before a backbone is loaded
     request, lab, chosen = prepare_backbone(request, lab)
-    lab.team = team = team.training(request.method)
     task = request.task
     note_caveats(task.backbone)
     with run_folder(out, data) as folder:
@@ -185,7 +174,7 @@ def fit(
             join_fit(task, request.method, folder, lab, request.name)
             team.leave()
             return
-        origin = Origin(command(), (), images.named(), images.crops, chosen, request.by_default)
+        origin = Origin(command(), (), images.named(), images.crops, chosen)
         record = run_fit(
             task,
             request.method,
@@ -193,7 +182,6 @@ def fit(
             lab,
             request.name,
             folds=folds,
-            trackers=trackers,
             origin=origin,
         )
     team.leave()

@@ -22,21 +22,21 @@ from rmadapter.artifacts.predictions import Nearest, Neighbour, nearest
 from rmadapter.backbones.packaged import POCKET_3
 from rmadapter.data.decode import ImageSource, image_error, load_image
 from rmadapter.data.duplicates import groups, pairs
+from rmadapter.data.fewshot import FewShot
 from rmadapter.data.formats.registry import locate
 from rmadapter.data.image_set import Transform, relative
 from rmadapter.data.names import Label
 from rmadapter.data.read import ImageSet, read_images
 from rmadapter.errors import UserError
+from rmadapter.methods import DEFAULT
 from rmadapter.runs.folds import FOLDS, Folds, split
 from rmadapter.runs.lab import Lab
 from rmadapter.runs.labels import Doubt, doubted_labels
 from rmadapter.runs.request import Request
+from rmadapter.runs.run import learn
 from rmadapter.support.files import csv_text, inert, inert_path, user_path, write_text
 from rmadapter.support.terminal import track
 
-METHOD = "linear-probe"
-# chosen in docs/studies/suspects.md, and many times faster than a search for C
-PROBE = {"search_steps": 0, "C": 3.0}
 WRONG = "wrong label"
 # of the logit of another class over that of the label, chosen in docs/studies/suspects.md
 MIN_MARGIN = 1.5
@@ -131,7 +131,7 @@ class Suspects:
 
 def find_suspects(
     data: str | Path | ImageSet,
-    method: str = METHOD,
+    method: str = DEFAULT,
     settings: Mapping[str, object] | None = None,
     *,
     columns: Mapping[str, str] | None = None,
@@ -149,8 +149,7 @@ def find_suspects(
         data: A folder of class folders, a table, or images in memory; of data with splits, train is
             used.
         method: Method whose models judge labels, as for `fit --method`.
-        settings: Settings of that method, as for `--set`; the linear probe takes C = 3 unless set
-            otherwise.
+        settings: Settings of that method, as for `--set`.
         columns: Names of columns, as for `read_images`.
         outside: Whether a table may name images outside its folder.
         progress: Whether to show bars on stderr.
@@ -178,12 +177,8 @@ def find_suspects(
     else:
         path = user_path(data)
         images = training(read(path, check=False), path)
-    probe = PROBE if method == METHOD else {}
-    request = Request.make(
-        {"backbone": POCKET_3, **probe, **(settings or {}), "shots": 0}, method, data="it"
-    )
-    if request.machine.minutes:
-        raise UserError("minutes: leave them out, as suspects are found by all four folds")
+    values = {"backbone": POCKET_3, **(settings or {}), "shots": 0}
+    request = Request.make(values, method, data="it")
     lab = lab or Lab(request.machine, progress=progress)
     transform = lab.backbone(request.task.backbone).preprocess
     if isinstance(data, ImageSet):
@@ -198,11 +193,10 @@ def find_suspects(
     images = few.train
     looked = images.looks(progress)
     together = groups(looked, images.groups)
-    parts = split(images, FOLDS, request.task.seed, together=together)
-    folds = Folds(request.task, few, lab, images, parts)
+    rows, table = _unseen(request, few, lab, together)
     features = lab.train_cache(request.task).features(images)[0].float().cpu().numpy()
     near = nearest(features, count=NEIGHBOURS, groups=together)
-    wrong = _wrong_labels(folds, request)
+    wrong = _wrong_labels(rows, table, np.array(images.labels))
     odd = odd_reasons(measure(images.images, progress))
     unlike = outliers(near.cosines)
     suspects = []
@@ -213,7 +207,7 @@ def find_suspects(
             suspect = _suspect(images, i, label, reasons, near)
             suspects.append((suspect, label.margin if label else 0.0))
     suspects.sort(key=lambda pair: (_severity(pair[0].reasons[0]), -pair[1]))
-    return Suspects(images, len(folds.rows), (*broken, *(one for one, _ in suspects)))
+    return Suspects(images, len(rows), (*broken, *(one for one, _ in suspects)))
 
 
 def training(splits: Mapping[str, Split], path: Path) -> Split:
@@ -264,14 +258,42 @@ def _broken(
     return suspects
 
 
-def _wrong_labels(folds: Folds, request: Request) -> dict[int, Doubt]:
-    """Return a doubt for each row whose label looks wrong."""
-    if not len(folds):
+def _unseen(
+    request: Request, few: FewShot, lab: Lab, together: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows of M images, and the probabilities [M, C] that models which did not see them
+    give: left out by the method itself, or by four folds.
+
+    Args:
+        request: Method and task.
+        few: The images.
+        lab: Lab that holds the backbone.
+        together: Group numbers [N] of the images.
+    """
+    task, method, images = request.task, request.method, few.train
+    if not method.traits.leaves_out:
+        parts = split(images, FOLDS, task.seed, together=together)
+        folds = Folds(task, few, lab, images, parts)
+        table = folds.answers(method, request.name).table if folds else np.empty((0, 0))
+        return np.array(folds.rows, int), table.astype(float)
+    left_out = learn(method, images, task, few, lab).left_out
+    assert left_out is not None
+    rows = np.flatnonzero(left_out.judged)
+    return rows, left_out.table[rows]
+
+
+def _wrong_labels(rows: np.ndarray, table: np.ndarray, labels: np.ndarray) -> dict[int, Doubt]:
+    """Return a doubt for each row whose label looks wrong.
+
+    Args:
+        rows: Rows of M images.
+        table: Probabilities [M, C] by models that did not see them.
+        labels: Labels of all images.
+    """
+    if not len(rows):
         return {}
-    labels = np.array(folds.judged.labels)
-    table = folds.answers(request.method, request.name).table.astype(float)
-    doubts = doubted_labels(table, labels)
-    return {folds.rows[doubt.row]: doubt for doubt in doubts if doubt.margin >= MIN_MARGIN}
+    doubts = doubted_labels(table, labels[rows])
+    return {int(rows[doubt.row]): doubt for doubt in doubts if doubt.margin >= MIN_MARGIN}
 
 
 def _suspect(

@@ -28,7 +28,6 @@ from rmadapter.settings import LossSettings, Positive, Share
 from rmadapter.task import check_templates
 from rmadapter.training.contract import (
     About,
-    Expected,
     Fitted,
     Known,
     Parameters,
@@ -73,9 +72,8 @@ class RMAdapterPlus(RMAdapter):
         about=About(
             "blocks",
             "RMAdapter's adapters and a regression of the shots",
-            "trained and new classes; the default of `--half`",
+            "trained and new classes by name",
         ),
-        expected=Expected(3.0, 0.4),
     )
 
     def __post_init__(self) -> None:

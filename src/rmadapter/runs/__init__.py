@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from rmadapter.runs.labels import Proposals as Proposals, propose_labels as propose_labels
     from rmadapter.runs.request import Request as Request
     from rmadapter.runs.run import describe_run as describe_run
-    from rmadapter.runs.track import settings_to_track as settings_to_track
     from rmadapter.settings import (
         configured as configured,
         parse_overrides as parse_overrides,
@@ -42,7 +41,6 @@ __getattr__, __all__ = lazy_names(
         "rmadapter.runs.labels": ["Proposals", "propose_labels"],
         "rmadapter.runs.request": ["Request"],
         "rmadapter.runs.run": ["describe_run"],
-        "rmadapter.runs.track": ["settings_to_track"],
         "rmadapter.settings": ["configured", "parse_overrides", "settings_of"],
         "rmadapter.task": ["qualified_settings"],
     },

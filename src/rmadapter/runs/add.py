@@ -32,7 +32,7 @@ from rmadapter.data.names import (
 )
 from rmadapter.data.read import ImageSet, image_errors, read_images
 from rmadapter.errors import UserError
-from rmadapter.methods import PREFERRED, load_method, need_text
+from rmadapter.methods import DEFAULT, load_method, need_text
 from rmadapter.methods.uses import backbones_in
 from rmadapter.prompts import prompts_each
 from rmadapter.runs.fit import Origin, fit
@@ -72,7 +72,7 @@ def add_names(saved: Saved, names: Sequence[str], out: Path) -> tuple[str, ...]:
     except NotApplicable as error:
         raise UserError(
             f"{error}; `rmadapter add RUN FOLDER` trains it again with images of the new classes, "
-            f"and `fit --method {PREFERRED}` makes a model that takes names alone"
+            f"and `fit --method {DEFAULT}` makes a model that takes names alone"
         ) from None
     Taxonomy.of(saved.parents, prompts)
     check_no_model(out)
@@ -178,7 +178,7 @@ def add_images(
         check_trusted(backbone)
     all_of_both = {"shots": 0, "classes": "all", "backbone": saved.fitted.backbone.name}
     task = configured(request.task, all_of_both)
-    lab = Lab(request.machine)
+    lab = Lab(request.machine, keep_features=True)
     prompts = classnames_json(added.root, beside_splits(data, added.splits))
     new = {name: prompt for name, prompt in prompts.items() if key(name) not in known}
     lab.add_backbone(saved.fitted.backbone)

@@ -15,6 +15,7 @@ from rmadapter.backbones.published import licence_of, on_disk
 from rmadapter.backbones.speed import megabytes_of, speed_of
 from rmadapter.data.fewshot import half
 from rmadapter.errors import UserError
+from rmadapter.methods import check_text
 from rmadapter.methods.linear_probe import LinearProbe
 from rmadapter.runs.folds import FOLDS, Folds, split
 from rmadapter.runs.lab import Lab
@@ -25,7 +26,7 @@ from rmadapter.support.machine import find_device
 from rmadapter.support.terminal import note
 
 PROBE, PROBE_NAME = LinearProbe(), "linear-probe"
-MINUTES = 10.0  # to choose in, where the user gave none
+MINUTES = 10.0  # to choose in
 
 
 def prepare_backbone(request: Request, lab: Lab) -> tuple[Request, Lab, BackboneChoice | None]:
@@ -36,11 +37,12 @@ def prepare_backbone(request: Request, lab: Lab) -> tuple[Request, Lab, Backbone
         lab: Lab with the images.
 
     Returns:
-        The request with the name of the backbone and the method for it, a lab that has the
-        backbone, and the choice, if there was one.
+        The request with the name of the backbone, a lab that has it, and the choice, if there was
+        one.
 
     Raises:
-        UserError: As for `load_backbone`, `choose_backbone` and `Request.on`.
+        UserError: As for `load_backbone` and `choose_backbone`; the method needs a text encoder,
+            which the backbone lacks.
     """
     choice = None
     if is_choice(request.task.backbone):
@@ -51,8 +53,8 @@ def prepare_backbone(request: Request, lab: Lab) -> tuple[Request, Lab, Backbone
     else:
         device = find_device(lab.machine.device)
         lab.add_backbone(shared(request.task.backbone, device))
-    images = half(lab.draw(request.task).train, request.task.classes)
-    return request.on(lab.backbone(request.task.backbone), images.labels), lab, choice
+    check_text(request.method, lab.backbone(request.task.backbone))
+    return request, lab, choice
 
 
 def choose_backbone(request: Request, lab: Lab) -> tuple[Lab, BackboneChoice]:
@@ -62,7 +64,7 @@ def choose_backbone(request: Request, lab: Lab) -> tuple[Lab, BackboneChoice]:
     Args:
         request: What to do. Its task names the backbones, separated by commas; `auto` stands for
             those that need no download. A backbone that its method cannot use is left out, and so
-            is one for which half of its minutes, or ten, will not do.
+            is one that would not finish in ten minutes.
         lab: Lab with the images.
 
     Returns:
@@ -71,8 +73,7 @@ def choose_backbone(request: Request, lab: Lab) -> tuple[Lab, BackboneChoice]:
     Raises:
         UserError: None can be used, or a name is wrong.
     """
-    task, minutes = request.task, lab.machine.minutes / 2 or MINUTES
-    few, deadline = lab.draw(task), lab.begun + 60 * minutes
+    task, few, deadline = request.task, lab.draw(request.task), time.monotonic() + 60 * MINUTES
     images = half(few.train, task.classes)
     parts = split(images, FOLDS, task.seed, lab.progress)
     names = _expanded(task.backbone)
@@ -100,7 +101,7 @@ def choose_backbone(request: Request, lab: Lab) -> tuple[Lab, BackboneChoice]:
         chosen=best[2],
         folds=len(parts),
         images=sum(map(len, parts)),
-        minutes=minutes,
+        minutes=MINUTES,
         rows=tuple(rows),
     )
     return best[1], found
@@ -119,7 +120,7 @@ def _usable(name: str, request: Request, lab: Lab) -> Backbone:
     wrong name."""
     backbone = shared(name, find_device(lab.machine.device))
     try:
-        request.on(backbone)
+        check_text(request.method, backbone)
     except UserError as error:
         raise Unreachable(str(error)) from None
     return backbone

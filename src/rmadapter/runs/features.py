@@ -14,7 +14,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.data.image_set import without_classes
 from rmadapter.data.read import ImageSet, ImageSource
 from rmadapter.data.transforms import decode_batches
-from rmadapter.encoders import States, in_halves
+from rmadapter.encoders import PARTS, States, in_halves
 from rmadapter.prompts import OfFeatures, untouched
 from rmadapter.support.terminal import track
 from rmadapter.training.cache import Cache
@@ -42,7 +42,7 @@ def image_features(
     scorer = fitted.for_classes(tuple(names)) if logits is None else logits
     if isinstance(scorer, OfFeatures):
         return scorer.features
-    if fitted.first is None:
+    if fitted.first in (None, PARTS):
         return untouched
     other = fitted.for_classes((*names, "something else"))
     if not isinstance(other, OfFeatures):
@@ -69,6 +69,29 @@ def class_means(features: Tensor, labels: Sequence[int], classes: int) -> Tensor
 def distances(features: Tensor, means: Tensor) -> Tensor:
     """Return 1 - the cosine of features [B, e] to the nearest of the class means [C, e]: [B]."""
     return 1 - (F.normalize(features.float(), dim=-1) @ means.float().T).amax(-1)
+
+
+def distances_left_out(
+    features: Tensor, labels: Sequence[int], classes: int, groups: np.ndarray
+) -> np.ndarray:
+    """Return the distances [N] of images from their own class means, each from means without the
+    images of its group.
+
+    Args:
+        features: Features [N, e], which none of the images has changed.
+        labels: Indices of the classes, [N].
+        classes: Number C of classes.
+        groups: Group numbers [N].
+    """
+    unit, which = F.normalize(features.float(), dim=-1), torch.tensor(labels)
+    sums = unit.new_zeros(classes, unit.shape[1]).index_add_(0, which.to(unit.device), unit)
+    cosines = unit @ F.normalize(sums, dim=-1).T
+    for group in np.unique(groups):
+        rows = torch.from_numpy(np.flatnonzero(groups == group))
+        for number in which[rows].unique().tolist():
+            others = sums[number] - unit[rows[which[rows] == number]].sum(0)
+            cosines[rows, number] = unit[rows] @ F.normalize(others, dim=-1)
+    return (1 - cosines.amax(-1)).cpu().numpy()
 
 
 def with_means(fitted: Fitted, train: ImageSet, cache: Cache) -> Fitted:
@@ -173,9 +196,9 @@ def states_of(
         UserError: An image is unreadable.
     """
     keep = keep and len(images) >= MIN_KEPT
-    if keep and fitted.first is None and not fitted.method.test_views:
+    if keep and fitted.first in (None, PARTS) and not fitted.method.test_views:
         cache = Cache(fitted.backbone, hold=False, progress=progress, keep_features=True)
-        yield from cache.stream(without_classes(images), text="predicting")
+        yield from cache.stream(without_classes(images), fitted.first, "predicting")
         return
     stream = decode_batches(images, fitted.transform, fitted.batch)
     for _, pixels in track(stream, -(-len(images) // fitted.batch), "predicting", progress):

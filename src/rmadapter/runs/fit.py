@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from rmadapter.answers.held_out import SHARES, describe_images, least_share, needed
+from rmadapter.answers.held_out import describe_images
 from rmadapter.artifacts.checkpoint import find_finished, save_run
 from rmadapter.artifacts.model_file import read_model
 from rmadapter.artifacts.page import write_run_page
@@ -26,22 +26,20 @@ from rmadapter.data.fewshot import FewShot, half, read_split, save_split
 from rmadapter.data.names import Label
 from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError
-from rmadapter.methods import with_passes
 from rmadapter.runs.backbones import prepare_backbone
 from rmadapter.runs.features import with_means
-from rmadapter.runs.folds import FOLDS, Folds
-from rmadapter.runs.judge import BASELINES, enough, judge
+from rmadapter.runs.folds import Folds
+from rmadapter.runs.judge import enough, judge
 from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
-from rmadapter.runs.run import Outcome, describe_run, learn, learnt_from, run_key, run_task
-from rmadapter.runs.track import Tracking, settings_to_track
-from rmadapter.support.files import own_name, parts
+from rmadapter.runs.run import Outcome, learn, learnt_from, run_key, run_task
+from rmadapter.runs.unseen import BASELINES, Unseen, by_folds, left_out
+from rmadapter.support.files import parts
 from rmadapter.support.locks import exclusive
 from rmadapter.support.terminal import note
 from rmadapter.task import Task
 from rmadapter.training.cache import Cache
 from rmadapter.training.contract import NO_PROMISES, Fitted, Method
-from rmadapter.training.loop import key_of
 from rmadapter.training.shots import Callback, Unfinished
 
 
@@ -55,8 +53,6 @@ class Origin:
         columns: Columns of the table of images, as for `read_images`.
         crops: Whether boxes were read as images, as for `read_images`.
         backbones: How the backbone of the task was chosen.
-        by_default: Whether the method is the default one, which answers as many folds as it needs
-            to promise an error.
     """
 
     command: str = ""
@@ -64,7 +60,6 @@ class Origin:
     columns: Mapping[str, str] = field(default_factory=dict)
     crops: bool = False
     backbones: BackboneChoice | None = None
-    by_default: bool = False
 
 
 def fit(
@@ -75,7 +70,6 @@ def fit(
     name: str = "",
     *,
     folds: int | None = None,
-    trackers: Sequence[str] = (),
     origin: Origin = Origin(),
 ) -> Record:
     """Do a task, and keep the model, the record and the report in a folder; resume a killed run,
@@ -87,11 +81,9 @@ def fit(
         out: Folder of the run.
         lab: Lab that holds the data and the backbone.
         name: Name of the method, which `load_method` accepts.
-        folds: Number of folds of the cross-validation that calibrates, and judges if there are too
-            few other images. None for 4, of which as many are kept as an accuracy within two points
-            needs, and a method that trains through an encoder is fitted only to those that judging
-            or calibrating needs; 0 for no judgement.
-        trackers: Trackers to log to, as for `Tracking`.
+        folds: Number of folds that calibrate a method which does not know what it answers about
+            each shot without it, and judge if there are too few other images. None to hold a
+            quarter out once; 0 for no judgement.
         origin: What the record says of how the run came about.
 
     Raises:
@@ -104,18 +96,15 @@ def fit(
             leftover.unlink()
         few, backbone = lab.draw(task), lab.backbone(task.backbone)
         training_key = run_key(task, method, name, lab.machine, backbone, few)
-        if lab.machine.minutes and method.recipe:
-            training_key += f"-in {lab.machine.minutes:g} minutes"
         key = training_key if folds is None else f"{training_key}-{folds}"
         record = find_finished(out, key)
         if record is not None:
-            _check_finished(record, out, lab, few, trackers)
+            _check_finished(record, out, lab, few)
         else:
             run = _Run(task, few, lab, files, Unfinished(files.training, training_key), folds)
-            record = run.do(method, name, trackers, key, origin)
+            record = run.do(method, name, key, origin)
         # what only an unfinished run needs: this one, or one that was killed here
         files.training.unlink(missing_ok=True)
-        files.tracking.unlink(missing_ok=True)
         shutil.rmtree(files.activations, ignore_errors=True)
     return record
 
@@ -136,9 +125,7 @@ class _Run:
         """Whether the run is judged, on held-out images or by folds."""
         return self.folds != 0 and self.task.classes == "all" and not self.task.tests
 
-    def do(
-        self, method: Method, name: str, trackers: Sequence[str], key: str, origin: Origin
-    ) -> Record:
+    def do(self, method: Method, name: str, key: str, origin: Origin) -> Record:
         """Train, test, judge and save."""
         task, few, lab, files = self.task, self.few, self.lab, self.files
         train = half(few.train, task.classes)
@@ -148,70 +135,57 @@ class _Run:
         lab.work_in(files.activations)
         tests = lab.tests(task, few)
         judging = self.judged and not enough(tests, few.train)
-        validation = self._validation(judging)
-        count = len(validation)
-        if not judging and not self.folds:
-            undrawn = any(split == "held out" for _, _, split in tests)
-            wanted = origin.by_default and self.judged and not undrawn
-            count = validation.wanted(method, promise=wanted)
-        others = sum(len(images) for _, images, _ in tests)
-        limited = _in_time(method, validation, count, others, self.unfinished)
-        method, unfinished, shorter = limited
-        temperature = validation.temperature(method, name, count)
-        begun = describe_run(task, method, lab, name, few, command=origin.command)
-        tracking = Tracking(
-            trackers,
-            own_name(str(files.path)),
-            files.tensorboard,
-            settings_to_track(begun),
-            files.tracking,
+        validation = self._validation(judging, method)
+        count, temperature = len(validation), validation.temperature(method, name)
+        lab.expect_training(count + 1, count + 1)
+        outcome = run_task(
+            task,
+            method,
+            lab,
+            name,
+            self.unfinished,
+            BASELINES if self.judged else None,
+            temperature,
         )
-        with tracking as tracked:
-            lab.expect_training(count + 1, count + 1)
-            outcome = run_task(
-                task,
-                method,
-                lab,
-                name,
-                unfinished,
-                BASELINES if self.judged else None,
-                temperature,
-                tracked.callbacks,
-            )
-            outcome = outcome.with_facts(backbones=origin.backbones)
-            fitted = with_means(outcome.fitted, train, lab.train_cache(task))
-            outcome = _with_answers(replace(outcome, fitted=fitted), method, validation)
-            if self.judged:
-                outcome = judge(task, method, lab, outcome, few, validation)
-            promised = _promised(outcome, method, validation if self.judged else None)
-            no_images = _no_images(outcome.record, self.folds)
-            outcome = outcome.with_facts(
-                key=key,
-                command=origin.command,
-                columns=dict(origin.columns),
-                crops=origin.crops,
-                notes=(
-                    *filter(None, [caveat(backbone.name)]),
-                    *outcome.record.notes,
-                    *shorter,
-                    *(_used(few) if task.classes == "all" else []),
-                    *promised,
-                    *origin.notes,
-                    *no_images,
-                ),
-            )
-            save_split(few, files.split, _others(outcome, task, method, few, lab))
-            _save(outcome, files, train, lab.test_cache(task))
-            tracked.add_record(outcome.record, files.page)
+        outcome = outcome.with_facts(backbones=origin.backbones)
+        fitted = with_means(outcome.fitted, train, lab.train_cache(task))
+        outcome, unseen = replace(outcome, fitted=fitted), None
+        if fitted.left_out and self.folds != 0:
+            unseen = left_out(fitted, train, lab.train_cache(task), task.seed)
+        elif validation:
+            unseen = by_folds(validation, method, name, outcome.record.temperature)
+        outcome = _with_answers(outcome, unseen)
+        if self.judged:
+            outcome = judge(task, method, lab, outcome, few, unseen)
+        promised = _promised(outcome) if self.judged else []
+        no_images = _no_images(outcome.record, self.folds)
+        outcome = outcome.with_facts(
+            key=key,
+            command=origin.command,
+            columns=dict(origin.columns),
+            crops=origin.crops,
+            notes=(
+                *filter(None, [caveat(backbone.name)]),
+                *outcome.record.notes,
+                *(_used(few) if task.classes == "all" else []),
+                *promised,
+                *origin.notes,
+                *no_images,
+            ),
+        )
+        save_split(few, files.split, _others(outcome, task, method, few, lab))
+        _save(outcome, files, train, lab.test_cache(task))
         return outcome.record
 
-    def _validation(self, judging: bool) -> Folds:
-        """Return folds, none if none are wanted.
+    def _validation(self, judging: bool, method: Method) -> Folds:
+        """Return folds, none if none are wanted, or the method needs none.
 
         Args:
             judging: Whether the run is judged by them.
+            method: Method of the run.
         """
-        folds = Folds.make(self.task, self.few, self.lab, self.folds)
+        count = 0 if method.traits.leaves_out else self.folds
+        folds = Folds.make(self.task, self.few, self.lab, count)
         if folds and judging:
             note(f"no full test split: judging {folds.how}")
         return folds
@@ -261,58 +235,28 @@ def fit_images(
     if class_weight is not None:
         few = few.weighed(class_weight)
     train = half(few.train, task.classes)
-    folds = Folds.make(task, few, lab)
-    count = folds.wanted(method, promise=request.by_default)
-    method, _, _ = _in_time(method, folds, count, 0, Unfinished(Path(), "in memory"))
-    temperature = folds.temperature(method, name, count)
-    held_out = temperature and folds.tempered(method, name, temperature)
+    folds = Folds.make(task, few, lab, 0 if method.traits.leaves_out else None)
+    count, temperature = len(folds), folds.temperature(method, name)
+    found = folds.tempered(method, name, temperature) if temperature else None
     lab.expect_training(count + 1, count + 1)
     fitted = learn(method, train, task, few, lab, callbacks=tuple(callbacks))
     fitted = replace(fitted, temperature=temperature or 1.0)
     fitted = with_means(fitted, train, lab.train_cache(task))
-    if held_out:
-        fitted = held_out.calibrate(fitted, "folds", task.seed)
+    if fitted.left_out:
+        found = left_out(fitted, train, lab.train_cache(task), task.seed).answers
+    if found:
+        fitted = found.calibrate(fitted, "folds", task.seed)
     fitted = fitted.fitted_to(lab.train_cache(task).features(train)[0])
     return Learnt(fitted, name, backbones)
 
 
-def _in_time(
-    method: Method, folds: Folds, count: int, others: int, kept: Unfinished
-) -> tuple[Method, Unfinished, list[str]]:
-    """Return a method with as many passes as its minutes allow, or as an unfinished training of the
-    same run has; where the training is kept; and a note if these are fewer than usual.
-
-    Args:
-        method: Method that the user asked for.
-        folds: Folds of the run.
-        count: Number of folds that the method will answer.
-        others: Number of images that it will answer besides.
-        kept: Where the training is kept, with the key of the method that the user asked for.
-    """
-    recipe, limit = method.recipe, folds.lab.machine.minutes
-    if recipe is None or not limit:
-        return method, kept, []
-    wanted = recipe.length(folds.images.labels)[0]
-    key, _, number = key_of(kept).rpartition(", passes ")
-    possible = int(number) if key == kept.key else folds.passes(method, count, others)
-    passes = max(possible, 1)
-    kept = replace(kept, key=f"{kept.key}, passes {passes}")
-    if possible >= wanted:
-        return method, kept, []
-    allowed = f"{limit:g} minutes allow" if possible else f"even one takes over {limit:g} minutes"
-    text = f"{passes} instead of {wanted} passes over the images (epochs={passes}), as {allowed}"
-    note(text)
-    return with_passes(method, passes, wanted), kept, [text]
-
-
-def _with_answers(outcome: Outcome, method: Method, folds: Folds | None) -> Outcome:
-    """Return a run with the calibrated answers of its method on folds, if there are any."""
-    name, temperature = outcome.record.method.name, outcome.record.temperature
-    held_out = folds and temperature and folds.tempered(method, name, temperature)
-    if not held_out:
+def _with_answers(outcome: Outcome, unseen: Unseen | None) -> Outcome:
+    """Return a run with what its model answers about shots that it did not see, if anything."""
+    if not unseen or not unseen.answers:
         return outcome
-    fitted = held_out.calibrate(outcome.fitted, "folds", outcome.record.task.seed)
-    held = HeldOut.of(held_out.table, held_out.labels, held_out.groups)
+    found = unseen.answers
+    fitted = found.calibrate(outcome.fitted, "folds", outcome.record.task.seed)
+    held = HeldOut.of(found.table, found.labels, found.groups)
     return replace(outcome.with_facts(held_out=held), fitted=fitted)
 
 
@@ -327,11 +271,8 @@ def _others(outcome: Outcome, task: Task, method: Method, few: FewShot, lab: Lab
     return {content for part in parts for content in part.contents} - drawn
 
 
-def _check_finished(
-    record: Record, out: Path, lab: Lab, few: FewShot, trackers: Sequence[str]
-) -> None:
-    """Raise UserError if a finished run was judged on other images than those of now; note that it
-    is not logged to trackers."""
+def _check_finished(record: Record, out: Path, lab: Lab, few: FewShot) -> None:
+    """Raise UserError if a finished run was judged on other images than those of now."""
     if read_model(RunFolder(out).model).parents != few.train.parents:
         raise UserError(
             f"{out} was judged with another taxonomy, or none: choose another --out, or judge it "
@@ -343,8 +284,6 @@ def _check_finished(
             f"{out} was judged on different images ({others[0]} classes) from the current ones: "
             "choose another --out, or evaluate it on them with `rmadapter eval`"
         )
-    if trackers:
-        note(f"{out} was finished before, so --track logs nothing")
 
 
 def _used(few: FewShot) -> list[str]:
@@ -366,41 +305,25 @@ def _no_images(record: Record, folds: int | None) -> list[str]:
     ]
 
 
-def _promised(outcome: Outcome, method: Method, folds: Folds | None) -> list[str]:
-    """Return a note that says how small an error a run can promise, and whether more folds would
-    allow a smaller one; none for a run without both.
+def _promised(outcome: Outcome) -> list[str]:
+    """Return a note that says how small an error a run can promise; none if it cannot be known.
 
     Args:
         outcome: The run.
-        method: Its method.
-        folds: Folds of a run on all classes, if there are any.
     """
     if outcome.fitted.remembers:
-        return [NO_PROMISES] if folds else []
-    calibration, name = outcome.fitted.calibration, outcome.record.method.name
-    images = calibration.images if calibration else 0
-    text = "no error can be promised, as no image was answered by a model that had not seen it"
-    if calibration:
-        least = f"{100 * calibration.least:g}"
-        text = (
-            f"an error of {least} % or more can be promised, by "
-            f"{describe_images(**calibration.facts)}: predict --error {least}%"
-        )
-    if calibration and calibration.broken:
-        by = describe_images(**calibration.facts)
+        return [NO_PROMISES]
+    calibration = outcome.fitted.calibration
+    if not calibration:
+        return []
+    by, least = describe_images(**calibration.facts), f"{100 * calibration.least:g}"
+    if calibration.broken:
         errors = ", ".join(f"{100 * error:g} %" for error in calibration.broken)
         return [
             f"an error of {errors}, promised by {by}, is not kept on the images that judge this "
             "run: do not count on `predict --error` for it"
         ]
-    most = 0
-    if folds and (not calibration or calibration.source == "folds"):
-        most = len({*folds.judged.group_numbers.tolist()})
-    if folds and any(images < needed(error) <= most for error in SHARES):
-        missing = len(folds) - folds.answered(method, name)
-        text += f"; --folds {FOLDS} trains {missing} more models and allows "
-        text += f"{100 * least_share(most):g} %"
-    return [text] if calibration or most else []
+    return [f"an error of {least} % or more can be promised, by {by}: predict --error {least}%"]
 
 
 def _save(outcome: Outcome, files: RunFolder, train: ImageSet, cache: Cache) -> None:

@@ -8,7 +8,6 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -18,33 +17,25 @@ import torch
 from numpy.typing import ArrayLike
 
 from rmadapter import metrics
-from rmadapter.answers.held_out import SHARES, needed, one_of_each_group
-from rmadapter.data.duplicates import groups
+from rmadapter.answers.held_out import one_of_each_group
+from rmadapter.data.duplicates import groups, halves
 from rmadapter.data.fewshot import FewShot, half
 from rmadapter.data.read import ImageSet
 from rmadapter.runs.evaluate import predict_all
 from rmadapter.runs.features import distances_of, with_means
 from rmadapter.runs.lab import Lab
-from rmadapter.runs.promises import Answered, halves
+from rmadapter.runs.promises import Answered
 from rmadapter.runs.run import fit_baseline, learn, run_key
 from rmadapter.support.files import write_tensors
 from rmadapter.task import Task
 from rmadapter.training.contract import Method
-from rmadapter.training.shots import Callback, Figures
-from rmadapter.training.traits import Cost, Expected
+from rmadapter.training.shots import Callback
 
 FOLDS = 4  # divides 4, 8 and 16 shots per class evenly
-CHEAP_COSTS: tuple[Cost, ...] = ("nothing", "features")  # to train: judged on all folds
-
-FIRST_STEPS = 5  # by which the pace of a training is known
-CALIBRATION_IMAGES = needed(SHARES[0])  # answers by which an error of 1 % can be promised
-# Answers by which an accuracy is known within two points, whatever it is: 1.96 ** 2 / 4 / 0.02 ** 2
-JUDGING_IMAGES = 2401
+# What most methods need on images that they have not seen, and how much that varies: the median and
+# the standard deviation of the logarithm.
+TEMPERATURE, DEVIATION = 1.5, 0.5
 MAX_TEMPERATURE = 20.0  # the highest temperature, and one over the lowest
-
-
-class _Measured(Exception):
-    """The pace of a training is known."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +78,10 @@ class Folds:
     @classmethod
     def make(cls, task: Task, few: FewShot, lab: Lab, count: int | None = None) -> Folds:
         """Make at most `count` folds: fewer if classes are small, none if no class can spare an
-        image, or for 0. By default make 4, and keep as many as hold `JUDGING_IMAGES`: one or two of
-        many images."""
+        image, or for 0. By default hold a quarter out once."""
         images = half(few.train, task.classes)
         parts = split(images, count or FOLDS, task.seed, lab.progress) if count != 0 else []
-        kept = _holding(parts, JUDGING_IMAGES) if count is None else len(parts)
-        return cls(task, few, lab, images, parts[:kept])
+        return cls(task, few, lab, images, parts[:1] if count is None else parts)
 
     def __len__(self) -> int:
         return len(self.parts)
@@ -110,9 +99,9 @@ class Folds:
     @property
     def how(self) -> str:
         """Return by what the folds judge, in words."""
-        if len(self.rows) < JUDGING_IMAGES:
-            return f"by {len(self)}-fold cross-validation of the training images"
-        return f"on {len(self.rows):,} training images, by models that had not seen them"
+        if len(self) == 1:
+            return f"on {len(self.rows):,} training images, held out from a first training"
+        return f"by {len(self)}-fold cross-validation of the training images"
 
     @property
     def places(self) -> np.ndarray:
@@ -128,7 +117,6 @@ class Folds:
         name: str,
         *,
         baseline: bool = False,
-        count: int | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> FoldAnswers:
         """Return the answers of a method on the first folds; each fold is computed once.
@@ -137,21 +125,18 @@ class Folds:
             method: The method.
             name: Its name, as `load_method` accepts it.
             baseline: Whether to fit as `fit_baseline` does.
-            count: Number of folds, by default all.
             callbacks: Functions that follow the trainings.
         """
         plain = baseline and self.task.augmentation != "none"
         key = self._key(method, name, plain)
         done = self._known.setdefault(key, [])
-        wanted = self.parts[:count]
-        while len(done) < len(wanted):
-            self.lab.expect_training(len(done) + 1, len(wanted) + 1)  # the last is on all images
+        while len(done) < len(self):
+            self.lab.expect_training(len(done) + 1, len(self) + 1)  # the last is on all images
             done.append(self._fold(method, plain, key, len(done), callbacks))
-        used = done[: len(wanted)]
         return FoldAnswers(
-            np.concatenate([one.table for one in used]),
-            sum(one.seconds for one in used),
-            np.concatenate([one.distances for one in used]),
+            np.concatenate([one.table for one in done]),
+            sum(one.seconds for one in done),
+            np.concatenate([one.distances for one in done]),
         )
 
     def _key(self, method: Method, name: str, plain: bool) -> str:
@@ -202,95 +187,27 @@ class Folds:
             write_tensors(file, {"table": table, **numbers})
         return FoldAnswers(table.numpy(), seconds, far)
 
-    def passes(self, method: Method, count: int, others: int) -> int:
-        """Return how many passes over the images a method may train, so that a training on all
-        shots and those on folds end in the minutes of the lab: from 0 to as many as the method
-        wants.
-
-        Measures the first steps of a training. An answer counts as an image of a step, and takes
-        less.
-
-        Args:
-            method: Method that trains step by step.
-            count: Number of folds that it will answer.
-            others: Number of images that it will answer besides.
-        """
-        assert method.recipe is not None
-        cache, images, times = self.lab.train_cache(self.task), self.images, [time.monotonic()]
-        encoding = -cache.seconds
-
-        def follow(figures: Figures) -> None:
-            times.append(time.monotonic())
-            if figures["step"] > FIRST_STEPS:
-                raise _Measured
-
-        watch = (Callback(on_step=follow),)
-        with suppress(_Measured):
-            learn(method, images, self.task, self.few, self.lab, callbacks=watch)
-        encoding += cache.seconds
-        wanted, per_pass = method.recipe.length(images.labels)
-        if len(times) == 1:  # a method from outside that reports no step
-            return wanted
-        steps = times[1:] if len(times) > 2 else times  # the first computes what others reuse
-        pace = (steps[-1] - steps[0]) / (len(steps) - 1) * per_pass / len(images)
-        held_out = sum(map(len, self.parts[:count]))
-        before = (times[1] - times[0] - encoding) * (count + 1)
-        answers = encoding / len(images) * others + pace * (others + held_out)
-        end = self.lab.begun + 60 * self.lab.machine.minutes
-        possible = end - time.monotonic() - before - answers
-        seen = len(images) * (count + 1) - held_out
-        return min(max(int(possible / max(pace * seen, 1e-9)), 0), wanted)
-
-    def answered(self, method: Method, name: str) -> int:
-        """Return on how many folds the answers of a method are known."""
-        key = self._key(method, name, plain=False)
-        first = len(self._known.get(key, ()))
-        for number in range(first, len(self)):
-            file = self._file(key, number)
-            if file is None or not file.exists():
-                return number
-        return len(self)
-
     def _file(self, key: str, number: int) -> Path | None:
         """Return where the answers on one fold are kept, if anywhere."""
         return self.lab.folder and self.lab.folder / f"folds-{key}-{number}.safetensors"
 
-    def wanted(self, method: Method, promise: bool) -> int:
-        """Return the number of folds by which a method is calibrated: all if it trains in little
-        time, otherwise as many as hold `CALIBRATION_IMAGES` to promise an error, or none."""
-        if method.traits.cost in CHEAP_COSTS and not method.test_views:
-            return len(self)
-        return _holding(self.parts, CALIBRATION_IMAGES) if promise else 0
-
-    def temperature(self, method: Method, name: str, count: int) -> float | None:
-        """Return the temperature that calibrates models of this method; None without folds.
+    def temperature(self, method: Method, name: str) -> float | None:
+        """Return the temperature that calibrates models of a method; None without folds.
 
         Args:
             method: Method to be fitted.
             name: Name of the method, as `load_method` accepts it.
-            count: Number of folds to fit it to. With none, the temperature is the one that is
-                expected of such methods.
         """
         if not self.parts:
             return None
-        if not count:
-            return method.traits.expected.temperature
-        table = self.answers(method, name, count=count).table
-        judged = self.judged.subset(range(len(table)))
-        return fitted_temperature(
-            table, judged.labels, method.traits.expected, judged.group_numbers, self.task.seed
-        )
+        table, groups = self.answers(method, name).table, self.judged.group_numbers
+        return fitted_temperature(table, self.judged.labels, groups, self.task.seed)
 
-    def tempered(self, method: Method, name: str, temperature: float) -> Answered | None:
-        """Return the answers of a method on the folds that it has answered, calibrated; None if
-        there are none."""
-        count = self.answered(method, name)
-        if not count:
-            return None
-        answers = self.answers(method, name, count=count)
+    def tempered(self, method: Method, name: str, temperature: float) -> Answered:
+        """Return the answers of a method, calibrated."""
+        answers = self.answers(method, name)
         table = metrics.tempered(answers.table, temperature)
-        judged = self.judged.subset(range(len(table)))
-        return replace(Answered.on(judged, table), distances=answers.distances)
+        return replace(Answered.on(self.judged, table), distances=answers.distances)
 
 
 def _read(file: Path, count: int) -> FoldAnswers | None:
@@ -362,25 +279,16 @@ def split(
 def fitted_temperature(
     table: np.ndarray,
     labels: ArrayLike,
-    expected: Expected,
     groups: np.ndarray | None = None,
     seed: int = 0,
 ) -> float:
-    """Return the temperature that suits answers on held-out images and what is expected of their
-    method.
+    """Return the temperature that suits answers on held-out images, and what most methods need.
 
     Args:
         table: The answers [N, C].
         labels: [N] int.
-        expected: What is expected.
         groups, seed: As for `one_of_each_group`.
     """
     rows = np.sort(one_of_each_group(len(table), groups, seed)[0])
-    return metrics.temperature(table[rows], np.asarray(labels)[rows], MAX_TEMPERATURE, *expected)
-
-
-def _holding(parts: Sequence[Sequence[int]], count: int) -> int:
-    """Return the number of parts, from the first, that hold `count` rows; all if they hold
-    fewer."""
-    rows = np.cumsum([len(part) for part in parts])
-    return min(int(np.searchsorted(rows, count)) + 1, len(parts))
+    right = np.asarray(labels)[rows]
+    return metrics.temperature(table[rows], right, MAX_TEMPERATURE, TEMPERATURE, DEVIATION)

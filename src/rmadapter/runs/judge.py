@@ -14,23 +14,18 @@ from rmadapter.artifacts.predictions import Evaluation
 from rmadapter.artifacts.record import LEVEL, Judgement, Rates, Score
 from rmadapter.artifacts.summary import describe_tie
 from rmadapter.artifacts.value import Balanced, Promise, Split
-from rmadapter.data.duplicates import pairs
+from rmadapter.data.duplicates import halves, pairs
 from rmadapter.data.fewshot import FewShot
 from rmadapter.data.read import ImageSet
-from rmadapter.methods import load_method
-from rmadapter.methods.linear_probe import LinearProbe
 from rmadapter.runs.evaluate import levels_of
 from rmadapter.runs.features import distances_of
-from rmadapter.runs.folds import Folds, fitted_temperature
 from rmadapter.runs.lab import Lab, Sets
-from rmadapter.runs.promises import Answered, halves
+from rmadapter.runs.promises import Answered
 from rmadapter.runs.run import Outcome, learnt_from
+from rmadapter.runs.unseen import ZERO_SHOT, Unseen
 from rmadapter.task import Task
 from rmadapter.training.contract import Fitted, Method
-from rmadapter.training.traits import Expected
 
-ZERO_SHOT = "zero-shot"
-BASELINES = {"linear-probe": LinearProbe()}  # by the name that --method takes
 WIDE = 10.0  # points to either side of an accuracy beyond which it says little
 NO_IMAGES = (
     "no image is left to judge by: each nearly duplicates a training image or shares its group"
@@ -39,10 +34,15 @@ UNSEEN = {"test": "on the test split", "held out": "on images that were not draw
 
 
 def judge(
-    task: Task, method: Method, lab: Lab, outcome: Outcome, few: FewShot, folds: Folds | None = None
+    task: Task,
+    method: Method,
+    lab: Lab,
+    outcome: Outcome,
+    few: FewShot,
+    unseen: Unseen | None = None,
 ) -> Outcome:
     """Add a judgement to the outcome of a run on all classes: by the test split or by images that
-    were not drawn; if `enough` says that these are too few, by folds of the shots.
+    were not drawn; if `enough` says that these are too few, by the shots themselves.
 
     Near-duplicates of training and validation images, and images that share a group with one, do
     not count.
@@ -53,10 +53,10 @@ def judge(
         lab: Lab that holds the data and the backbone.
         outcome: Outcome of the run, with the answers of `BASELINES`.
         few: The shots.
-        folds: Folds of the shots, if they were made.
+        unseen: Answers about the shots by models that did not see them, if there are any.
     """
-    if folds and not enough(lab.tests(task, few), few.train):
-        evaluation = cross_validated(folds, method, outcome.record.method.name)
+    if unseen and not enough(lab.tests(task, few), few.train):
+        evaluation = unseen.evaluate()
         outcome = replace(outcome, evaluations=[evaluation, *outcome.evaluations])
         outcome = outcome.with_facts(scores=(_score(evaluation), *outcome.record.scores))
     if not outcome.evaluations:
@@ -70,7 +70,7 @@ def judge(
         rows, without = _unseen_rows(evaluation.images, known, lab.progress)
         how = UNSEEN[split] + without
     else:
-        how = folds.how if folds else ""
+        how = unseen.how if unseen else ""
     if not rows:
         return outcome.with_facts(judgement=None, notes=(*record.notes, NO_IMAGES))
     judgement = _judgement(how, evaluation, rows, record.method.title, record.method.name)
@@ -80,7 +80,7 @@ def judge(
         far = distances_of(outcome.fitted, images, lab.test_cache(task))
         calibrated = replace(answers, distances=far).calibrate(outcome.fitted, split, task.seed)
         outcome = replace(outcome, fitted=calibrated)
-    promises = _promises(outcome.fitted.calibration, answers, split, folds, task.seed)
+    promises = _promises(outcome.fitted.calibration, answers, split, unseen, task.seed)
     judgement = judgement.model_copy(update={"promises": promises})
     outcome = outcome.with_facts(judgement=judgement)
     outcome = replace(outcome, fitted=_with_measured(outcome.fitted, judgement))
@@ -102,7 +102,7 @@ def _promises(
     calibration: Calibration | None,
     answers: Answered,
     split: Split,
-    folds: Folds | None,
+    unseen: Unseen | None,
     seed: int,
 ) -> tuple[Promise, ...]:
     """Measure the promises of a calibration, by images that are not among its own.
@@ -111,15 +111,15 @@ def _promises(
         calibration: The calibration, if there is one.
         answers: Answers on the images.
         split: What the images are.
-        folds: Folds of the shots, if they were made.
+        unseen: As for `judge`.
         seed: Seed of the run.
     """
     if calibration is None:
         return ()
     if split == "held out":
         return answers.cross_measured(halves(answers.groups, seed=0), calibration.source, seed)
-    if folds and split == "cross-validated":
-        return answers.cross_measured(folds.places, calibration.source, seed)
+    if unseen and split == "cross-validated":
+        return answers.cross_measured(unseen.places, calibration.source, seed)
     return answers.measured(calibration)
 
 
@@ -143,36 +143,6 @@ def enough(sets: Sets, train: ImageSet) -> bool:
         split == "test" or (len(images) >= len(train) and {*images.labels} == {*train.labels})
         for _, images, split in sets
     )
-
-
-def cross_validated(folds: Folds, method: Method, name: str) -> Evaluation:
-    """Evaluate on the shots, each answered by a model that was fitted to the other folds; the
-    method's own answers are also calibrated on the other folds."""
-    answers = folds.answers(method, name)
-    untouched = None
-    if folds.lab.backbone(folds.task.backbone).has_text:
-        untouched = folds.answers(load_method(ZERO_SHOT), ZERO_SHOT).table
-    others = {
-        title: folds.answers(other, title, baseline=True).table
-        for title, other in BASELINES.items()
-    }
-    table = calibrated(answers.table, folds, method.traits.expected)
-    title = "cross-validated, all classes"
-    return Evaluation(title, folds.judged, table, untouched, beside=others)
-
-
-def calibrated(table: np.ndarray, folds: Folds, expected: Expected) -> np.ndarray:
-    """Return probabilities [M, C] over the folds, those of each of `Folds.places` at the
-    temperature that suits the others best and what is expected of the method."""
-    labels, groups, which = np.array(folds.judged.labels), folds.judged.group_numbers, folds.places
-    result: np.ndarray = table.copy()
-    for number in np.unique(which):
-        own, others = which == number, which != number
-        best = fitted_temperature(
-            table[others], labels[others], expected, groups[others], folds.task.seed
-        )
-        result[own] = metrics.tempered(table[own], best)
-    return result
 
 
 def _score(evaluation: Evaluation) -> Score:

@@ -4,7 +4,6 @@ training."""
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -49,7 +48,6 @@ class Lab:
         callbacks: Functions that are called at every step of a training.
         team: The processes that train with this one.
         keep_features: Whether to keep features on disk, as for `Cache`.
-        begun: When its minutes begin, on the clock `time.monotonic`.
 
     Example:
         >>> from rmadapter import Lab, Task
@@ -69,7 +67,6 @@ class Lab:
     callbacks: Sequence[Callback] = ()
     team: Team | None = None
     keep_features: bool = False
-    begun: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         self._backbone: Backbone | None = None
@@ -325,17 +322,11 @@ class Team:
         """
         if not distributed.launched():
             return cls(machine)
-        if machine.minutes:
-            raise UserError("minutes: leave them out where several processes train one model")
         _check(name, method, int(os.environ["WORLD_SIZE"]))
         machine = replace(machine, device=_device(machine.device, int(os.environ["LOCAL_RANK"])))
         # `auto` may have chosen different formats in the processes
         [precision] = distributed.broadcast_numbers([NUMBER_FORMATS.index(machine.precision)])
         return cls(replace(machine, precision=NUMBER_FORMATS[precision]), method)
-
-    def training(self, method: Method) -> Team:
-        """Return the team with the method as it is trained, once its images are known."""
-        return self if self.method is None else replace(self, method=method)
 
     def announce(self, method: Method, images: ImageSet, whole: ImageSet, key: str) -> None:
         """Have the others join a training on images, if its method is the team's.

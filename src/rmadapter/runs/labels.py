@@ -127,7 +127,7 @@ def propose_labels(
     heat = 1.0
     if judged.any():
         table = softmax(logits[judged], axis=1)
-        heat = fitted_temperature(table, labels[judged], METHOD.traits.expected, groups[judged])
+        heat = fitted_temperature(table, labels[judged], groups[judged])
     return Proposals(softmax(logits / heat, axis=1), judged)
 
 

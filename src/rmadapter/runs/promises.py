@@ -142,18 +142,6 @@ def kept(folder: Path, fitted: Fitted, evaluation: Evaluation, split: Split) -> 
     return Answered.on(images, evaluation.probabilities).measured(calibration)
 
 
-def halves(groups: np.ndarray, seed: int) -> np.ndarray:
-    """Return a random half, 0 or 1, for each of N images; images of a group share one.
-
-    Args:
-        groups: Number of each image's group, [N].
-        seed: Seed of the draw.
-    """
-    _, which = np.unique(groups, return_inverse=True)
-    parts: np.ndarray = np.random.default_rng(seed).permutation(int(which.max()) + 1) % 2
-    return parts[which]
-
-
 def _backed_off(
     inside: np.ndarray, labels: np.ndarray, tree: Taxonomy
 ) -> tuple[tuple[float, ...], float]:

@@ -4,22 +4,13 @@ them."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rmadapter.backbones import Backbone
 from rmadapter.backbones.names import joined, names_in
 from rmadapter.backbones.packaged import POCKET_3
 from rmadapter.errors import UserError, did_you_mean, quoted
-from rmadapter.methods import (
-    AUTO_METHOD,
-    DEFAULT,
-    PREFERRED,
-    WITHOUT_TEXT,
-    check_named,
-    check_text,
-    load_method,
-)
+from rmadapter.methods import DEFAULT, check_named, load_method
 from rmadapter.settings import (
     Machine,
     configured,
@@ -32,12 +23,6 @@ from rmadapter.support.terminal import note
 from rmadapter.task import COMMON_SETTINGS, MACHINE_SETTINGS, TASK_SETTINGS, Task, check_views
 from rmadapter.training.contract import Method
 
-# On all images, five passes at twice the rate are not shown to differ from ten, in half the time
-# (docs/studies/all_images.md). Where ten passes are few steps, they stay; both numbers of steps are
-# bounds on time that were not measured.
-FEW_STEPS, MAX_STEPS = 100, 1000
-PASSES, RATE_FACTOR = 5, 2.0
-LENGTH = {"epochs", "iterations", "learning_rate"}  # settings by which a user decides instead
 # Machine settings that apply where nothing is trained.
 READING = ("device", "workers", "cache_memory", "disk_cache")
 
@@ -51,15 +36,12 @@ class Request:
         machine: Where to compute.
         method: Method with its settings.
         name: Name of the method, for `load_method`.
-        instead: How to make the method for a backbone without text, where the user left the method
-            to this package: its effort and settings.
     """
 
     task: Task
     machine: Machine
     method: Method
     name: str = DEFAULT
-    instead: tuple[str, Mapping[str, object]] | None = field(default=None, repr=False)
 
     @classmethod
     def make(
@@ -74,68 +56,21 @@ class Request:
         Args:
             values: Settings of the task, the machine and the method; `METHOD.field` reaches a
                 method's field whose name is also a common one.
-            method: Name of the method; `AUTO_METHOD` for the one that suits the backbone.
+            method: Name of the method.
             effort: As for `load_method`.
             data: What to learn from.
 
         Raises:
             UserError: A name is unknown; the message says what to write.
         """
-        name = PREFERRED if method == AUTO_METHOD else method
-        for_task, for_machine, for_method = split(values or {}, name)
-        published = load_method(name, {}, effort)
+        for_task, for_machine, for_method = split(values or {}, method)
+        published = load_method(method, {}, effort)
         task = check_views(configured(Task(data=data), for_task))
         task = replace(task, backbone=joined(names_in(task.backbone)))
         _check_method_settings(for_method, published)
         machine = machine_of(for_machine)
         changed = configured(published, for_method)
-        instead = (effort, for_method) if method == AUTO_METHOD else None
-        return cls(task, machine, changed, name, instead)
-
-    @property
-    def by_default(self) -> bool:
-        """Whether the method is the one that this package takes by itself, named or not."""
-        return self.name == PREFERRED
-
-    def on(self, backbone: Backbone, labels: Sequence[int] = ()) -> Request:
-        """Return the request with the method for a backbone and images.
-
-        Args:
-            backbone: Where `AUTO_METHOD` stands for the method, it needs no text if this has none.
-            labels: Labels of the images; by their number, `AUTO_METHOD` decides how long to train.
-
-        Raises:
-            UserError: The method needs a text encoder, which the backbone lacks.
-        """
-        if self.instead is None:
-            check_text(self.method, backbone)
-            return self
-        effort, values = self.instead
-        if backbone.has_text:
-            if effort != "normal" or LENGTH & values.keys() or not labels:
-                return self
-            return replace(self, method=with_steps_for(self.method, labels))
-        method = load_method(WITHOUT_TEXT, {}, effort)
-        _check_method_settings(values, method)
-        return replace(self, method=configured(method, values), name=WITHOUT_TEXT)
-
-
-def with_steps_for(method: Method, labels: Sequence[int]) -> Method:
-    """Return a method that trains as long as its images need.
-
-    Args:
-        method: Method that trains step by step.
-        labels: Labels of the images.
-    """
-    recipe = method.recipe
-    assert recipe is not None
-    epochs, per_epoch = recipe.length(labels)
-    if epochs * per_epoch <= FEW_STEPS:
-        return method
-    passes = max(min(PASSES, MAX_STEPS // per_epoch), 1)
-    rate = RATE_FACTOR * recipe.learning_rate
-    shorter = replace(recipe, epochs=passes, learning_rate=rate)
-    return replace(method, recipe=shorter)  # type: ignore[type-var]
+        return cls(task, machine, changed, method)
 
 
 def requested(
@@ -147,12 +82,12 @@ def requested(
     data: str = "",
 ) -> Request:
     """Build a request from a command line: a file of settings, overridden by flags, which --set
-    overrides. Without a method, it is `AUTO_METHOD`; without a backbone, `POCKET_3`; without a
-    number of shots, all images are taken."""
+    overrides. Without a method, it is `DEFAULT`; without a backbone, `POCKET_3`; without a number
+    of shots, all images are taken."""
     named, values = read_config(config, (method,))
     given = {flag: value for flag, value in flags.items() if value is not None}
     given |= parse_overrides(sets or [])
-    name = method or named or AUTO_METHOD
+    name = method or named or DEFAULT
     if effort != "normal":
         values = without_length(values, name)
     values = {"backbone": POCKET_3, "shots": 0, **values, **given}
@@ -179,7 +114,6 @@ def check_names(values: Mapping[str, object], name: str) -> None:
         values: Settings by flat name.
         name: Name of the method, as for `Request.make`.
     """
-    name = PREFERRED if name == AUTO_METHOD else name
     _check_method_settings(split(values, name)[2], load_method(name))
 
 
@@ -209,7 +143,7 @@ def read_config(file: Path | None, named: Sequence[str] = ()) -> tuple[str, dict
 
 def without_length(values: Mapping[str, object], method: str) -> dict[str, object]:
     """Return a file's values without those that an effort scales: an option takes precedence."""
-    loaded = load_method(PREFERRED if method == AUTO_METHOD else method)
+    loaded = load_method(method)
     long = ("epochs", "iterations", *loaded.traits.in_epochs)
     return {name: value for name, value in values.items() if name.rpartition(".")[2] not in long}
 

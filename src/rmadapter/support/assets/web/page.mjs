@@ -87,7 +87,7 @@ const named = (images, { source, grouped }) => `images like these ${images} ${gr
   : "training images, each answered by a model that had not seen it"}`;
 
 // Answers of folds are of other models than the one that promises.
-const opening = ({ source }, word) => source === "folds" ? `Estimated on folds, ${word.toLowerCase()}` : word;
+const opening = ({ source }, word) => source === "folds" ? `Estimated on the training images, ${word.toLowerCase()}` : word;
 
 // Offers the errors for which the calibration has enough images, and that were kept where it was judged.
 function offerErrors(calibration, labels) {
