@@ -109,7 +109,7 @@ class BlockRidge(Method):
         if not bool(rows.parts.isfinite().all()):
             raise UserError(f"{backbone.name} gives features that are NaN or infinite")
         classes = F.one_hot(shots.labels.cpu(), len(shots.classes)).double()
-        prior = self._prior(backbone, shots.known, g, means_left_out(g, groups))
+        prior = self.prior(backbone, shots.known, g, means_left_out(g, groups))
         shown = Shown(classes, groups, prior.numpy(), shots.weights)
         name = MIXED if MIXED in rows.mixes else next(iter(rows.mixes))
         given = Choice(name, self.penalty, self.heat, self.share)
@@ -125,7 +125,7 @@ class BlockRidge(Method):
         fitted = self.restore(backbone, shots.known, tensors).after(Trained(weighed=True))
         return replace(fitted, left_out=left_out)
 
-    def _prior(self, backbone: Backbone, known: Known, g: Tensor, means: Tensor) -> Tensor:
+    def prior(self, backbone: Backbone, known: Known, g: Tensor, means: Tensor) -> Tensor:
         """Return logits [N, C] of the prior, zeros without a text encoder.
 
         Args:
