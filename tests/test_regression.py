@@ -155,8 +155,8 @@ def test_rows_that_are_all_equal_give_the_mean(size: int) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 11])
-def test_without_any_other_row_the_answers_are_zero(count: int, size: int) -> None:
-    case = Case.draw(size, None)
+def test_without_any_other_row_the_answers_are_zero(count: int) -> None:
+    case = Case.draw(4, None)
     factors = Factors.of_features(torch.from_numpy(case.x[:count]))
     found = left_out(factors, case.y[:count], 0.1, np.full(count, 4))
     np.testing.assert_array_equal(found, np.zeros((count, 3)))

@@ -1,12 +1,12 @@
-"""Plan a run of many classes with `rmadapter bench --plan`, do it, and compare.
+"""Measure a run of many classes, `rmadapter bench`.
 
     python research/benchmarks/protocol.py --classes 100 --shots 16 --json
 
 A tenth of the ImageNet protocol: a folder of a ViT-B/16 with random weights, generated images, one
-epoch. Plan and bench are whole commands in processes of their own, with --threads or torch's own
-choice. Of the run, seconds are those of its record, peak memory and CPU seconds those of the
-process, and disk is all files of the results; the plan states activations alone. --planned is
-planned and not run: the whole protocol.
+epoch. The bench is a whole command in a process of its own, with --threads or torch's own choice.
+Seconds are those of its record, peak memory and CPU seconds those of the process, and disk is all
+files of the results. The rows "planned" of protocol.json are of `bench --plan`, which estimated
+costs then.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ DATA = "generated"
 
 @dataclass(frozen=True)
 class Protocol:
-    """Commands on one folder with generated images."""
+    """A command on one folder with generated images."""
 
     options: argparse.Namespace
     root: Path
@@ -57,15 +57,14 @@ class Protocol:
                     Image.fromarray(pixels).save(own / f"{number}.jpg")
         return name
 
-    def command(self, what: str, data: str) -> tuple[dict[str, Any], Any]:
-        """Plan a bench or run it; return the figures of that, and what was printed."""
-        out = self.root / f"{what}-{data}"
+    def run(self, data: str) -> tuple[dict[str, Any], Any]:
+        """Run a bench; return the figures of that, and what was printed."""
+        out = self.root / f"bench-{data}"
         words = [
             "bench", "few-shot", "--datasets", data, "--root", str(self.root), "--out", str(out),
             "--methods", self.options.method, "--backbone", self.backbone, "--seeds", "1",
             "--shots", str(self.options.shots), "--set", f"{self.options.method}.epochs=1",
             *(word for text in self.options.set for word in ("--set", text)), "--quiet", "--json",
-            *(["--plan"] if what == "plan" else []),
         ]  # fmt: skip
         threads = {"OMP_NUM_THREADS": f"{self.options.threads}"} if self.options.threads else {}
         begun, spent = time.monotonic(), children()
@@ -81,22 +80,8 @@ class Protocol:
             "memory_gb": float(done.stderr.split()[-1]) / 1e3,
             "disk_gb": sum(file.stat().st_size for file in out.rglob("*") if file.is_file()) / GB,
         }
-        note(f"{what} of {data}: {figures}")
+        note(f"{data}: {figures}")
         return figures, json.loads(done.stdout)
-
-    def plan(self, classes: int, data: str) -> tuple[dict[str, Any], float]:
-        """Return the row that the plan states, and the seconds that it took."""
-        own, cost = self.command("plan", data)
-        stated = {
-            "seconds": 3600 * cost["hours"],
-            "cpu_seconds": None,
-            "memory_gb": cost["memory"] / GB,
-            "disk_gb": cost["disk"] / GB,
-        }
-        return self.row(classes, "planned", stated), own["seconds"]
-
-    def row(self, classes: int, what: str, figures: dict[str, Any]) -> dict[str, Any]:
-        return {"classes": classes, "shots": self.options.shots, "what": what, **figures}
 
 
 def main() -> None:
@@ -105,7 +90,6 @@ def main() -> None:
     parser.add_argument("--tests", type=int, default=1, help="test images of a class")
     parser.add_argument("--pixels", type=int, default=224, help="width and height of an image")
     parser.add_argument("--method", default="rmadapter")
-    parser.add_argument("--planned", type=int, nargs="*", default=[1000], help="classes to plan")
     parser.add_argument(
         "--set", nargs="*", default=[], metavar="METHOD.FIELD=VALUE", help="settings"
     )
@@ -118,22 +102,14 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Plan and run the protocol, and plan others."""
+    """Run the protocol."""
     name = write_random(folder / "model") if options.backbone == RANDOM else options.backbone
     protocol = Protocol(options, folder, name)
-    others = [
-        protocol.plan(classes, protocol.write(classes, options.tests))[0]
-        for classes in dict.fromkeys(options.planned)
-        if classes != options.classes
-    ]
-    data = protocol.write(options.classes, options.tests)
-    planned, planning = protocol.plan(options.classes, data)
-    run, [record] = protocol.command("bench", data)
+    run, [record] = protocol.run(protocol.write(options.classes, options.tests))
     process = run["seconds"]
-    run["seconds"] = record["seconds"]["total"]  # the plan leaves out the start of the process, too
-    rows = [planned, protocol.row(options.classes, "run", run), *others]
-    about = {"plan_seconds": planning, "process_seconds": process, "parts": record["seconds"]}
-    return {"rows": rows, **about}
+    run["seconds"] = record["seconds"]["total"]
+    row = {"classes": options.classes, "shots": options.shots, "what": "run", **run}
+    return {"rows": [row], "process_seconds": process, "parts": record["seconds"]}
 
 
 if __name__ == "__main__":

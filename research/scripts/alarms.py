@@ -25,10 +25,9 @@ from studies import (
     markdown,
     read_lines,
 )
-from suspects import Study, flipped
+from suspects import METHOD, PROBE, Study, flipped
 
 from rmadapter.backbones.packaged import POCKET_3
-from rmadapter.curate.suspects import PROBE
 from rmadapter.methods.linear_probe import LinearProbe
 from rmadapter.runs.lab import Lab
 from rmadapter.runs.labels import doubted_labels
@@ -46,7 +45,7 @@ def line(study: Study, share: int, seed: int) -> dict[str, object]:
     true = np.array(study.images.labels)
     labels = flipped(true, None, share, len(study.images.classes), seed)
     probe = LinearProbe(search_steps=0, C=PROBE["C"])
-    rows, table = study.answers(labels, probe, "linear-probe", seed)
+    rows, table = study.answers(labels, probe, METHOD, seed)
     wrong = (labels != true)[rows]
     doubts = doubted_labels(table, labels[rows])
     alarms = {

@@ -187,9 +187,8 @@ def trial(
     task, few = request.task, lab.draw(request.task)
     train, cache = half(few.train, "base"), lab.test_cache(task)
     folds = Folds.make(task, few, lab, FOLDS)
-    temperature = folds.temperature(request.method, method, len(folds)) or 1.0
+    temperature = folds.temperature(request.method, method) or 1.0
     held_out = folds.tempered(request.method, method, temperature)
-    assert held_out is not None
     fitted = replace(learn(request.method, train, task, few, lab), temperature=temperature)
     fitted = with_means(fitted, train, lab.train_cache(task))
     fitted = held_out.calibrate(fitted, "folds", task.seed)

@@ -137,9 +137,8 @@ def trial(lab: Lab, data: str, shots: int, seed: int, method: str, backbone: str
     request = Request.make(common, method, data=data)
     task, few = request.task, lab.draw(request.task)
     folds = Folds.make(task, few, lab, FOLDS)
-    temperature = folds.temperature(request.method, method, len(folds))
+    temperature = folds.temperature(request.method, method)
     held_out = folds.tempered(request.method, method, temperature or 1.0)
-    assert held_out is not None
     outcome = run_task(task, request.method, lab, method, temperature=temperature)
     [evaluation] = outcome.evaluations
     table, labels = evaluation.probabilities, evaluation.labels

@@ -32,10 +32,9 @@ from studies import (
     show,
     with_verdicts,
 )
-from suspects import Study, flipped, precisions
+from suspects import METHOD, PROBE, Study, flipped, precisions
 
 from rmadapter import metrics
-from rmadapter.curate.suspects import METHOD, PROBE
 from rmadapter.runs.lab import Lab
 from rmadapter.runs.labels import logit_margin
 from rmadapter.runs.request import Request

@@ -45,6 +45,8 @@ STRENGTHS = (1.0, 3.0, 10.0)  # C of the probe
 KINDS, SHARES = ("random", "confusable"), (5, 10, 20)
 PROBES = tuple(f"probe {strength:g}" for strength in STRENGTHS)
 KEY = ("data", "kind", "share", "seed")
+# the rule that was chosen, by which `rmadapter suspects` judged until block-ridge did
+METHOD, PROBE = "linear-probe", {"search_steps": 0, "C": 3.0}
 
 
 def flipped(

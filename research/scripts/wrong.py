@@ -94,9 +94,8 @@ def trial(
     request = Request.make(common, name, data=data)
     few = lab.draw(request.task)
     folds = Folds.make(request.task, few, lab, FOLDS)
-    temperature = folds.temperature(request.method, name, len(folds))
+    temperature = folds.temperature(request.method, name)
     held_out = folds.tempered(request.method, name, temperature or 1.0)
-    assert held_out is not None
     outcome = run_task(request.task, request.method, lab, name, temperature=temperature)
     [evaluation] = outcome.evaluations
     table, labels = evaluation.probabilities, np.array(evaluation.labels)

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from rmadapter.data import duplicates
 from rmadapter.data.decode import ImageSource
-from rmadapter.data.duplicates import groups, pairs
+from rmadapter.data.duplicates import groups, halves, pairs
 from rmadapter.data.image_set import ImageReader
 
 
@@ -76,3 +76,14 @@ def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(duplicates, "CHUNK_SIZE", 4)
     assert sorted(pairs(found, found)) == whole
     assert groups(looks([])).tolist() == []
+
+
+def test_halves_have_as_many_groups_and_share_none() -> None:
+    numbers = np.array([7, 7, 7, 3, 0, 0, 12, 5, 5, 9, 1])  # 7 groups
+    draws = {tuple(halves(numbers, seed).tolist()) for seed in range(20)}
+    assert len(draws) > 5
+    for half in map(np.array, draws):
+        assert sorted(len({*numbers[half == side].tolist()}) for side in (0, 1)) == [3, 4]
+        assert not {*numbers[half == 0].tolist()} & {*numbers[half == 1].tolist()}
+    assert halves(numbers, 3).tolist() == halves(numbers, 3).tolist()
+    assert halves(np.array([4, 4]), 1).tolist() == [0, 0]

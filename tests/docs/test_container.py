@@ -96,7 +96,7 @@ def test_messages_name_extras_that_exist() -> None:
 
 def test_all_is_every_extra_for_users_that_all_platforms_have() -> None:
     [line] = EXTRAS["all"]
-    left = {"all", "dev", "docs", "litert", "release", "track"}  # track: four of the others
+    left = {"all", "dev", "docs", "litert", "release"}
     assert Requirement(line).extras == {*EXTRAS} - left
 
 

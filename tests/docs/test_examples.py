@@ -6,9 +6,11 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -166,17 +168,23 @@ def test_python_of_the_readme_runs(few_pictograms: None) -> None:
 
 
 @pytest.mark.ci
-def test_python_of_predict_and_of_the_reference_runs(few_pictograms: None) -> None:
+def test_python_of_predict_and_of_the_reference_runs(
+    few_pictograms: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from rmadapter import AdaptedCLIP
     from rmadapter.data.catalog.openmoji import CLASSES
     from rmadapter.data.read import read_images
     from rmadapter.runs.fit import fit
     from rmadapter.runs.lab import Lab
 
-    request = Request.make({"classes": "base", "shots": 1}, data="pictograms")
+    request = Request.make({"classes": "base", "shots": 1}, "rmadapter", data="pictograms")
     lab = Lab(request.machine, progress=False)
     lab.add("pictograms", read_images("pictograms"))
     fit(request.task, request.method, Path("runs/pictograms"), lab, request.name)
+    board, mlflow, wandb = MagicMock(), MagicMock(), MagicMock()  # need no account, write nothing
+    stubs = {"torch.utils.tensorboard": board, "mlflow": mlflow, "wandb": wandb}
+    for name, stub in stubs.items():
+        monkeypatch.setitem(sys.modules, name, stub)
     names: dict[str, Any] = {}
     for page in ("guide/predict.md", "reference/python.md", "reference/backbones.md"):
         for number, text in enumerate(python_of(f"docs/{page}")):
@@ -200,6 +208,16 @@ def test_python_of_predict_and_of_the_reference_runs(few_pictograms: None) -> No
     assert {name.split(".")[0] for name in trained} == {"image", "text"}
     assert not [name for name, tensor in trained.items() if torch.equal(tensor, fresh[name])]
     assert {"loss", "ce", "image_con", "text_con"} == {*names["terms"]}
+    losses = [(step["step"], step["loss"]) for step in names["watched"].history_]
+    writer, run = (
+        one.return_value.__enter__.return_value for one in (board.SummaryWriter, wandb.init)
+    )
+    scalars = [call.args for call in writer.add_scalar.call_args_list]
+    assert [(step, loss) for name, loss, step in scalars if name == "train/loss"] == losses
+    logged = [(call.kwargs["step"], call.args[0]["loss"]) for call in run.log.call_args_list]
+    assert logged == losses
+    [epoch] = mlflow.log_metrics.call_args_list
+    assert epoch.kwargs == {"step": losses[-1][0]}
 
 
 def test_python_and_paths_of_serve_work(

@@ -39,7 +39,7 @@ from PIL import Image
 from studies import CHOOSE_ALL, REPORT_ALL
 
 from rmadapter.bench.report.read import read_records
-from rmadapter.curate.suspects import MIN_MARGIN, NEIGHBOURS, PROBE
+from rmadapter.curate.suspects import MIN_MARGIN, NEIGHBOURS
 from rmadapter.methods.rmadapter_plus import RMAdapterPlus
 from rmadapter.runs.folds import FOLDS
 from rmadapter.support.files import read_json
@@ -381,7 +381,8 @@ def test_unfamiliar_images_are_compared_with_every_other_set() -> None:
 
 
 def test_suspects_uses_the_rule_that_its_study_chose() -> None:
-    assert suspects.best(lines_of("suspects")) == f"probe {PROBE['C']:g}, logit margin"
+    probe = suspects.PROBE["C"]
+    assert suspects.best(lines_of("suspects")) == f"probe {probe:g}, logit margin"
     assert (FOLDS, NEIGHBOURS) == (4, 10)
 
 

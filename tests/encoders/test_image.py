@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from rmadapter.backbones import Backbone
-from rmadapter.encoders import Grid, ImageEncoder
+from rmadapter.backbones import Backbone, load_backbone
+from rmadapter.encoders import PARTS, Grid, ImageEncoder, image_encoder_of
+from tests.helpers.models import write_timm
 from tests.helpers.rounding import double
 
 BACKBONES = ["tiny_clip", "tiny_siglip", "tiny_eva", "tiny_hf"]
@@ -200,3 +203,78 @@ def test_each_backbone_reads_and_normalises_as_expected(
     x = torch.randn(2, encoder.width)
     norm = visual.ln_post if name == "tiny_clip" else visual.trunk.norm
     assert torch.equal(encoder.top_norm(x), norm(x))
+
+
+# Parts of all blocks
+
+
+def written_parts(encoder: ImageEncoder, pixels: Tensor) -> np.ndarray:
+    """Return the parts [B, P, d] of what leaves each block, written out."""
+    visual: Any = encoder.visual
+    norm = visual.trunk.norm if hasattr(visual, "trunk") else visual.ln_post
+    front = 0 if getattr(getattr(visual, "trunk", None), "global_pool", "") == "map" else 1
+    kinds = []
+    for block in sorted(seen := watched(encoder, pixels)):
+        x = norm(seen[block][1]).detach().double().numpy()
+        patches = x[:, front:]
+        assert patches.shape[1] == 16
+        kinds += [x[:, 0]] if front else []
+        kinds += [patches.mean(1), patches.std(1), patches.max(1)]
+    parts = np.stack(kinds, 1)
+    found: np.ndarray = parts / np.linalg.norm(parts, axis=-1, keepdims=True)
+    return found
+
+
+def test_parts_are_those_of_what_leaves_each_block(backbone: Backbone, pixels: Tensor) -> None:
+    encoder = backbone.image
+    states = encoder.frozen(pixels, PARTS)
+    expected = written_parts(encoder, pixels)
+    assert expected.shape == (3, 12 if backbone.image.front == 0 else 16, 64)
+    assert states.first == PARTS
+    assert states.x.dtype == torch.float16
+    np.testing.assert_allclose(states.x.double(), expected, atol=2e-4)  # half of float16's steps
+    torch.testing.assert_close(states.features, encoder.visual(pixels), **EXACT)
+    assert len(states) == 3
+    assert not len(states.y)
+    assert not any(block._forward_hooks for block in encoder.blocks)
+
+
+def test_parts_and_tokens_of_blocks_come_from_one_pass(backbone: Backbone, pixels: Tensor) -> None:
+    encoder, firsts = backbone.image, [4, PARTS, None, 2]
+    alone = [encoder.frozen(pixels, first) for first in firsts]
+    for found, expected in zip(encoder.frozen_at(pixels, firsts), alone, strict=True):
+        assert found.first == expected.first
+        for one, other in zip(found.tensors, expected.tensors, strict=True):
+            assert one.dtype == other.dtype
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
+    some = encoder.frozen_at(pixels, [3, PARTS], features=False)[1]
+    assert torch.equal(some.x, alone[1].x)
+
+
+def test_features_beside_parts_are_those_without(tiny_clip: Backbone) -> None:
+    """In float32, where the top block otherwise runs for the token that is read alone."""
+    pixels = torch.randn(3, 3, 32, 32)
+    found, expected = (tiny_clip.image.frozen(pixels, first) for first in (PARTS, None))
+    torch.testing.assert_close(found.features, expected.features, rtol=1e-5, atol=1e-5)
+
+
+def test_parts_of_an_encoder_without_blocks_are_its_features(tmp_path: Path) -> None:
+    folder = write_timm(tmp_path / "model", "test_resnet")
+    encoder = load_backbone(f"timm:{folder}").image
+    pixels = torch.randn(3, 3, 64, 64)
+    states, features = encoder.frozen(pixels, PARTS), encoder.visual(pixels)
+    assert torch.equal(states.features, features)
+    unit = features / features.norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(states.x[:, 0], unit.half(), rtol=1e-3, atol=1e-6)
+    assert states.x.shape == (3, 1, features.shape[1])
+
+
+def test_blocks_of_other_widths_give_the_features_alone(tiny_clip: Backbone) -> None:
+    """As in a pyramid, where no kernel is common to all blocks."""
+    encoder = image_encoder_of(tiny_clip.model)
+    encoder.width += 1
+    pixels = torch.randn(3, 3, 32, 32)
+    states = encoder.frozen(pixels, PARTS)
+    unit = torch.nn.functional.normalize(encoder.visual(pixels), dim=-1)
+    torch.testing.assert_close(states.x[:, 0], unit.detach().half(), rtol=1e-3, atol=1e-6)
+    assert states.x.shape == (3, 1, 40)

@@ -228,7 +228,7 @@ def drawn(signal: float = 1.2, *, weights: bool = True) -> tuple[Rows, Shown]:
     parts[:, 0] += signal * np.eye(6)[labels]
     parts[:, 1] += signal * np.eye(6)[labels + 3]
     parts /= np.linalg.norm(parts, axis=-1, keepdims=True)
-    mixes = {"both": [0.5, 0.5, 0], "one": [1, 0, 0], "neither": [0, 0, 1]}
+    mixes = {"both": [0.5, 0.5, 0], "first": [1, 0, 0], "third": [0, 0, 1]}
     rows = Rows(
         torch.from_numpy(parts).half(),
         {name: torch.tensor(mix, dtype=torch.double) for name, mix in mixes.items()},
@@ -282,12 +282,12 @@ def best_factors(table: Table) -> tuple[float, float, float]:
 def test_each_half_is_answered_by_what_the_other_chose(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The halves differ in the part that tells most, and so in what they choose."""
+    """The halves differ in the part that tells something, and so in what they choose."""
     monkeypatch.setattr(block_ridge, "PENALTIES", (1e-3, 0.1, 3.0))
     rows, shown = drawn(signal=3.0)
     half = halves(shown.groups.numpy(), seed)
     rows.parts[half == 1] = rows.parts[half == 1][:, [2, 1, 0]]
-    rows = Rows(rows.parts, {name: rows.mixes[name] for name in ("one", "neither")})
+    rows = Rows(rows.parts, {name: rows.mixes[name] for name in ("first", "third")})
     outputs = {
         (mix, penalty): refitted(rows, shown, mix, penalty)
         for mix, penalty in product(rows.mixes, block_ridge.PENALTIES)
@@ -301,12 +301,11 @@ def test_each_half_is_answered_by_what_the_other_chose(
             parts = (scores, shown.prior, labels, weights)
             heat, share, loss = best_factors(Table(*(part[chosen] for part in parts)))
             found.append((loss, Choice(mix, penalty, heat, share)))
-        print(sorted(found)[:4])
         choice = min(found)[1]
         scores = outputs[choice.mix, choice.penalty]
         return choice, softmax(choice.heat * scores + choice.share * shown.prior, axis=1)
 
-    given = Choice("neither", 1.0, 1.0, 1.0)
+    given = Choice("third", 1.0, 1.0, 1.0)
     choice, left_out = choose(rows, shown, given, seed)
     expected, _ = best(np.arange(28))
     assert choice[:2] == expected[:2]
@@ -331,11 +330,11 @@ def test_of_many_images_some_choose_the_blocks_and_the_rest(
     monkeypatch.setattr(block_ridge, "search", watched)
     monkeypatch.setattr(block_ridge, "MAX_CHOOSING", 20)
     monkeypatch.setattr(block_ridge, "MAX_JUDGING", 24)
-    choice, left_out = choose(rows, shown, Choice("neither", 1.0, 1.0, 1.0), seed=1)
+    choice, left_out = choose(rows, shown, Choice("third", 1.0, 1.0, 1.0), seed=1)
     blocks, (count, both, *sides) = sizes
     assert blocks == (20, 20)
     assert (count, both, sum(sides)) == (28, 24, 24)
-    assert choice.mix != "neither"
+    assert choice.mix != "third"
     assert left_out.judged.all()
     assert (left_out.table.argmax(1) == shown.labels.numpy()).mean() > 0.6
 

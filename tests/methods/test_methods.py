@@ -18,14 +18,7 @@ from rmadapter.backbones import Backbone
 from rmadapter.bench.runner import blocks_read
 from rmadapter.data.read import ImageSet
 from rmadapter.errors import UserError
-from rmadapter.methods import (
-    EFFORTS,
-    METHODS,
-    entry_points,
-    is_outside,
-    load_method,
-    with_passes,
-)
+from rmadapter.methods import EFFORTS, METHODS, entry_points, is_outside, load_method
 from rmadapter.settings import settings_of
 from rmadapter.task import COMMON_SETTINGS
 from rmadapter.training.contract import Fitted, Known, NotApplicable
@@ -44,7 +37,7 @@ CLOSED = (
     *("linear-probe", "linear-probe-zero-shot", "linear-probe-pair"),
     *("clap", "lp-plus-plus", "tip-adapter", "tip-adapter-f", "proker", "rehark"),
 )
-NOT_STEPWISE = (*UNTRAINED, "linear-probe", "ridge")
+NOT_STEPWISE = (*UNTRAINED, "linear-probe", "ridge", "block-ridge")
 TRAINED = [name for name in METHODS if name not in NOT_STEPWISE]  # step by step
 OTHERS = ("house", "tree", "car", "bird")
 EXTERNAL = f"{Path(__file__).parents[1] / 'helpers/external_methods.py'}:ExternalMethod"
@@ -289,18 +282,6 @@ def test_an_effort_scales_what_counts_steps() -> None:
         assert settings_of(load_method(name, effort=effort))[setting] == value
     assert load_method("tip-adapter", effort="fast") == load_method("tip-adapter")
     assert list(EFFORTS) == ["fast", "normal", "thorough"]
-
-
-def test_fewer_passes_scale_all_that_counts_them() -> None:
-    lora = with_passes(load_method("clip-lora"), 3, 25).recipe
-    assert lora is not None
-    assert (lora.epochs, lora.iterations) == (3, 0)
-    coop = with_passes(load_method("coop"), 50, 200).recipe
-    assert coop is not None
-    assert (coop.epochs, coop.warmup_epochs) == (50, 0.25)  # of 1 in 200
-    averaged: Any = with_passes(load_method("promptsrc"), 4, 20)  # around 15 of 20
-    assert (averaged.recipe.epochs, averaged.mean, averaged.std) == (4, 3.0, pytest.approx(0.2))
-    assert with_passes(load_method("mma"), 5, 5) == load_method("mma")
 
 
 # ---- from outside ----

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import suspect_judges
-from suspects import Study
+from suspects import METHOD, PROBE, Study
 
 from rmadapter import Lab
 from rmadapter.backbones import Backbone
-from rmadapter.curate.suspects import PROBE
 from rmadapter.data.read import read_images
 
 
@@ -21,7 +20,7 @@ def test_a_judge_of_true_labels_is_asked_about_flipped_ones(
     lab.add("colors", read_images(colors, progress=False))
     lab.add_backbone(tiny_clip)
     study = Study(lab, "colors", 8, tiny_clip.name)
-    judge = suspect_judges.Judge(tiny_clip.name, "linear-probe", PROBE)
+    judge = suspect_judges.Judge(tiny_clip.name, METHOD, PROBE)
     found = suspect_judges.measure(study, judge)
     ideal = suspect_judges.measure(study, judge._replace(true=True))
     assert found["flips"] == ideal["flips"] == round(0.1 * len(study.images))

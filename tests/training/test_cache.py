@@ -19,7 +19,7 @@ from torch import Tensor
 from rmadapter.backbones import Backbone
 from rmadapter.data.read import ImageSet
 from rmadapter.data.transforms import ImageTensors, TrainTransform
-from rmadapter.encoders import Grid, States
+from rmadapter.encoders import PARTS, Grid, States
 from rmadapter.errors import UserError
 from rmadapter.settings import Machine
 from rmadapter.training import cache as cache_module
@@ -403,6 +403,58 @@ def test_tokens_are_held_in_the_requested_format_and_features_in_float32(
     assert isinstance(again, Held)
     assert torch.equal(again.x, half.x)
     assert whole(cache.source(IMAGES, None, precision="bf16")).features.dtype == torch.float32
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_parts_are_held_in_float16_and_bring_the_features(
+    tiny_clip: Backbone, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = tiny_clip.image.frozen(pixels(tiny_clip), PARTS)
+    calls, cache = encoder_calls(tiny_clip, monkeypatch), of(tiny_clip)
+    held = cache.source(IMAGES, PARTS, precision=precision)
+    assert isinstance(held, Held)
+    assert held.x.shape == (7, 16, 64)
+    assert held.x.dtype == torch.float16
+    assert torch.equal(held.x, expected.x)
+    assert_same_float32(held.features, expected.features)
+    assert cache.source(IMAGES, PARTS) is held
+    assert torch.equal(cache.features(IMAGES)[0], held.features)
+    subset = whole(cache.source(IMAGES.subset([5, 2, *range(2, 7)]), PARTS))
+    assert torch.equal(subset.x, held.x[[5, 2, *range(2, 7)]])
+    assert calls == [(7, [PARTS])]
+
+
+def test_expected_blocks_take_a_pass_of_their_own_beside_parts(
+    tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As parts have a format of their own, in whatever order they are asked for."""
+    expected = {first: tiny_clip.image.frozen(pixels(tiny_clip), first) for first in (PARTS, 2, 4)}
+    for order in ([PARTS, 2, 4], [2, PARTS, 4]):
+        with monkeypatch.context() as patch:
+            calls, cache = encoder_calls(tiny_clip, patch), of(tiny_clip, blocks={PARTS, 2, 4})
+            for first in order:
+                states = whole(cache.source(IMAGES, first))
+                for name in NAMES:
+                    found, wanted = (getattr(one, name) for one in (states, expected[first]))
+                    assert_same_float32(found.float(), wanted.float())
+        assert sorted(calls) == [(7, [PARTS]), (7, [2, 4])]
+
+
+def test_shots_have_parts_held_or_live_without_augmentation(
+    tiny_clip: Backbone, tmp_path: Path
+) -> None:
+    expected = tiny_clip.image.frozen(pixels(tiny_clip), PARTS).x
+    views: dict[str, Any] = {"augmentation": "standard", "views": 2}
+    held, live = of(tiny_clip, **views), of(tiny_clip, hold=False, **views)
+    in_a_file = of(tiny_clip, tmp_path, memory=0.0)
+    assert isinstance(live.source(IMAGES, PARTS), Live)
+    for cache in (held, live, in_a_file):
+        shots = Shots(IMAGES, cache, progress=False)
+        assert torch.equal(shots.parts(), expected)
+        sums = shots.parts(lambda states: states.x.float().sum(1) + len(states.features))
+        torch.testing.assert_close(sums, expected.float().sum(1) + 7)
+    [file] = tmp_path.iterdir()
+    assert file.stat().st_size == expected.numel() * 2 + 7 * 40 * 4
 
 
 def test_live_states_equal_held_ones_under_autocast(tiny_clip: Backbone) -> None:

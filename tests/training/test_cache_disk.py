@@ -18,6 +18,7 @@ from rmadapter.bench.plan import Plan
 from rmadapter.bench.protocols import expand
 from rmadapter.bench.runner import run_all
 from rmadapter.data.read import ImageSet, load_image
+from rmadapter.encoders import PARTS
 from rmadapter.settings import Machine, configured
 from rmadapter.task import Task
 from rmadapter.training.cache import Cache, Held, Live
@@ -248,3 +249,26 @@ def test_tokens_are_not_kept_unasked(tiny_clip: Backbone, seen: list[int], tmp_p
     held(made(), first=None)
     assert isinstance(made().source(IMAGES, 3), Live)
     assert isinstance(made().source(IMAGES), Held)
+
+
+@pytest.mark.parametrize("gigabytes", [0.0, 0.1])
+def test_parts_are_kept_with_features_and_read_back(
+    tiny_clip: Backbone, seen: list[int], gigabytes: float
+) -> None:
+    """Bit for bit, unasked too, and for images that are seen once."""
+
+    def made(**given: Any) -> Cache:
+        return of(tiny_clip, gigabytes, keep_features=True, **given)
+
+    images = noise_images(8, seed=11)  # which no other test keeps
+    first = held(made(), images, PARTS)
+    assert seen == [8]
+    for given in ({}, {"hold": False}):
+        again = held(made(**given), images, PARTS)
+        assert again.x.dtype == torch.float16
+        assert torch.equal(again.x, first.x)
+        assert torch.equal(again.features, first.features)
+    assert torch.equal(held(made(), images, None).features, first.features)
+    part = held(made(), images.subset([6, 1]), PARTS)
+    assert torch.equal(part.x, first.x[[6, 1]])
+    assert seen == [8]

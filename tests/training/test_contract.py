@@ -46,6 +46,19 @@ def test_shots_give_augmented_views_and_plain_features(tiny_clip: Backbone, colo
     torch.testing.assert_close(tiny_clip.image.frozen(pixels, 3).x, batch.x)
 
 
+def test_near_duplicates_and_named_groups_of_the_shots_share_a_number(tiny_clip: Backbone) -> None:
+    images = noisy_colors(2)  # 8 images
+    pixels: Any = images.images[2]
+    copied = replace(
+        images,
+        images=(*images.images[:5], pixels[:, ::-1], *images.images[6:]),
+        groups=("", "a", "", "", "b", "", "", "a"),
+    )
+    numbers = shots_of(tiny_clip, copied).groups
+    same = {(i, j) for i in range(8) for j in range(i) if numbers[i] == numbers[j]}
+    assert same == {(5, 2), (7, 1)}  # the mirror image, and those of a
+
+
 def test_images_are_decoded_and_encoded_once(
     tiny_clip: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
