@@ -203,7 +203,7 @@ def test_predict_eval_explain_and_compare(
 ) -> None:
     own = backbone_option(run)
     answer = rmadapter(
-        "predict", run, colors / "test/red", *own, "--unfamiliar", "--turn-away", "10%", "--json"
+        "predict", run, colors / "test/red", *own, "--unfamiliar", "--turn-away", "40%", "--json"
     )
     assert answer.code == 0
     rows = json.loads(answer.out)

@@ -33,7 +33,7 @@ from rmadapter_studio.promises import look
 from rmadapter_studio.scores import read_scores, record_of
 from rmadapter_studio.shared import MAX_PROMPTS, Shared
 
-METHODS = ("rmadapter-plus", "linear-probe-pair")
+METHODS = ("block-ridge", "rmadapter-plus")
 TARGETS = ("onnx", "web")
 BUSY = "Something is already running: wait for it, or stop it."
 NO_MODEL = "There is no classifier yet: train one, or use the names alone."

@@ -169,7 +169,7 @@ def test_page_from_first_click_to_answers(
     images = {label.replace(",", ""): files for label, files in images.items()}
     said = add_images(page, images)
     assert "break_it_in_two.jpg: not an image in a supported format" in said
-    train(page, "linear-probe-pair")
+    train(page, "block-ridge")
     verdict = page.until("document.getElementById('verdict').textContent")
     assert re.search(r"\d+ of 18 images", verdict)
     low, high = (float(end) for end in re.findall(r"(\d+\.\d)\s", verdict))

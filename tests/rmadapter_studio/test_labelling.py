@@ -152,7 +152,7 @@ def test_fit_gives_the_same_model_as_class_folders(
         names = [name for name, own in right.items() if own == label]
         ask(client, "set", ids=ids(*names), label=label)
     (photos / "broken.jpg").unlink()
-    assert client.post("/api/train", json={"method": "linear-probe-pair"}).status_code == 200
+    assert client.post("/api/train", json={"method": "block-ridge"}).status_code == 200
     until = time.monotonic() + 300
     while (job := client.get("/api/state").json()["job"])["state"] in ("waiting", "running"):
         assert time.monotonic() < until
@@ -173,7 +173,7 @@ def test_fit_gives_the_same_model_as_class_folders(
         zip(other.labels, other.contents, strict=True)
     )
     assert len(split["train"]) == len(right)
-    kept = "linear-probe-pair-1"
+    kept = "block-ridge-1"
     assert client.get("/api/state").json()["runs"] == [kept]
     with opened(tiny_clip, photos) as again:
         state = again.get("/api/state").json()

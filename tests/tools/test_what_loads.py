@@ -23,9 +23,13 @@ OPAQUE = (
 )
 
 
+ANYWHERE = {"block-ridge": "features"}  # reads blocks where there are some
+
+
 def reading(*what: str) -> str:
-    """Name the methods that read no more of a backbone than this."""
-    return ", ".join(name for one in what for name in METHODS if traits_of(name).reads == one)
+    """Name the methods that need no more of a backbone than this."""
+    needs = {name: ANYWHERE.get(name, traits_of(name).reads) for name in METHODS}
+    return ", ".join(name for one in what for name in METHODS if needs[name] == one)
 
 
 SOME = {

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from rmadapter.curate.suspects import Suspects
 
 MAX_ROWS = 20  # images in a table
-METHOD = "linear-probe"
 Judge = Annotated[
     str,
     typer.Option(
         "--method",
-        help="Name from `rmadapter methods`, package:Class or file.py:Class; it judges labels.",
+        help="Name from `rmadapter methods`, package:Class or file.py:Class; it judges labels, by "
+        "default block-ridge.",
     ),
 ]
 
@@ -51,7 +51,7 @@ def suspects(
             help="suspects.csv with your decisions: write a cleaned copy or list to --out.",
         ),
     ] = None,
-    method: Judge = METHOD,
+    method: Judge = "",
     backbone: Backbone = None,
     device: Device = None,
     table_columns: Columns = Columns(),
@@ -71,7 +71,7 @@ def suspects(
     columns = table_columns.named()
     locate(data, columns).check()
     if apply:
-        if method != METHOD or backbone or sets:
+        if method or backbone or sets:
             raise UserError("--apply trains nothing: remove --method, --backbone and --set")
         _apply(data, apply, out, columns, outside, as_json)
         return
@@ -81,7 +81,9 @@ def suspects(
     from rmadapter.cli.checks import note_caveats
     from rmadapter.curate.apply import cleaned_name
     from rmadapter.curate.suspects import find_suspects
+    from rmadapter.methods import DEFAULT
 
+    method = method or DEFAULT
     flags = {"backbone": backbone, "device": device}
     settings = {name: value for name, value in flags.items() if value} | parse_overrides(sets or [])
     result = find_suspects(
