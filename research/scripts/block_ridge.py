@@ -103,8 +103,8 @@ def unguarded(lab: Lab, task: Task, few: FewShot) -> np.ndarray:
     shown, rows = Shown(classes, groups, prior, None), Rows.of(backbone, shots, method.blocks)
     if not shown.can_choose:
         return softmax(prior, axis=1)
-    candidates = ((name, rows.factors(name, None)) for name in rows.mixes)
-    [best] = search(candidates, shown, [np.flatnonzero((shown.others > 0).numpy())])
+    judged = np.flatnonzero((shown.others > 0).numpy())
+    [best] = search(rows.candidates([*rows.mixes], None), shown, [judged])
     table: np.ndarray = softmax(best.logits, axis=1)
     return table
 

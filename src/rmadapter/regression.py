@@ -90,6 +90,8 @@ class Factors:
             penalty: Lambda, above 0.
             groups: Group numbers [N]; zeros are returned for the rows of a group that holds all.
         """
+        if len(y) == 1:
+            return torch.zeros_like(y)
         shrink = self.values / (self.values + penalty)
         smooth = self.vectors * shrink
         outputs = self.mean(y) + smooth @ self._along(y) / self.roots[:, None]

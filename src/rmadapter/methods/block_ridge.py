@@ -21,7 +21,7 @@ zero-shot: Zhang et al., Tip-Adapter, ECCV 2022 (arXiv 2207.09519); Bendou et al
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Literal, NamedTuple
@@ -301,26 +301,34 @@ class Rows:
     def __len__(self) -> int:
         return len(self.parts)
 
-    def factors(self, name: str, weights: Tensor | None, rows: Tensor | None = None) -> Factors:
-        """Return the decomposition of a kernel.
+    def candidates(
+        self, names: Sequence[str], weights: Tensor | None, some: Tensor | None = None
+    ) -> Iterator[tuple[str, Factors]]:
+        """Yield the decompositions of kernels, with their names.
 
         Args:
-            name: Name of the mix.
+            names: Names of mixes.
             weights: Weights [N] of the images; None for equal ones.
-            rows: Images to take; None for all.
+            some: Images to take, as rows; None for all.
         """
-        parts, mix = self.parts, self.mixes[name]
-        if rows is not None:
-            parts, weights = parts[rows], None if weights is None else weights[rows]
-        used = mix.nonzero()[:, 0].tolist()
+        parts = self.parts if some is None else self.parts[some]
+        weights = weights if some is None or weights is None else weights[some]
         if self.projections is not None:
-            x = parts[:, used].float() * mix[used].float().sqrt()[:, None]
-            return Factors.of_features(x.flatten(1), weights)
-        kernel = torch.zeros(len(parts), len(parts), dtype=torch.double)
-        for part in used:
-            x = parts[:, part].float()
-            kernel += mix[part] * (x @ x.T)
-        return Factors.of_kernel(kernel, weights)
+            for name in names:
+                scale = self.mixes[name].float().sqrt()[:, None]
+                yield name, Factors.of_features((parts.float() * scale).flatten(1), weights)
+            return
+        size = len(parts)
+        kernels = {name: torch.zeros(size, size, dtype=torch.double) for name in names}
+        for part in range(parts.shape[1]):
+            used = {name: float(self.mixes[name][part]) for name in names if self.mixes[name][part]}
+            if used:
+                x = parts[:, part].float()
+                products = (x @ x.T).double()
+                for name, share in used.items():
+                    kernels[name].add_(products, alpha=share)
+        for name in names:
+            yield name, Factors.of_kernel(kernels.pop(name), weights)
 
     def solve(self, choice: Choice, shown: Shown) -> tuple[Tensor, Tensor]:
         """Return weights [C, P * d] and biases [C] of the regression.
@@ -329,7 +337,7 @@ class Rows:
             choice: Kernel and penalty.
             shown: Targets and weights of the images.
         """
-        mix, factors = self.mixes[choice.mix], self.factors(choice.mix, shown.weights)
+        mix, [(_, factors)] = self.mixes[choice.mix], self.candidates([choice.mix], shown.weights)
         y = shown.classes.to(factors.vectors)
         duals = factors.duals(y, choice.penalty).float()
         share = (factors.roots**2 / len(self)).float()
@@ -426,7 +434,7 @@ def choose(rows: Rows, shown: Shown, given: Choice, seed: int) -> tuple[Choice, 
     if not shown.can_choose:
         logits = shown.prior
         if judged.any():
-            factors = rows.factors(given.mix, shown.weights)
+            [(_, factors)] = rows.candidates([given.mix], shown.weights)
             scores = factors.left_out(
                 shown.classes.to(factors.vectors), given.penalty, shown.groups
             )
@@ -442,7 +450,7 @@ def choose(rows: Rows, shown: Shown, given: Choice, seed: int) -> tuple[Choice, 
         by = np.sort(draw.choice(by, MAX_JUDGING, replace=False))
     half = halves(groups, seed)
     sides = [by, by[half[by] == 0], by[half[by] == 1]]
-    candidates = ((name, rows.factors(name, shown.weights)) for name in names)
+    candidates = rows.candidates(names, shown.weights)
     both, first, second = search(candidates, shown, sides)
     logits = np.where(half[:, None] == 0, second.logits, first.logits)
     return both.choice, LeftOut(softmax(logits, axis=1), judged, groups)
@@ -460,7 +468,7 @@ def best_mix(rows: Rows, shown: Shown, some: Tensor) -> str:
     part = shown.subset(some)
     if not part.can_choose:
         return ALL
-    candidates = ((name, rows.factors(name, shown.weights, some)) for name in rows.mixes)
+    candidates = rows.candidates([*rows.mixes], shown.weights, some)
     [best] = search(candidates, part, [np.flatnonzero(part.others > 0)])
     return best.choice.mix
 
