@@ -113,6 +113,15 @@ def test_what_is_left_out_equals_refits(
         np.testing.assert_allclose(found, case.left_out(penalty, groups), **EXACT)
 
 
+def test_a_direction_of_little_variance_counts(size: int) -> None:
+    """Beside a small penalty; its eigenvalue is a millionth of the largest."""
+    drawn = Case.draw(size, WEIGHTS["unequal"])
+    case = drawn._replace(x=drawn.x * np.array([3e-3, *[1] * (size - 1)]))
+    found = left_out(case.factors(), case.y, 1e-5, np.arange(11))
+    expected = case.left_out(1e-5, np.arange(11))
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+
+
 def test_two_classes_and_any_numbers_of_groups(size: int) -> None:
     """Groups are named by any numbers, and not in the order of the rows."""
     case = Case.draw(size, WEIGHTS["unequal"], classes=2)

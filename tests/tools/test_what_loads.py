@@ -23,12 +23,13 @@ OPAQUE = (
 )
 
 
-ANYWHERE = {"block-ridge": "features"}  # reads blocks where there are some
+NEEDS = {"parts": "features"}  # blocks are read where there are some
 
 
 def reading(*what: str) -> str:
     """Name the methods that need no more of a backbone than this."""
-    needs = {name: ANYWHERE.get(name, traits_of(name).reads) for name in METHODS}
+    reads = {name: traits_of(name).reads for name in METHODS}
+    needs = {name: NEEDS.get(one, str(one)) for name, one in reads.items()}
     return ", ".join(name for one in what for name in METHODS if needs[name] == one)
 
 

@@ -5,7 +5,7 @@ answer in one pass over the images and one solve.
                             each block, of unit length (`ImageEncoder.parts`)
     kernel of two images:   the mean of the inner products of some of their parts
     a class of the shots:   heat * r + share * prior
-    a class by name alone:  share * prior
+    a class by name alone:  share * prior; where only such classes are asked for, prior
     prior:                  scale * cos(g - centring * mean of the shots' g, w)
 
 r is the regression of one-hot labels, with an intercept; g are the encoder's own features, and w
@@ -94,6 +94,7 @@ class BlockRidge(Method):
             "a closed-form regression on every block of the image encoder, beside zero-shot",
             "an answer at once; the default of `fit`",
         ),
+        reads="parts",
         without_text=True,
         leaves_out=True,
     )
@@ -106,7 +107,7 @@ class BlockRidge(Method):
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
         rows = Rows.of(backbone, shots, self.blocks)
         g, groups = unit(shots.plain_features()).cpu().double(), torch.from_numpy(shots.groups)
-        if not bool(rows.parts.isfinite().all()):
+        if not bool(rows.parts.isfinite().all() and g.isfinite().all()):
             raise UserError(f"{backbone.name} gives features that are NaN or infinite")
         classes = F.one_hot(shots.labels.cpu(), len(shots.classes)).double()
         prior = self.prior(backbone, shots.known, g, means_left_out(g, groups))
@@ -450,6 +451,7 @@ def choose(rows: Rows, shown: Shown, given: Choice, seed: int) -> tuple[Choice, 
         by = np.sort(draw.choice(by, MAX_JUDGING, replace=False))
     half = halves(groups, seed)
     sides = [by, by[half[by] == 0], by[half[by] == 1]]
+    sides = [side if len(side) else by for side in sides]  # one half may hold all that is judged
     candidates = rows.candidates(names, shown.weights)
     both, first, second = search(candidates, shown, sides)
     logits = np.where(half[:, None] == 0, second.logits, first.logits)

@@ -125,9 +125,10 @@ class About:
     new_classes: bool = True
 
 
-Reads = Literal["features", "text", "tokens"]
+Reads = Literal["features", "parts", "text", "tokens"]
 READS: Mapping[Reads, str] = {
     "features": "Features of both encoders: works on every backbone",
+    "parts": "Tokens of every block of the image encoder, in sums: works on every backbone",
     "text": "Features of images, and the blocks of a text encoder",
     "tokens": "Tokens inside the image encoder, and its blocks",
 }
@@ -144,8 +145,8 @@ class Traits:
             split.
         in_epochs: Fields outside `recipe` that count epochs, which `--effort` scales.
         about: Description for `rmadapter methods`.
-        reads: What it reads of a backbone: features, also blocks of the text encoder, or tokens
-            inside the image encoder.
+        reads: What it reads of a backbone: features, parts of all blocks of the image encoder, also
+            blocks of the text encoder, or tokens inside the image encoder.
         without_text: Whether it works on a backbone without a text encoder.
         leaves_out: Whether a fit knows what it answers about each shot without it, as
             `Fitted.left_out`, so that no folds are needed.
