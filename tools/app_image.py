@@ -38,7 +38,7 @@ def main(
             page.until("document.querySelectorAll('#methods input').length === 2")
             page.choose("#zip", Path(packed))
             page.until(f"document.querySelectorAll('#classes > li').length === {len(classes)}")
-            page.script("document.querySelector('[value=linear-probe-pair]').click()")
+            page.script("document.querySelector('[value=block-ridge]').click()")
             page.script("document.getElementById('go').click()")
             page.until("document.querySelector('#rates tbody tr') !== null", seconds=600)
             page.choose("#files", *(data / "test" / name for name in files))

@@ -27,7 +27,7 @@ SHAPES = {"circle": 0, "square": 4, "hexagon": 6, "star": 5}  # corners
 COUNT, TRIED, SIDE, SEED = 48, 3, 160, 1
 FIRST, LABELLED, WRONG = 14, 32, 20  # labels of two pictures; number of the wrong one
 WIDTH, PHONE = 900, (400, 760)
-BACKBONE, METHOD = "pocket", "linear-probe-pair"
+BACKBONE, METHOD = "pocket", "block-ridge"
 COUNTED = "Number((document.getElementById('count').textContent.match(/: (\\d+) of/) ?? [0, 0])[1])"
 
 

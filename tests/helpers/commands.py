@@ -45,7 +45,7 @@ def assert_parses(words: list[str], whole: bool = True) -> None:
         assert {word for word in arguments if word.startswith("--")} <= options
         return
     sets = parse_overrides(given.get("sets") or [])
-    named = given.get("method") or ("rmadapter" if verb == "tune" else DEFAULT)
+    named = given.get("method") or ("rmadapter" if verb in ("tune", "eval") else DEFAULT)
     if verb == "methods" and given["name"] not in (None, *PLACEHOLDERS):
         load_method(given["name"], sets)
     elif verb == "bench":

@@ -144,7 +144,7 @@ class _Run:
             lab,
             name,
             self.unfinished,
-            BASELINES if self.judged else None,
+            BASELINES if self.judged and tests else None,
             temperature,
         )
         outcome = outcome.with_facts(backbones=origin.backbones)
