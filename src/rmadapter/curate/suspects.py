@@ -43,8 +43,8 @@ MIN_MARGIN = 1.5
 # there, mean of 14 sets: of the labels called wrong, where these were random
 RIGHT_ALARMS = (
     "of such alarms of a linear probe, with pocket-3, half were right where 5 % of the labels had "
-    "been made wrong, two thirds where 10 % had, and a quarter where 1 % had; they found just under "
-    "half of these"
+    "been made wrong, two thirds where 10 % had, and a quarter where 1 % had; they found just "
+    "under half of these"
 )
 MEANINGS = {  # kinds of reasons, the worst first
     "broken": "Files that cannot be read.",
