@@ -422,7 +422,7 @@ def test_an_error_is_promised_for_the_classes_of_the_fit(
     tiny_clip: Backbone, colors: Path, tmp_path: Path
 ) -> None:
     (train, labels), (test, _) = files(colors, "train"), files(colors, "test")
-    model = FewShotClassifier(tiny_clip.name, method="ridge", shots=0).fit(train, labels)
+    model = FewShotClassifier(tiny_clip.name, shots=0).fit(train, labels)
     calibration = model.fitted_.calibration
     assert calibration is not None
     assert (len(calibration.shares), calibration.source) == (len(train), "folds")

@@ -27,7 +27,7 @@ TITLES = [
 @pytest.mark.ci
 @pytest.mark.real_plots
 def test_demo(tiny_clip: Backbone, tmp_path: Path) -> None:
-    small = {"backbone": tiny_clip.name, "epochs": 1, "first_block": 4, "rank": 2}
+    small = {"backbone": tiny_clip.name}
     record = run_demo(tmp_path, progress=False, **small)
     assert [score.title for score in record.scores] == TITLES
     for score in record.scores:

@@ -214,8 +214,8 @@ def test_eval_measures_promises(
     rmadapter: Command, colors: Path, tiny_clip: Backbone, tmp_path: Path
 ) -> None:
     """As `fit` did on the same images; not of some classes, and not with other settings."""
-    probe = ["--method", "linear-probe", "--set", "device=cpu", "--set", "search_steps=0"]
-    rmadapter.done(*fit_command(colors, tiny_clip, tmp_path / "run", *probe))
+    ridge = ["--method", "ridge", "--set", "device=cpu", "--folds", "4"]
+    rmadapter.done(*fit_command(colors, tiny_clip, tmp_path / "run", *ridge))
     judgement = read_record(tmp_path / "run/run.json").judgement
     assert judgement
     command = ["eval", tmp_path / "run", colors, "--backbone", tiny_clip.name]
@@ -223,7 +223,7 @@ def test_eval_measures_promises(
     assert found == [promise.model_dump(mode="json") for promise in judgement.promises]
     assert [promise["error"] for promise in found] == [10]
     assert "promised error" in rmadapter(*command).out
-    for other in (["--half", "base"], ["--set", "C=2"]):
+    for other in (["--half", "base"], ["--set", "head=1"]):
         assert "promises" not in rmadapter.json(*command, *other)
 
 
@@ -436,7 +436,7 @@ def test_fit_says_little_and_ends_with_what_comes_next(
 ) -> None:
     code = "from rmadapter.cli.main import main; main()"
     small = (word for one in ("first_block=3", "rank=4", "device=cpu") for word in ("--set", one))
-    command = fit_command(colors, tiny_clip, tmp_path / "run", *small)
+    command = fit_command(colors, tiny_clip, tmp_path / "run", "--method", "rmadapter", *small)
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, command)],
         stdout=subprocess.PIPE,
@@ -502,7 +502,7 @@ def test_very_uneven_classes(rmadapter: Command, tmp_path: Path, tiny_clip: Back
     """60 images of one class and one of another: what is not drawn is of one class alone, and so
     the shots judge."""
     data, out = write(tmp_path / "data", cat=60, dog=1, owl=2), tmp_path / "run"
-    err = rmadapter.done(*fit_command(data, tiny_clip, out, *quick_options(4))).err
+    err = rmadapter.done(*fit_command(data, tiny_clip, out, *quick_options(4), "--folds", "4")).err
     assert [re.sub(r",.*| from .* %", "", line) for line in err.splitlines()] == [
         "note: no full test split: judging by 3-fold cross-validation of the training images",
         "note: class 'dog' has 1 image", "note: class 'owl' has 2 images",

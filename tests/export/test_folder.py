@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def images(colors: Path) -> list[Path]:
 
 
 def test_files_of_an_export(exported: Path) -> None:
-    assert names(exported) == ADDED | {"model.onnx"}
+    assert names(exported) == ADDED | {"model.onnx", "calibration.json", "familiarity.json"}
     assert names(exported.parent) == {"model"}
     check_sums(exported, ["model.onnx", "labels.json", "preprocess.json"])
     labels = json.loads((exported / "labels.json").read_text())
@@ -309,8 +310,13 @@ def test_images_of_an_added_class_are_not_rejected(
     assert model.is_familiar(images, turn_away=0.1) == [answer.familiar for answer in answers]
 
 
-def test_an_export_of_a_run_that_cannot_reject_images(exported: Path) -> None:
-    model = Model(exported)
+def test_an_export_of_a_run_that_cannot_reject_images(
+    finished: Path, tiny_clip: Backbone, tmp_path: Path
+) -> None:
+    saved = load(finished, tiny_clip)
+    without = saved._replace(fitted=replace(saved.fitted, familiarity=None, calibration=None))
+    export(finished, without, tmp_path / "model")
+    model = Model(tmp_path / "model")
     ((_, outputs),) = model.outputs([np.zeros((9, 9, 3), np.uint8)])
     assert outputs.distances is None
     with pytest.raises(UserError, match="fit again with --folds 4"):
@@ -357,7 +363,8 @@ def test_int8_says_what_became_of_the_promises(
 def test_readme_with_and_without_a_record(exported: Path, finished: Path) -> None:
     facts = json.loads((exported / "export.json").read_text())
     compared = {**facts["parity"], "title": "generated", "images": 64, "difference": 1.5e-6}
-    facts = {**facts, "bytes": 12_345_678, "parity": {**compared, "after": None}}
+    facts = {**facts, "bytes": 12_345_678, "parity": {**compared, "after": None, "decisions": []}}
+    facts |= {"calibration": None, "familiarity": None}
     bare = readme(facts, None, 32)
     for text in ("# RMAdapter: 4 classes", "12.3 MB", facts["sha256"], "1.5e-06", "32, 32]"):
         assert text in bare

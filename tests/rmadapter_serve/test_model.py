@@ -156,7 +156,7 @@ def test_a_graph_without_the_distances_that_its_folder_promises(
     finished: Path, saved: Saved, tmp_path: Path
 ) -> None:
     folder = tmp_path / "model"
-    export(finished, replace(saved, fitted=replace(saved.fitted, familiarity=None)), folder)
+    export(finished, saved._replace(fitted=replace(saved.fitted, familiarity=None)), folder)
     rejection = RejectionScore((0.9,), (0.1,), "folds")
     write_decider(folder, Decider([*"abcd"], 4, rejection=rejection))
     with pytest.raises(UserError, match="export the run again"):

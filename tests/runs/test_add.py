@@ -170,7 +170,7 @@ def test_without_a_test_split_all_classes_are_judged_by_folds(
         out = tmp_path / str(place)
         record = grown(tmp_path / before, tiny_clip, data, out, outside=True, shots=4)
         assert record.judgement is not None
-        assert "cross-validation" in record.judgement.how
+        assert "training images, held out" in record.judgement.how
         assert all(recall is not None for recall in record.judgement.fitted.recalls)
         assert [score.split for score in record.scores] == ["cross-validated", "held out"]
 

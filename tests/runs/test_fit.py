@@ -192,7 +192,7 @@ values = json.loads(sys.argv[1])
 wanted = Request.make(values, values.pop("method"), data="colors")
 lab = Lab(wanted.machine, progress=False)
 lab.add("colors", read_images(sys.argv[2]))
-fit(wanted.task, wanted.method, Path(sys.argv[3]), lab, wanted.name)
+fit(wanted.task, wanted.method, Path(sys.argv[3]), lab, wanted.name, folds=0)
 """
 
 
@@ -212,9 +212,9 @@ def test_killed_and_started_again_it_ends_the_same(
     assert steps_saved(out) == 5
     splits = read_images(colors)
     with pytest.raises(UserError, match="holds another, unfinished training"):
-        again(finished, splits, out, **values, rank=5)
-    again(finished, splits, out, **values)
-    again(finished, splits, whole, **values)
+        again(finished, splits, out, **values, rank=5, folds=0)
+    again(finished, splits, out, **values, folds=0)
+    again(finished, splits, whole, **values, folds=0)
     assert content(out) == content(whole)
     assert {path.name for path in out.iterdir()} == DONE
     assert (out / "history.csv").read_text() == (whole / "history.csv").read_text()
@@ -358,7 +358,7 @@ def test_a_run_whose_promise_is_not_kept_says_so_and_keeps_it_in_mind(
     wrong = tuple((label + 1) % 4 for label in splits["test"].labels)
     splits["test"] = replace(splits["test"], labels=wrong)
     wanted, lab = prepare(tiny_clip, splits, "linear-probe", shots=6)
-    record = fit(wanted.task, wanted.method, tmp_path / "run", lab, wanted.name)
+    record = fit(wanted.task, wanted.method, tmp_path / "run", lab, wanted.name, folds=4)
     assert "an error of 10 %" in record.notes[-1]
     assert "not kept" in record.notes[-1]
     calibration = load(tmp_path / "run", tiny_clip).fitted.calibration

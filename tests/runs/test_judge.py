@@ -40,7 +40,7 @@ def judged(backbone: Backbone, splits: dict[str, ImageSet], folds: int = 3, **ta
     few = lab.draw(wanted.task)
     done = run_task(wanted.task, wanted.method, lab, wanted.name, baselines=BASELINES)
     parts = Folds.make(wanted.task, few, lab, folds)
-    found = by_folds(parts, wanted.method, wanted.name, 1.0)
+    found = by_folds(parts, wanted.method, wanted.name, 1.0) if parts else None
     return judge(wanted.task, wanted.method, lab, done, few, found).record
 
 
