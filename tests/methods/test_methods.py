@@ -84,7 +84,7 @@ def test_a_method_answers_and_leaves_the_backbone_as_it_was(
     )
     traits = fitted.method.traits
     assert (fitted.parameters > 0) == (name not in UNTRAINED) == (traits.cost != "nothing")
-    assert (fitted.first is None) == (traits.reads != "tokens")
+    assert (fitted.first is None) == (traits.reads not in ("parts", "tokens"))
     assert blocks_read([fitted.method], tiny_clip) == {fitted.first} - {None}
     assert len(fitted.trained.history) == fitted.trained.step
     assert (fitted.trained.step > 0) == (name in TRAINED)
