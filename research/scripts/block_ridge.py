@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from all_images import CS, LEFT_OUT
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
@@ -45,7 +44,7 @@ from rmadapter import metrics
 from rmadapter.data.fewshot import FewShot, split_digest
 from rmadapter.encoders import PARTS
 from rmadapter.methods import load_method
-from rmadapter.methods.block_ridge import BlockRidge, Rows, Shown, means_left_out, search
+from rmadapter.methods.block_ridge import BlockRidge, Rows, search
 from rmadapter.methods.parts.features import unit
 from rmadapter.runs.evaluate import predict_all
 from rmadapter.runs.lab import Lab
@@ -97,12 +96,10 @@ def unguarded(lab: Lab, task: Task, few: FewShot) -> np.ndarray:
     """Return the leave-one-out answers [N, C] of the shots by what all of them chose."""
     backbone, cache = lab.backbone(task.backbone), lab.train_cache(task)
     shots, method = Shots(few.train, cache, task.templates, task.seed, progress=False), BlockRidge()
-    g, groups = unit(shots.plain_features()).double(), torch.from_numpy(shots.groups)
-    prior = method.prior(backbone, shots.known, g, means_left_out(g, groups)).numpy()
-    classes = F.one_hot(shots.labels, len(shots.classes)).double()
-    shown, rows = Shown(classes, groups, prior, None), Rows.of(backbone, shots, method.blocks)
+    shown = method.shown(backbone, shots, unit(shots.plain_features()).double())
+    rows = Rows.of(backbone, shots, method.blocks)
     if not shown.can_choose:
-        return softmax(prior, axis=1)
+        return softmax(shown.prior, axis=1)
     judged = np.flatnonzero((shown.others > 0).numpy())
     [best] = search(rows.candidates([*rows.mixes], None), shown, [judged])
     table: np.ndarray = softmax(best.logits, axis=1)

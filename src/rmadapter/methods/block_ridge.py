@@ -106,12 +106,10 @@ class BlockRidge(Method):
 
     def fit(self, backbone: Backbone, shots: Shots) -> Fitted:
         rows = Rows.of(backbone, shots, self.blocks)
-        g, groups = unit(shots.plain_features()).cpu().double(), torch.from_numpy(shots.groups)
+        g = unit(shots.plain_features()).cpu().double()
         if not bool(rows.parts.isfinite().all() and g.isfinite().all()):
             raise UserError(f"{backbone.name} gives features that are NaN or infinite")
-        classes = F.one_hot(shots.labels.cpu(), len(shots.classes)).double()
-        prior = self.prior(backbone, shots.known, g, means_left_out(g, groups))
-        shown = Shown(classes, groups, prior.numpy(), shots.weights)
+        shown = self.shown(backbone, shots, g)
         name = MIXED if MIXED in rows.mixes else next(iter(rows.mixes))
         given = Choice(name, self.penalty, self.heat, self.share)
         choice, left_out = choose(rows, shown, given, shots.seed)
@@ -126,19 +124,23 @@ class BlockRidge(Method):
         fitted = self.restore(backbone, shots.known, tensors).after(Trained(weighed=True))
         return replace(fitted, left_out=left_out)
 
-    def prior(self, backbone: Backbone, known: Known, g: Tensor, means: Tensor) -> Tensor:
-        """Return logits [N, C] of the prior, zeros without a text encoder.
+    def shown(self, backbone: Backbone, shots: Shots, g: Tensor) -> Shown:
+        """Return what is known of the shots besides their parts; without a text encoder, the prior
+        is zero.
 
         Args:
             backbone: Backbone of the fit.
-            known: Classes and templates.
-            g: Unit features [N, e].
-            means: Mean of the shots to take out of each, [N, e].
+            shots: The shots.
+            g: Their unit features [N, e].
         """
-        if not backbone.has_text:
-            return g.new_zeros(len(g), len(known.classes))
-        texts = zero_shot_weights(backbone, known.classes, known.templates).to(g)
-        return float(backbone.logit_scale) * centred(g, means, self.centring) @ texts.T
+        groups, count = torch.from_numpy(shots.groups), len(shots.classes)
+        prior = g.new_zeros(len(g), count)
+        if backbone.has_text:
+            texts = zero_shot_weights(backbone, shots.classes, shots.templates).to(g)
+            images = centred(g, means_left_out(g, groups), self.centring)
+            prior = float(backbone.logit_scale) * images @ texts.T
+        classes = F.one_hot(shots.labels.cpu(), count).double()
+        return Shown(classes, groups, prior.numpy(), shots.weights)
 
     def restore(self, backbone: Backbone, known: Known, tensors: Mapping[str, Tensor]) -> Fitted:
         weight = shaped(tensors, WEIGHT, len(known.classes), -1)
