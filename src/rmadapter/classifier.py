@@ -342,9 +342,10 @@ class FewShotClassifier(TransformerMixin, ClassifierMixin, BaseEstimator):
 
         The promise: none of them is right for a share of at most `error` of images like those of
         the calibration. With images that `calibrate` was given, it holds in nine of ten such
-        calibrations. `fit` calibrates by folds of the shots, whose models are not the final one, so
-        that the promise is an estimate (docs/studies/promises.md). A run of `rmadapter fit` whose
-        judgement measured that an error was not kept gives a UserWarning that says so.
+        calibrations. `fit` calibrates by shots, answered by models that did not see them and so are
+        not the final one: its promise is an estimate (docs/studies/promises.md). A run of
+        `rmadapter fit` whose judgement measured that an error was not kept gives a UserWarning that
+        says so.
 
         Args:
             images: N images, or a single one.

@@ -24,7 +24,7 @@ MAX_CALIBRATION_IMAGES = 10_000
 # surest ends the search; if more, thresholds that keep few are missed
 FIRST_SHARE = 1 / 8
 CONFIDENCE = 0.9  # share of draws of the images by which a promise is kept
-# before what is promised: the models of folds are not the one that promises
+# before what is promised: models that did not see a shot are not the one that promises
 ESTIMATED: dict[Origin, str] = {"folds": "estimated on the training images, ", "held out": ""}
 
 
@@ -41,7 +41,7 @@ class HeldOut(ABC):
 
     Attributes:
         source: "held out" for images that were not drawn; "folds" for the shots, each answered by a
-            model that was fitted to the other folds.
+            model that was fitted without it.
         grouped: Whether the N images are one of each group of images, as images of a group say
             little more than one of them.
         numbers: Names of the fields that hold a number of each image.
@@ -108,8 +108,8 @@ class HeldOut(ABC):
             raise UserError(f"{what}: give more than 0 and less than 100 %")
         places = rank(self.images, share)
         if not places:
-            # a method that takes long to train answers only as many folds as its choice needs
-            folds = " or with --folds 4" if self.source == "folds" else ""
+            # a method that trains answers a quarter of the shots unless it is asked for more
+            folds = " or, if its method trains, with --folds 4" if self.source == "folds" else ""
             raise UserError(
                 f"{what} needs {needed(share):,} {'groups of ' * self.grouped}images that the "
                 f"model was not fitted to, and there are {self.images:,}: allow "

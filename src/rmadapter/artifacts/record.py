@@ -303,7 +303,7 @@ class Record(Value):
         backbones: Choice of the backbone, if there was one.
         judgement: Estimate of how good the run is.
         temperature: Divisor of the logits, chosen without the test split; None if nothing was.
-        held_out: Answers of models on folds of the shots.
+        held_out: Answers about shots, of models that did not see them.
         parameters: Number of trained parameters.
         seconds: Seconds of frozen activations, train, evaluate, search and total, and of each
             baseline by its name.

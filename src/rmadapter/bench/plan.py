@@ -47,7 +47,7 @@ ALL_IMAGES_SHOTS, EVALUATION_SHOTS = 64, 16
 CHOOSE = "choose another --out, or delete that file"
 CHANGED = "is of a method that has changed since, or that reads a file that has"
 
-# set by the protocol, by --shots and by --seeds; and what would make runs depend on the clock
+# set by the protocol, by --shots and by --seeds
 PLANNED_SETTINGS = ("shots", "seed", "classes")
 Settings: TypeAlias = dict[str, object]  # by name
 MethodSettings: TypeAlias = "Mapping[str, Mapping[str, object]]"  # {method: {setting: value}}

@@ -33,7 +33,7 @@ from rmadapter.runs.judge import enough, judge
 from rmadapter.runs.lab import Lab
 from rmadapter.runs.request import Request
 from rmadapter.runs.run import Outcome, learn, learnt_from, run_key, run_task
-from rmadapter.runs.unseen import BASELINES, Unseen, by_folds, left_out
+from rmadapter.runs.unseen import BASELINES, Unseen, unseen
 from rmadapter.support.files import parts
 from rmadapter.support.locks import exclusive
 from rmadapter.support.terminal import note
@@ -149,14 +149,12 @@ class _Run:
         )
         outcome = outcome.with_facts(backbones=origin.backbones)
         fitted = with_means(outcome.fitted, train, lab.train_cache(task))
-        outcome, unseen = replace(outcome, fitted=fitted), None
-        if fitted.left_out and self.folds != 0:
-            unseen = left_out(fitted, train, lab.train_cache(task), task.seed)
-        elif validation:
-            unseen = by_folds(validation, method, name, outcome.record.temperature)
-        outcome = _with_answers(outcome, unseen)
+        found = None
+        if self.folds != 0:
+            found = unseen(fitted, name, validation, train, lab.train_cache(task), task.seed)
+        outcome = _with_answers(replace(outcome, fitted=fitted), found)
         if self.judged:
-            outcome = judge(task, method, lab, outcome, few, unseen)
+            outcome = judge(task, method, lab, outcome, few, found)
         promised = _promised(outcome) if self.judged else []
         no_images = _no_images(outcome.record, self.folds)
         outcome = outcome.with_facts(
@@ -213,8 +211,8 @@ def fit_images(
     callbacks: Sequence[Callback] = (),
     keep_features: bool = False,
 ) -> Learnt:
-    """Do a task on images in memory and keep nothing but the model, which is calibrated on folds of
-    the shots.
+    """Do a task on images in memory and keep nothing but the model, which is calibrated by answers
+    about the shots.
 
     Args:
         request: What to do.
@@ -237,26 +235,24 @@ def fit_images(
     train = half(few.train, task.classes)
     folds = Folds.make(task, few, lab, 0 if method.traits.leaves_out else None)
     count, temperature = len(folds), folds.temperature(method, name)
-    found = folds.tempered(method, name, temperature) if temperature else None
     lab.expect_training(count + 1, count + 1)
     fitted = learn(method, train, task, few, lab, callbacks=tuple(callbacks))
     fitted = replace(fitted, temperature=temperature or 1.0)
     fitted = with_means(fitted, train, lab.train_cache(task))
-    if fitted.left_out:
-        found = left_out(fitted, train, lab.train_cache(task), task.seed).answers
-    if found:
-        fitted = found.calibrate(fitted, "folds", task.seed)
+    found = unseen(fitted, name, folds, train, lab.train_cache(task), task.seed)
+    if found and found.answers:
+        fitted = found.answers.calibrate(fitted, "folds", task.seed)
     fitted = fitted.fitted_to(lab.train_cache(task).features(train)[0])
     return Learnt(fitted, name, backbones)
 
 
-def _with_answers(outcome: Outcome, unseen: Unseen | None) -> Outcome:
+def _with_answers(outcome: Outcome, found: Unseen | None) -> Outcome:
     """Return a run with what its model answers about shots that it did not see, if anything."""
-    if not unseen or not unseen.answers:
+    if not found or not found.answers:
         return outcome
-    found = unseen.answers
-    fitted = found.calibrate(outcome.fitted, "folds", outcome.record.task.seed)
-    held = HeldOut.of(found.table, found.labels, found.groups)
+    answers = found.answers
+    fitted = answers.calibrate(outcome.fitted, "folds", outcome.record.task.seed)
+    held = HeldOut.of(answers.table, answers.labels, answers.groups)
     return replace(outcome.with_facts(held_out=held), fitted=fitted)
 
 

@@ -7,7 +7,6 @@ import json
 import random
 import time
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -29,7 +28,6 @@ from rmadapter.runs.run import fit_baseline, learn, run_key
 from rmadapter.support.files import write_tensors
 from rmadapter.task import Task
 from rmadapter.training.contract import Method
-from rmadapter.training.shots import Callback
 
 FOLDS = 4  # divides 4, 8 and 16 shots per class evenly
 # What most methods need on images that they have not seen, and how much that varies: the median and
@@ -117,7 +115,6 @@ class Folds:
         name: str,
         *,
         baseline: bool = False,
-        callbacks: Sequence[Callback] = (),
     ) -> FoldAnswers:
         """Return the answers of a method on the first folds; each fold is computed once.
 
@@ -125,14 +122,13 @@ class Folds:
             method: The method.
             name: Its name, as `load_method` accepts it.
             baseline: Whether to fit as `fit_baseline` does.
-            callbacks: Functions that follow the trainings.
         """
         plain = baseline and self.task.augmentation != "none"
         key = self._key(method, name, plain)
         done = self._known.setdefault(key, [])
         while len(done) < len(self):
             self.lab.expect_training(len(done) + 1, len(self) + 1)  # the last is on all images
-            done.append(self._fold(method, plain, key, len(done), callbacks))
+            done.append(self._fold(method, plain, key, len(done)))
         return FoldAnswers(
             np.concatenate([one.table for one in done]),
             sum(one.seconds for one in done),
@@ -152,7 +148,6 @@ class Folds:
         plain: bool,
         key: str,
         number: int,
-        callbacks: Sequence[Callback],
     ) -> FoldAnswers:
         """Return the answers on one fold, which are saved if the lab has a folder."""
         part = self.parts[number]
@@ -174,7 +169,6 @@ class Folds:
                 self.task,
                 self.few,
                 self.lab,
-                callbacks=(*self.lab.callbacks, *callbacks),
             )
         models, judged = {method.title: fitted.score()}, self.images.subset(part)
         table = predict_all(models, fitted, cache, judged, self.task.seed)[method.title]

@@ -50,6 +50,25 @@ class Unseen:
         return len(self.places) > 0
 
 
+def unseen(
+    fitted: Fitted, name: str, folds: Folds, train: ImageSet, cache: Cache, seed: int
+) -> Unseen | None:
+    """Return what is known of answers about the shots by models that did not see them: by the
+    method itself, or else by folds; None without either.
+
+    Args:
+        fitted: The model.
+        name: Name of its method, as `load_method` accepts it.
+        folds: Folds of the shots, none if none are wanted.
+        train: The shots.
+        cache: Cache that holds what the method read of them.
+        seed: Seed of the halves.
+    """
+    if fitted.left_out:
+        return left_out(fitted, train, cache, seed)
+    return by_folds(folds, fitted.method, name, fitted.temperature) if folds else None
+
+
 def left_out(fitted: Fitted, train: ImageSet, cache: Cache, seed: int) -> Unseen:
     """Return what a method says of its shots itself.
 
@@ -77,12 +96,12 @@ def left_out(fitted: Fitted, train: ImageSet, cache: Cache, seed: int) -> Unseen
             untouched = tables[ZERO_SHOT].numpy()
         return Evaluation(TITLE, images, table[rows], untouched)
 
-    places = halves(images.group_numbers, seed) if len(rows) else np.empty(0, int)
+    places = halves(groups[rows], seed) if len(rows) else np.empty(0, int)
     how = f"on {len(rows):,} training images, each by a model that was fitted without it"
     return Unseen(answers if len(rows) else None, places, how, evaluate)
 
 
-def by_folds(folds: Folds, method: Method, name: str, temperature: float | None) -> Unseen:
+def by_folds(folds: Folds, method: Method, name: str, temperature: float) -> Unseen:
     """Return what models that were fitted to folds say of the shots.
 
     Args:
@@ -91,7 +110,7 @@ def by_folds(folds: Folds, method: Method, name: str, temperature: float | None)
         name: Its name, as `load_method` accepts it.
         temperature: Temperature of the run's model.
     """
-    answers = folds.tempered(method, name, temperature) if temperature else None
+    answers = folds.tempered(method, name, temperature)
     return Unseen(answers, folds.places, folds.how, lambda: cross_validated(folds, method, name))
 
 
