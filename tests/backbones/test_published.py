@@ -83,19 +83,10 @@ def test_the_page_has_the_listed_backbones() -> None:
 
 def test_only_a_small_backbone_of_a_package_has_a_caveat(monkeypatch: pytest.MonkeyPatch) -> None:
     text = published.caveat("pocket-3")
-    assert "pocket-3" in text
-    assert PRESETS["laptop"] in text
-    assert POCKET_3.PURPOSE in text
-    known = published.PUBLISHED[PRESETS["laptop"]]
-    page = Path(__file__).parents[2] / "docs/studies/performance.md"
-    architecture = PRESETS["laptop"].partition("/")[0]
-    row = re.search(rf"\| {architecture} \| \d+ \| (\d+) \|", page.read_text("utf-8"))
-    assert row is not None
-    assert f"{known.megabytes} MB" in text
-    assert f"licence: {known.licence}" in text
-    assert f"{row[1]} s per 1,000 images" in text  # as milliseconds an image are
-    assert "pocket takes" in text
-    assert f"{POCKET.PURPOSE};" in published.caveat("pocket")
+    assert text.startswith(f"backbone pocket-3 is {POCKET_3.PURPOSE};")
+    assert text.endswith("`--backbone laptop`")
+    assert len(f"note: {text}") <= 100
+    assert POCKET.PURPOSE in published.caveat("pocket")
     assert published.caveat("ViT-B-16/openai") == published.caveat("nothing") == ""
     monkeypatch.setattr(published, "load_package", lambda name: object())  # of a large one
     assert published.caveat("pocket-3") == ""

@@ -12,8 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rmadapter.backbones.names import PRESETS
-from rmadapter.backbones.published import PUBLISHED, caveat
+from rmadapter.backbones.published import caveat
 from rmadapter.data.decode import advice
 from rmadapter.data.image_set import SKIP_BAD
 from rmadapter.errors import UserError
@@ -101,7 +100,7 @@ def test_the_note_on_a_small_backbone_stays_whole() -> None:
     shown = without_commands(text)
     assert "`" in text
     assert "`" not in shown
-    assert shown.endswith(f"licence: {PUBLISHED[PRESETS['laptop']].licence})")
+    assert shown.endswith("a real CLIP is far better")
 
 
 def test_own_messages_name_no_command() -> None:

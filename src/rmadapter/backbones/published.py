@@ -36,7 +36,6 @@ class Published(NamedTuple):
     weights: str = "safetensors, from the hub"
 
 
-LAPTOP_SECONDS = 79  # per 1,000 images, one thread of a Xeon: docs/studies/performance.md
 AS_ITS_CARD = "as its card on the hub says"
 PICKLED = "pickled, as last looked at"
 BIOMED_CLIP = "hf-hub:microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224"
@@ -65,18 +64,12 @@ FREE_LICENCES = ("mit", "apache-2.0")  # which allow commercial use without furt
 
 
 def caveat(name: str) -> str:
-    """Return in a sentence what a small backbone of a package is, and a better one; "" of any other
+    """Return in a line what a small backbone of a package is, and a better one; "" of any other
     backbone."""
     purpose = getattr(load_package(name), "PURPOSE", "") if name in packaged_names() else ""
     if not purpose:
         return ""
-    known = PUBLISHED[PRESETS["laptop"]]
-    return (
-        f"backbone {name} is {purpose}; on photographs a real CLIP is far better, such as the "
-        f"backbone laptop ({PRESETS['laptop']}, {known.megabytes} MB from the Hugging Face hub, "
-        f"once; licence: {known.licence}); it takes {LAPTOP_SECONDS} s per 1,000 images on one "
-        "thread of an Intel Xeon, and `rmadapter backbones --speed` measures it here"
-    )
+    return f"backbone {name} is {purpose}; a real CLIP is far better: `--backbone laptop`"
 
 
 def licence_of(name: str) -> str:

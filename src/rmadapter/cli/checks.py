@@ -12,6 +12,7 @@ from rmadapter.backbones.names import (
     AUTO,
     HF_HUB,
     INSTEAD,
+    PRESETS,
     check_name,
     names_in,
     needs_hub,
@@ -106,14 +107,17 @@ def ask_for_backbone() -> str | None:
         return None
     import typer
 
-    from rmadapter.backbones.published import caveat
+    from rmadapter.backbones.published import PUBLISHED, caveat
 
     try:
         check_reachable()
     except Exception:  # networks fail in many ways
         return None
     write_text(asked, "whether to fetch a backbone\n")
-    question = f"{caveat(POCKET_3)}. Fetch the backbone laptop, and use it for this run?"
+    name = PRESETS["laptop"]
+    known = PUBLISHED[name]
+    size = f"{name}, {known.megabytes} MB, licence: {known.licence}"
+    question = f"{caveat(POCKET_3)}. Fetch the backbone laptop ({size}), and use it for this run?"
     return "laptop" if typer.confirm(question, default=True, err=True) else None
 
 

