@@ -138,7 +138,6 @@ def test_the_option_adds_them_to_every_format(rmadapter: Command, tmp_path: Path
     assert json.loads((out / "report.json").read_text())["backbones"] == [table]
     assert f"### {table['title']}" in (out / "report.md").read_text("utf-8")
     assert "<h2>Methods by backbones</h2>" in (out / "report.html").read_text("utf-8")
-    assert "Methods by backbones" in (out / "report.tex").read_text("utf-8")
     lines = (out / f"tables/{table['name']}.csv").read_text("utf-8").splitlines()
     assert len(lines) == 1 + 4
     one = write(tmp_path / "one", *[run("mma", data, 1, SMALL) for data in SETS])

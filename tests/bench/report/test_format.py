@@ -15,9 +15,7 @@ from rmadapter.bench.report.format import (
     TableRow,
     mark_best,
     minus,
-    tex,
     to_csv,
-    to_latex,
     to_markdown,
 )
 from rmadapter.errors import UserError
@@ -62,18 +60,6 @@ def test_markdown_is_a_pipe_table_with_notes() -> None:
     assert {len(re.split(r"(?<!\\)\|", row)) for row in rows} == {5}
 
 
-def test_latex_is_booktabs_with_every_special_character_escaped() -> None:
-    text = to_latex(TABLE)
-    assert [text.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule")] == [1, 1, 1]
-    assert r"\begin{tabular}{lrr}" in text
-    assert r"A\_1 \& co & \textbf{70.12 $\pm$ 0.50} & \textbf{3.00} \\" in text
-    assert r"\textit{D, as printed} & \textit{80.00} & \textit{1.00} \\" in text
-    assert text.index(r"\end{tabular}") < text.index("A note.") < text.index(r"\end{table}")
-    assert r"A table of 5 \%. 3 seeds." in text
-    special = r"a\_b\{c\}\textasciitilde{}\textasciicircum{}\textbackslash{} $-$1"
-    assert tex("a_b{c}~^\\ −1") == special
-
-
 def test_csv_reads_back() -> None:
     rows = list(csv.DictReader(io.StringIO(to_csv(TABLE))))
     assert rows[0]["method"] == "A_1 & co"
@@ -85,9 +71,8 @@ def test_csv_reads_back() -> None:
 
 def test_missing_pandas_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
-    for write in (to_markdown, to_latex):
-        with pytest.raises(UserError, match=r"pip install 'rmadapter\[report\]'"):
-            write(TABLE)
+    with pytest.raises(UserError, match=r"pip install 'rmadapter\[report\]'"):
+        to_markdown(TABLE)
 
 
 def test_a_formula_is_text_to_a_spreadsheet() -> None:

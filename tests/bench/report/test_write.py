@@ -101,9 +101,9 @@ def test_failures_foreign_files_and_printed_figures_are_in_the_report(folder: Pa
         assert part in text
 
 
-def test_a_note_is_once_on_a_page_and_below_every_table_of_latex(folder: Path) -> None:
-    names = ("report.md", "report.tex")
-    assert [text_of(folder, name).count("Medians over the runs") for name in names] == [1, 3]
+def test_a_note_is_once_on_a_page(folder: Path) -> None:
+    names = ("report.md", "report.html")
+    assert [text_of(folder, name).count("Medians over the runs") for name in names] == [1, 1]
 
 
 def test_cells_of_a_wide_table_name_their_columns_for_narrow_screens(folder: Path) -> None:
@@ -160,7 +160,6 @@ def test_the_records_are_enough_to_write_the_report_again(folder: Path, tmp_path
     assert len(records.read_text(encoding="utf-8").splitlines()) == 12 + 4 + 3 + 1
     write_reports(records, tmp_path)
     assert (tmp_path / "records.jsonl").read_bytes() == records.read_bytes()
-    assert (tmp_path / "report.tex").read_bytes() == (folder / "out/report.tex").read_bytes()
     again, once = (
         json.loads((out / "report.json").read_text()) for out in (tmp_path, folder / "out")
     )
@@ -181,19 +180,6 @@ def test_documented_reports_equal_their_records(study: str, tmp_path: Path) -> N
     assert {p.name for p in tmp_path.glob("figures/*")} == {
         p.name for p in folder.glob("figures/*")
     }
-
-
-def test_latex_has_balanced_environments(folder: Path) -> None:
-    text = text_of(folder, "report.tex")
-    for name in ("table", "tabular"):
-        assert text.count(rf"\begin{{{name}}}") == text.count(rf"\end{{{name}}}") > 0
-    # Outside of labels and of the lines of tables, every special character is escaped.
-    prose = [
-        line
-        for line in text.splitlines()
-        if not re.match(r"%|\\label", line) and not line.endswith(r" \\")
-    ]
-    assert [line for line in prose if re.search(r"(?<!\\)[_&#%]", line)] == []
 
 
 def test_groups_in_both_train_and_test_are_named_once_per_set(tmp_path: Path) -> None:
@@ -298,7 +284,7 @@ def test_every_file_names_a_changed_setting(tmp_path: Path) -> None:
     write_reports(runs, tmp_path / "out")
     write_leaderboard(runs, tmp_path / "board")
     out = tmp_path / "out"
-    files = [*(out / name for name in ("report.html", "report.md", "report.tex", "report.json"))]
+    files = [*(out / name for name in ("report.html", "report.md", "report.json"))]
     files += [*out.glob("tables/*.csv"), *out.glob("figures/*.svg")]
     files += [tmp_path / "board/index.html", tmp_path / "board/leaderboard.json"]
     for file in files:

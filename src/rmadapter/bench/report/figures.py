@@ -62,7 +62,7 @@ def make_figures(group: Group) -> list[Figure]:
         title = f"HM of each variant, {group.protocol.removeprefix('ablation-')}"
         figures = _intervals(group, HM, title, "HM, %")
     else:
-        figures = _sensitivity(group) if group.protocol == "sensitivity" else []
+        figures = []
     return [*figures, *_ranks(group)]
 
 
@@ -197,56 +197,19 @@ def _shots_figure(
     columns = {column.shots or 0: column for column in group.columns}
     # all images stand after the most shots
     places: list[float] = [shots or 2 * max(columns) or 1 for shots in columns]
-    curves = {
-        label: [column.cell(records, datasets, seeds) for column in columns.values()]
-        for label, records in group.rows.items()
-    }
-    name = f"{group.slug}-{slug(key)}-curve"
-    ticks = [str(shots or "all") for shots in columns]
-    svg = _curves(
-        name,
-        f"Accuracy against shots, {title}",
-        "images per class",
-        places,
-        ticks,
-        curves,
-        _looks(group),
-    )
-    return Figure(name, title, svg)
-
-
-def _curves(
-    name: str,
-    title: str,
-    xlabel: str,
-    places: Sequence[float],
-    ticks: Sequence[str],
-    curves: Mapping[str, Sequence[Cell]],
-    looks: Mapping[str, Look],
-) -> str:
-    """Draw accuracies against values that were tried, with bands for the intervals.
-
-    Args:
-        name: Name of the figure.
-        title: Title of the figure.
-        xlabel: What the values are.
-        places: The values, as numbers.
-        ticks: The values, as texts.
-        curves: For each curve the accuracies at these values.
-        looks: Look of each curve.
-    """
-    with canvas(3.6, 3.1, name, title) as (axes, out):
-        for label, cells in curves.items():
+    name, looks = f"{group.slug}-{slug(key)}-curve", _looks(group)
+    with canvas(3.6, 3.1, name, f"Accuracy against shots, {title}") as (axes, out):
+        for label, records in group.rows.items():
+            cells = [column.cell(records, datasets, seeds) for column in columns.values()]
             _curve(axes, dict(zip(places, cells, strict=True)), looks[label], label)
-        positive = [place for place in places if place > 0]
-        if positive and min(places) >= 0 and max(positive) >= 10 * min(positive):
-            # logarithmic above the smallest positive one, as they span a decade
-            axes.set_xscale("symlog", linthresh=min(positive), linscale=0.5)
-        axes.set_xticks(places, ticks)
+        fewest = min(places)
+        if max(places) >= 10 * fewest:  # logarithmic, as they span a decade
+            axes.set_xscale("symlog", linthresh=fewest, linscale=0.5)
+        axes.set_xticks(places, [str(shots or "all") for shots in columns])
         axes.set_xticks([], minor=True)
-        axes.set(xlabel=xlabel, ylabel="accuracy, %")
+        axes.set(xlabel="images per class", ylabel="accuracy, %")
         _legend(axes)
-    return out[0]
+    return Figure(name, title, out[0])
 
 
 def _curve(axes: Axes, cells: Mapping[float, Cell], look: Look, label: str) -> None:
@@ -288,24 +251,6 @@ def _intervals(group: Group, column: Column, title: str, axis: str) -> list[Figu
         axes.set_yticks([])
         axes.grid(axis="y", visible=False)
     return [Figure(name, title, out[0])]
-
-
-def _sensitivity(group: Group) -> list[Figure]:
-    """Draw base, novel and HM against the value of the setting that varies."""
-    values = [records[0].value for records in group.rows.values()]
-    if len(values) < 2:
-        return []
-    numbers = [float(value) for value in values if isinstance(value, (int, float))]
-    numeric = len(numbers) == len(values)
-    places = numbers if numeric else list(map(float, range(len(values))))
-    ticks = [f"{value:g}" if numeric else str(value) for value in values]
-    curves = {
-        column.head: [column.cell(records, *group.common) for records in group.rows.values()]
-        for column in HALVES
-    }
-    looks = dict(zip(curves, FIXED.values(), strict=True))
-    name, title = f"{group.slug}-line", f"Accuracy against {group.axis}"
-    return [Figure(name, title, _curves(name, title, group.axis, places, ticks, curves, looks))]
 
 
 def _ranks(group: Group) -> list[Figure]:

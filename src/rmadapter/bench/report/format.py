@@ -1,19 +1,16 @@
-"""A table as a value, and its Markdown, LaTeX (booktabs) and CSV."""
+"""A table as a value, and its Markdown and CSV."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from rmadapter.errors import UserError
 from rmadapter.support.files import csv_text, inert
-
-if TYPE_CHECKING:
-    import pandas
 
 NO_FIGURE = "–"
 
@@ -75,7 +72,7 @@ class Table:
     """A table.
 
     Attributes:
-        name: Name of its files and labels.
+        name: Name of its file.
         title: Title for readers.
         columns: Headings; the first is that of the row labels.
         rows: The rows.
@@ -123,68 +120,25 @@ def setting_text(value: object) -> str:
 
 
 def to_markdown(table: Table) -> str:
-    """Write a pipe table with its title, facts and footnotes. Raises UserError without pandas, as
-    `to_latex` does."""
-    frame = _frame(table, lambda text: text.replace("|", "\\|"), "**{}**", "*{}*")
+    """Write a pipe table with its title, facts and footnotes: the best in bold, the paper's rows in
+    italics. Raises UserError without pandas."""
+
+    def escape(text: str) -> str:
+        return text.replace("|", "\\|")
+
+    def texts(row: TableRow) -> list[str]:
+        style = "{}" if row.source == "measured" else "*{}*"
+        cells = [("**{}**" if one.best else style).format(escape(one.text)) for one in row.cells]
+        return [style.format(escape(row.title)), *cells]
+
+    pandas = import_pandas("tables as Markdown")
+    heads = [escape(head) for head in table.columns]
+    frame = pandas.DataFrame([texts(row) for row in table.rows], columns=heads)
     aligned = ("left", *["right"] * (len(table.columns) - 1))
-    body = frame.to_markdown(index=False, disable_numparse=True, colalign=aligned)
+    body: str = frame.to_markdown(index=False, disable_numparse=True, colalign=aligned)
     notes = [f"{number}. {note}" for number, note in enumerate(table.footnotes, 1)]
     parts = [f"### {table.title}", body, table.facts, "\n".join(notes)]
     return "\n\n".join(filter(None, parts)) + "\n"
-
-
-_TEX = str.maketrans(
-    {
-        **{character: f"\\{character}" for character in "&%$#_{}"},
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "–": "--",
-        "…": r"\ldots{}",
-        "±": r"$\pm$",
-        "−": "$-$",
-        "×": r"$\times$",
-        "→": r"$\to$",
-        "<": "$<$",
-        ">": "$>$",
-        "·": r"$\cdot$",
-    }
-)
-
-
-def tex(text: str) -> str:
-    """Escape plain text for LaTeX."""
-    return text.translate(_TEX)
-
-
-def to_latex(table: Table) -> str:
-    """Write a table float; it needs the package booktabs."""
-    frame = _frame(table, tex, r"\textbf{{{}}}", r"\textit{{{}}}")
-    caption = ". ".join(filter(None, [table.title, table.facts.rstrip(".")])) + "."
-    text: str = frame.to_latex(
-        index=False,
-        escape=False,
-        column_format="l" + "r" * (len(table.columns) - 1),
-        caption=tex(caption),
-        label=f"tab:{table.name}",
-        position="htbp",
-    )
-    notes = "".join(f"\\par\\smallskip\\footnotesize {tex(note)}\n" for note in table.footnotes)
-    text = text.replace("[htbp]\n", "[htbp]\n\\centering\\small\n", 1)
-    return text.replace("\\end{table}", f"{notes}\\end{{table}}")
-
-
-def _frame(table: Table, escape: Callable[[str], str], bold: str, italic: str) -> pandas.DataFrame:
-    """Lay out all texts as they are shown: the best in bold, the paper's rows in italics."""
-
-    def texts(row: TableRow) -> list[str]:
-        style = "{}" if row.source == "measured" else italic
-        cells = [(bold if cell.best else style).format(escape(cell.text)) for cell in row.cells]
-        return [style.format(escape(row.title)), *cells]
-
-    heads = [escape(head) for head in table.columns]
-    pandas = import_pandas("tables as Markdown and LaTeX")
-    return pandas.DataFrame([texts(row) for row in table.rows], columns=heads)
 
 
 def to_csv(table: Table) -> str:

@@ -1,4 +1,4 @@
-"""The report of a set of records: Markdown, LaTeX, CSV, JSON and one self-contained HTML page.
+"""The report of a set of records: Markdown, CSV, JSON and one self-contained HTML page.
 
 A title and three sentences sum up the records; they say no more than the test over data sets shows.
 """
@@ -16,15 +16,7 @@ from rmadapter.artifacts.record import Record
 from rmadapter.bench.protocols import PROTOCOLS
 from rmadapter.bench.report.backbones import backbone_tables
 from rmadapter.bench.report.figures import TRADE_OFF, Figure, make_figures
-from rmadapter.bench.report.format import (
-    Table,
-    minus,
-    setting_text,
-    tex,
-    to_csv,
-    to_latex,
-    to_markdown,
-)
+from rmadapter.bench.report.format import Table, minus, setting_text, to_csv, to_markdown
 from rmadapter.bench.report.groups import (
     TRANSFER,
     Group,
@@ -68,7 +60,7 @@ def write_reports(
     results: Path, out: Path, backbones: bool = False, reference: str = ""
 ) -> dict[str, object]:
     """Read all records of `results`, a folder or a file of lines, and write to `out`: report.md,
-    .tex, .html, .json, references.bib, tables/*.csv, figures/*.svg, and the records themselves,
+    .html, .json, references.bib, tables/*.csv, figures/*.svg, and the records themselves,
     sorted, as records.jsonl. The same records give the same bytes.
 
     Args:
@@ -121,13 +113,11 @@ def write_reports(
             files[f"figures/{figure.name}.svg"] = svg
     records = sorted([*read.finished, *read.unfinished], key=experiment_of)
     markdown = template("bench.md.j2", escape=False, duration=duration, markdown=to_markdown)
-    latex = template("bench.tex.j2", escape=False, tex=tex, latex=to_latex)
     cited = {one.name: one for one in (record.method for record in records)}
     entries = [bibtex(name, one.title, one.source) for name, one in sorted(cited.items())]
     files |= {
         "references.bib": "\n".join(filter(None, entries)),
         "report.md": markdown.render(content),
-        "report.tex": latex.render(sections=sections),
         "report.html": template("bench.html.j2", duration=duration).render(content),
         RECORDS: "".join(record.line() for record in records),
         SUMMARY: json.dumps(summary, indent=1, ensure_ascii=False) + "\n",
